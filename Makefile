@@ -1,0 +1,39 @@
+# One environment in .venv; `make PYTHON=python3.13 ...` chooses the interpreter.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+QUICK := runs/quickstart
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+.PHONY: quickstart test lint clean
+
+$(VENV)/installed: requirements.txt
+	@echo "== installing requirements.txt into $(VENV) (once; a minute or two)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/installed-test: $(VENV)/installed requirements-test.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps DALL-E==0.1
+	@touch $@
+
+quickstart: $(VENV)/installed
+	@echo "== 1/4 training a small tokenizer on drawn shapes -> $(QUICK)/tokenizer"
+	$(BIN)/python main.py --config=configs/quickstart/tokenizer.py --workdir=$(QUICK)/tokenizer
+	@echo "== 2/4 pre-training a tiny BEiT: predict the tokens of hidden patches -> $(QUICK)/pretrain"
+	$(BIN)/python main.py --config=configs/quickstart/pretrain.py --workdir=$(QUICK)/pretrain
+	@echo "== 3/4 drawing curves and reconstructions -> $(QUICK)/pretrain/images"
+	$(BIN)/python -m beit_jax.tools.curves --workdir $(QUICK)/pretrain --output $(QUICK)/pretrain/images/curves.png
+	$(BIN)/python -m beit_jax.tools.reconstruct --workdir $(QUICK)/pretrain --images shapes --output $(QUICK)/pretrain/images/reconstructions.png
+	@echo "== 4/4 what did it learn? masked-token accuracy against guessing, and a probe against a random encoder"
+	$(BIN)/python -m beit_jax.tools.probe --workdir $(QUICK)/pretrain --json $(QUICK)/pretrain/probe.json
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf $(VENV) runs

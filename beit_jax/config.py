@@ -1,0 +1,131 @@
+"""From a mapping of settings to frozen dataclasses, and the settings that every task has.
+
+A recipe returns an `ml_collections.ConfigDict`; `from_mapping` turns it into the dataclass of the task, and every wrong key, type or
+value is a `RequestError` that names the key and what is allowed, before anything is allocated.
+"""
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping
+
+from beit_jax.errors import RequestError
+
+COMPUTE_DTYPES = ('float32', 'bfloat16')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and a cosine to `final_lr`; defaults are BEiT's pre-training (paper, Table 9)."""
+    lr: float = 1.5e-3
+    final_lr: float = 1e-5
+    warmup_steps: int = 0  # used where warmup_epochs is 0
+    warmup_epochs: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.05
+    clip_norm: float = 3.0  # global norm; 0 leaves gradients as they are
+    layer_decay: float = 1.0  # lr scale per layer counted from the head
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Devices along each axis of the mesh; one axis may be -1: all devices that are left."""
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProfileConfig:
+    """A profiler trace of `steps` steps from step `start`, written below the work directory; 0 steps: none."""
+    start: int = 10
+    steps: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What every task has. Exactly one of `total_steps` and `epochs` is set, the other is 0."""
+    task: str
+    seed: int = 0
+    batch_size: int = 2048  # images a step, over all devices and accumulated parts
+    total_steps: int = 0
+    epochs: float = 0.0
+    accumulate_steps: int = 1
+    log_every: int = 50
+    evaluate_every: int = 0  # steps; 0: at the end only
+    save_every: int = 1000
+    keep_checkpoints: int = 3
+    init: str = ''  # a checkpoint to start from; '' starts from random weights
+    compute_dtype: str = 'bfloat16'
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+    profile: ProfileConfig = ProfileConfig()
+
+    def __post_init__(self):
+        check(self.batch_size > 0, f'batch_size is {self.batch_size}: use at least 1.')
+        check((self.total_steps > 0) != (self.epochs > 0),
+              f'total_steps is {self.total_steps} and epochs is {self.epochs}: set exactly one of them and leave the other 0.')
+        check(self.accumulate_steps > 0 and self.batch_size % self.accumulate_steps == 0,
+              f'batch_size {self.batch_size} is not a multiple of accumulate_steps {self.accumulate_steps}.')
+        one_of('compute_dtype', self.compute_dtype, COMPUTE_DTYPES)
+        for name in ('log_every', 'save_every', 'keep_checkpoints'):
+            check(getattr(self, name) > 0, f'{name} is {getattr(self, name)}: use at least 1.')
+
+
+def check(condition: bool, message: str) -> None:
+    """Raises `RequestError(message)` unless `condition`."""
+    if not condition:
+        raise RequestError(message)
+
+
+def one_of(name: str, value: str, allowed: typing.Iterable[str]) -> None:
+    """Raises `RequestError` unless `value` is in `allowed`; names the nearest."""
+    allowed = tuple(allowed)
+    check(value in allowed, f'{name}={value!r} is unknown.{nearest(value, allowed)} Allowed: {", ".join(allowed)}.')
+
+
+def nearest(word: str, words: typing.Iterable[str]) -> str:
+    """' Did you mean X?' for the word of `words` that is most like `word`, or ''."""
+    found = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
+    return f' Did you mean {found[0]}?' if found else ''
+
+
+def from_mapping(cls: type, settings: Mapping[str, typing.Any], where: str = ''):
+    """Builds the dataclass `cls` (nested dataclasses from nested mappings) from `settings`.
+
+    An int is taken for a float field and a list for a tuple field; nothing else is converted.
+
+    Raises:
+      RequestError: an unknown key (with the nearest one), a missing key, a wrong type, or a value that `cls` itself refuses.
+    """
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    values = {}
+    for key, value in settings.items():
+        path = f'{where}{key}'
+        if key not in fields:
+            raise RequestError(f'config.{path} is not a setting.{nearest(key, fields)} Settings here: {", ".join(fields)}.')
+        values[key] = _convert(hints[key], value, path)
+    required = [name for name, f in fields.items() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    for name in required:
+        check(name in values, f'config.{where}{name} is missing.')
+    return cls(**values)
+
+
+def _convert(kind, value, path):
+    if dataclasses.is_dataclass(kind):
+        check(isinstance(value, Mapping) or hasattr(value, 'items'), f'config.{path} is {value!r}: it is a group of settings.')
+        return from_mapping(kind, value, f'{path}.')
+    base = typing.get_origin(kind) or kind
+    if base is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if base is tuple and isinstance(value, (list, tuple)):
+        item_kinds = typing.get_args(kind)
+        if item_kinds[-1:] == (...,):
+            item_kinds = item_kinds[:1] * len(value)
+        check(len(item_kinds) == len(value), f'config.{path} has {len(value)} items: it takes {len(item_kinds)}.')
+        return tuple(_convert(k, v, f'{path}[{i}]') for i, (k, v) in enumerate(zip(item_kinds, value)))
+    check(isinstance(value, base) and (base is bool or not isinstance(value, bool)),
+          f'config.{path} is {value!r} ({type(value).__name__}): it takes {base.__name__}.')
+    return value

@@ -1,0 +1,52 @@
+"""The settings of the input, the same for every task."""
+import dataclasses
+
+from beit_jax.config import check, one_of
+
+SOURCES = ('shapes', 'folder', 'tfds')
+LEVELS = ('easy', 'medium', 'hard')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, and how they are cropped. Sizes are in pixels, shares and scales in [0, 1]."""
+    name: str = 'folder'  # shapes | folder | tfds
+    path: str = ''  # folder: the images; tfds: the version directory that holds dataset_info.json
+    evaluate_path: str = ''  # folder: held-out images; '' holds out a share of `path`
+    holdout: float = 0.0  # the share of `path` that is held out where there is no evaluate_path
+    split: str = 'train'  # tfds
+    evaluate_split: str = ''  # tfds: held-out split; '' holds out a share of `split`
+    level: str = 'easy'  # shapes: how hard the pictures are
+    num_examples: int = 20_000  # shapes
+    num_evaluate_examples: int = 2_000  # shapes
+    image_size: int = 224
+    crop_scale: tuple[float, float] = (0.08, 1.0)  # area of the random crop over the area of the image
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width over height of the random crop
+    flip: bool = True
+    evaluate_crop: float = 224 / 256  # side of the central square that is evaluated over the shorter side of the image
+    color_jitter: tuple[float, float, float] = (0.4, 0.4, 0.4)  # brightness, contrast, saturation; done on the device
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    workers: int = 0  # parallel decodes; 0: one per core
+    prefetch: int = 2  # batches read ahead
+    max_bad_share: float = 0.01  # of unreadable examples, above which a run stops
+
+    def __post_init__(self):
+        one_of('config.data.name', self.name, SOURCES)
+        one_of('config.data.level', self.level, LEVELS)
+        check(self.image_size > 0, f'config.data.image_size is {self.image_size}: use at least 1.')
+        for name in ('crop_scale', 'crop_ratio'):
+            low, high = getattr(self, name)
+            check(0 < low <= high, f'config.data.{name} is ({low}, {high}): use 0 < low <= high.')
+        check(self.crop_scale[1] <= 1, f'config.data.crop_scale ends at {self.crop_scale[1]}: a crop has at most the whole area, 1.')
+        check(0 <= self.holdout < 1, f'config.data.holdout is {self.holdout}: use a share from 0 up to but not including 1.')
+        check(min(self.std) > 0, f'config.data.std is {self.std}: use positive numbers.')
+        check(self.num_examples > 0 and self.num_evaluate_examples >= 0, 'config.data.num_examples must be positive.')
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """One square picture of a crop: the key of the batch it becomes, its side in pixels, and the resampling."""
+    name: str
+    size: int
+    method: str = 'bicubic'  # bicubic | lanczos3

@@ -1,0 +1,56 @@
+"""Pictures for the tools: a folder, a file, or a .npy array, as one array of the size that a model takes. No TensorFlow."""
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from beit_jax.config import check
+from beit_jax.errors import RequestError
+
+SUFFIXES = ('.jpg', '.jpeg', '.png')
+
+
+def load_images(path: str, size: int, limit: int | None = None) -> tuple[np.ndarray, list[str]]:
+    """Reads pictures and gives the central square of each at size x size pixels (bicubic, antialiased).
+
+    Args:
+      path: a folder (searched in sorted order), an image file, or a .npy array [B, H, W, 3], uint8 or float in [0, 1]; an array that
+        has the size already is not resampled.
+      size: side of the result in pixels.
+      limit: read at most so many.
+
+    Returns:
+      (uint8 [B, size, size, 3], names).
+
+    Raises:
+      RequestError: nothing there, or not an image.
+    """
+    root = Path(path)
+    check(root.exists(), f'--images={path}: no such file or folder.')
+    if root.suffix == '.npy':
+        array = np.load(root)[:limit]
+        check(array.ndim == 4 and array.shape[3] == 3, f'--images={path}: the array has shape {array.shape}, it must be [B, H, W, 3].')
+        if array.dtype != np.uint8:
+            check(array.dtype.kind == 'f' and array.min() >= 0 and array.max() <= 1,
+                  f'--images={path}: a {array.dtype} array from {array.min():g} to {array.max():g}; give uint8, or float in [0, 1].')
+            array = np.rint(array * 255).astype(np.uint8)
+        return np.stack([_square(Image.fromarray(image), size) for image in array]), [f'{root.name}[{i}]' for i in range(len(array))]
+    files = sorted(file for file in root.rglob('*') if file.suffix.lower() in SUFFIXES) if root.is_dir() else [root]
+    check(bool(files), f'--images={path}: no {", ".join(SUFFIXES)} file in it.')
+    return np.stack([_read(file, size) for file in files[:limit]]), [str(file) for file in files[:limit]]
+
+
+def _read(file: Path, size: int) -> np.ndarray:
+    try:
+        with Image.open(file) as image:
+            return _square(image.convert('RGB'), size)
+    except (UnidentifiedImageError, OSError) as error:
+        raise RequestError(f'{file} cannot be read as an image ({error}).') from error
+
+
+def _square(image: Image.Image, size: int) -> np.ndarray:
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    if image.size == (size, size):
+        return np.asarray(image)
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)))

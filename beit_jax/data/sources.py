@@ -1,0 +1,130 @@
+"""Where examples come from: each source is a numbered list of images with labels. Nothing here needs TensorFlow."""
+import hashlib
+import os
+import typing
+
+import numpy as np
+
+from beit_jax.config import check
+from beit_jax.data.config import DataConfig
+from beit_jax.data.sampler import permutation
+from beit_jax.errors import RequestError
+
+EXTENSIONS = ('.jpg', '.jpeg', '.png')
+_HOLDOUT_KEY = 20210615  # not the run's seed: every run on the same data holds out the same examples
+
+
+class Example(typing.NamedTuple):
+    image: bytes | np.ndarray  # an encoded file, or uint8 [H, W, 3]
+    label: int
+
+
+class Source(typing.Protocol):
+    """A list of examples; `read` and `name` are called from many threads."""
+    class_names: tuple[str, ...]  # label -> name; () where there are no classes
+    fingerprint: str  # sha256 of what the list holds: resuming on another list would not be resuming
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """Where example `index` is stored, for messages."""
+
+    def read(self, index: int) -> Example:
+        """Example `index`. Raises OSError where it cannot be read."""
+
+
+def open_source(config: DataConfig, split: str) -> Source | None:
+    """The examples of `split`, 'train' or 'evaluate'; None where nothing is held out.
+
+    Raises:
+      RequestError: the settings name no readable data.
+    """
+    train = split == 'train'
+    if config.name == 'shapes':
+        from beit_jax.data.shapes import ShapesSource
+        num_examples = config.num_examples if train else config.num_evaluate_examples
+        return ShapesSource(num_examples, config.image_size, config.level, split) if num_examples else None
+    if config.name == 'folder':
+        source = FolderSource(config.path)
+        if config.evaluate_path:
+            return source if train else FolderSource(config.evaluate_path, source.class_names, 'config.data.evaluate_path')
+    else:
+        from beit_jax.data.tfrecords import TfdsSource
+        if config.evaluate_split:
+            return TfdsSource(config.path, config.split if train else config.evaluate_split)
+        source = TfdsSource(config.path, config.split)
+    kept, held_out = holdout(len(source), config.holdout)
+    indices = kept if train else held_out
+    return source if len(indices) == len(source) else Subset(source, indices) if len(indices) else None
+
+
+def holdout(num_examples: int, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted indices (kept, held out): round(share * N) held out, at least one and not all, where `share` > 0 and N > 1."""
+    held_out = min(max(1, round(share * num_examples)), num_examples - 1) if share else 0
+    order = permutation(num_examples, _HOLDOUT_KEY, 0)
+    return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+
+class Subset:
+    """The examples `indices` (int [M]) of another source."""
+
+    def __init__(self, source: Source, indices: np.ndarray):
+        self.source, self.indices, self.class_names = source, np.asarray(indices, np.int64), source.class_names
+        self.fingerprint = hashlib.sha256(source.fingerprint.encode() + self.indices.tobytes()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def name(self, index: int) -> str:
+        return self.source.name(int(self.indices[index]))
+
+    def read(self, index: int) -> Example:
+        return self.source.read(int(self.indices[index]))
+
+
+class FolderSource:
+    """All .jpg, .jpeg and .png files below a folder, sorted by path; hidden files and folders are left out.
+
+    Where all of them lie in sub-folders, the first-level sub-folder is the class; else every label is 0 and `class_names` is ().
+    `class_names` may be given, so that held-out images count their classes as the training images do; `key` is the setting that
+    messages name.
+    """
+
+    def __init__(self, path: str, class_names: tuple[str, ...] | None = None, key: str = 'config.data.path'):
+        check(bool(path), f'{key} is empty: set it to a folder of images.')
+        check(os.path.exists(path), f'{key}={path!r} does not exist: set it to a folder of images.')
+        check(os.path.isdir(path), f'{key}={path!r} is a file: set it to the folder that holds the images.')
+        self.path, manifest = path, sorted(_walk(path, key))
+        check(bool(manifest), f'{key}={path!r} holds no image: looked for {", ".join(EXTENSIONS)} there and in its sub-folders.')
+        self._files = [file for file, _ in manifest]
+        self.fingerprint = hashlib.sha256(b''.join(os.fsencode(f'{file}\t{size}\n') for file, size in manifest)).hexdigest()
+        folders = [file.partition(os.sep)[0] for file in self._files] if all(os.sep in file for file in self._files) else []
+        self.class_names = tuple(sorted(set(folders))) if class_names is None else class_names
+        unknown = sorted(set(folders) - set(self.class_names)) if self.class_names else ()
+        check(not unknown, f'{key}={path!r} has the class {unknown and unknown[0]!r}, which the training images do not have.')
+        check(bool(folders) or not self.class_names, f'{key}={path!r} has images outside class folders: sort them as the training images.')
+        number = {name: label for label, name in enumerate(self.class_names)}
+        self._labels = np.array([number[folder] for folder in folders] if number else [0] * len(self._files), np.int32)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def name(self, index: int) -> str:
+        return os.path.join(self.path, self._files[index])
+
+    def read(self, index: int) -> Example:
+        with open(self.name(index), 'rb') as file:
+            return Example(file.read(), int(self._labels[index]))
+
+
+def _walk(path, key):
+    """(path below `path`, size in bytes) of each image; -1 is the size of a broken link, which shows as a bad record later."""
+    def refuse(error):
+        raise RequestError(f'{key}={path!r}: cannot list {error.filename!r} ({error.strerror}).')
+
+    for folder, folders, files in os.walk(path, onerror=refuse, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith('.')]
+        for name in files:
+            if name.lower().endswith(EXTENSIONS) and not name.startswith('.'):
+                file = os.path.join(folder, name)
+                yield os.path.relpath(file, path), os.path.getsize(file) if os.path.exists(file) else -1

@@ -1,0 +1,48 @@
+"""Colour on the device: jitter (brightness, contrast, saturation) and normalisation. Pictures are float in [0, 1] unless said otherwise."""
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# ITU-R 601 luma, as Pillow's convert('L').
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+_ORDERS = np.array(list(itertools.permutations(range(3))), np.int32)
+
+
+def to_float(images_BHWC):
+    """uint8 in [0, 255] -> float32 in [0, 1]."""
+    return images_BHWC.astype(jnp.float32) / 255
+
+
+def normalize(images_BHWC, mean, std):
+    """(images - mean) / std per channel; `mean` and `std` are for pixels in [0, 1]."""
+    return (images_BHWC - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+
+
+def draw_jitter(key, strengths: tuple[float, float, float]):
+    """(order int32 [3], factors float32 [3]): brightness 0, contrast 1, saturation 2 in random order, each by a factor in 1 +- strength."""
+    order_key, factor_key = jax.random.split(key)
+    strengths = jnp.asarray(strengths, jnp.float32)
+    factors = jax.random.uniform(factor_key, (3,), minval=jnp.maximum(1 - strengths, 0), maxval=1 + strengths)
+    return jnp.asarray(_ORDERS)[jax.random.randint(order_key, (), 0, len(_ORDERS))], factors
+
+
+def apply_jitter(image_HWC, order, factors):
+    """Blends one picture with black, with its mean grey and with its grey picture, in the given order, clipping to [0, 1] after each.
+
+    The arithmetic of torchvision's ColorJitter without hue, in float instead of rounded bytes.
+    """
+    for operation in order:
+        grey_HW1 = (image_HWC @ LUMA)[..., None]
+        other = jnp.where(operation == 0, 0.0, jnp.where(operation == 1, jnp.mean(grey_HW1), grey_HW1))
+        image_HWC = jnp.clip(other + factors[operation] * (image_HWC - other), 0, 1)
+    return image_HWC
+
+
+def jitter(keys_B, views: tuple, strengths: tuple[float, float, float]) -> tuple:
+    """Jitters every view [B, H, W, 3] of an image alike; the key of the image decides how."""
+    if not any(strengths):
+        return views
+    orders, factors = jax.vmap(lambda key: draw_jitter(key, strengths))(keys_B)
+    return tuple(jax.vmap(apply_jitter)(view, orders, factors) for view in views)

@@ -1,0 +1,140 @@
+"""The discrete VAE of DALL-E (arXiv 2102.12092, appendix A.1; package dall_e: encoder.py, decoder.py).
+
+An encoder gives each cell of a grid logits over a vocabulary, a decoder draws a picture from one vector over the vocabulary per cell.
+The published model: 4 groups of 2 blocks, width 256, vocabulary 8192; a group halves the picture, the last one does not.
+Shape legend: B images, h w rows and columns of the token grid, V vocabulary. Pictures are [B, height, width, 3].
+"""
+import dataclasses
+import math
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from beit_jax.config import check
+from beit_jax.models.layers import Constant
+
+LOGIT_LAPLACE_EPS = 0.1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DVAEConfig:
+    """The architecture; the defaults are DALL-E's."""
+    groups: int = 4
+    blocks: int = 2  # per group
+    width: int = 256  # of the widest resolution; doubles from group to group
+    decoder_input: int = 128  # width that the decoder gives the vocabulary's vectors
+    vocabulary: int = 8192
+
+    def __post_init__(self):
+        check(min(self.groups, self.blocks, self.decoder_input) > 0, 'groups, blocks and decoder_input of the tokenizer must be at least 1.')
+        check(self.width > 0 and self.width % 4 == 0, f'the tokenizer\'s width is {self.width}: use a multiple of 4.')
+        check(1 < self.vocabulary <= 65536, f'the tokenizer\'s vocabulary is {self.vocabulary}: use 2 to 65536.')
+
+    @property
+    def factor(self) -> int:
+        """Pixels per token along each side."""
+        return 2 ** (self.groups - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class FanInNormal:
+    """Normal draws of deviation 1 / sqrt(fan in) (dall_e/utils.py)."""
+
+    def __call__(self, key, shape, dtype=jnp.float32, **_):
+        return jax.random.normal(key, shape, dtype) / math.sqrt(math.prod(shape[:-1]))
+
+    def __str__(self):
+        return 'normal(1 / sqrt(fan_in))'
+
+
+def map_pixels(images):
+    """[0, 1] -> [0.1, 0.9], what the encoder takes: keeps the logit-Laplace density finite."""
+    return (1 - 2 * LOGIT_LAPLACE_EPS) * images + LOGIT_LAPLACE_EPS
+
+
+def unmap_pixels(images):
+    """The inverse of `map_pixels`, clipped to [0, 1]."""
+    return jnp.clip((images - LOGIT_LAPLACE_EPS) / (1 - 2 * LOGIT_LAPLACE_EPS), 0, 1)
+
+
+def _conv(inputs, outputs, size, *, dtype, rngs):
+    kernel_init, zeros = FanInNormal(), Constant(0.0)
+    return nnx.Conv(inputs, outputs, (size, size), kernel_init=kernel_init, bias_init=zeros, dtype=dtype, rngs=rngs,
+                    kernel_metadata={'initializer': str(kernel_init)}, bias_metadata={'initializer': str(zeros)})
+
+
+class _ResidualBlock(nnx.Module):
+    """x + gain * four convolutions; `sizes` are their kernel sizes."""
+
+    def __init__(self, inputs, outputs, sizes, gain, *, dtype, rngs):
+        hidden = outputs // 4
+        widths = (inputs, hidden, hidden, hidden, outputs)
+        self.gain = gain
+        self.shortcut = _conv(inputs, outputs, 1, dtype=dtype, rngs=rngs) if inputs != outputs else None
+        self.convs = nnx.Dict({str(i + 1): _conv(widths[i], widths[i + 1], sizes[i], dtype=dtype, rngs=rngs) for i in range(4)})
+
+    def __call__(self, x):
+        y = x
+        for conv in self.convs.values():
+            y = conv(jax.nn.relu(y))
+        return (x if self.shortcut is None else self.shortcut(x)) + self.gain * y
+
+
+def _groups(config, widths, sizes, dtype, rngs):
+    """Groups of blocks: group i goes from widths[i] to widths[i + 1]."""
+    gain = 1 / (config.groups * config.blocks) ** 2
+    return nnx.Dict({str(g + 1): nnx.Dict({
+        str(b + 1): _ResidualBlock(widths[g] if b == 0 else widths[g + 1], widths[g + 1], sizes, gain, dtype=dtype, rngs=rngs)
+        for b in range(config.blocks)}) for g in range(config.groups)})
+
+
+class DVAEEncoder(nnx.Module):
+    """Pictures to token logits."""
+
+    def __init__(self, config: DVAEConfig, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        widths = [config.width] + [config.width * 2 ** g for g in range(config.groups)]
+        self.input = _conv(3, config.width, 7, dtype=dtype, rngs=rngs)
+        self.groups = _groups(config, widths, (3, 3, 3, 1), dtype, rngs)
+        self.output = _conv(widths[-1], config.vocabulary, 1, dtype=jnp.float32, rngs=rngs)  # an argmax follows: always float32
+
+    def __call__(self, images_BHWC):
+        """Pixels in [0.1, 0.9] (`map_pixels`), float [B, height, width, 3] -> logits float32 [B, h, w, V]."""
+        x, last = self.input(images_BHWC), len(self.groups)
+        for g, group in enumerate(self.groups.values(), start=1):
+            for block in group.values():
+                x = block(x)
+            if g < last:
+                x = nnx.max_pool(x, (2, 2), strides=(2, 2))
+        return self.output(jax.nn.relu(x).astype(jnp.float32))
+
+
+class DVAEDecoder(nnx.Module):
+    """Vectors over the vocabulary to pictures."""
+
+    def __init__(self, config: DVAEConfig, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        widths = [config.decoder_input] + [config.width * 2 ** g for g in reversed(range(config.groups))]
+        self.input = _conv(config.vocabulary, config.decoder_input, 1, dtype=dtype, rngs=rngs)
+        self.groups = _groups(config, widths, (1, 3, 3, 3), dtype, rngs)
+        self.output = _conv(config.width, 6, 1, dtype=jnp.float32, rngs=rngs)
+
+    def __call__(self, codes_BhwV):
+        """One-hot or relaxed codes, float [B, h, w, V] -> location and log-scale of the logit-Laplace density, float32 [B, height, width, 6].
+
+        `unmap_pixels(sigmoid(first three channels))` is the picture in [0, 1].
+        """
+        x, last = self.input(codes_BhwV), len(self.groups)
+        for g, group in enumerate(self.groups.values(), start=1):
+            for block in group.values():
+                x = block(x)
+            if g < last:
+                x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+        return self.output(jax.nn.relu(x).astype(jnp.float32))
+
+
+class DVAE(nnx.Module):
+    """Encoder and decoder together: what is trained."""
+
+    def __init__(self, config: DVAEConfig, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        self.encoder = DVAEEncoder(config, dtype=dtype, rngs=rngs)
+        self.decoder = DVAEDecoder(config, dtype=dtype, rngs=rngs)

@@ -1,0 +1,136 @@
+"""The BEiT encoder: a ViT that can hide patches (arXiv 2106.08254, section 2.2; modeling_pretrain.py, modeling_finetune.py).
+
+`vanilla` is positions='absolute', layer_scale=0; `plus` is positions='shared_bias' (pre-training) or 'layer_bias' (fine-tuning) with
+LayerScale. Shape legend: B images, N tokens (CLS first), P patches, D width, H heads, L layers.
+"""
+import dataclasses
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from beit_jax.config import check, one_of
+from beit_jax.models.layers import Block, RelativePositionBias, TruncatedNormal, linear, parameter
+from beit_jax.models.presets import PRESETS
+
+POSITIONS = ('absolute', 'shared_bias', 'layer_bias')
+REMAT_POLICIES = {
+    'nothing': None,  # save the input of a block only
+    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """The architecture. `width`, `depth`, `heads`, `hidden` override the preset `size` where they are not 0."""
+    size: str = 'base'  # tiny | small | base | large
+    patch_size: int = 16
+    width: int = 0
+    depth: int = 0
+    heads: int = 0
+    hidden: int = 0  # of the MLP
+    positions: str = 'shared_bias'  # absolute | shared_bias | layer_bias
+    layer_scale: float = 0.1  # initial value; 0 leaves LayerScale out
+    drop_path: float = 0.1  # of the last block; grows linearly from 0
+    unroll: int = 1  # blocks per step of the scan; the depth or more: no scan, slower to compile
+    remat: bool = False  # recompute the blocks in the backward pass
+    remat_policy: str = 'nothing'  # what remat still saves: nothing | dots
+
+    def __post_init__(self):
+        one_of('config.model.size', self.size, PRESETS)
+        one_of('config.model.positions', self.positions, POSITIONS)
+        one_of('config.model.remat_policy', self.remat_policy, REMAT_POLICIES)
+        for name, value in PRESETS[self.size].items():
+            if not getattr(self, name):
+                object.__setattr__(self, name, value)
+        check(self.width % self.heads == 0, f'config.model.width {self.width} is not a multiple of config.model.heads {self.heads}.')
+        check(self.patch_size > 0 and self.unroll > 0, 'config.model.patch_size and config.model.unroll must be at least 1.')
+        check(0 <= self.drop_path < 1, f'config.model.drop_path is {self.drop_path}: use a share from 0 up to but not including 1.')
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patches of a picture of height x width pixels."""
+        check(height % self.patch_size == 0 and width % self.patch_size == 0,
+              f'an image of {height} x {width} cannot be cut into patches of {self.patch_size}: '
+              'change config.data.image_size or config.model.patch_size.')
+        return height // self.patch_size, width // self.patch_size
+
+
+class Encoder(nnx.Module):
+    """Images to token representations, before the last norm (which belongs to the heads)."""
+
+    def __init__(self, config: EncoderConfig, grid: tuple[int, int], *, dtype=jnp.float32, kernel_init=TruncatedNormal(),
+                 rngs: nnx.Rngs):
+        """`grid`: rows and columns of patches; `dtype`: of the products and of the residual stream."""
+        self.config, self.grid_shape, self.dtype = config, grid, dtype
+        patches, width = grid[0] * grid[1], config.width
+        self.patch_embedding = linear(config.patch_size ** 2 * 3, width, kernel_init, dtype=dtype, rngs=rngs)
+        self.cls_token = parameter(kernel_init, (width,), rngs)
+        self.mask_token = parameter(kernel_init, (width,), rngs)
+        absolute = config.positions == 'absolute'
+        self.position_embedding = parameter(kernel_init, (1 + patches, width), rngs) if absolute else None
+        self.position_bias = RelativePositionBias(grid, config.heads, rngs=rngs) if config.positions == 'shared_bias' else None
+        # Parameters are kept per layer: the TPU estimate favours it over slices of stacked arrays (docs/benchmarks.md).
+        self.blocks = nnx.Dict({f'{i:02d}': Block(
+            i + 1, width, config.heads, config.hidden, layer_scale=config.layer_scale, kernel_init=kernel_init,
+            grid=grid if config.positions == 'layer_bias' else None, dtype=dtype, rngs=rngs) for i in range(config.depth)})
+
+    def __call__(self, images_BHWC, mask_BP=None, *, keys_B=None, every_layer: bool = False):
+        """Encodes pictures of the grid's size.
+
+        Args:
+          images_BHWC: normalised pixels, float [B, height, width, 3].
+          mask_BP: bool [B, P]; true patches are replaced by the mask token after the embedding, so that their pixels cannot be seen.
+          keys_B: a key an image for stochastic depth, or None (evaluation).
+          every_layer: also return what each block gave.
+
+        Returns:
+          `dtype` [B, 1 + P, D]; with every_layer [L, B, 1 + P, D].
+        """
+        x_BPD = self.patch_embedding(patchify(images_BHWC, self.config.patch_size))
+        if mask_BP is not None:
+            x_BPD = jnp.where(mask_BP[..., None], self.mask_token[...].astype(self.dtype), x_BPD)
+        cls_B1D = jnp.broadcast_to(self.cls_token[...].astype(self.dtype), (x_BPD.shape[0], 1, x_BPD.shape[2]))
+        x_BND = jnp.concatenate([cls_B1D, x_BPD], axis=1)
+        if self.position_embedding is not None:
+            x_BND = x_BND + self.position_embedding[...].astype(self.dtype)
+        bias_HNN = self.position_bias() if self.position_bias is not None else None
+        return self._run_blocks(x_BND, bias_HNN, self._draw_drop_path(keys_B), every_layer)
+
+    def _draw_drop_path(self, keys_B):
+        """What each branch is multiplied by, float32 [L, 2, B]: 0 with the layer's rate, else 1 / (1 - rate). None: nothing is dropped."""
+        if keys_B is None or not self.config.drop_path:
+            return None
+        rates_L = jnp.linspace(0, self.config.drop_path, self.config.depth)
+        uniform_BL2 = jax.vmap(lambda key: jax.random.uniform(key, (self.config.depth, 2)))(keys_B)
+        return (uniform_BL2.transpose(1, 2, 0) >= rates_L[:, None, None]) / (1 - rates_L[:, None, None])
+
+    def _run_blocks(self, x_BND, bias_HNN, keep_L2B, every_layer):
+        """The one place that chooses between a scan over the blocks and a plain loop."""
+        config, blocks = self.config, list(self.blocks.values())
+        graphdef = nnx.graphdef(blocks[0])
+
+        def apply(x_BND, layer):
+            x_BND = nnx.merge(graphdef, layer['params'])(x_BND, bias_HNN, layer.get('keep'))
+            return x_BND, (x_BND if every_layer else None)
+
+        if config.remat:
+            apply = jax.checkpoint(apply, policy=REMAT_POLICIES[config.remat_policy], prevent_cse=config.unroll >= config.depth)
+        params = [nnx.to_pure_dict(nnx.state(block, nnx.Param)) for block in blocks]
+        keep = {} if keep_L2B is None else {'keep': keep_L2B}
+        if config.unroll < config.depth:
+            stacked = jax.tree.map(lambda *layers: jnp.stack(layers), *params)
+            x_BND, layers = jax.lax.scan(apply, x_BND, {'params': stacked} | keep, unroll=config.unroll)
+            return layers if every_layer else x_BND
+        layers = []
+        for i, layer_params in enumerate(params):
+            x_BND, layer = apply(x_BND, {'params': layer_params} | {name: value[i] for name, value in keep.items()})
+            layers.append(layer)
+        return jnp.stack(layers) if every_layer else x_BND
+
+
+def patchify(images_BHWC, patch_size: int):
+    """[B, height, width, C] -> [B, P, patch_size * patch_size * C]: patches in reading order, pixels in (row, column, channel) order."""
+    batch, height, width, channels = images_BHWC.shape
+    rows, columns = height // patch_size, width // patch_size
+    x = images_BHWC.reshape(batch, rows, patch_size, columns, patch_size, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, patch_size * patch_size * channels)

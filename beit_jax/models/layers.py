@@ -1,0 +1,159 @@
+"""Layers of the vision transformer: initialisers, attention with a relative position bias, MLP, block.
+
+Shape legend: B images, N tokens (CLS first), D width, H heads, K width of a head, F hidden width of the MLP.
+Parameters are float32; `dtype` is that of the products and of the residual stream. Norms and softmax have float32 statistics.
+"""
+import dataclasses
+import functools
+import math
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+LAYER_NORM_EPS = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class TruncatedNormal:
+    """Normal draws of deviation `std`, cut at +-`bound` (absolute), then divided by `divisor`. BEiT cuts at ONE deviation."""
+    std: float = 0.02
+    bound: float = 0.02
+    divisor: float = 1.0
+
+    def __call__(self, key, shape, dtype=jnp.float32, **_):
+        cut = self.bound / self.std
+        return jax.random.truncated_normal(key, -cut, cut, shape, dtype) * (self.std / self.divisor)
+
+    def __str__(self):
+        return f'truncated_normal({self.std}, +-{self.bound})' + (f' / {self.divisor:.6f}' if self.divisor != 1 else '')
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """Every element is `value`."""
+    value: float
+
+    def __call__(self, key, shape, dtype=jnp.float32, **_):
+        return jnp.full(shape, self.value, dtype)
+
+    def __str__(self):
+        return f'constant({self.value:g})'
+
+
+def parameter(init, shape: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Param:
+    """A float32 parameter that remembers how it was initialised (for the parameter table)."""
+    return nnx.Param(init(rngs.params(), shape), initializer=str(init))
+
+
+def linear(inputs: int, outputs: int, kernel_init, *, dtype, rngs: nnx.Rngs, use_bias: bool = True) -> nnx.Linear:
+    zeros = Constant(0.0)
+    return nnx.Linear(inputs, outputs, use_bias=use_bias, kernel_init=kernel_init, bias_init=zeros, dtype=dtype, rngs=rngs,
+                      kernel_metadata={'initializer': str(kernel_init)}, bias_metadata={'initializer': str(zeros)})
+
+
+def layer_norm(width: int, *, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """LayerNorm with float32 statistics over the last axis, eps 1e-6; the result has `dtype`."""
+    ones, zeros = Constant(1.0), Constant(0.0)
+    return nnx.LayerNorm(width, epsilon=LAYER_NORM_EPS, use_fast_variance=False, scale_init=ones, bias_init=zeros, dtype=dtype,
+                         rngs=rngs, scale_metadata={'initializer': str(ones)}, bias_metadata={'initializer': str(zeros)})
+
+
+@functools.lru_cache(maxsize=16)
+def relative_position_index(grid: tuple[int, int]) -> np.ndarray:
+    """Row of the bias table for each pair (query, key), int32 [N, N], N = 1 + h * w.
+
+    The first (2h - 1)(2w - 1) rows are offsets between patches; the last three are CLS to patch, patch to CLS, CLS to CLS
+    (modeling_finetune.py, RelativePositionBias).
+    """
+    height, width = grid
+    y, x = (axis.ravel() for axis in np.meshgrid(np.arange(height), np.arange(width), indexing='ij'))
+    offsets = (y[:, None] - y + height - 1) * (2 * width - 1) + (x[:, None] - x + width - 1)
+    rows = num_relative_positions(grid)
+    index = np.full((1 + height * width,) * 2, rows - 1, np.int32)
+    index[1:, 1:], index[0, 1:], index[1:, 0] = offsets, rows - 3, rows - 2
+    return index
+
+
+def num_relative_positions(grid: tuple[int, int]) -> int:
+    return (2 * grid[0] - 1) * (2 * grid[1] - 1) + 3
+
+
+class RelativePositionBias(nnx.Module):
+    """A learned bias for each offset between two tokens and each head."""
+
+    def __init__(self, grid: tuple[int, int], heads: int, *, rngs: nnx.Rngs):
+        self.grid = grid
+        self.table = parameter(Constant(0.0), (num_relative_positions(grid), heads), rngs)
+
+    def __call__(self) -> jax.Array:
+        """float32 [H, N, N], added to the attention logits (query, key)."""
+        return self.table[...][relative_position_index(self.grid)].transpose(2, 0, 1)
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention; query and value have biases, key has none (modeling_finetune.py, Attention)."""
+
+    def __init__(self, width: int, heads: int, kernel_init, out_init, *, grid: tuple[int, int] | None, dtype, rngs: nnx.Rngs):
+        """`grid`: rows and columns of patches if this layer has a bias table of its own, else None."""
+        self.heads = heads
+        self.query = linear(width, width, kernel_init, dtype=dtype, rngs=rngs)
+        self.key = linear(width, width, kernel_init, dtype=dtype, rngs=rngs, use_bias=False)
+        self.value = linear(width, width, kernel_init, dtype=dtype, rngs=rngs)
+        self.out = linear(width, width, out_init, dtype=dtype, rngs=rngs)
+        self.position_bias = RelativePositionBias(grid, heads, rngs=rngs) if grid else None
+
+    def __call__(self, x_BND, bias_HNN=None):
+        """x: [B, N, D]; bias: float32 [H, N, N] shared by the layers, or None. Returns [B, N, D]."""
+        def split(y):
+            return y.reshape(*y.shape[:2], self.heads, -1).transpose(0, 2, 1, 3)
+        if self.position_bias is not None:
+            bias_HNN = self.position_bias()
+        q_BHNK, k_BHNK, v_BHNK = split(self.query(x_BND)), split(self.key(x_BND)), split(self.value(x_BND))
+        q_BHNK = q_BHNK * (q_BHNK.shape[-1] ** -0.5)
+        logits_BHNN = jnp.einsum('bhqk,bhsk->bhqs', q_BHNK, k_BHNK, preferred_element_type=jnp.float32)
+        if bias_HNN is not None:
+            logits_BHNN = logits_BHNN + bias_HNN
+        weights_BHNN = jax.nn.softmax(logits_BHNN).astype(v_BHNK.dtype)
+        y_BHNK = jnp.einsum('bhqs,bhsk->bhqk', weights_BHNN, v_BHNK)
+        return self.out(y_BHNK.transpose(0, 2, 1, 3).reshape(x_BND.shape))
+
+
+class Mlp(nnx.Module):
+    """Linear, exact GELU, linear."""
+
+    def __init__(self, width: int, hidden: int, kernel_init, out_init, *, dtype, rngs: nnx.Rngs):
+        self.fc1 = linear(width, hidden, kernel_init, dtype=dtype, rngs=rngs)
+        self.fc2 = linear(hidden, width, out_init, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x_BND):
+        return self.fc2(jax.nn.gelu(self.fc1(x_BND), approximate=False))
+
+
+class Block(nnx.Module):
+    """Pre-norm transformer block with LayerScale (where `layer_scale` > 0) and stochastic depth."""
+
+    def __init__(self, layer: int, width: int, heads: int, hidden: int, *, layer_scale: float, kernel_init: TruncatedNormal,
+                 grid: tuple[int, int] | None, dtype, rngs: nnx.Rngs):
+        """`layer` counts from 1: the two kernels that write to the residual stream are divided by sqrt(2 * layer)."""
+        out_init = dataclasses.replace(kernel_init, divisor=math.sqrt(2 * layer))
+        self.norm1 = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.attention = Attention(width, heads, kernel_init, out_init, grid=grid, dtype=dtype, rngs=rngs)
+        self.norm2 = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(width, hidden, kernel_init, out_init, dtype=dtype, rngs=rngs)
+        self.scale1 = parameter(Constant(layer_scale), (width,), rngs) if layer_scale else None
+        self.scale2 = parameter(Constant(layer_scale), (width,), rngs) if layer_scale else None
+
+    def __call__(self, x_BND, bias_HNN=None, keep_2B=None):
+        """keep: float32 [2, B], what each image's attention and MLP branch is multiplied by (0 drops it), or None."""
+        x_BND = self._add(x_BND, self.attention(self.norm1(x_BND), bias_HNN), self.scale1, keep_2B, 0)
+        return self._add(x_BND, self.mlp(self.norm2(x_BND)), self.scale2, keep_2B, 1)
+
+    @staticmethod
+    def _add(x_BND, branch_BND, scale_D, keep_2B, which):
+        if scale_D is not None:
+            branch_BND = branch_BND * scale_D[...].astype(branch_BND.dtype)
+        if keep_2B is not None:
+            branch_BND = branch_BND * keep_2B[which, :, None, None].astype(branch_BND.dtype)
+        return x_BND + branch_BND

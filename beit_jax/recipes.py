@@ -1,0 +1,103 @@
+"""From a recipe and a command line to settings: what `configs/*.py` and `main.py` share. The only user of ml_collections."""
+import dataclasses
+import importlib
+from pathlib import Path
+import sys
+import typing
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from beit_jax.config import check, nearest
+from beit_jax.errors import RequestError
+from beit_jax.tasks import TASKS
+
+
+def recipe(task: str, **settings) -> ConfigDict:
+    """All settings of a task with their defaults, changed by `settings` (nested dicts).
+
+    Raises:
+      RequestError: a setting that the task does not have.
+    """
+    assert task in TASKS, task
+    config = ConfigDict(_defaults(importlib.import_module(f'beit_jax.tasks.{task}').Config))
+    _change(config, settings)
+    return config
+
+
+def vary(config: ConfigDict, argument: str, variants: dict[str, dict]) -> ConfigDict:
+    """Applies what stands behind the colon of --config: names of `variants` and KEY=VALUE settings, separated by commas, in order."""
+    for part in filter(None, (argument or '').split(',')):
+        key, equals, value = part.partition('=')
+        if equals:
+            flat = _flat(config)
+            check(key in flat, f'config.{key} is not a setting.{nearest(key, flat)}')
+            _change(config, _nest(key, _parse(key, value, flat[key])))
+        else:
+            check(part in variants, f'this recipe has no variant {part!r}.{nearest(part, variants)} Variants: {", ".join(variants)}.')
+            _change(config, variants[part])
+    return config
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """The `flags_parser` of `absl.app.run`: a wrong flag ends the program with a line or two on stderr and status 2."""
+    try:
+        rest = flags.FLAGS(argv)
+        for name in ('config', 'workdir'):
+            check(flags.FLAGS[name].value is not None, f'--{name} is missing. Example: python main.py '
+                  '--config=configs/quickstart/tokenizer.py --workdir=runs/tokenizer')
+        check(len(rest) == 1, f'{rest[1:]} is not a flag: settings are given as --config.KEY=VALUE.')
+        flags.FLAGS['config'].value.to_dict()  # a recipe that cannot be read shows itself only now
+        return rest
+    except (RequestError, flags.Error, OSError, TypeError, ValueError) as error:
+        print(f'error: {_explain(error)}', file=sys.stderr)
+        sys.exit(2)
+
+
+def _explain(error: Exception) -> str:
+    """One or two lines for what absl or ml_collections said."""
+    if isinstance(error, flags.UnrecognizedFlagError) and error.flagname.startswith('config.'):
+        key, keys = error.flagname.removeprefix('config.'), _flat(flags.FLAGS['config'].value)
+        return f'config.{key} is not a setting of this recipe.{nearest(key, keys)}'
+    message = str(error)
+    if 'parsing config file' in message or 'Failed loading config file' in message:  # ends in the recipe's own traceback
+        return message.strip().splitlines()[-1].split('RequestError: ')[-1]
+    return message
+
+
+def _defaults(cls) -> dict:
+    """Settings of a dataclass and of the groups in it: the defaults of the fields of their classes."""
+    hints = typing.get_type_hints(cls)
+    return {field.name: _defaults(hints[field.name]) if dataclasses.is_dataclass(hints[field.name]) else field.default
+            for field in dataclasses.fields(cls)}
+
+
+def _change(config: ConfigDict, settings: dict, where: str = '') -> None:
+    for key, value in settings.items():
+        check(key in config, f'config.{where}{key} is not a setting.{nearest(key, config)}')
+        if isinstance(value, dict):
+            _change(config[key], value, f'{where}{key}.')
+        else:
+            config[key] = value
+
+
+def _flat(config: ConfigDict, prefix: str = '') -> dict:
+    flat = {}
+    for key, value in config.items():
+        flat |= _flat(value, f'{prefix}{key}.') if isinstance(value, ConfigDict) else {prefix + key: value}
+    return flat
+
+
+def _nest(key: str, value) -> dict:
+    first, _, rest = key.partition('.')
+    return {first: _nest(rest, value) if rest else value}
+
+
+def _parse(key, text, current):
+    if isinstance(current, bool):
+        check(text.lower() in ('true', 'false'), f'config.{key}={text}: use true or false.')
+        return text.lower() == 'true'
+    try:
+        return type(current)(text)
+    except (TypeError, ValueError) as error:
+        raise RequestError(f'config.{key}={text}: it takes {type(current).__name__}.') from error

@@ -1,0 +1,62 @@
+"""The curves of a run: every metric of metrics.jsonl over the steps, as one picture; evaluations are dots."""
+import json
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from beit_jax.config import check
+from beit_jax.tools import arguments
+
+matplotlib.use('Agg')
+LEFT_OUT = ('step', 'bad_records')
+
+
+def read_metrics(path: Path) -> dict[str, tuple[list[int], list[float]]]:
+    """{metric: (steps, values)} of a metrics.jsonl."""
+    series = {}
+    for line in path.read_text().splitlines():
+        row = json.loads(line)
+        for name in row.keys() - set(LEFT_OUT):
+            steps, values = series.setdefault(name, ([], []))
+            steps.append(row['step'])
+            values.append(row[name])
+    return series
+
+
+def draw(series: dict) -> Figure:
+    names = sorted(name for name in series if not name.startswith('eval/'))
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(4.2 * columns, 2.8 * rows), layout='constrained')
+    for number, name in enumerate(names, start=1):
+        axes = figure.add_subplot(rows, columns, number)
+        axes.plot(*series[name])
+        if f'eval/{name}' in series:
+            axes.plot(*series[f'eval/{name}'], 'o', label='held out')
+            axes.legend(frameon=False)
+        axes.set_title(name.replace('_', ' '))
+        axes.set_xlabel('step')
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def run(options) -> None:
+    path = Path(options.workdir) / 'metrics.jsonl'
+    check(path.is_file(), f'--workdir={options.workdir}: there is no metrics.jsonl; give the work directory of a run.')
+    series = read_metrics(path)
+    check(bool(series), f'{path} is empty: the run has not logged a step yet.')
+    Path(options.output).parent.mkdir(parents=True, exist_ok=True)
+    draw(series).savefig(options.output, dpi=100)
+    print(f'{len(series)} curves -> {options.output}')
+
+
+def _arguments():
+    parser = arguments.parser('curves', __doc__, 'python -m beit_jax.tools.curves --workdir runs/quickstart/pretrain --output curves.png')
+    parser.add_argument('--workdir', required=True, help='work directory of a run')
+    parser.add_argument('--output', required=True, help='the PNG to write')
+    return parser
+
+
+if __name__ == '__main__':
+    arguments.main(run, _arguments())

@@ -1,0 +1,105 @@
+"""A picture of what a pre-trained model has learned: original, masked, what the tokenizer alone keeps, what the model predicts."""
+import json
+from pathlib import Path
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image, ImageDraw
+
+from beit_jax.config import check
+from beit_jax.data.images import load_images
+from beit_jax.images.color import normalize, to_float
+from beit_jax.images.masking import draw_masks
+from beit_jax.tasks import make_task, task_config
+from beit_jax.tools import arguments
+from beit_jax.train.checkpoint import check_params, load_params
+from beit_jax.train.step import abstract_params
+
+COLUMNS = ('original', 'masked', 'tokenizer', 'model')
+CELL, GAP, TITLE = 144, 6, 22
+
+
+def load_run(workdir: str, **settings):
+    """(task, parameters) of a pre-training work directory; `settings` replace groups of its config."""
+    path = Path(workdir) / 'config.json'
+    check(path.is_file(), f'--workdir={workdir}: there is no config.json; give the work directory of a pre-training run.')
+    config = json.loads(path.read_text())
+    check(config['task'] == 'pretrain', f'--workdir={workdir} is a {config["task"]} run: give that of a pre-training run.')
+    task = make_task(task_config(config | settings))
+    params, _ = load_params(workdir)
+    check_params(abstract_params(task), params, workdir)
+    return task, params
+
+
+def predict_pictures(task, params, image_BSS3, token_image_BTT3, seed: int):
+    """(masked images, tokenizer's reconstructions, model's), float32 [B, side, side, 3] in [0, 1].
+
+    The model's picture decodes its predicted tokens where patches are hidden and the true tokens elsewhere.
+    """
+    config = task.config
+    tokens_BP = task.tokenizer.encode(task.frozen, token_image_BTT3)
+    keys_B = jax.random.split(jax.random.key(seed), len(image_BSS3))
+    mask_BP, slots_BK, weights_BK = draw_masks(keys_B, config.mask, config.grid)
+    logits_BKV = nnx.merge(task.graphdef, params)(normalize(image_BSS3, config.data.mean, config.data.std), mask_BP, slots_BK)
+    rows_B1 = jnp.arange(len(tokens_BP))[:, None]
+    # unused slots all name patch 0: send them out of bounds, where they are dropped
+    slots_BK = jnp.where(weights_BK > 0, slots_BK, tokens_BP.shape[1])
+    predicted_BP = tokens_BP.at[rows_B1, slots_BK].set(jnp.argmax(logits_BKV, -1), mode='drop')
+    hidden = jnp.repeat(jnp.repeat(mask_BP.reshape(-1, *config.grid), config.model.patch_size, 1), config.model.patch_size, 2)
+    masked = jnp.where(hidden[..., None], 0.5, image_BSS3)
+    return masked, task.tokenizer.decode(task.frozen, tokens_BP), task.tokenizer.decode(task.frozen, predicted_BP)
+
+
+def grid_picture(columns: list[np.ndarray], titles: tuple[str, ...]) -> Image.Image:
+    """One row an image, one column an array of pictures (float [B, S, S, 3] in [0, 1])."""
+    rows = len(columns[0])
+    canvas = Image.new('RGB', (len(columns) * (CELL + GAP) + GAP, TITLE + rows * (CELL + GAP)), 'white')
+    draw = ImageDraw.Draw(canvas)
+    for c, (pictures, title) in enumerate(zip(columns, titles, strict=True)):
+        left = GAP + c * (CELL + GAP)
+        draw.text((left, 4), title, fill='black')
+        for r, picture in enumerate(np.rint(np.asarray(pictures) * 255).astype(np.uint8)):
+            enlarge = Image.Resampling.NEAREST if picture.shape[0] < CELL else Image.Resampling.BICUBIC
+            canvas.paste(Image.fromarray(picture).resize((CELL, CELL), enlarge), (left, TITLE + r * (CELL + GAP)))
+    return canvas
+
+
+def run(options) -> None:
+    # TensorFlow-free, and the pictures are not jittered: a person wants to see the image that was given
+    replaced = {}
+    if options.tokenizer:
+        config = json.loads((Path(options.workdir) / 'config.json').read_text())
+        replaced['tokenizer'] = config['tokenizer'] | {'path': options.tokenizer}
+    task, params = load_run(options.workdir, **replaced)
+    sizes = [view.size for view in task.views]
+    if options.images == 'shapes':
+        from beit_jax.data.shapes import ShapesSource
+        source = ShapesSource(options.limit, sizes[0], task.config.data.level, 'evaluate')
+        pictures = np.stack([source.read(i).image for i in range(options.limit)])
+        views = [pictures, np.stack([np.asarray(Image.fromarray(p).resize((sizes[1],) * 2, Image.Resampling.LANCZOS)) for p in pictures])]
+    else:
+        views = [load_images(options.images, size, options.limit)[0] for size in sizes]
+    image, token_image = (to_float(view) for view in views)
+    pictures = jax.jit(lambda *inputs: predict_pictures(task, *inputs, options.seed))(params, image, token_image)
+    output = Path(options.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    grid_picture([image, *pictures], COLUMNS).save(output)
+    print(f'{len(image)} images -> {output}')
+
+
+def _arguments():
+    parser = arguments.parser('reconstruct', __doc__, 'python -m beit_jax.tools.reconstruct --workdir runs/quickstart/pretrain '
+                              '--images shapes --output reconstructions.png')
+    parser.add_argument('--workdir', required=True, help='work directory of a pre-training run')
+    parser.add_argument('--images', required=True, help='folder, image file, .npy array [B, H, W, 3], or `shapes` (the built-in pictures)')
+    parser.add_argument('--output', required=True, help='the PNG to write')
+    parser.add_argument('--limit', type=int, default=8, help='at most so many images (8)')
+    parser.add_argument('--seed', type=int, default=0, help='of the masks (0)')
+    parser.add_argument('--tokenizer', default='', help='directory of the tokenizer, where it has moved since the run')
+    return parser
+
+
+if __name__ == '__main__':
+    arguments.main(run, _arguments())

@@ -1,0 +1,269 @@
+"""The one loop: a run is a pure function of (config, seed, step), so it can stop after any step and go on as if nothing had happened."""
+import dataclasses
+import json
+from pathlib import Path
+import time
+
+import jax
+import numpy as np
+
+import beit_jax
+from beit_jax.config import RunConfig, check
+from beit_jax.data.sampler import Sampler
+from beit_jax.data.sources import open_source
+from beit_jax.errors import RequestError
+from beit_jax.tasks import make_task
+from beit_jax.train import optimizer as optimizers
+from beit_jax.train import step as steps
+from beit_jax.train.checkpoint import Checkpoints, check_params, load_params
+from beit_jax.train.distributed import Stop
+from beit_jax.train.metrics import MetricsWriter, add_sums
+from beit_jax.train.sharding import check_batch, local_rows, make_mesh, put_batch, replicated, state_shardings
+
+STOPPED = 75  # exit status: stopped by a signal after saving (EX_TEMPFAIL: try again)
+# What may change when a run is resumed, for it changes no result.
+FREE_SETTINGS = ('log_every', 'save_every', 'keep_checkpoints', 'mesh', 'profile', 'data.path', 'data.evaluate_path', 'data.workers',
+                 'data.prefetch', 'tokenizer.path')
+
+
+def train(config: RunConfig, workdir: Path) -> int:
+    """Trains from the newest checkpoint of `workdir`, or from the start, to the end. Returns the exit status: 0, or 75 after a signal.
+
+    Raises:
+      RequestError: the config, the data, the work directory or a checkpoint do not fit one another.
+    """
+    stop = Stop()
+    stop.listen()
+    run = _Run(config, workdir)
+    config, mesh, task = run.config, run.mesh, run.task
+    schedule = optimizers.learning_rate(config.optimizer, config.total_steps, len(run.source) / config.batch_size)
+    optimizer = optimizers.make_optimizer(config.optimizer, schedule, steps.abstract_params(task))
+    checkpoints = Checkpoints(workdir, config.keep_checkpoints)
+    state = run.restore_or_init(checkpoints, optimizer)
+    start = int(state['step'])
+    log = MetricsWriter(workdir, start, config.total_steps, active=jax.process_index() == 0)
+    log.say(run.summary() + (f'; resumed after step {start}' if start else ''))
+    frozen = jax.device_put(task.frozen, replicated(mesh))
+    evaluate = run.make_evaluation(frozen)
+    train_step = steps.make_train_step(task, optimizer, schedule, mesh, config.total_steps)
+
+    for number, batch in zip(range(start + 1, config.total_steps + 1), run.train_batches(start)):
+        if number == start + 1:
+            train_step, note = _compile(train_step, state, frozen, batch)
+            log.say(note)
+            clock = _Clock(start, config.batch_size)
+            pending = None
+        _profile(config, number, workdir)
+        state, metrics = train_step(state, frozen, batch)
+        if pending:  # the metrics of the step before have been computed by now: no waiting for the device
+            run.write(log, *pending)
+            pending = None
+        log.advance()
+        stopping = stop.asked(number)
+        last = number == config.total_steps
+        if number % config.log_every == 0 or last:
+            pending = (number, metrics, clock.lap(number, metrics))
+        evaluating = last or (config.evaluate_every and number % config.evaluate_every == 0)
+        saving = last or stopping or number % config.save_every == 0
+        if pending and (evaluating or saving):  # what is written below must come after this step's line
+            run.write(log, *pending)
+            pending = None
+        if evaluating and run.held_out:
+            log.write(number, {f'eval/{name}': value for name, value in evaluate(state['params']).items()})
+        if saving:
+            checkpoints.save(state, number, run.description())
+        if stopping and not last:
+            checkpoints.close()
+            log.say(f'stopped by a signal: step {number} is saved. The same command goes on from there.')
+            log.close()
+            return STOPPED
+    if start < config.total_steps:
+        params = jax.device_get(state['params']) if jax.process_count() == 1 else _gather(state['params'], mesh)
+        if jax.process_index() == 0:
+            task.finish(params, workdir)
+    checkpoints.close()
+    log.say(f'done: {config.total_steps} steps; checkpoint {workdir / "checkpoints" / str(config.total_steps)}')
+    log.close()
+    return 0
+
+
+def evaluate(config: RunConfig, workdir: Path) -> int:
+    """Evaluates `config.init`, or else the newest checkpoint of `workdir`, on the held-out data; prints the metrics as JSON."""
+    run = _Run(config, workdir)
+    check(run.held_out is not None, 'there are no held-out images: set config.data.evaluate_path (folder), evaluate_split (tfds) or holdout.')
+    params = run.load_params(config.init or str(workdir))
+    frozen = jax.device_put(run.task.frozen, replicated(run.mesh))
+    metrics = {f'eval/{name}': float(value) for name, value in run.make_evaluation(frozen)(params).items()}
+    if jax.process_index() == 0:
+        print(json.dumps(metrics))
+    return 0
+
+
+class _Run:
+    """What a run has before the first step: checked data, task, mesh; everything that can be refused is refused here."""
+
+    def __init__(self, config: RunConfig, workdir: Path):
+        self.workdir = workdir
+        self.mesh = make_mesh(config.mesh)
+        check_batch(self.mesh, config.batch_size, config.accumulate_steps)
+        self.source, self.held_out = open_source(config.data, 'train'), open_source(config.data, 'evaluate')
+        if config.epochs:
+            total_steps = max(1, int(config.epochs * len(self.source) / config.batch_size))
+            config = dataclasses.replace(config, total_steps=total_steps, epochs=0.0)
+        self.config = config
+        _claim_workdir(config, workdir)
+        self.task = make_task(config)
+        self.sampler = Sampler(len(self.source), config.batch_size, config.seed)
+        self.rows = local_rows(self.mesh, config.batch_size)
+        from beit_jax.data import pipeline  # here and not above: TensorFlow is loaded only by those who read data
+        self.pipeline = pipeline
+        pipeline.check_source(self.source, config.data)
+
+    def summary(self) -> str:
+        state = jax.tree.leaves(steps.abstract_params(self.task))
+        return (f'{self.config.task}: {sum(leaf.size for leaf in state):,} parameters; {len(self.source):,} images; batch '
+                f'{self.config.batch_size}; {self.config.total_steps:,} steps; mesh '
+                + ' x '.join(f'{axis} {size}' for axis, size in self.mesh.shape.items()) + f' of {jax.devices()[0].device_kind}')
+
+    def description(self) -> dict:
+        return {'task': self.config.task, 'architecture': self.task.describe(), 'data': self.fingerprint(),
+                'config': json.loads(json.dumps(dataclasses.asdict(self.config))),
+                'versions': {'beit_jax': beit_jax.__version__, 'jax': jax.__version__}}
+
+    def fingerprint(self) -> dict:
+        """What decides which examples a step sees."""
+        return {'examples': len(self.source), 'manifest': self.source.fingerprint, 'seed': self.config.seed,
+                'batch_size': self.config.batch_size}
+
+    def restore_or_init(self, checkpoints: Checkpoints, optimizer):
+        config, step = self.config, checkpoints.latest
+        abstract = steps.abstract_state(self.task, optimizer)
+        shardings = state_shardings(self.mesh, abstract)
+        if step is not None:
+            saved = checkpoints.description(step)['data']
+            differing = [f'{name} was {saved[name]}, is {value}' for name, value in self.fingerprint().items() if saved[name] != value]
+            check(not differing, f'{self.workdir} holds a run on other data ({"; ".join(differing)}): give the data of that run, or another '
+                  '--workdir.')
+            return checkpoints.restore(step, jax.tree.map(
+                lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings))
+        if jax.process_index() == 0:
+            self._write_parameter_table()
+        state = steps.initial_state(self.task, optimizer, self.mesh, config.seed)
+        if config.init:
+            state['params'] = self.load_params(config.init)
+        return state
+
+    def load_params(self, path: str):
+        params, _ = load_params(path, lambda abstract: state_shardings(self.mesh, abstract))
+        check_params(steps.abstract_params(self.task), params, path)
+        return params
+
+    def _write_parameter_table(self):
+        from flax import nnx
+        module = nnx.eval_shape(lambda: self.task.build(nnx.Rngs(0)))
+        table = optimizers.parameter_table(nnx.state(module), self.config.optimizer.layer_decay)
+        (self.workdir / 'parameters.txt').write_text(table)
+
+    def train_batches(self, start: int):
+        """Endless batches on the devices, one ahead of the step."""
+        ahead = None
+        for batch in self.pipeline.train_batches(self.source, self.sampler, self.task.views, self.config.data, self.rows, start):
+            self._name_substituted(batch)
+            placed = put_batch(self.mesh, batch, self.config.batch_size)
+            if ahead is not None:
+                yield ahead
+            ahead = placed
+
+    def _name_substituted(self, batch):
+        for index in batch['index'][batch['substituted']]:
+            print(f'warning: {self.source.name(index)} cannot be read; another example took its place', flush=True)
+
+    def make_evaluation(self, frozen):
+        """params -> metrics over all held-out images, each counted once."""
+        if self.held_out is None:
+            return None
+        step = steps.make_evaluate_step(self.task, self.mesh, state_shardings(self.mesh, steps.abstract_params(self.task)))
+
+        def evaluate(params):
+            total = None
+            batches = self.pipeline.evaluate_batches(self.held_out, self.config.batch_size, self.task.views, self.config.data, self.rows,
+                                                     self.config.data.evaluate_crop)
+            for number, batch in enumerate(batches):
+                batch = put_batch(self.mesh, steps.model_inputs(batch), self.config.batch_size)
+                total = add_sums(total, jax.device_get(step(params, frozen, batch, number)))
+            return jax.device_get(self.task.summarize(total))
+        return evaluate
+
+    def write(self, log: MetricsWriter, step: int, metrics, images_per_second: float):
+        """Logs a training step and refuses to go on where it went wrong."""
+        metrics = jax.device_get(metrics)
+        log.write(step, metrics | {'images_per_second': round(images_per_second, 1)})
+        check(bool(np.isfinite(metrics['loss'])), f'the loss of step {step} is not finite: the newest checkpoint before it is good. Lower '
+              'config.optimizer.lr, or set config.optimizer.clip_norm.')
+        seen = step * self.config.batch_size
+        share = metrics['bad_records'] / seen
+        # one bad record among the first few is not yet a bad data set
+        check(share <= self.config.data.max_bad_share or metrics['bad_records'] <= 1,
+              f'{int(metrics["bad_records"])} of {seen} examples could not be read ({share:.1%}), more than config.data.max_bad_share '
+              f'({self.config.data.max_bad_share:.1%}): repair {self.config.data.path or self.config.data.name} or raise it.')
+
+
+class _Clock:
+    """Images per second between the logged steps; the first step after the compilation is not counted."""
+
+    def __init__(self, step: int, batch_size: int):
+        self.step, self.batch_size, self.time = step, batch_size, time.perf_counter()
+
+    def lap(self, step: int, metrics) -> float:
+        now = time.perf_counter()
+        rate = (step - self.step) * self.batch_size / (now - self.time)
+        self.step, self.time = step, now
+        return rate
+
+
+def _claim_workdir(config: RunConfig, workdir: Path) -> None:
+    """Writes config.json, or refuses a work directory that holds the run of another config."""
+    settings = json.loads(json.dumps(dataclasses.asdict(config)))
+    path = workdir / 'config.json'
+    if path.exists():
+        old, new = _flatten(json.loads(path.read_text())), _flatten(settings)
+        free = lambda name: any(name == prefix or name.startswith(prefix + '.') for prefix in FREE_SETTINGS)
+        differing = [f'config.{name} was {old.get(name)!r}, is {new.get(name)!r}' for name in sorted(old.keys() | new.keys())
+                     if old.get(name) != new.get(name) and not free(name)]
+        check(not differing, f'{workdir} holds a run of another config ({"; ".join(differing[:4])}{"; ..." if len(differing) > 4 else ""}): '
+              'give that config, or another --workdir.')
+    if jax.process_index() == 0:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(settings, indent=2) + '\n')
+        except OSError as error:
+            raise RequestError(f'--workdir={workdir} cannot be written: {error.strerror}.') from error
+
+
+def _flatten(settings: dict, prefix: str = '') -> dict:
+    flat = {}
+    for name, value in settings.items():
+        flat |= _flatten(value, f'{prefix}{name}.') if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def _compile(train_step, state, frozen, batch):
+    """(the compiled step, a line about the time it took and the memory it needs)."""
+    began = time.perf_counter()
+    compiled = train_step.lower(state, frozen, batch).compile()
+    memory = compiled.memory_analysis()
+    sizes = f'; {memory.argument_size_in_bytes / 1e9:.2f} GB of arguments and {memory.temp_size_in_bytes / 1e9:.2f} GB of temporaries a device'
+    return compiled, f'compiled the step in {time.perf_counter() - began:.1f} s{sizes if memory else ""}'
+
+
+def _profile(config: RunConfig, number: int, workdir: Path) -> None:
+    profile = config.profile
+    if profile.steps and number == profile.start:
+        jax.profiler.start_trace(str(workdir / 'profile'))
+    if profile.steps and number == profile.start + profile.steps:
+        jax.profiler.stop_trace()
+
+
+def _gather(params, mesh):
+    """The parameters as NumPy arrays on every process."""
+    return jax.device_get(jax.jit(lambda x: x, out_shardings=replicated(mesh))(params))

@@ -1,0 +1,38 @@
+"""Trains or evaluates a recipe.
+
+    python main.py --config=configs/RECIPE.py[:variant[,key=value]] --workdir=DIR [--mode=train|evaluate] [--config.KEY=VALUE ...]
+
+Exit status: 0 done, 2 a bad request (the message is on stderr), 75 stopped by a signal after saving.
+"""
+from pathlib import Path
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from beit_jax.errors import RequestError
+from beit_jax.recipes import parse_flags
+from beit_jax.tasks import task_config
+from beit_jax.train import distributed, loop
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'The recipe, with a variant after a colon.', lock_config=True)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Where everything that the run writes goes.')
+_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate'], 'What to do.')
+_COORDINATOR = flags.DEFINE_string('coordinator', '', 'host:port of process 0, to start several processes by hand.')
+_NUM_PROCESSES = flags.DEFINE_integer('num_processes', 1, 'How many processes there are, with --coordinator.')
+_PROCESS_ID = flags.DEFINE_integer('process_id', 0, 'Which of them this is, from 0, with --coordinator.')
+
+
+def main(_) -> int:
+    try:
+        config = task_config(_CONFIG.value)
+        distributed.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        run = {'train': loop.train, 'evaluate': loop.evaluate}[_MODE.value]
+        return run(config, Path(_WORKDIR.value))
+    except RequestError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+
+
+if __name__ == '__main__':
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,30 @@
+"""Eight fake devices on the CPU, strict promotion, and a compilation cache for the session."""
+import os
+
+os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
+os.environ['JAX_PLATFORMS'] = 'cpu'
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update('jax_num_cpu_devices', 8)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def compilation_cache(tmp_path_factory):
+    """Runs that are stopped and started again compile the same step many times."""
+    jax.config.update('jax_compilation_cache_dir', str(tmp_path_factory.mktemp('compiled')))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+@pytest.fixture(scope='session')
+def tokenizer_dir(tmp_path_factory):
+    """A discrete VAE with random weights: 10 x 10 pixels to 5 x 5 tokens of 17 kinds."""
+    from flax import nnx
+
+    from beit_jax.models.dvae import DVAE, DVAEConfig
+    from beit_jax.weights.tokenizer import save_tokenizer
+    config = DVAEConfig(groups=2, blocks=1, width=8, decoder_input=8, vocabulary=17)
+    directory = tmp_path_factory.mktemp('tokenizer')
+    save_tokenizer(directory, config, 10, nnx.to_pure_dict(nnx.state(DVAE(config, rngs=nnx.Rngs(3)))))
+    return directory

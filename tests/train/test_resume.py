@@ -1,0 +1,113 @@
+"""Stopped after any step and started again, a run has bit for bit the parameters and the metrics of one that never stopped."""
+import json
+import signal
+import time
+
+import numpy as np
+import pytest
+
+import jax
+
+from beit_jax.errors import RequestError
+from beit_jax.tasks import task_config
+from beit_jax.train import loop
+from beit_jax.train.checkpoint import load_params
+from beit_jax.train.distributed import Stop
+from tests import tiny
+
+TIMINGS = ('images_per_second',)
+
+
+def metrics_lines(workdir):
+    rows = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name not in TIMINGS} for row in rows]
+
+
+def assert_same_run(workdir, reference):
+    assert metrics_lines(workdir) == metrics_lines(reference)
+    (params, _), (expected, _) = load_params(str(workdir)), load_params(str(reference))
+    assert jax.tree.structure(params) == jax.tree.structure(expected)
+    for leaf, wanted in zip(jax.tree.leaves(params), jax.tree.leaves(expected)):
+        assert np.asarray(leaf).tobytes() == np.asarray(wanted).tobytes()
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(tmp_path_factory, tokenizer_dir):
+    workdir = tmp_path_factory.mktemp('uninterrupted')
+    assert loop.train(task_config(tiny.settings(tokenizer_dir)), workdir) == 0
+    return workdir
+
+
+@pytest.mark.parametrize('stops', [(1,), (2,), (3,), (4,), (1, 2, 4)])
+def test_resume_is_bitwise(stops, uninterrupted, tokenizer_dir, tmp_path, monkeypatch):
+    config = task_config(tiny.settings(tokenizer_dir))
+    for step in stops:
+        monkeypatch.setattr(Stop, 'asked', lambda self, number, step=step: number == step)
+        assert loop.train(config, tmp_path) == loop.STOPPED
+    monkeypatch.undo()
+    assert loop.train(config, tmp_path) == 0
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_lines_after_the_checkpoint_are_dropped(uninterrupted, tokenizer_dir, tmp_path, monkeypatch):
+    """A run that dies between two checkpoints has logged steps that the next start computes again."""
+    config = task_config(tiny.settings(tokenizer_dir))
+
+    def die(self, number):
+        if number == 4:
+            raise KeyboardInterrupt
+        return False
+    monkeypatch.setattr(Stop, 'asked', die)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(config, tmp_path)
+    assert metrics_lines(tmp_path)[-1]['step'] == 3
+    with (tmp_path / 'metrics.jsonl').open('a') as file:
+        file.write('{"step": 4, "loss": 99.0}\n{"step": 5, "lo')
+    monkeypatch.undo()
+    assert loop.train(config, tmp_path) == 0
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_finished_run_is_left_alone(uninterrupted, tokenizer_dir):
+    before = (uninterrupted / 'metrics.jsonl').read_bytes()
+    assert loop.train(task_config(tiny.settings(tokenizer_dir)), uninterrupted) == 0
+    assert (uninterrupted / 'metrics.jsonl').read_bytes() == before
+
+
+@pytest.mark.parametrize(('changed', 'message'), [
+    ({'optimizer': {'lr': 2e-2}}, r'another config.*optimizer.lr was 0.01, is 0.02'),
+    ({'model': {'width': 32}}, r'another config.*model.width'),
+    ({'seed': 1}, r'another config.*seed'),
+])
+def test_workdir_of_another_config(changed, message, uninterrupted, tokenizer_dir):
+    with pytest.raises(RequestError, match=message):
+        loop.train(task_config(tiny.settings(tokenizer_dir, **changed)), uninterrupted)
+
+
+def test_init_takes_the_weights_only(uninterrupted, tokenizer_dir, tmp_path):
+    config = task_config(tiny.settings(tokenizer_dir, total_steps=2, init=str(uninterrupted), optimizer={'lr': 1e-12, 'final_lr': 0.0}))
+    assert loop.train(config, tmp_path) == 0
+    (params, description), (expected, _) = load_params(str(tmp_path)), load_params(str(uninterrupted))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), params, expected)
+    assert description['config']['init'] == str(uninterrupted)
+    other = task_config(tiny.settings(tokenizer_dir, init=str(uninterrupted), model={'hidden': 40}))
+    with pytest.raises(RequestError, match=r'another model.*mlp/fc1'):
+        loop.train(other, tmp_path / 'other')
+
+
+def test_sigterm_of_a_real_process(tokenizer_dir, tmp_path):
+    """SIGTERM while training: the step is finished and saved, status 75, and the next start ends as if nothing had been."""
+    changed = {'total_steps': 400, 'log_every': 1, 'evaluate_every': 0, 'save_every': 1000}
+    process = tiny.start(tiny.arguments(tmp_path / 'a', tokenizer_dir, **changed))
+    log, deadline = tmp_path / 'a' / 'metrics.jsonl', time.time() + 120
+    while not (log.exists() and len(log.read_text().splitlines()) >= 5):
+        assert process.poll() is None and time.time() < deadline, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 75, out + err
+    assert 'goes on from there' in out and 'Traceback' not in err
+    again = tiny.run(tiny.arguments(tmp_path / 'a', tokenizer_dir, **changed))
+    assert again.returncode == 0, again.stderr
+    assert tiny.run(tiny.arguments(tmp_path / 'b', tokenizer_dir, **changed)).returncode == 0
+    assert_same_run(tmp_path / 'a', tmp_path / 'b')
