@@ -3,10 +3,10 @@
 A recipe returns an `ml_collections.ConfigDict`; `from_mapping` turns it into the dataclass of the task, and every wrong key, type or
 value is a `RequestError` that names the key and what is allowed, before anything is allocated.
 """
+from collections.abc import Mapping
 import dataclasses
 import difflib
 import typing
-from collections.abc import Mapping
 
 from beit_jax.errors import RequestError
 

@@ -1,7 +1,6 @@
 """From a recipe and a command line to settings: what `configs/*.py` and `main.py` share. The only user of ml_collections."""
 import dataclasses
 import importlib
-from pathlib import Path
 import sys
 import typing
 

@@ -13,10 +13,9 @@ import tensorflow as tf
 
 from beit_jax.config import check
 from beit_jax.data import transforms
-from beit_jax.data.config import DataConfig
+from beit_jax.data.config import DataConfig, View
 from beit_jax.data.sampler import Sampler
 from beit_jax.data.sources import Example, Source
-from beit_jax.data.transforms import View
 from beit_jax.errors import RequestError
 
 Batch = dict[str, np.ndarray]

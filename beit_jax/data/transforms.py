@@ -3,11 +3,12 @@
 A box is int32 [4]: top, left, height, width in pixels. A seed2 is an int64 [2] seed of one draw.
 """
 from collections.abc import Callable
-import dataclasses
 import math
 
 import numpy as np
 import tensorflow as tf
+
+from beit_jax.data.config import View
 
 tf.config.set_visible_devices([], 'GPU')  # the accelerator belongs to JAX
 
@@ -16,14 +17,6 @@ MIN_SIDE = 8  # pixels; a smaller image is a bad record
 _NO_PIXELS = np.zeros([0, 0, 3], np.uint8)
 _TOO_SMALL = f'smaller than {MIN_SIDE} pixels'
 _JPEG, _JPEG_END, _JPEG_SCAN, _PNG = b'\xff\xd8\xff', b'\xff\xd9', b'\xff\xda', b'\x89PNG\r\n\x1a\n'
-
-
-@dataclasses.dataclass(frozen=True)
-class View:
-    """A square picture of `size` pixels of a crop; `method` is 'bicubic' or 'lanczos3'. `name` is its key in a batch."""
-    name: str
-    size: int
-    method: str = 'bicubic'
 
 
 def random_box(seed2, height, width, scale: tuple[float, float], ratio: tuple[float, float]):

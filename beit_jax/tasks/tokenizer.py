@@ -5,6 +5,7 @@ linearly. Shape legend: B images, S side in pixels, h w rows and columns of toke
 """
 import dataclasses
 from pathlib import Path
+from typing import ClassVar
 
 from flax import nnx
 import jax
@@ -69,7 +70,7 @@ class Tokenizer:
     """The task: see `beit_jax.tasks.Task`."""
     config: Config
     graphdef: nnx.GraphDef
-    frozen = {}
+    frozen: ClassVar[dict] = {}
 
     @property
     def views(self):

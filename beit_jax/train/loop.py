@@ -47,28 +47,27 @@ def train(config: RunConfig, workdir: Path) -> int:
     evaluate = run.make_evaluation(frozen)
     train_step = steps.make_train_step(task, optimizer, schedule, mesh, config.total_steps)
 
+    clock = pending = None
     for number, batch in zip(range(start + 1, config.total_steps + 1), run.train_batches(start)):
-        if number == start + 1:
+        if clock is None:
             train_step, note = _compile(train_step, state, frozen, batch)
             log.say(note)
             clock = _Clock(start, config.batch_size)
-            pending = None
         _profile(config, number, workdir)
         state, metrics = train_step(state, frozen, batch)
-        if pending:  # the metrics of the step before have been computed by now: no waiting for the device
-            run.write(log, *pending)
-            pending = None
+        if pending:  # by now the step before is done: reading its metrics does not keep the device waiting
+            pending = run.write(log, clock, *pending)
         log.advance()
-        stopping = stop.asked(number)
-        last = number == config.total_steps
-        if number % config.log_every == 0 or last:
-            pending = (number, metrics, clock.lap(number, metrics))
-        evaluating = last or (config.evaluate_every and number % config.evaluate_every == 0)
+        last, stopping = number == config.total_steps, stop.asked(number)
+        evaluating = run.held_out is not None and (last or (config.evaluate_every and number % config.evaluate_every == 0))
         saving = last or stopping or number % config.save_every == 0
-        if pending and (evaluating or saving):  # what is written below must come after this step's line
-            run.write(log, *pending)
-            pending = None
-        if evaluating and run.held_out:
+        if last or number % config.log_every == 0:
+            pending = (number, metrics)
+        if not (evaluating or saving):
+            continue
+        if pending:  # before what is written below
+            pending = run.write(log, clock, *pending)
+        if evaluating:
             log.write(number, {f'eval/{name}': value for name, value in evaluate(state['params']).items()})
         if saving:
             checkpoints.save(state, number, run.description())
@@ -77,6 +76,7 @@ def train(config: RunConfig, workdir: Path) -> int:
             log.say(f'stopped by a signal: step {number} is saved. The same command goes on from there.')
             log.close()
             return STOPPED
+        clock.restart(number)
     if start < config.total_steps:
         params = jax.device_get(state['params']) if jax.process_count() == 1 else _gather(state['params'], mesh)
         if jax.process_index() == 0:
@@ -180,8 +180,7 @@ class _Run:
 
     def make_evaluation(self, frozen):
         """params -> metrics over all held-out images, each counted once."""
-        if self.held_out is None:
-            return None
+        summarize = jax.jit(self.task.summarize)
         step = steps.make_evaluate_step(self.task, self.mesh, state_shardings(self.mesh, steps.abstract_params(self.task)))
 
         def evaluate(params):
@@ -189,15 +188,15 @@ class _Run:
             batches = self.pipeline.evaluate_batches(self.held_out, self.config.batch_size, self.task.views, self.config.data, self.rows,
                                                      self.config.data.evaluate_crop)
             for number, batch in enumerate(batches):
-                batch = put_batch(self.mesh, steps.model_inputs(batch), self.config.batch_size)
-                total = add_sums(total, jax.device_get(step(params, frozen, batch, number)))
-            return jax.device_get(self.task.summarize(total))
+                placed = put_batch(self.mesh, steps.model_inputs(batch), self.config.batch_size)
+                total = add_sums(total, jax.device_get(step(params, frozen, placed, number)))
+            return jax.device_get(summarize(total))
         return evaluate
 
-    def write(self, log: MetricsWriter, step: int, metrics, images_per_second: float):
+    def write(self, log: MetricsWriter, clock, step: int, metrics) -> None:
         """Logs a training step and refuses to go on where it went wrong."""
-        metrics = jax.device_get(metrics)
-        log.write(step, metrics | {'images_per_second': round(images_per_second, 1)})
+        metrics = jax.device_get(metrics)  # waits until the step is done
+        log.write(step, metrics | {'images_per_second': round(clock.lap(step), 1)})
         check(bool(np.isfinite(metrics['loss'])), f'the loss of step {step} is not finite: the newest checkpoint before it is good. Lower '
               'config.optimizer.lr, or set config.optimizer.clip_norm.')
         seen = step * self.config.batch_size
@@ -209,15 +208,18 @@ class _Run:
 
 
 class _Clock:
-    """Images per second between the logged steps; the first step after the compilation is not counted."""
+    """Images per second between the logged steps, without the time of evaluations and saves."""
 
     def __init__(self, step: int, batch_size: int):
-        self.step, self.batch_size, self.time = step, batch_size, time.perf_counter()
+        self._batch_size = batch_size
+        self.restart(step)
 
-    def lap(self, step: int, metrics) -> float:
-        now = time.perf_counter()
-        rate = (step - self.step) * self.batch_size / (now - self.time)
-        self.step, self.time = step, now
+    def restart(self, step: int) -> None:
+        self._step, self._time = step, time.perf_counter()
+
+    def lap(self, step: int) -> float:
+        rate = (step - self._step) * self._batch_size / (time.perf_counter() - self._time)
+        self.restart(step)
         return rate
 
 

@@ -8,7 +8,8 @@ import math
 import re
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec as P
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from beit_jax.config import MeshConfig, check
@@ -72,7 +73,8 @@ def state_shardings(mesh, abstract_state, rules=RULES):
             raise RequestError(f'no sharding rule matches {name} {list(leaf.shape)}: add one to beit_jax/train/sharding.py.')
         for size, axis in zip(leaf.shape, spec):
             if axis and size % mesh.shape[axis]:
-                raise RequestError(f'config.mesh.{axis}={mesh.shape[axis]} does not divide {size} of {name} {list(leaf.shape)}: choose a divisor.')
+                raise RequestError(f'config.mesh.{axis}={mesh.shape[axis]} does not divide {size} of {name} '
+                                   f'{list(leaf.shape)}: choose a divisor.')
         return NamedSharding(mesh, spec)
     return jax.tree_util.tree_map_with_path(resolve, abstract_state)
 

@@ -9,11 +9,10 @@ import pytest
 import tensorflow as tf
 
 from beit_jax.data import transforms
-from beit_jax.data.config import DataConfig
+from beit_jax.data.config import DataConfig, View
 from beit_jax.data.pipeline import check_source, evaluate_batches, train_batches
 from beit_jax.data.sampler import Sampler
 from beit_jax.data.sources import Example, FolderSource
-from beit_jax.data.transforms import View
 from beit_jax.errors import RequestError
 from tests.photos import write_photos
 

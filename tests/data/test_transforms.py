@@ -8,7 +8,7 @@ import scipy.stats
 import tensorflow as tf
 
 from beit_jax.data import transforms
-from beit_jax.data.transforms import View
+from beit_jax.data.config import View
 from tests.photos import write_photos
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)

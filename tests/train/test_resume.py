@@ -3,10 +3,9 @@ import json
 import signal
 import time
 
+import jax
 import numpy as np
 import pytest
-
-import jax
 
 from beit_jax.errors import RequestError
 from beit_jax.tasks import task_config

@@ -1,0 +1,130 @@
+"""Speed, measured side by side with a peer in one run, in turns, so that both see the same machine in the same mood.
+
+masks   blockwise masks: our jitted function against the official algorithm as a NumPy loop, and their share of a BEiT-B step, on one core
+"""
+import argparse
+import json
+import math
+import os
+from pathlib import Path
+import platform
+import random
+import statistics
+import time
+
+import numpy as np
+
+from beit_jax.config import check
+from beit_jax.tools import arguments
+
+GRID, ROUNDS, STEP_BATCH = (14, 14), 10, 4  # patches; batches of masks a repeat; images a step
+
+
+def official_mask(rng: random.Random, height: int, width: int, config) -> np.ndarray:
+    """One blockwise mask, int [height, width], by the official algorithm (masking_generator.py:55-92) in Python and NumPy; config: MaskConfig."""
+    mask, wanted, log_aspect = np.zeros((height, width), int), config.patches, math.log(config.min_aspect)
+    while wanted:
+        for _ in range(10):
+            area, aspect = rng.uniform(config.min_block, wanted), math.exp(rng.uniform(log_aspect, -log_aspect))
+            h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if h < height and w < width:
+                top, left = rng.randint(0, height - h), rng.randint(0, width - w)
+                block = mask[top:top + h, left:left + w]
+                added = h * w - int(block.sum())
+                if 0 < added <= wanted:
+                    block[:] = 1
+                    wanted -= added
+                    break
+        else:
+            break
+    return mask
+
+
+def benchmark_masks(batch: int, repeats: int) -> dict:
+    """Masks per second of both, and what they add to a training step."""
+    if hasattr(os, 'sched_setaffinity'):  # before jax starts its threads
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    import jax
+
+    from beit_jax.images.masking import MaskConfig, draw_masks
+    config, rng = MaskConfig(), random.Random(0)
+    draw = jax.jit(lambda key: draw_masks(jax.random.split(key, batch), config, GRID))
+    ways = {'ours': lambda seed: jax.block_until_ready(draw(jax.random.key(seed))),
+            'official': lambda _: [official_mask(rng, *GRID, config) for _ in range(batch)]}
+    ways['ours'](0)  # compiles
+    seconds = {name: [] for name in ways}
+    for repeat in range(repeats):
+        for name, way in ways.items():
+            seconds[name].append(_time(lambda way=way: [way(repeat * ROUNDS + i) for i in range(ROUNDS)]) / (ROUNDS * batch))
+    step = _seconds_of_a_step(repeats)
+    per_mask = {name: statistics.median(times) for name, times in seconds.items()}
+    return {
+        'machine': _machine(), 'cores': 1 if hasattr(os, 'sched_setaffinity') else os.cpu_count(), 'device': jax.devices()[0].device_kind,
+        'jax': jax.__version__, 'batch': batch, 'repeats': repeats,
+        'masks_per_second': {name: {'median': 1 / per_mask[name], 'min': 1 / max(times), 'max': 1 / min(times)} for name, times in seconds.items()},
+        'ratio': per_mask['official'] / per_mask['ours'], 'step_seconds_per_image': step,
+        'share_of_step': {name: per_mask[name] / step for name in ways},
+    }
+
+
+def _seconds_of_a_step(repeats: int) -> float:
+    """Seconds per image, forward and backward, float32, of a BEiT-B whose tokens are drawn at random."""
+    from types import SimpleNamespace
+
+    from flax import nnx
+    import jax
+
+    from beit_jax.tasks.pretrain import Config, Pretrain
+    config = Config(total_steps=1, compute_dtype='float32')
+    tokenizer = SimpleNamespace(vocabulary=8192, image_size=112, factor=8, encode=lambda tokens_BP, _: tokens_BP)
+    task = Pretrain(config, tokenizer, None, None)
+    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: task.build(nnx.Rngs(0))))
+    task = Pretrain(config, tokenizer, None, graphdef)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32) * 0.02, nnx.to_pure_dict(abstract))
+    batch = {'image': rng.integers(0, 256, (STEP_BATCH, 224, 224, 3), np.uint8),
+             'token_image': np.zeros((STEP_BATCH, 112, 112, 3), np.uint8), 'valid': np.ones(STEP_BATCH, np.float32)}
+    tokens_BP, keys_B = rng.integers(0, 8192, (STEP_BATCH, 196), np.int32), jax.random.split(jax.random.key(0), STEP_BATCH)
+    step = jax.jit(jax.grad(lambda params: task.loss(params, tokens_BP, batch, keys_B, progress=0.0, train=True), has_aux=True))
+    params = jax.device_put(params)
+    jax.block_until_ready(step(params))
+    return statistics.median(_time(lambda: jax.block_until_ready(step(params))) for _ in range(repeats)) / STEP_BATCH
+
+
+def _time(run) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _machine() -> str:
+    info = Path('/proc/cpuinfo')
+    models = [line.split(':')[1].strip() for line in info.read_text().splitlines() if line.startswith('model name')] if info.is_file() else []
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def run(options: argparse.Namespace) -> None:
+    check(options.repeats > 0 and options.batch > 0, 'use at least 1 for --repeats and for --batch.')
+    check(not options.json or options.json.parent.is_dir(), f'--json={options.json}: there is no folder {options.json and options.json.parent}.')
+    result = benchmark_masks(options.batch, options.repeats)
+    print(f'{result["machine"]}, {result["cores"]} core; jax {result["jax"]} on {result["device"]}; {options.repeats} repeats\n'
+          f'{"masks/s":10}{"median":>10}{"min":>10}{"max":>10}{"share of a step":>18}')
+    for name, speed in result['masks_per_second'].items():
+        print(f'{name:10}{speed["median"]:10,.0f}{speed["min"]:10,.0f}{speed["max"]:10,.0f}{result["share_of_step"][name]:18.4%}')
+    print(f'ratio {result["ratio"]:.2f}; BEiT-B forward and backward, float32: {result["step_seconds_per_image"]:.2f} s an image')
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + '\n')
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = arguments.parser('benchmark', __doc__, 'python -m beit_jax.tools.benchmark masks --json masks.json')
+    what = parser.add_subparsers(dest='what', required=True)
+    masks = what.add_parser('masks', help='blockwise masks against the official algorithm', epilog=parser.epilog)
+    masks.add_argument('--json', type=Path, help='also write the result here')
+    masks.add_argument('--repeats', type=int, default=5, help='of each way, in turns (default 5)')
+    masks.add_argument('--batch', type=int, default=256, help='masks a call (default 256)')
+    return parser
+
+
+if __name__ == '__main__':
+    arguments.main(run, _arguments())

@@ -1,0 +1,96 @@
+"""The pre-training loss against NumPy, and the requests that it refuses."""
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+
+from beit_jax.errors import RequestError
+from beit_jax.images.masking import draw_masks
+from beit_jax.models.dvae import map_pixels
+from beit_jax.tasks import make_task, task_config
+from beit_jax.train.step import abstract_params
+from tests import tiny
+
+
+@pytest.fixture(scope='module')
+def task(tokenizer_dir):
+    return make_task(task_config(tiny.settings(tokenizer_dir)))
+
+
+@pytest.fixture(scope='module')
+def params(task):
+    random = np.random.default_rng(1)
+    return jax.tree.map(lambda leaf: jnp.asarray(random.normal(size=leaf.shape), jnp.float32) * 0.2, abstract_params(task))
+
+
+@pytest.fixture(scope='module')
+def batch(task):
+    random = np.random.default_rng(2)
+    return {view.name: random.integers(0, 256, (7, view.size, view.size, 3), np.uint8) for view in task.views} | {'valid': np.ones(7, np.float32)}
+
+
+def test_views(task):
+    assert [(view.name, view.size, view.method) for view in task.views] == [('image', 20, 'bicubic'), ('token_image', 10, 'lanczos3')]
+
+
+def test_loss_is_the_cross_entropy_of_hidden_tokens(task, params, batch):
+    """In evaluation: no jitter, no drop path. Everything after the model's logits is computed again in NumPy."""
+    keys = jax.random.split(jax.random.key(0), 7)
+    loss, sums = task.loss(params, task.frozen, batch, keys, progress=0.0, train=False)
+    encoder = nnx.merge(task.tokenizer._encoder, task.frozen['encoder'])
+    tokens = np.asarray(encoder(map_pixels(batch['token_image'].astype(np.float32) / 255))).argmax(-1).reshape(7, 25)
+    mask_keys = jax.vmap(lambda key: jax.random.split(key, 3)[1])(keys)
+    mask = np.asarray(draw_masks(mask_keys, task.config.mask, (5, 5)).mask_BP)
+    pixels = (batch['image'] / 255 - np.array(task.config.data.mean)) / np.array(task.config.data.std)
+    every = np.broadcast_to(np.arange(25), (7, 25))
+    logits = np.asarray(nnx.merge(task.graphdef, params)(pixels.astype(np.float32), mask, every), np.float64)
+    log_probability = scipy.special.log_softmax(logits, axis=-1)[np.arange(7)[:, None], every, tokens]
+    assert mask.sum() == sums['weight']
+    assert float(loss) == pytest.approx(-log_probability[mask].sum(), rel=1e-5)
+    assert float(sums['correct']) == (logits.argmax(-1) == tokens)[mask].sum()
+    np.testing.assert_array_equal(sums['token_counts'], np.bincount(tokens[mask], minlength=17))
+    metrics = task.summarize(sums)
+    assert float(metrics['majority_accuracy']) == pytest.approx(np.bincount(tokens[mask]).max() / mask.sum())
+    assert float(metrics['loss']) == pytest.approx(-log_probability[mask].mean(), rel=1e-5)
+
+
+def test_padding_does_not_count(task, params, batch):
+    keys = jax.random.split(jax.random.key(0), 7)
+    padded = task.loss(params, task.frozen, batch | {'valid': np.array([1, 1, 1, 1, 0, 0, 0], np.float32)}, keys, progress=0.0, train=False)[1]
+    alone = task.loss(params, task.frozen, jax.tree.map(lambda x: x[:4], batch), keys[:4], progress=0.0, train=False)[1]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), padded, alone)
+
+
+def test_the_tokenizer_learns_nothing(task, params, batch):
+    keys = jax.random.split(jax.random.key(0), 7)
+    gradients = jax.grad(lambda frozen: task.loss(params, frozen, batch, keys, progress=0.0, train=True)[0])(task.frozen)
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(gradients))
+
+
+@pytest.mark.parametrize(('changed', 'message'), [
+    ({'data': {'image_size': 21}}, r'image of 21 x 21 cannot be cut into patches of 4'),
+    ({'mask': {'patches': 26}}, r'config.mask.patches is 26 but a picture has 5 x 5 = 25'),
+    ({'mask': {'patches': 0}}, r'config.mask.patches is 0'),
+    ({'mask': {'kind': 'blockwize'}}, r"Did you mean blockwise\?"),
+    ({'mask': {'paches': 3}}, r'config.mask.paches is not a setting. Did you mean patches\?'),
+    ({'model': {'width': 17}}, r'width 17 is not a multiple of config.model.heads 2'),
+    ({'model': {'positions': 'shared'}}, r"Did you mean shared_bias\?"),
+    ({'model': {'depth': 2.5}}, r'config.model.depth is 2.5 \(float\): it takes int'),
+    ({'batch_size': 9, 'accumulate_steps': 2}, r'batch_size 9 is not a multiple of accumulate_steps 2'),
+    ({'epochs': 1.0}, r'set exactly one of them'),
+    ({'compute_dtype': 'float16'}, r'Allowed: float32, bfloat16'),
+    ({'data': {'crop_scale': (0.5,)}}, r'config.data.crop_scale has 1 items: it takes 2'),
+    ({'task': 'pretrian'}, r'Did you mean pretrain\?'),
+])
+def test_bad_settings_are_refused_before_anything_is_made(changed, message, tokenizer_dir):
+    with pytest.raises(RequestError, match=message):
+        task_config(tiny.settings(tokenizer_dir, **changed))
+
+
+def test_tokenizer_is_needed():
+    with pytest.raises(RequestError, match=r'config.tokenizer.path is empty'):
+        make_task(task_config(tiny.settings('')))
+    with pytest.raises(RequestError, match=r'there is no tokenizer.safetensors'):
+        make_task(task_config(tiny.settings('/nowhere')))

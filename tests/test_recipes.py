@@ -1,0 +1,81 @@
+"""Recipes as a person meets them: on the command line."""
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from beit_jax.errors import RequestError
+from beit_jax.tasks import task_config
+from tests import tiny
+
+CONFIGS = sorted((tiny.REPOSITORY / 'configs').rglob('*.py'))
+GOLDEN = Path(__file__).parent / 'golden' / 'configs'
+
+
+def load(path: Path):
+    spec = importlib.util.spec_from_file_location('recipe', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: str(path.relative_to(tiny.REPOSITORY / 'configs')))
+def test_every_recipe_and_variant(path):
+    module = load(path)
+    assert 'main.py --config=configs/' in module.__doc__, 'the docstring tells how to run it'
+    for variant in ('', *module.VARIANTS):
+        task_config(module.get_config(variant).to_dict())
+
+
+@pytest.mark.parametrize('name', ['pretrain_imagenet1k:base', 'pretrain_imagenet1k:large', 'pretrain_imagenet1k:base,vanilla',
+                                  'pretrain_imagenet22k:large'])
+def test_golden(name):
+    """The resolved settings of the paper's recipes. To write them anew: python -m tests.test_recipes."""
+    assert json.loads((GOLDEN / f'{name}.json').read_text()) == resolved(name)
+
+
+def resolved(name: str) -> dict:
+    import dataclasses
+    recipe, _, variant = name.partition(':')
+    settings = task_config(load(tiny.REPOSITORY / 'configs' / f'{recipe}.py').get_config(variant).to_dict())
+    return json.loads(json.dumps(dataclasses.asdict(settings)))
+
+
+def test_variants_and_settings_behind_the_colon():
+    module = load(tiny.REPOSITORY / 'configs' / 'pretrain_imagenet1k.py')
+    config = module.get_config('large,vanilla,epochs=300,data.path=/x,data.flip=false')
+    assert (config.model.size, config.model.positions, config.epochs, config.data.path, config.data.flip) == (
+        'large', 'absolute', 300.0, '/x', False)
+    with pytest.raises(RequestError, match=r"no variant 'huge'. Variants: base, large"):
+        module.get_config('huge')
+    with pytest.raises(RequestError, match=r'config.data.pth is not a setting. Did you mean data.path\?'):
+        module.get_config('data.pth=/x')
+    with pytest.raises(RequestError, match=r'config.epochs=many: it takes float'):
+        module.get_config('epochs=many')
+
+
+@pytest.mark.parametrize(('arguments', 'message'), [
+    (['--config.model.sise=tiny'], 'config.model.sise is not a setting of this recipe. Did you mean model.size?'),
+    (['--config.batch_size=many'], 'batch_size'),
+    (['--config.batch_size=7', '--config.accumulate_steps=2'], 'batch_size 7 is not a multiple of accumulate_steps 2'),
+    (['--mode=trian'], 'mode'),
+    (['stray'], 'is not a flag'),
+    (['--config=configs/quickstart/pretrain.py:fast'], "no variant 'fast'"),
+    (['--config=configs/nothing.py'], 'nothing.py'),
+    (['--workdir=/proc/nothing'], '--workdir=/proc/nothing cannot be written'),
+    (['--config.data.name=folder', '--config.data.path=/nowhere'], '/nowhere'),
+    (['--config.mesh.data=3'], 'does not make the 1 devices'),
+], ids=lambda value: value[-1] if isinstance(value, list) else '')
+def test_bad_command_line(arguments, message, tmp_path, tokenizer_dir):
+    done = tiny.run(['main.py', '--config=configs/quickstart/pretrain.py', f'--workdir={tmp_path}', f'--config.tokenizer.path={tokenizer_dir}',
+                     *arguments])
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert message in done.stderr and 'Traceback' not in done.stderr
+    assert len([line for line in done.stderr.splitlines() if not line.startswith(('WARNING', 'I0', 'W0', 'E0'))]) <= 2, done.stderr
+
+
+if __name__ == '__main__':
+    GOLDEN.mkdir(parents=True, exist_ok=True)
+    for golden in ('pretrain_imagenet1k:base', 'pretrain_imagenet1k:large', 'pretrain_imagenet1k:base,vanilla', 'pretrain_imagenet22k:large'):
+        (GOLDEN / f'{golden}.json').write_text(json.dumps(resolved(golden), indent=1) + '\n')

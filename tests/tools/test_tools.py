@@ -1,0 +1,108 @@
+"""The tools on a small run: what they write, and the requests that they refuse."""
+import json
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from beit_jax.data.images import load_images
+from beit_jax.errors import RequestError
+from beit_jax.tasks import task_config
+from beit_jax.tools import curves, probe, reconstruct
+from beit_jax.train import loop
+from tests import tiny
+from tests.photos import write_photos
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory, tokenizer_dir):
+    directory = tmp_path_factory.mktemp('run')
+    assert loop.train(task_config(tiny.settings(tokenizer_dir, total_steps=3)), directory) == 0
+    return directory
+
+
+def options(module, *arguments):
+    return module._arguments().parse_args([str(argument) for argument in arguments])
+
+
+def test_reconstruct(workdir, tmp_path):
+    write_photos(tmp_path / 'photos')
+    reconstruct.run(options(reconstruct, '--workdir', workdir, '--images', tmp_path / 'photos', '--output', tmp_path / 'new' / 'p.png', '--limit', 3))
+    picture = Image.open(tmp_path / 'new' / 'p.png')
+    cell = reconstruct.CELL + reconstruct.GAP
+    assert picture.size == (4 * cell + reconstruct.GAP, reconstruct.TITLE + 3 * cell)
+
+
+def test_predicted_pictures(workdir):
+    """The masked column is grey exactly where patches are hidden; the model's picture is the tokenizer's where nothing is hidden."""
+    task, params = reconstruct.load_run(str(workdir))
+    random = np.random.default_rng(0)
+    image, token_image = (random.uniform(size=(3, view.size, view.size, 3)).astype(np.float32) for view in task.views)
+    masked, kept, predicted = reconstruct.predict_pictures(task, params, image, token_image, seed=0)
+    hidden = np.all(np.asarray(masked) == 0.5, axis=-1)
+    assert 0 < hidden.reshape(3, -1).sum(1).max() <= 11 * 16 and np.array_equal(np.asarray(masked)[~hidden], image[~hidden])
+    assert kept.shape == predicted.shape == (3, 10, 10, 3)
+    untrained = {'head': {**params['head'], 'projection': {'kernel': params['head']['projection']['kernel'] * 0,
+                                                           'bias': params['head']['projection']['bias'] * 0}}}
+    always_first = reconstruct.predict_pictures(task, params | untrained, image, token_image, seed=0)[2]
+    assert not np.allclose(always_first, kept)
+
+
+def test_curves(workdir, tmp_path):
+    curves.run(options(curves, '--workdir', workdir, '--output', tmp_path / 'c.png'))
+    assert Image.open(tmp_path / 'c.png').size[0] > 500
+    steps, values = curves.read_metrics(workdir / 'metrics.jsonl')['loss']
+    assert steps == [1, 2, 3] and len(values) == 3
+
+
+def test_probe(workdir, tmp_path, capsys):
+    probe.run(options(probe, '--workdir', workdir, '--train', 500, '--test', 500, '--json', tmp_path / 'p.json'))
+    figures = json.loads((tmp_path / 'p.json').read_text())
+    assert {name: len(values) for name, values in figures.items()} == {'pre-trained': 2, 'random': 2}
+    assert 'chance 0.10' in capsys.readouterr().out
+
+
+def test_ridge_as_scikit_learn():
+    from sklearn.linear_model import RidgeClassifier
+    from sklearn.preprocessing import StandardScaler
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 10, 331)
+    features = random.normal(size=(331, 23)) + np.eye(10, 23)[labels]
+    scaler = StandardScaler().fit(features[:200])
+    peer = RidgeClassifier(alpha=1.0).fit(scaler.transform(features[:200]), labels[:200])
+    expected = peer.score(scaler.transform(features[200:]), labels[200:])
+    assert probe.ridge_accuracy(features[:200], labels[:200], features[200:], labels[200:]) == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.parametrize(('arguments', 'message'), [
+    (['--images', 'shapes', '--workdir', '/nowhere'], r'there is no config.json'),
+    (['--images', '/nowhere'], r'--images=/nowhere: no such file'),
+])
+def test_bad_requests(arguments, message, workdir, tmp_path):
+    with pytest.raises(RequestError, match=message):
+        reconstruct.run(options(reconstruct, '--workdir', workdir, '--output', tmp_path / 'p.png', *arguments))
+
+
+def test_images(tmp_path):
+    random = np.random.default_rng(0)
+    exact = random.integers(0, 256, (3, 17, 17, 3), np.uint8)
+    np.save(tmp_path / 'exact.npy', exact)
+    np.testing.assert_array_equal(load_images(str(tmp_path / 'exact.npy'), 17)[0], exact)
+    np.save(tmp_path / 'float.npy', exact.astype(np.float32) / 255)
+    np.testing.assert_array_equal(load_images(str(tmp_path / 'float.npy'), 17)[0], exact)
+    assert load_images(str(tmp_path / 'exact.npy'), 11)[0].shape == (3, 11, 11, 3)
+    paths = write_photos(tmp_path / 'photos')
+    images, names = load_images(str(tmp_path / 'photos'), 23)
+    assert images.shape == (len(paths), 23, 23, 3) and images.dtype == np.uint8 and names == sorted(map(str, paths))
+    np.save(tmp_path / 'wrong.npy', exact.astype(np.float32))
+    (tmp_path / 'text.jpg').write_text('no image')
+    for path, message in (('wrong.npy', r'from 0 to 255'), ('text.jpg', r'cannot be read as an image'), ('empty', r'no .jpg')):
+        (tmp_path / 'empty').mkdir(exist_ok=True)
+        with pytest.raises(RequestError, match=message):
+            load_images(str(tmp_path / path), 17)
+
+
+@pytest.mark.parametrize('tool', ['reconstruct', 'curves', 'probe', 'benchmark'])
+def test_help_has_an_example(tool):
+    done = tiny.run(['-m', f'beit_jax.tools.{tool}', '--help'])
+    assert done.returncode == 0 and f'python -m beit_jax.tools.{tool}' in done.stdout

@@ -1,0 +1,129 @@
+"""The same run on one device, on eight laid out in three ways, and on two processes."""
+import json
+import socket
+
+import jax
+import numpy as np
+import pytest
+
+from beit_jax.config import MeshConfig
+from beit_jax.errors import RequestError
+from beit_jax.tasks import make_task, task_config
+from beit_jax.train import optimizer as optimizers
+from beit_jax.train import sharding, step
+from tests import tiny
+
+STEPS = 5
+
+
+def run_steps(task, mesh, steps: int = STEPS):
+    """(losses of a few steps on random pictures, parameters after them)."""
+    config = task.config
+    schedule = optimizers.learning_rate(config.optimizer, config.total_steps, 10)
+    optimizer = optimizers.make_optimizer(config.optimizer, schedule, step.abstract_params(task))
+    state = step.initial_state(task, optimizer, mesh, config.seed)
+    train_step = step.make_train_step(task, optimizer, schedule, mesh, config.total_steps)
+    random, losses = np.random.default_rng(0), []
+    for _ in range(steps):
+        batch = {view.name: random.integers(0, 256, (config.batch_size, view.size, view.size, 3), np.uint8) for view in task.views}
+        batch |= {'valid': np.ones(config.batch_size, np.float32), 'substituted': np.zeros(config.batch_size, bool)}
+        state, metrics = train_step(state, task.frozen, sharding.put_batch(mesh, batch, config.batch_size))
+        losses.append(float(metrics['loss']))
+    return np.array(losses), jax.device_get(state['params'])
+
+
+@pytest.fixture(scope='module')
+def task(tokenizer_dir):
+    """Every kind of parameter: shared bias table, LayerScale, drop path; sizes that eight devices divide."""
+    return make_task(task_config(tiny.settings(tokenizer_dir, batch_size=16, model={'width': 32, 'hidden': 64, 'drop_path': 0.2})))
+
+
+@pytest.fixture(scope='module')
+def single(task):
+    return run_steps(task, sharding.make_mesh(MeshConfig(), jax.devices()[:1]))
+
+
+@pytest.mark.parametrize('shape', [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
+def test_mesh_gives_the_losses_of_one_device(shape, task, single, monkeypatch):
+    if shape == (1, 8, 1):  # the vocabulary of 17 is not split by fsdp, its 32 inputs are
+        assert sharding.state_shardings(sharding.make_mesh(MeshConfig(data=1, fsdp=8)), step.abstract_params(task))
+    if shape[2] > 1:  # a vocabulary of 17 cannot be split: keep the head whole, as a user would with a rule of their own
+        rules = ((r'head/projection/', jax.sharding.PartitionSpec()), *sharding.RULES)
+        monkeypatch.setattr(step, 'state_shardings', lambda mesh, tree: sharding.state_shardings(mesh, tree, rules))
+    losses, params = run_steps(task, sharding.make_mesh(MeshConfig(data=shape[0], fsdp=shape[1], tensor=shape[2])))
+    np.testing.assert_allclose(losses, single[0], rtol=0, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), params, single[1])
+
+
+def test_fsdp_splits_parameters_and_moments(task):
+    mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
+    optimizer = optimizers.make_optimizer(task.config.optimizer, lambda _: 0.0, step.abstract_params(task))
+    rules = ((r'head/projection/', jax.sharding.PartitionSpec()), *sharding.RULES)
+    shardings = sharding.state_shardings(mesh, step.abstract_state(task, optimizer), rules)
+    fc1 = shardings['params']['encoder']['blocks']['01']['mlp']['fc1']['kernel']
+    assert fc1.shard_shape((32, 64)) == (8, 32)
+    moments = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shardings['optimizer'])
+               if optimizers.path_string(path).endswith('blocks/01/mlp/fc1/kernel')]
+    assert len(moments) == 2 and all(moment == fc1 for moment in moments)
+
+
+def test_accumulation_changes_nothing(tokenizer_dir, task, single):
+    parts = make_task(task_config(tiny.settings(tokenizer_dir, batch_size=16, accumulate_steps=4,
+                                                model={'width': 32, 'hidden': 64, 'drop_path': 0.2})))
+    losses, params = run_steps(parts, sharding.make_mesh(MeshConfig(data=4), jax.devices()[:4]))
+    # Part a holds rows a, a + 4, ...: each row keeps its key, so masks, jitter and drop path are the same.
+    np.testing.assert_allclose(losses, single[0], rtol=0, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), params, single[1])
+
+
+def test_two_processes_are_one(tokenizer_dir, tmp_path):
+    """Two processes of one device each, against one process of two."""
+    changed = {'total_steps': 4, 'evaluate_every': 2, 'save_every': 2, 'data': {'name': 'shapes', 'num_evaluate_examples': 13}}
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    pair = [tiny.start([*tiny.arguments(tmp_path / 'pair', tokenizer_dir, **changed), f'--coordinator=127.0.0.1:{port}', '--num_processes=2',
+                        f'--process_id={i}'], JAX_NUM_CPU_DEVICES='1') for i in range(2)]
+    one = tiny.run(tiny.arguments(tmp_path / 'one', tokenizer_dir, **changed), JAX_NUM_CPU_DEVICES='2')
+    for process in pair:
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, out + err
+    assert one.returncode == 0, one.stderr
+    rows, expected = ([json.loads(line) for line in (tmp_path / name / 'metrics.jsonl').read_text().splitlines()] for name in ('pair', 'one'))
+    assert [row['step'] for row in rows] == [row['step'] for row in expected]
+    for row, wanted in zip(rows, expected):
+        for name in wanted.keys() - {'images_per_second'}:
+            assert row[name] == pytest.approx(wanted[name], abs=1e-5), (wanted['step'], name)
+
+
+@pytest.mark.parametrize(('mesh', 'message'), [
+    (MeshConfig(data=3), r'3 x 1 x 1 does not make the 8 devices'),
+    (MeshConfig(data=-1, fsdp=3), r'does not make the 8 devices'),
+    (MeshConfig(data=-1, fsdp=-1), r'-1 \(what is left\) at most once'),
+    (MeshConfig(data=0), r'use positive numbers'),
+])
+def test_impossible_mesh(mesh, message):
+    with pytest.raises(RequestError, match=message):
+        sharding.make_mesh(mesh)
+
+
+def test_what_does_not_divide_is_named(task):
+    with pytest.raises(RequestError, match=r'config.mesh.tensor=4 does not divide 2 of encoder/position_bias/table'):
+        sharding.state_shardings(sharding.make_mesh(MeshConfig(data=2, tensor=4)),
+                                 {'encoder': {'position_bias': step.abstract_params(task)['encoder']['position_bias']}})
+    with pytest.raises(RequestError, match=r'no sharding rule matches encoder/surprise'):
+        sharding.state_shardings(sharding.make_mesh(MeshConfig()), {'encoder': {'surprise': jax.ShapeDtypeStruct((3, 5), np.float32)}})
+    with pytest.raises(RequestError, match=r'multiple of 16'):
+        sharding.check_batch(sharding.make_mesh(MeshConfig()), 24, 2)
+
+
+def test_every_model_has_its_rules(tokenizer_dir):
+    mesh = sharding.make_mesh(MeshConfig())
+    for positions in ('absolute', 'shared_bias', 'layer_bias'):
+        sharding.state_shardings(mesh, step.abstract_params(make_task(task_config(tiny.settings(tokenizer_dir, model={'positions': positions})))))
+    sharding.state_shardings(mesh, step.abstract_params(make_task(task_config({'task': 'tokenizer', 'total_steps': 1}))))
+
+
+def test_local_rows_cover_the_batch():
+    mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    np.testing.assert_array_equal(sharding.local_rows(mesh, 12), np.arange(12))

@@ -1,0 +1,77 @@
+"""The update rule against torch's AdamW, the schedule against its formula."""
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+
+from beit_jax.config import OptimizerConfig
+from beit_jax.errors import RequestError
+from beit_jax.train import optimizer as optimizers
+
+DEPTH = 3
+# What the recipe says of each parameter: decayed or not, and its layer (0 embeddings, i + 1 block i, DEPTH + 1 above).
+EXPECTED = {
+    'encoder/patch_embedding/kernel': (True, 0), 'encoder/patch_embedding/bias': (False, 0), 'encoder/cls_token': (False, 0),
+    'encoder/mask_token': (True, 0), 'encoder/position_embedding': (False, 0), 'encoder/position_bias/table': (True, 4),
+    'encoder/blocks/00/attention/query/kernel': (True, 1), 'encoder/blocks/00/attention/query/bias': (False, 1),
+    'encoder/blocks/01/attention/position_bias/table': (True, 2), 'encoder/blocks/02/norm1/scale': (False, 3),
+    'encoder/blocks/02/scale1': (False, 3), 'encoder/blocks/02/mlp/fc2/kernel': (True, 3), 'head/norm/bias': (False, 4),
+    'head/norm/scale': (False, 4), 'head/projection/kernel': (True, 4), 'head/projection/bias': (False, 4),
+}
+
+
+def nested(flat: dict) -> dict:
+    tree = {}
+    for path, value in flat.items():
+        *parents, name = path.split('/')
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = value
+    return tree
+
+
+def test_three_steps_as_torch():
+    random = np.random.default_rng(0)
+    values = {path: random.normal(size=(3, 5) if decay else (7,)).astype(np.float32) for path, (decay, _) in EXPECTED.items()}
+    gradients = [{path: random.normal(size=value.shape).astype(np.float32) for path, value in values.items()} for _ in range(3)]
+    config = OptimizerConfig(lr=2e-3, final_lr=1e-4, warmup_steps=2, weight_decay=0.05, clip_norm=1.5, layer_decay=0.65)
+    schedule = optimizers.learning_rate(config, 5, 1)
+
+    tensors = {path: torch.nn.Parameter(torch.tensor(value)) for path, value in values.items()}
+    groups = [{'params': [tensors[path]], 'weight_decay': 0.05 * decay, 'scale': 0.65 ** (DEPTH + 1 - layer)}
+              for path, (decay, layer) in EXPECTED.items()]
+    peer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.999), eps=1e-8)
+    params = nested({path: jnp.asarray(value) for path, value in values.items()})
+    optimizer = optimizers.make_optimizer(config, schedule, params)
+    state = optimizer.init(params)
+    for number, step_gradients in enumerate(gradients):
+        updates, state = optimizer.update(nested(step_gradients), state, params)
+        params = optax.apply_updates(params, updates)
+        for path, tensor in tensors.items():
+            tensor.grad = torch.tensor(step_gradients[path])
+        torch.nn.utils.clip_grad_norm_(tensors.values(), 1.5)
+        for group in peer.param_groups:
+            group['lr'] = float(schedule(number)) * group['scale']
+        peer.step()
+    ours = {optimizers.path_string(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    for path, tensor in tensors.items():
+        np.testing.assert_allclose(ours[path], tensor.detach().numpy(), rtol=0, atol=1e-6, err_msg=path)
+        assert np.abs(ours[path] - values[path]).max() > 1e-5, path
+
+
+def test_schedule():
+    config = OptimizerConfig(lr=1.5e-3, final_lr=1e-5, warmup_epochs=2.0)
+    schedule = optimizers.learning_rate(config, 47, 5.5)
+    warmup = 11
+    for step in range(47):
+        cosine = 0.5 * (1 + math.cos(math.pi * (step - warmup) / (47 - warmup)))
+        expected = 1.5e-3 * step / warmup if step < warmup else 1e-5 + (1.5e-3 - 1e-5) * cosine
+        assert float(schedule(step)) == pytest.approx(expected, rel=1e-5), step
+    assert float(schedule(47)) == pytest.approx(1e-5)
+    with pytest.raises(RequestError, match='warm-up takes 50 of 47 steps'):
+        optimizers.learning_rate(OptimizerConfig(warmup_steps=50), 47, 1)
