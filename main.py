@@ -7,7 +7,7 @@ Exit status: 0 done, 2 a bad request (the message is on stderr), 75 stopped by a
 from pathlib import Path
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from beit_jax.errors import RequestError
@@ -24,6 +24,7 @@ _PROCESS_ID = flags.DEFINE_integer('process_id', 0, 'Which of them this is, from
 
 
 def main(_) -> int:
+    logging.set_verbosity(logging.WARNING)  # Orbax tells at INFO what it does to every file
     try:
         config = task_config(_CONFIG.value)
         distributed.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)

@@ -1,6 +1,8 @@
 """From a recipe and a command line to settings: what `configs/*.py` and `main.py` share. The only user of ml_collections."""
 import dataclasses
 import importlib
+from pathlib import Path
+import runpy
 import sys
 import typing
 
@@ -41,27 +43,29 @@ def vary(config: ConfigDict, argument: str, variants: dict[str, dict]) -> Config
 def parse_flags(argv: list[str]) -> list[str]:
     """The `flags_parser` of `absl.app.run`: a wrong flag ends the program with a line or two on stderr and status 2."""
     try:
+        _check_overrides(argv)
         rest = flags.FLAGS(argv)
         for name in ('config', 'workdir'):
             check(flags.FLAGS[name].value is not None, f'--{name} is missing. Example: python main.py '
                   '--config=configs/quickstart/tokenizer.py --workdir=runs/tokenizer')
         check(len(rest) == 1, f'{rest[1:]} is not a flag: settings are given as --config.KEY=VALUE.')
-        flags.FLAGS['config'].value.to_dict()  # a recipe that cannot be read shows itself only now
         return rest
     except (RequestError, flags.Error, OSError, TypeError, ValueError) as error:
-        print(f'error: {_explain(error)}', file=sys.stderr)
+        print(f'error: {error}', file=sys.stderr)
         sys.exit(2)
 
 
-def _explain(error: Exception) -> str:
-    """One or two lines for what absl or ml_collections said."""
-    if isinstance(error, flags.UnrecognizedFlagError) and error.flagname.startswith('config.'):
-        key, keys = error.flagname.removeprefix('config.'), _flat(flags.FLAGS['config'].value)
-        return f'config.{key} is not a setting of this recipe.{nearest(key, keys)}'
-    message = str(error)
-    if 'parsing config file' in message or 'Failed loading config file' in message:  # ends in the recipe's own traceback
-        return message.strip().splitlines()[-1].split('RequestError: ')[-1]
-    return message
+def _check_overrides(argv):
+    """Reads the recipe before ml_collections does, which would answer a wrong key or variant with a traceback."""
+    given = [argument.partition('=')[2] for argument in argv if argument.startswith('--config=')]
+    if not given:
+        return
+    path, _, variant = given[-1].partition(':')
+    check(Path(path).is_file(), f'--config={path}: there is no such file. Recipes are in configs/.')
+    keys = _flat(runpy.run_path(path)['get_config'](variant))
+    for argument in argv:
+        key = argument.partition('=')[0].removeprefix('--config.')
+        check(key in keys or not argument.startswith('--config.'), f'config.{key} is not a setting of this recipe.{nearest(key, keys)}')
 
 
 def _defaults(cls) -> dict:

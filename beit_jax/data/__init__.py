@@ -1,0 +1,6 @@
+"""From examples to batches of pixels. TensorFlow is imported here and nowhere else."""
+import os
+
+# TensorFlow greets with lines that help nobody; its oneDNN kernels are not used for images.
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')

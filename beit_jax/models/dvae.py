@@ -42,7 +42,8 @@ class FanInNormal:
     """Normal draws of deviation 1 / sqrt(fan in) (dall_e/utils.py)."""
 
     def __call__(self, key, shape, dtype=jnp.float32, **_):
-        return jax.random.normal(key, shape, dtype) / math.sqrt(math.prod(shape[:-1]))
+        fan_in, outputs = math.prod(shape[:-1]), shape[-1]
+        return (jax.random.normal(key, (fan_in, outputs), dtype) / math.sqrt(fan_in)).reshape(shape)  # 4-D draws compile five times slower
 
     def __str__(self):
         return 'normal(1 / sqrt(fan_in))'
@@ -61,7 +62,7 @@ def unmap_pixels(images):
 def _conv(inputs, outputs, size, *, dtype, rngs):
     kernel_init, zeros = FanInNormal(), Constant(0.0)
     return nnx.Conv(inputs, outputs, (size, size), kernel_init=kernel_init, bias_init=zeros, dtype=dtype, rngs=rngs,
-                    kernel_metadata={'initializer': str(kernel_init)}, bias_metadata={'initializer': str(zeros)})
+                    kernel_metadata={'initializer': kernel_init}, bias_metadata={'initializer': zeros})
 
 
 class _ResidualBlock(nnx.Module):

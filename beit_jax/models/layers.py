@@ -17,17 +17,29 @@ LAYER_NORM_EPS = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class TruncatedNormal:
-    """Normal draws of deviation `std`, cut at +-`bound` (absolute), then divided by `divisor`. BEiT cuts at ONE deviation."""
+    """Normal draws of deviation `std`, cut at +-`bound` (absolute). BEiT cuts at ONE deviation."""
     std: float = 0.02
     bound: float = 0.02
-    divisor: float = 1.0
 
     def __call__(self, key, shape, dtype=jnp.float32, **_):
         cut = self.bound / self.std
-        return jax.random.truncated_normal(key, -cut, cut, shape, dtype) * (self.std / self.divisor)
+        return jax.random.truncated_normal(key, -cut, cut, shape, dtype) * self.std
 
     def __str__(self):
-        return f'truncated_normal({self.std}, +-{self.bound})' + (f' / {self.divisor:.6f}' if self.divisor != 1 else '')
+        return f'truncated_normal({self.std}, +-{self.bound})'
+
+
+@dataclasses.dataclass(frozen=True)
+class Divided:
+    """What `initializer` draws, divided by `divisor`."""
+    initializer: TruncatedNormal
+    divisor: float
+
+    def __call__(self, key, shape, dtype=jnp.float32, **_):
+        return self.initializer(key, shape, dtype) / self.divisor
+
+    def __str__(self):
+        return f'{self.initializer} / {self.divisor:.6f}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,21 +55,21 @@ class Constant:
 
 
 def parameter(init, shape: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Param:
-    """A float32 parameter that remembers how it was initialised (for the parameter table)."""
-    return nnx.Param(init(rngs.params(), shape), initializer=str(init))
+    """A float32 parameter that remembers how it is initialised."""
+    return nnx.Param(init(rngs.params(), shape), initializer=init)
 
 
 def linear(inputs: int, outputs: int, kernel_init, *, dtype, rngs: nnx.Rngs, use_bias: bool = True) -> nnx.Linear:
     zeros = Constant(0.0)
     return nnx.Linear(inputs, outputs, use_bias=use_bias, kernel_init=kernel_init, bias_init=zeros, dtype=dtype, rngs=rngs,
-                      kernel_metadata={'initializer': str(kernel_init)}, bias_metadata={'initializer': str(zeros)})
+                      kernel_metadata={'initializer': kernel_init}, bias_metadata={'initializer': zeros})
 
 
 def layer_norm(width: int, *, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """LayerNorm with float32 statistics over the last axis, eps 1e-6; the result has `dtype`."""
     ones, zeros = Constant(1.0), Constant(0.0)
     return nnx.LayerNorm(width, epsilon=LAYER_NORM_EPS, use_fast_variance=False, scale_init=ones, bias_init=zeros, dtype=dtype,
-                         rngs=rngs, scale_metadata={'initializer': str(ones)}, bias_metadata={'initializer': str(zeros)})
+                         rngs=rngs, scale_metadata={'initializer': ones}, bias_metadata={'initializer': zeros})
 
 
 @functools.lru_cache(maxsize=16)
@@ -137,7 +149,7 @@ class Block(nnx.Module):
     def __init__(self, layer: int, width: int, heads: int, hidden: int, *, layer_scale: float, kernel_init: TruncatedNormal,
                  grid: tuple[int, int] | None, dtype, rngs: nnx.Rngs):
         """`layer` counts from 1: the two kernels that write to the residual stream are divided by sqrt(2 * layer)."""
-        out_init = dataclasses.replace(kernel_init, divisor=math.sqrt(2 * layer))
+        out_init = Divided(kernel_init, math.sqrt(2 * layer))
         self.norm1 = layer_norm(width, dtype=dtype, rngs=rngs)
         self.attention = Attention(width, heads, kernel_init, out_init, grid=grid, dtype=dtype, rngs=rngs)
         self.norm2 = layer_norm(width, dtype=dtype, rngs=rngs)

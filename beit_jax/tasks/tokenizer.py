@@ -87,8 +87,8 @@ class Tokenizer:
         if train:
             cosine = (1 + jnp.cos(jnp.pi * jnp.clip(progress / config.temperature_share, 0, 1))) / 2
             temperature = config.final_temperature + (config.temperature - config.final_temperature) * cosine
-            noise_BhwV = jax.vmap(lambda key: jax.random.gumbel(key, logits_BhwV.shape[1:]))(keys_B)
-            codes_BhwV = jax.nn.softmax((logits_BhwV + noise_BhwV) / temperature)
+            noise_Bn = jax.vmap(lambda key: jax.random.gumbel(key, (logits_BhwV[0].size,)))(keys_B)
+            codes_BhwV = jax.nn.softmax((logits_BhwV + noise_Bn.reshape(logits_BhwV.shape)) / temperature)
         else:
             codes_BhwV = jax.nn.one_hot(ids_Bhw, config.model.vocabulary)
         prediction_BSS6 = model.decoder(codes_BhwV)

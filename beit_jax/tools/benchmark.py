@@ -21,7 +21,7 @@ GRID, ROUNDS, STEP_BATCH = (14, 14), 10, 4  # patches; batches of masks a repeat
 
 
 def official_mask(rng: random.Random, height: int, width: int, config) -> np.ndarray:
-    """One blockwise mask, int [height, width], by the official algorithm (masking_generator.py:55-92) in Python and NumPy; config: MaskConfig."""
+    """One blockwise mask, int [height, width], as masking_generator.py:55-92 draws it, in Python and NumPy; config: a MaskConfig."""
     mask, wanted, log_aspect = np.zeros((height, width), int), config.patches, math.log(config.min_aspect)
     while wanted:
         for _ in range(10):
@@ -61,7 +61,8 @@ def benchmark_masks(batch: int, repeats: int) -> dict:
     return {
         'machine': _machine(), 'cores': 1 if hasattr(os, 'sched_setaffinity') else os.cpu_count(), 'device': jax.devices()[0].device_kind,
         'jax': jax.__version__, 'batch': batch, 'repeats': repeats,
-        'masks_per_second': {name: {'median': 1 / per_mask[name], 'min': 1 / max(times), 'max': 1 / min(times)} for name, times in seconds.items()},
+        'masks_per_second': {name: {'median': 1 / per_mask[name], 'min': 1 / max(times), 'max': 1 / min(times)}
+                             for name, times in seconds.items()},
         'ratio': per_mask['official'] / per_mask['ours'], 'step_seconds_per_image': step,
         'share_of_step': {name: per_mask[name] / step for name in ways},
     }
@@ -99,13 +100,14 @@ def _time(run) -> float:
 
 def _machine() -> str:
     info = Path('/proc/cpuinfo')
-    models = [line.split(':')[1].strip() for line in info.read_text().splitlines() if line.startswith('model name')] if info.is_file() else []
+    lines = info.read_text().splitlines() if info.is_file() else []
+    models = [line.split(':')[1].strip() for line in lines if line.startswith('model name')]
     return models[0] if models else platform.processor() or platform.machine()
 
 
 def run(options: argparse.Namespace) -> None:
     check(options.repeats > 0 and options.batch > 0, 'use at least 1 for --repeats and for --batch.')
-    check(not options.json or options.json.parent.is_dir(), f'--json={options.json}: there is no folder {options.json and options.json.parent}.')
+    check(not options.json or options.json.parent.is_dir(), f'--json={options.json}: its folder does not exist.')
     result = benchmark_masks(options.batch, options.repeats)
     print(f'{result["machine"]}, {result["cores"]} core; jax {result["jax"]} on {result["device"]}; {options.repeats} repeats\n'
           f'{"masks/s":10}{"median":>10}{"min":>10}{"max":>10}{"share of a step":>18}')

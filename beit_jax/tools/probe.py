@@ -12,6 +12,7 @@ from beit_jax.data.shapes import SHAPES, ShapesSource
 from beit_jax.images.color import normalize, to_float
 from beit_jax.tools import arguments
 from beit_jax.tools.reconstruct import load_run
+from beit_jax.train.step import initial_params
 
 BATCH = 500
 
@@ -47,7 +48,7 @@ def run(options) -> None:
         images, _, labels = zip(*(source.draw(i) for i in range(count)))
         sets.append((np.stack(images), np.array(labels)))
     (train, train_labels), (test, test_labels) = sets
-    random = jax.jit(lambda key: nnx.to_pure_dict(nnx.state(task.build(nnx.Rngs(params=key)))))(jax.random.key(options.seed))
+    random = initial_params(task, options.seed)
     accuracies = {name: [ridge_accuracy(x, train_labels, y, test_labels) for x, y in zip(layer_features(task, weights, train),
                                                                                          layer_features(task, weights, test))]
                   for name, weights in (('pre-trained', params), ('random', random))}

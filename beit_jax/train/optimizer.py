@@ -65,7 +65,7 @@ def parameter_table(abstract_state, layer_decay: float) -> str:
     """
     leaves = [('/'.join(map(str, path)), leaf) for path, leaf in nnx.to_flat_state(abstract_state)]
     depth = count_blocks({path: 0 for path, _ in leaves})
-    rows = [(path, str(list(leaf.shape)), leaf.get_metadata()['initializer'], 'decay' if decays(path) else '-',
+    rows = [(path, str(list(leaf.shape)), str(leaf.get_metadata()['initializer']), 'decay' if decays(path) else '-',
              f'{lr_scale(path, depth, layer_decay):.6g}') for path, leaf in leaves]
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
     lines = ['  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]

@@ -3,36 +3,62 @@
 State: {'step' int32, 'params', 'optimizer', 'bad_records' int32}: trees of arrays, laid over the mesh by `sharding.RULES`. Every random
 draw of a step is keyed by (seed, step, row of the batch), so it depends neither on the mesh nor on how the batch is accumulated.
 """
-from flax import nnx
+import functools
+import zlib
+
+from flax import nnx, traverse_util
 import jax
 import jax.numpy as jnp
 import optax
 
+from beit_jax.models.layers import Divided
 from beit_jax.train.sharding import batch_sharding, replicated, state_shardings
-
-
-def abstract_state(task, optimizer):
-    """Shapes and dtypes of the state."""
-    return jax.eval_shape(_initial_state(task, optimizer), jax.random.key(0))
-
-
-def initial_state(task, optimizer, mesh, seed: int):
-    """A fresh state, made in place: every device makes its own part only."""
-    function = _initial_state(task, optimizer)
-    shardings = state_shardings(mesh, jax.eval_shape(function, jax.random.key(0)))
-    return jax.jit(function, out_shardings=shardings)(jax.random.key(seed))
 
 
 def abstract_params(task):
     """Shapes and dtypes of the parameters."""
-    return nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: task.build(nnx.Rngs(0)))))
+    return nnx.to_pure_dict(_variables(task))
 
 
-def _initial_state(task, optimizer):
-    def function(key):
-        params = nnx.to_pure_dict(nnx.state(task.build(nnx.Rngs(params=key)), nnx.Param))
-        return {'step': jnp.int32(0), 'params': params, 'optimizer': optimizer.init(params), 'bad_records': jnp.int32(0)}
-    return function
+def abstract_state(task, optimizer):
+    """Shapes and dtypes of the state."""
+    return jax.eval_shape(functools.partial(_with_params, optimizer), abstract_params(task))
+
+
+def initial_params(task, seed: int, shardings=None):
+    """Fresh parameters. Each depends on the seed and its path alone, and every device makes its own part only."""
+    key, leaves = jax.random.key(seed), nnx.to_flat_state(_variables(task))
+    shardings = traverse_util.flatten_dict(shardings) if shardings else {}
+    values = {}
+    for path, leaf in leaves:
+        initializer, divisor = leaf.initializer, 1.0
+        if isinstance(initializer, Divided):  # the divisor differs from layer to layer: not part of what is compiled
+            initializer, divisor = initializer.initializer, initializer.divisor
+        draw = _drawing(initializer, leaf.shape, shardings.get(path))
+        value = draw(jax.random.fold_in(key, zlib.crc32('/'.join(path).encode())))
+        values[path] = value if divisor == 1 else value / divisor
+    return traverse_util.unflatten_dict(values)
+
+
+def initial_state(task, optimizer, mesh, seed: int):
+    """The state before the first step, laid over the mesh."""
+    shardings = state_shardings(mesh, abstract_state(task, optimizer))
+    params = initial_params(task, seed, shardings['params'])
+    return jax.jit(functools.partial(_with_params, optimizer), out_shardings=shardings)(params)
+
+
+def _variables(task) -> nnx.State:
+    return nnx.state(nnx.eval_shape(lambda: task.build(nnx.Rngs(0))), nnx.Param)
+
+
+@functools.lru_cache(maxsize=256)
+def _drawing(initializer, shape, sharding):
+    """A jitted draw, compiled once for all parameters of a kind: one program for the whole model takes ten times as long to compile."""
+    return jax.jit(lambda key: initializer(key, shape), out_shardings=sharding)
+
+
+def _with_params(optimizer, params):
+    return {'step': jnp.int32(0), 'params': params, 'optimizer': optimizer.init(params), 'bad_records': jnp.int32(0)}
 
 
 def make_train_step(task, optimizer, schedule, mesh, total_steps: int):

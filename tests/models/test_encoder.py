@@ -36,13 +36,18 @@ def inputs():
     return images_BHWC, mask_BP, slots_BK
 
 
+def filled(build):
+    """A module whose parameters are all far from zero, so that each has a part in the output."""
+    module, rng = nnx.eval_shape(build), np.random.default_rng(1)
+    nnx.update(module, jax.tree.map_with_path(
+        lambda path, x: jnp.asarray(rng.normal(1.0 if "'scale'" in str(path) else 0.0, 0.2, x.shape), x.dtype), nnx.state(module)))
+    return module
+
+
 @functools.cache
 def model(dtype=jnp.float32, **settings):
-    """A model whose parameters are all far from their initial values, so that each has a part in the output."""
-    built = MaskedImageModel(dataclasses.replace(CONFIG, **settings), GRID, VOCABULARY, dtype=dtype, rngs=nnx.Rngs(0))
-    rng = np.random.default_rng(1)
-    nnx.update(built, jax.tree.map(lambda x: x + jnp.asarray(rng.normal(size=x.shape) * 0.2, jnp.float32), nnx.state(built)))
-    return built
+    config = dataclasses.replace(CONFIG, **settings)
+    return filled(lambda: MaskedImageModel(config, GRID, VOCABULARY, dtype=dtype, rngs=nnx.Rngs(0)))
 
 
 # The table is the contract for names, shapes, initialisers and decay. After a wanted change, from the root of the repository:
@@ -66,9 +71,9 @@ def test_layer_decay_of_base_plus():
 @pytest.mark.parametrize('positions, layer_scale', [('shared_bias', 0.1), ('layer_bias', 1e-5), ('absolute', 0.0)])
 def test_initial_values(positions, layer_scale):
     """recipe.md, Initialisation: normal draws of deviation 0.02 cut at one deviation, so that 0.0108 is left."""
-    config = EncoderConfig(width=199 * 2, depth=3, heads=2, hidden=401, patch_size=PATCH, positions=positions, layer_scale=layer_scale)
+    config = EncoderConfig(width=147, depth=3, heads=3, hidden=147, patch_size=PATCH, positions=positions, layer_scale=layer_scale)
     flat = {'/'.join(map(str, path)): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(
-        nnx.state(MaskedImageModel(config, GRID, 211, rngs=nnx.Rngs(0))))}
+        nnx.state(MaskedImageModel(config, GRID, 147, rngs=nnx.Rngs(0))))}
     assert any('table' in name for name in flat) == (positions != 'absolute')
     assert ('encoder/position_embedding' in flat) == (positions == 'absolute')
     assert any('/scale1' in name for name in flat) == bool(layer_scale)
@@ -79,25 +84,21 @@ def test_initial_values(positions, layer_scale):
             assert (value == {'bias': 0, 'table': 0, 'scale': 1}.get(last, np.float32(layer_scale))).all(), name
         else:
             layer = int(name.split('/')[2]) + 1 if 'attention/out' in name or 'fc2' in name else 0.5
-            value = value * math.sqrt(2 * layer)
-            assert np.abs(value).max() <= 0.02 * (1 + 1e-6), name
-            law = scipy.stats.truncnorm(-1, 1, scale=0.02)
-            assert scipy.stats.kstest(value.ravel()[:20_000], law.cdf).pvalue > 1e-5, name
-            assert abs(law.std() - 0.0108) < 1e-4 and (value.size < 1000 or abs(value.std() - 0.0108) < 1e-3), name
+            scaled, law = value * math.sqrt(2 * layer), scipy.stats.truncnorm(-1, 1, scale=0.02)
+            assert np.abs(scaled).max() <= 0.02 * (1 + 1e-6), name
+            assert scipy.stats.kstest(scaled.ravel()[:20_000], law.cdf).pvalue > 1e-5, name
+            assert abs(law.std() - 0.0108) < 1e-4 and (value.size < 1000 or abs(scaled.std() - 0.0108) < 1e-3), name
 
 
-@pytest.mark.parametrize('positions, ways', [
-    ('shared_bias', [{'unroll': 2}, {'unroll': 3}, {'unroll': 1, 'remat': True}, {'unroll': 3, 'remat': True, 'remat_policy': 'dots'}]),
-    ('layer_bias', [{'unroll': 3}])])
-def test_scan_loop_and_remat_agree(positions, ways):
+def test_scan_loop_and_remat_agree():
     """However the blocks are run, loss and gradients are the same, stochastic depth included."""
     images_BHWC, mask_BP, slots_BK = inputs()
     keys_B = jax.random.split(jax.random.key(2), BATCH)
     targets_BKV = jax.nn.one_hot(np.random.default_rng(3).integers(0, VOCABULARY, slots_BK.shape), VOCABULARY)
-    params = nnx.state(model(positions=positions))
+    params = nnx.state(model())
 
     def loss_and_gradients(**settings):
-        graphdef = nnx.graphdef(model(positions=positions, **settings))
+        graphdef = nnx.graphdef(model(**settings))
 
         def loss(params):
             logits_BKV = nnx.merge(graphdef, params)(images_BHWC, mask_BP, slots_BK, keys_B=keys_B)
@@ -105,13 +106,13 @@ def test_scan_loop_and_remat_agree(positions, ways):
         return jit(jax.value_and_grad(loss))(params)
 
     loss, gradients = loss_and_gradients(unroll=1)
-    gradients = jax.tree.leaves_with_path(gradients)
-    assert all(np.abs(gradient).max() > 1e-6 for _, gradient in gradients)
-    for settings in ways:
+    norm = math.sqrt(sum(np.sum(gradient ** 2) for gradient in jax.tree.leaves(gradients)))
+    assert all(np.linalg.norm(gradient) > 1e-4 * norm for gradient in jax.tree.leaves(gradients))
+    for settings in ({'unroll': 3}, {'unroll': 2, 'remat': True}, {'unroll': 3, 'remat': True, 'remat_policy': 'dots'}):
         other_loss, other_gradients = loss_and_gradients(**settings)
         assert abs(other_loss / loss - 1) < 1e-6, settings
-        for (path, gradient), other in zip(gradients, jax.tree.leaves(other_gradients), strict=True):
-            assert np.linalg.norm(other - gradient) < 1e-6 * np.linalg.norm(gradient), (settings, path)
+        for (path, gradient), other in zip(jax.tree.leaves_with_path(gradients), jax.tree.leaves(other_gradients), strict=True):
+            assert np.linalg.norm(other - gradient) < 1e-6 * norm, (settings, path)
 
 
 @pytest.mark.parametrize('positions', ['absolute', 'shared_bias', 'layer_bias'])
@@ -137,7 +138,8 @@ def test_size_that_patches_do_not_divide():
 
 @pytest.mark.parametrize('settings, message', [
     ({'size': 'huge'}, 'huge'), ({'positions': 'shared'}, 'Did you mean shared_bias'), ({'remat_policy': 'all'}, 'nothing, dots'),
-    ({'width': 100, 'heads': 7}, 'multiple'), ({'drop_path': 1.0}, 'drop_path'), ({'unroll': 0}, 'unroll'), ({'patch_size': 0}, 'patch_size')])
+    ({'width': 100, 'heads': 7}, 'multiple'), ({'drop_path': 1.0}, 'drop_path'), ({'unroll': 0}, 'unroll'),
+    ({'patch_size': 0}, 'patch_size')])
 def test_settings_that_are_refused(settings, message):
     with pytest.raises(RequestError, match=message):
         EncoderConfig(**settings)
@@ -170,9 +172,12 @@ def test_stochastic_depth_in_the_model():
     x_BND = jnp.asarray(np.random.default_rng(0).normal(size=(BATCH, 16, CONFIG.width)), jnp.float32)
     keep_2B, bias_HNN = jnp.asarray(encoder._draw_drop_path(keys_B)[-1]), encoder.position_bias()
     np.testing.assert_allclose(np.unique(keep_2B), [0, 1 / (1 - 0.4)])
-    attended_BND = block.attention(block.norm1(x_BND), bias_HNN) * block.scale1[...] * keep_2B[0][:, None, None] + x_BND
-    expected_BND = block.mlp(block.norm2(attended_BND)) * block.scale2[...] * keep_2B[1][:, None, None] + attended_BND
-    np.testing.assert_allclose(block(x_BND, bias_HNN, keep_2B), expected_BND, atol=1e-5)
+
+    @jit
+    def by_hand():
+        attended_BND = block.attention(block.norm1(x_BND), bias_HNN) * block.scale1[...] * keep_2B[0][:, None, None] + x_BND
+        return block.mlp(block.norm2(attended_BND)) * block.scale2[...] * keep_2B[1][:, None, None] + attended_BND
+    np.testing.assert_allclose(jit(block.__call__)(x_BND, bias_HNN, keep_2B), by_hand(), atol=1e-5)
 
 
 @pytest.mark.parametrize('unroll', [1, 3])
@@ -198,13 +203,14 @@ def test_patchify():
 def test_bfloat16(positions):
     """Products and residual stream in bfloat16; parameters, gradients and logits in float32."""
     images_BHWC, mask_BP, slots_BK = inputs()
+    keys_B = jax.random.split(jax.random.key(0), BATCH)
     half, full = model(jnp.bfloat16, positions=positions), model(positions=positions)
     graphdef, params = nnx.split(half)
 
     def run(params):
         half = nnx.merge(graphdef, params)
         logits_BKV = half(images_BHWC, mask_BP, slots_BK)
-        return jnp.mean(logits_BKV ** 2), (logits_BKV, half.encoder(images_BHWC, mask_BP))
+        return jnp.mean(logits_BKV ** 2), (logits_BKV, half.encoder(images_BHWC, mask_BP, keys_B=keys_B))
     gradients, (logits_BKV, x_BND) = jax.eval_shape(jax.grad(run, has_aux=True), params)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((params, gradients)))
     assert logits_BKV.dtype == jnp.float32 and x_BND.dtype == jnp.bfloat16
@@ -232,13 +238,13 @@ def test_relative_position_index(grid):
 def test_encoder_takes_any_grid():
     """Rows and columns are not mixed up: turning picture, mask and bias table by 90 degrees turns the output."""
     config = dataclasses.replace(CONFIG, patch_size=1, depth=2)
-    encoder, turned = (Encoder(config, grid, rngs=nnx.Rngs(0)) for grid in ((3, 5), (5, 3)))
+    encoder, turned = (filled(lambda grid=grid: Encoder(config, grid, rngs=nnx.Rngs(0))) for grid in ((3, 5), (5, 3)))
     rng = np.random.default_rng(0)
     table = rng.normal(size=(5, 9, 3)).astype(np.float32)
     rest = rng.normal(size=(3, 3)).astype(np.float32)
     encoder.position_bias.table[...] = jnp.concatenate([table.reshape(45, 3), rest])
     turned.position_bias.table[...] = jnp.concatenate([table.transpose(1, 0, 2).reshape(45, 3), rest])
     images_BHWC = rng.normal(size=(2, 3, 5, 3)).astype(np.float32)
-    expected = np.asarray(encoder(images_BHWC))[:, 1:].reshape(2, 3, 5, -1)
-    actual = np.asarray(turned(images_BHWC.transpose(0, 2, 1, 3)))[:, 1:].reshape(2, 5, 3, -1).transpose(0, 2, 1, 3)
+    expected = np.asarray(jit(encoder.__call__)(images_BHWC))[:, 1:].reshape(2, 3, 5, -1)
+    actual = np.asarray(jit(turned.__call__)(images_BHWC.transpose(0, 2, 1, 3)))[:, 1:].reshape(2, 5, 3, -1).transpose(0, 2, 1, 3)
     np.testing.assert_allclose(actual, expected, atol=1e-5)

@@ -1,7 +1,9 @@
 """Our model against Hugging Face's BEiT with the same random weights, float32, evaluation mode: 1e-5 a layer, 1e-4 a model."""
+import functools
 import re
 
 from flax import nnx
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,14 +14,15 @@ from beit_jax.models.encoder import EncoderConfig
 from beit_jax.models.heads import MaskedImageModel
 
 DEPTH, WIDTH, HEADS, HIDDEN, VOCABULARY, BATCH = 3, 55, 5, 89, 101, 3
+jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})  # compilation is most of the time of these tests
 SIZES = {'width': WIDTH, 'depth': DEPTH, 'heads': HEADS, 'hidden': HIDDEN}
 
 # transformers 4 -> 5, in this order
 RENAMED = [
     (r'encoder\.relative_position_bias', 'shared_position_bias'), (r'encoder\.layer\.', 'layers.'),
     (r'attention\.attention\.relative_position_bias', 'relative_position_bias'),
-    (r'attention\.attention\.(query|key|value)', lambda name: f'attention.{name[1][0]}_proj'), (r'attention\.output\.dense', 'attention.o_proj'),
-    (r'intermediate\.dense', 'mlp.fc1'), (r'output\.dense', 'mlp.fc2')]
+    (r'attention\.attention\.(query|key|value)', lambda name: f'attention.{name[1][0]}_proj'),
+    (r'attention\.output\.dense', 'attention.o_proj'), (r'intermediate\.dense', 'mlp.fc1'), (r'output\.dense', 'mlp.fc2')]
 # ours -> transformers 5, in this order
 NAMES = [
     (r'^head/norm', 'layernorm'), (r'^head/projection', 'lm_head'), (r'^encoder/blocks/0*(\d+)', r'beit/layers/\1'),
@@ -46,31 +49,32 @@ def copy_weights(theirs, ours):
             value = value.T if value.ndim == 2 else value.transpose(2, 3, 1, 0).reshape(-1, value.shape[0])
         value = value[0] if path[-1] == 'position_embedding' else value.ravel() if path[-1].endswith('token') else value
         assert leaf.shape == value.shape, path
-        leaf[...] = jnp.asarray(value)
+        leaf.set_value(jnp.asarray(value))
     assert not weights, weights.keys()
     nnx.update(ours, state)
 
 
 def make_pair(positions, grid, patch_size, layer_scale=0.1):
     """(theirs, ours) with the same weights, none of them near zero or one."""
-    square = grid[0] == grid[1]
     theirs = transformers.BeitForMaskedImageModeling(transformers.BeitConfig(
         vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=DEPTH, num_attention_heads=HEADS, intermediate_size=HIDDEN,
-        image_size=grid[0] * patch_size if square else (grid[0] * patch_size, grid[1] * patch_size), patch_size=patch_size, use_mask_token=True,
+        image_size=(grid[0] * patch_size, grid[1] * patch_size), patch_size=patch_size, use_mask_token=True,
         use_absolute_position_embeddings=positions == 'absolute', use_relative_position_bias=positions == 'layer_bias',
         use_shared_relative_position_bias=positions == 'shared_bias', layer_scale_init_value=layer_scale, layer_norm_eps=1e-6)).eval()
     torch.manual_seed(0)
     with torch.no_grad():
         for name, value in theirs.named_parameters():
-            value.normal_(1.0 if 'norm' in name and 'weight' in name else 0.0, 0.25 if value.ndim != 2 or 'table' in name else value.shape[1] ** -0.5)
-    config = EncoderConfig(**SIZES, patch_size=patch_size, positions=positions, layer_scale=layer_scale)
-    ours = MaskedImageModel(config, grid, VOCABULARY, rngs=nnx.Rngs(0))
+            deviation = 0.25 if value.ndim != 2 or 'table' in name else value.shape[1] ** -0.5
+            value.normal_(1.0 if 'norm' in name and 'weight' in name else 0.0, deviation)
+    config = EncoderConfig(**SIZES, patch_size=patch_size, positions=positions, layer_scale=layer_scale,
+                           unroll=1 if grid[0] == grid[1] else DEPTH)  # the scan on square grids, the loop on others
+    ours = nnx.eval_shape(lambda: MaskedImageModel(config, grid, VOCABULARY, rngs=nnx.Rngs(0)))  # shapes only: all are copied
     copy_weights(theirs, ours)
     return theirs, ours
 
 
 def without_resampling(monkeypatch):
-    """On grids that are not square transformers takes rows for columns where it resamples; at the trained size nothing is to be resampled."""
+    """transformers resamples as if grids were square, even at the trained size where there is nothing to resample: look up instead."""
     from transformers.models.beit import modeling_beit
 
     def bias(self, window_size, *_, **__):
@@ -100,7 +104,7 @@ def test_logits(positions, grid, patch_size, layer_scale, monkeypatch):
     with torch.no_grad():
         logits_BPV = theirs(torch.from_numpy(images_BHWC.transpose(0, 3, 1, 2)), bool_masked_pos=torch.from_numpy(mask_BP)).logits.numpy()
     expected_BKV = np.take_along_axis(logits_BPV, slots_BK[..., None], axis=1)
-    logits_BKV = np.asarray(ours(images_BHWC, mask_BP, slots_BK))
+    logits_BKV = np.asarray(jit(ours.__call__)(images_BHWC, mask_BP, slots_BK))
     difference = np.abs(logits_BKV - expected_BKV).max()
     assert logits_BKV.std() > 0.3 and difference < 1e-4, difference
 
@@ -115,7 +119,7 @@ def test_hidden_states(layer_scale):
         with torch.no_grad():
             expected_BND = layer(torch.from_numpy(x_BND), resolution=(35, 35))
         expected_BND = (expected_BND[0] if isinstance(expected_BND, tuple) else expected_BND).numpy()
-        difference = np.abs(np.asarray(block(x_BND)) - expected_BND).max()
+        difference = np.abs(np.asarray(jit(block.__call__)(x_BND)) - expected_BND).max()
         assert difference < 1e-5 and np.abs(expected_BND - x_BND).std() > 0.05, difference
 
 

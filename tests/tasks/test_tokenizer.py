@@ -1,4 +1,5 @@
 """The discrete VAE's losses against SciPy, and that it learns."""
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,10 +7,15 @@ import pytest
 import scipy.special
 import scipy.stats
 
+from beit_jax.config import MeshConfig
+from beit_jax.data.shapes import ShapesSource
 from beit_jax.errors import RequestError
+from beit_jax.models.dvae import map_pixels
 from beit_jax.tasks import make_task, task_config
 from beit_jax.tasks.tokenizer import reconstruction_loss, token_statistics
+from beit_jax.train.sharding import make_mesh
 from beit_jax.train.step import abstract_params
+from tests.train.test_mesh import run_steps
 
 SMALL = {'task': 'tokenizer', 'batch_size': 5, 'total_steps': 40, 'compute_dtype': 'float32', 'data': {'name': 'shapes', 'image_size': 12},
          'model': {'groups': 3, 'blocks': 1, 'width': 8, 'decoder_input': 8, 'vocabulary': 13}}
@@ -66,9 +72,7 @@ def test_padding_does_not_count(task, params):
 
 
 def test_kl_is_that_of_scipy(task, params):
-    from flax import nnx
 
-    from beit_jax.models.dvae import map_pixels
     images = np.random.default_rng(2).integers(0, 256, (2, 12, 12, 3), np.uint8)
     sums = sums_of(task, params, images, np.ones(2, np.float32), progress=1.0, train=False)
     logits = np.asarray(nnx.merge(task.graphdef, params).encoder(map_pixels(images.astype(np.float32) / 255)), np.float64)
@@ -85,16 +89,15 @@ def test_temperature_sharpens_the_codes(task, params):
 
 
 def test_it_learns():
-    from beit_jax.config import MeshConfig
-    from beit_jax.train.sharding import make_mesh
-    from tests.train.test_mesh import run_steps
     task = make_task(task_config(SMALL | {'reconstruction': 'l2', 'optimizer': {'lr': 5e-3, 'warmup_steps': 2, 'clip_norm': 1.0}}))
-    losses, _ = run_steps(task, make_mesh(MeshConfig(), jax.devices()[:1]), 40)
-    assert losses[-5:].mean() < 0.9 * losses[:5].mean()
+    source = ShapesSource(5, 12, 'easy', 'train')
+    pictures = {'image': np.stack([source.read(i).image for i in range(5)])}
+    losses, _ = run_steps(task, make_mesh(MeshConfig(), jax.devices()[:1]), 40, pictures)
+    assert losses[-5:].mean() < 0.5 * losses[:5].mean()
 
 
 def test_sizes_that_do_not_fit():
     with pytest.raises(RequestError, match=r'image_size 14 is not a multiple of 4'):
         task_config(SMALL | {'data': {'name': 'shapes', 'image_size': 14}})
-    with pytest.raises(RequestError, match=r"config.reconstruction='l3' is unknown. Did you mean l2\?|config.reconstruction|l3"):
+    with pytest.raises(RequestError, match=r"config.reconstruction='l3' is unknown. Did you mean l2\?"):
         task_config(SMALL | {'reconstruction': 'l3'})

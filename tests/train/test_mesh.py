@@ -16,8 +16,8 @@ from tests import tiny
 STEPS = 5
 
 
-def run_steps(task, mesh, steps: int = STEPS):
-    """(losses of a few steps on random pictures, parameters after them)."""
+def run_steps(task, mesh, steps: int = STEPS, pictures=None):
+    """(losses of a few steps on random pictures, or on `pictures` again and again, parameters after them)."""
     config = task.config
     schedule = optimizers.learning_rate(config.optimizer, config.total_steps, 10)
     optimizer = optimizers.make_optimizer(config.optimizer, schedule, step.abstract_params(task))
@@ -25,7 +25,8 @@ def run_steps(task, mesh, steps: int = STEPS):
     train_step = step.make_train_step(task, optimizer, schedule, mesh, config.total_steps)
     random, losses = np.random.default_rng(0), []
     for _ in range(steps):
-        batch = {view.name: random.integers(0, 256, (config.batch_size, view.size, view.size, 3), np.uint8) for view in task.views}
+        batch = pictures or {view.name: random.integers(0, 256, (config.batch_size, view.size, view.size, 3), np.uint8)
+                             for view in task.views}
         batch |= {'valid': np.ones(config.batch_size, np.float32), 'substituted': np.zeros(config.batch_size, bool)}
         state, metrics = train_step(state, task.frozen, sharding.put_batch(mesh, batch, config.batch_size))
         losses.append(float(metrics['loss']))

@@ -1,0 +1,28 @@
+"""The step runs where neither TensorFlow nor ml_collections is installed (a bare accelerator machine)."""
+from tests import tiny
+
+PROGRAM = '''
+import sys
+for name in ('tensorflow', 'tensorflow_datasets', 'ml_collections'):
+    sys.modules[name] = None
+import numpy as np
+from beit_jax.config import MeshConfig
+from beit_jax.tasks import make_task, task_config
+from beit_jax.train import optimizer, sharding, step
+from tests import tiny
+task = make_task(task_config(tiny.settings(sys.argv[1])))
+schedule = optimizer.learning_rate(task.config.optimizer, 5, 1)
+rule = optimizer.make_optimizer(task.config.optimizer, schedule, step.abstract_params(task))
+mesh = sharding.make_mesh(MeshConfig())
+batch = {view.name: np.zeros((8, view.size, view.size, 3), np.uint8) for view in task.views}
+batch |= {'valid': np.ones(8, np.float32), 'substituted': np.zeros(8, bool)}
+state = step.initial_state(task, rule, mesh, 0)
+state, metrics = step.make_train_step(task, rule, schedule, mesh, 5)(state, task.frozen, sharding.put_batch(mesh, batch, 8))
+print(float(metrics['loss']))
+'''
+
+
+def test_step_without_tensorflow(tokenizer_dir):
+    done = tiny.run(['-c', PROGRAM, str(tokenizer_dir)])
+    assert done.returncode == 0, done.stderr
+    assert 2 < float(done.stdout) < 4  # about log(17)
