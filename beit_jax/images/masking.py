@@ -32,11 +32,13 @@ class MaskConfig:
         check(0 < self.min_aspect <= 1, f'config.mask.min_aspect is {self.min_aspect}: use a number above 0 and up to 1.')
 
     def check_grid(self, grid: tuple[int, int]) -> None:
-        """Raises RequestError where the grid has fewer patches than are to be hidden."""
+        """Raises RequestError where a picture may end up with too few patches for a mask, or without a mask."""
         check(self.patches <= grid[0] * grid[1], f'config.mask.patches is {self.patches} but a picture has {grid[0]} x {grid[1]} = '
               f'{grid[0] * grid[1]} patches: hide fewer, or change config.data.image_size or config.model.patch_size.')
         check(self.kind == 'random' or min(grid) > 1,
               f'blockwise masks need at least 2 x 2 patches, the picture has {grid[0]} x {grid[1]}: set config.mask.kind=random.')
+        check(self.kind == 'random' or self.min_block <= self.patches, f'config.mask.min_block {self.min_block} is above config.mask.patches '
+              f'{self.patches}: no block may fit and a picture stay without a mask. Lower min_block.')
 
 
 class Masks(NamedTuple):

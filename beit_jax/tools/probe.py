@@ -52,11 +52,21 @@ def run(options) -> None:
     accuracies = {name: [ridge_accuracy(x, train_labels, y, test_labels) for x, y in zip(layer_features(task, weights, train),
                                                                                          layer_features(task, weights, test))]
                   for name, weights in (('pre-trained', params), ('random', random))}
+    accuracy, guessing = _token_accuracy(Path(options.workdir) / 'metrics.jsonl')
+    if accuracy:
+        print(f'masked-token accuracy on held-out pictures {accuracy:.3f}; always guessing the most frequent token {guessing:.3f} '
+              f'({accuracy / guessing:.1f} times)')
     print(f'ridge probe on {options.train} labelled pictures, accuracy on {options.test} others (chance {1 / len(SHAPES):.2f}):')
     for name, values in accuracies.items():
         print(f'  {name:12}' + '  '.join(f'layer {i + 1} {value:.3f}' for i, value in enumerate(values)) + f'  best {max(values):.3f}')
     if options.json:
-        Path(options.json).write_text(json.dumps(accuracies) + '\n')
+        Path(options.json).write_text(json.dumps(accuracies | {'token_accuracy': accuracy, 'majority_accuracy': guessing}) + '\n')
+
+
+def _token_accuracy(metrics: Path) -> tuple[float, float]:
+    """(accuracy, that of guessing) of the last evaluation of the run; zeros where there was none."""
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+    return next(((row['eval/token_accuracy'], row['eval/majority_accuracy']) for row in reversed(rows) if 'eval/token_accuracy' in row), (0.0, 0.0))
 
 
 def _arguments():

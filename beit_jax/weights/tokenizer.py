@@ -10,6 +10,7 @@ import safetensors
 import safetensors.numpy
 
 from beit_jax.config import check, from_mapping
+from beit_jax.errors import RequestError
 from beit_jax.models.dvae import DVAE, DVAEConfig
 from beit_jax.models.tokenizers import DVAETokenizer
 
@@ -35,15 +36,16 @@ def load_tokenizer(path: str, *, dtype=jnp.float32):
     for name in (WEIGHTS, DESCRIPTION):
         check((directory / name).is_file(), f'config.tokenizer.path={path}: there is no {name}. Train a tokenizer '
               '(python main.py --config=configs/quickstart/tokenizer.py --workdir=W) and give W/tokenizer.')
-    description = json.loads((directory / DESCRIPTION).read_text())
-    config = from_mapping(DVAEConfig, description['architecture'], 'architecture.')
     try:
+        description = json.loads((directory / DESCRIPTION).read_text())
+        image_size, architecture = int(description['image_size']), dict(description['architecture'])
         flat = safetensors.numpy.load_file(directory / WEIGHTS)
-    except safetensors.SafetensorError as error:
-        check(False, f'{directory / WEIGHTS} cannot be read ({error}): it is damaged, write it again.')
+    except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        raise RequestError(f'{WEIGHTS} or {DESCRIPTION} in {directory} is damaged ({error}): write it again.') from error
+    config = from_mapping(DVAEConfig, architecture, 'architecture.')
     abstract = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: DVAE(config, rngs=nnx.Rngs(0)))))
     expected = {name: (leaf.shape, leaf.dtype) for name, leaf in traverse_util.flatten_dict(abstract, sep='/').items()}
     found = {name: (array.shape, array.dtype) for name, array in flat.items()}
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     check(not wrong, f'{directory / WEIGHTS} does not fit {DESCRIPTION}: {", ".join(wrong[:5])}{" ..." if len(wrong) > 5 else ""}.')
-    return DVAETokenizer(config, description['image_size'], dtype=dtype), traverse_util.unflatten_dict(flat, sep='/')
+    return DVAETokenizer(config, image_size, dtype=dtype), traverse_util.unflatten_dict(flat, sep='/')

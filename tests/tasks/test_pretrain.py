@@ -28,7 +28,8 @@ def params(task):
 @pytest.fixture(scope='module')
 def batch(task):
     random = np.random.default_rng(2)
-    return {view.name: random.integers(0, 256, (7, view.size, view.size, 3), np.uint8) for view in task.views} | {'valid': np.ones(7, np.float32)}
+    pictures = {view.name: random.integers(0, 256, (7, view.size, view.size, 3), np.uint8) for view in task.views}
+    return pictures | {'valid': np.ones(7, np.float32)}
 
 
 def test_views(task):
@@ -73,6 +74,7 @@ def test_the_tokenizer_learns_nothing(task, params, batch):
     ({'data': {'image_size': 21}}, r'image of 21 x 21 cannot be cut into patches of 4'),
     ({'mask': {'patches': 26}}, r'config.mask.patches is 26 but a picture has 5 x 5 = 25'),
     ({'mask': {'patches': 0}}, r'config.mask.patches is 0'),
+    ({'mask': {'min_block': 12}}, r'config.mask.min_block 12 is above config.mask.patches 11'),
     ({'mask': {'kind': 'blockwize'}}, r"Did you mean blockwise\?"),
     ({'mask': {'paches': 3}}, r'config.mask.paches is not a setting. Did you mean patches\?'),
     ({'model': {'width': 17}}, r'width 17 is not a multiple of config.model.heads 2'),

@@ -27,8 +27,9 @@ def options(module, *arguments):
 
 def test_reconstruct(workdir, tmp_path):
     write_photos(tmp_path / 'photos')
-    reconstruct.run(options(reconstruct, '--workdir', workdir, '--images', tmp_path / 'photos', '--output', tmp_path / 'new' / 'p.png', '--limit', 3))
-    picture = Image.open(tmp_path / 'new' / 'p.png')
+    output = tmp_path / 'new' / 'p.png'
+    reconstruct.run(options(reconstruct, '--workdir', workdir, '--images', tmp_path / 'photos', '--output', output, '--limit', 3))
+    picture = Image.open(output)
     cell = reconstruct.CELL + reconstruct.GAP
     assert picture.size == (4 * cell + reconstruct.GAP, reconstruct.TITLE + 3 * cell)
 
@@ -58,8 +59,9 @@ def test_curves(workdir, tmp_path):
 def test_probe(workdir, tmp_path, capsys):
     probe.run(options(probe, '--workdir', workdir, '--train', 500, '--test', 500, '--json', tmp_path / 'p.json'))
     figures = json.loads((tmp_path / 'p.json').read_text())
-    assert {name: len(values) for name, values in figures.items()} == {'pre-trained': 2, 'random': 2}
-    assert 'chance 0.10' in capsys.readouterr().out
+    assert len(figures['pre-trained']) == len(figures['random']) == 2
+    out = capsys.readouterr().out
+    assert 'chance 0.10' in out and f'accuracy on held-out pictures {figures["token_accuracy"]:.3f}' in out
 
 
 def test_ridge_as_scikit_learn():

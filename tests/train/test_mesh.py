@@ -121,7 +121,8 @@ def test_what_does_not_divide_is_named(task):
 def test_every_model_has_its_rules(tokenizer_dir):
     mesh = sharding.make_mesh(MeshConfig())
     for positions in ('absolute', 'shared_bias', 'layer_bias'):
-        sharding.state_shardings(mesh, step.abstract_params(make_task(task_config(tiny.settings(tokenizer_dir, model={'positions': positions})))))
+        config = task_config(tiny.settings(tokenizer_dir, model={'positions': positions}))
+        sharding.state_shardings(mesh, step.abstract_params(make_task(config)))
     sharding.state_shardings(mesh, step.abstract_params(make_task(task_config({'task': 'tokenizer', 'total_steps': 1}))))
 
 
