@@ -30,7 +30,7 @@ quickstart: $(VENV)/installed
 	$(BIN)/python -m beit_jax.tools.probe --workdir $(QUICK)/pretrain --json $(QUICK)/pretrain/probe.json
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

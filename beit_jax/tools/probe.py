@@ -66,7 +66,8 @@ def run(options) -> None:
 def _token_accuracy(metrics: Path) -> tuple[float, float]:
     """(accuracy, that of guessing) of the last evaluation of the run; zeros where there was none."""
     rows = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
-    return next(((row['eval/token_accuracy'], row['eval/majority_accuracy']) for row in reversed(rows) if 'eval/token_accuracy' in row), (0.0, 0.0))
+    evaluations = [(row['eval/token_accuracy'], row['eval/majority_accuracy']) for row in rows if 'eval/token_accuracy' in row]
+    return evaluations[-1] if evaluations else (0.0, 0.0)
 
 
 def _arguments():

@@ -39,9 +39,12 @@ def load_tokenizer(path: str, *, dtype=jnp.float32):
     try:
         description = json.loads((directory / DESCRIPTION).read_text())
         image_size, architecture = int(description['image_size']), dict(description['architecture'])
+    except (ValueError, KeyError, TypeError) as error:
+        raise RequestError(f'{directory / DESCRIPTION} cannot be read ({error!r}): it is damaged, write it again.') from error
+    try:
         flat = safetensors.numpy.load_file(directory / WEIGHTS)
-    except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-        raise RequestError(f'{WEIGHTS} or {DESCRIPTION} in {directory} is damaged ({error}): write it again.') from error
+    except safetensors.SafetensorError as error:
+        raise RequestError(f'{directory / WEIGHTS} cannot be read ({error}): it is damaged, write it again.') from error
     config = from_mapping(DVAEConfig, architecture, 'architecture.')
     abstract = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: DVAE(config, rngs=nnx.Rngs(0)))))
     expected = {name: (leaf.shape, leaf.dtype) for name, leaf in traverse_util.flatten_dict(abstract, sep='/').items()}

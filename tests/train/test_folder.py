@@ -1,0 +1,81 @@
+"""Pre-training on photograph files of many kinds, and on files that are broken."""
+import json
+import shutil
+
+from PIL import Image
+import pytest
+
+from beit_jax.errors import RequestError
+from beit_jax.tasks import task_config
+from beit_jax.train import loop
+from tests import tiny
+from tests.photos import write_photos
+
+
+def folder_settings(tokenizer_dir, directory, **data):
+    return task_config(tiny.settings(tokenizer_dir, evaluate_every=0, data={'name': 'folder', 'path': str(directory), **data}))
+
+
+def rows(workdir):
+    return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+
+
+def test_photographs(tokenizer_dir, tmp_path):
+    """Different sizes, greyscale, CMYK and RGBA among them; one of them held out."""
+    count = len(write_photos(tmp_path / 'photos'))
+    assert loop.train(folder_settings(tokenizer_dir, tmp_path / 'photos', holdout=1 / count), tmp_path / 'run') == 0
+    *steps, evaluation = rows(tmp_path / 'run')
+    assert [row['step'] for row in steps] == [1, 2, 3, 4, 5] and steps[-1]['bad_records'] == 0
+    assert evaluation['eval/loss'] > 0
+
+
+def test_bad_records_are_replaced_and_counted(tokenizer_dir, tmp_path, capsys):
+    photos = write_photos(tmp_path / 'photos')
+    for copy in range(4):
+        for path in photos:
+            shutil.copy(path, path.with_stem(f'{path.stem}_{copy}'))
+    whole = photos[0].read_bytes()
+    (tmp_path / 'photos' / 'cut.jpg').write_bytes(whole[:len(whole) // 2])
+    (tmp_path / 'photos' / 'text.jpg').write_text('not an image')
+    Image.new('RGB', (1, 1)).save(tmp_path / 'photos' / 'dot.png')
+    counts = []
+    for name in ('once', 'again'):
+        config = task_config(tiny.settings(tokenizer_dir, evaluate_every=0, total_steps=8, data={
+            'name': 'folder', 'path': str(tmp_path / 'photos'), 'max_bad_share': 0.5}))
+        assert loop.train(config, tmp_path / name) == 0
+        counts.append([row['bad_records'] for row in rows(tmp_path / name)])
+    assert counts[0] == counts[1] and counts[0][-1] >= 3  # 64 draws from 43 files: each is seen at least once
+    out = capsys.readouterr().out
+    assert all(f'{name} cannot be read; another example took its place' in out for name in ('cut.jpg', 'text.jpg', 'dot.png'))
+
+
+def test_too_many_bad_records_end_the_run(tokenizer_dir, tmp_path, monkeypatch):
+    """Files that break after the start-up check: the run stops above the share and says so."""
+    photos = write_photos(tmp_path / 'photos')
+    config = folder_settings(tokenizer_dir, tmp_path / 'photos')
+    from beit_jax.data import pipeline
+    check = pipeline.check_source
+
+    def check_and_break(*arguments):
+        check(*arguments)
+        for path in photos[:3]:
+            path.write_text('gone')
+    monkeypatch.setattr(pipeline, 'check_source', check_and_break)
+    with pytest.raises(RequestError, match=r'examples could not be read.*config.data.max_bad_share'):
+        loop.train(config, tmp_path / 'run')
+
+
+@pytest.mark.parametrize(('spoil', 'message'), [
+    (shutil.rmtree, r'config.data.path'),
+    (lambda folder: [path.unlink() for path in folder.iterdir()], r'config.data.path'),
+    (lambda folder: [path.write_text('text') for path in folder.iterdir()], r'cannot be used.*config.data.max_bad_share'),
+    (lambda folder: [path.write_bytes(path.read_bytes()[:-200]) for path in folder.iterdir()], r'cannot be used'),
+    (lambda folder: [Image.new('RGB', (1, 1)).save(path.with_suffix('.png')) or path.unlink() for path in folder.glob('*.jpg')],
+     r'cannot be used.*smaller than 8 pixels'),
+], ids=['missing', 'empty', 'text', 'truncated', 'one pixel'])
+def test_unusable_folders_are_refused_before_the_first_step(spoil, message, tokenizer_dir, tmp_path):
+    write_photos(tmp_path / 'photos')
+    spoil(tmp_path / 'photos')
+    with pytest.raises(RequestError, match=f'(?s){message}'):
+        loop.train(folder_settings(tokenizer_dir, tmp_path / 'photos'), tmp_path / 'run')
+    assert not (tmp_path / 'run' / 'metrics.jsonl').exists()
