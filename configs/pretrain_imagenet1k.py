@@ -31,7 +31,8 @@ def get_config(arg: str = ''):
         data={'name': 'folder', 'image_size': 224, 'crop_scale': (0.08, 1.0), 'crop_ratio': (3 / 4, 4 / 3), 'flip': True,
               'color_jitter': (0.4, 0.4, 0.4), 'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225),
               'split': 'train', 'evaluate_split': 'validation'},
-        model={'size': 'base', 'patch_size': 16, 'positions': 'shared_bias', 'layer_scale': 0.1, 'drop_path': 0.1},
+        model={'size': 'base', 'patch_size': 16, 'positions': 'shared_bias', 'layer_scale': 0.1, 'drop_path': 0.1,
+               'unroll': 24},  # no scan over the blocks: slower to compile, a faster step (docs/benchmarks.md)
         mask={'kind': 'blockwise', 'patches': 75, 'min_block': 16, 'min_aspect': 0.3},
         tokenizer={'path': ''},  # DALL-E's: 8192 tokens, 112 x 112 pixels to 14 x 14 tokens
         optimizer={'lr': 1.5e-3, 'final_lr': 1e-5, 'warmup_epochs': 10.0, 'beta1': 0.9, 'beta2': 0.999, 'eps': 1e-8, 'weight_decay': 0.05,

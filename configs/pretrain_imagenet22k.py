@@ -28,7 +28,8 @@ def get_config(arg: str = ''):
         compute_dtype='bfloat16',
         data={'name': 'folder', 'holdout': 0.001, 'image_size': 224, 'crop_scale': (0.08, 1.0), 'crop_ratio': (3 / 4, 4 / 3), 'flip': True,
               'color_jitter': (0.4, 0.4, 0.4), 'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)},
-        model={'size': 'base', 'patch_size': 16, 'positions': 'shared_bias', 'layer_scale': 0.1, 'drop_path': 0.1},
+        model={'size': 'base', 'patch_size': 16, 'positions': 'shared_bias', 'layer_scale': 0.1, 'drop_path': 0.1,
+               'unroll': 24},  # no scan over the blocks: slower to compile, a faster step (docs/benchmarks.md)
         mask={'kind': 'blockwise', 'patches': 75, 'min_block': 16, 'min_aspect': 0.3},
         tokenizer={'path': ''},
         optimizer={'lr': 1.5e-3, 'final_lr': 1e-5, 'warmup_steps': 10_000, 'beta1': 0.9, 'beta2': 0.999, 'eps': 1e-8, 'weight_decay': 0.05,

@@ -32,7 +32,7 @@ def test_every_recipe_and_variant(path):
                                   'pretrain_imagenet22k:large'])
 def test_golden(name):
     """The resolved settings of the paper's recipes. To write them anew: python -m tests.test_recipes."""
-    assert json.loads((GOLDEN / f'{name}.json').read_text()) == resolved(name)
+    assert json.loads((GOLDEN / f'{name.replace(":", "_")}.json').read_text()) == resolved(name)
 
 
 def resolved(name: str) -> dict:
@@ -78,4 +78,4 @@ def test_bad_command_line(arguments, message, tmp_path, tokenizer_dir):
 if __name__ == '__main__':
     GOLDEN.mkdir(parents=True, exist_ok=True)
     for golden in ('pretrain_imagenet1k:base', 'pretrain_imagenet1k:large', 'pretrain_imagenet1k:base,vanilla', 'pretrain_imagenet22k:large'):
-        (GOLDEN / f'{golden}.json').write_text(json.dumps(resolved(golden), indent=1) + '\n')
+        (GOLDEN / f'{golden.replace(":", "_")}.json').write_text(json.dumps(resolved(golden), indent=1) + '\n')
