@@ -1,5 +1,6 @@
 """The one loop: a run is a pure function of (config, seed, step), so it can stop after any step and go on as if nothing had happened."""
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 import time
@@ -35,6 +36,7 @@ def train(config: RunConfig, workdir: Path) -> int:
     stop = Stop()
     stop.listen()
     run = _Run(config, workdir)
+    _claim_workdir(run.config, workdir)
     config, mesh, task = run.config, run.mesh, run.task
     schedule = optimizers.learning_rate(config.optimizer, config.total_steps, len(run.source) / config.batch_size)
     optimizer = optimizers.make_optimizer(config.optimizer, schedule, steps.abstract_params(task))
@@ -78,9 +80,7 @@ def train(config: RunConfig, workdir: Path) -> int:
             return STOPPED
         clock.restart(number)
     if start < config.total_steps:
-        params = jax.device_get(state['params']) if jax.process_count() == 1 else _gather(state['params'], mesh)
-        if jax.process_index() == 0:
-            task.finish(params, workdir)
+        run.finish(state['params'])
     checkpoints.close()
     log.say(f'done: {config.total_steps} steps; checkpoint {workdir / "checkpoints" / str(config.total_steps)}')
     log.close()
@@ -111,7 +111,6 @@ class _Run:
             total_steps = max(1, int(config.epochs * len(self.source) / config.batch_size))
             config = dataclasses.replace(config, total_steps=total_steps, epochs=0.0)
         self.config = config
-        _claim_workdir(config, workdir)
         self.task = make_task(config)
         self.sampler = Sampler(len(self.source), config.batch_size, config.seed)
         self.rows = local_rows(self.mesh, config.batch_size)
@@ -131,9 +130,12 @@ class _Run:
                 'versions': {'beit_jax': beit_jax.__version__, 'jax': jax.__version__}}
 
     def fingerprint(self) -> dict:
-        """What decides which examples a step sees."""
+        """What decides, besides the config, what a step sees: the examples, and the arrays that are not learned (a tokenizer)."""
+        frozen = hashlib.sha256()
+        for leaf in jax.tree.leaves(self.task.frozen):
+            frozen.update(np.asarray(leaf).tobytes())
         return {'examples': len(self.source), 'manifest': self.source.fingerprint, 'seed': self.config.seed,
-                'batch_size': self.config.batch_size}
+                'batch_size': self.config.batch_size, 'tokenizer': frozen.hexdigest()}
 
     def restore_or_init(self, checkpoints: Checkpoints, optimizer):
         config, step = self.config, checkpoints.latest
@@ -142,8 +144,8 @@ class _Run:
         if step is not None:
             saved = checkpoints.description(step)['data']
             differing = [f'{name} was {saved[name]}, is {value}' for name, value in self.fingerprint().items() if saved[name] != value]
-            check(not differing, f'{self.workdir} holds a run on other data ({"; ".join(differing)}): give the data of that run, or another '
-                  '--workdir.')
+            check(not differing, f'{self.workdir} holds a run on other data ({"; ".join(differing)}): give the data and the tokenizer of that '
+                  'run, or another --workdir.')
             return checkpoints.restore(step, jax.tree.map(
                 lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings))
         if jax.process_index() == 0:
@@ -193,10 +195,20 @@ class _Run:
             return jax.device_get(summarize(total))
         return evaluate
 
+    def finish(self, params) -> None:
+        """Writes what else the task owes, from whole arrays on the host."""
+        if jax.process_count() > 1:
+            params = jax.jit(lambda tree: tree, out_shardings=replicated(self.mesh))(params)
+        if jax.process_index() == 0:
+            self.task.finish(jax.device_get(params), self.workdir)
+
     def write(self, log: MetricsWriter, clock, step: int, metrics) -> None:
         """Logs a training step and refuses to go on where it went wrong."""
         metrics = jax.device_get(metrics)  # waits until the step is done
-        log.write(step, metrics | {'images_per_second': round(clock.lap(step), 1)})
+        rate = clock.lap(step)
+        if clock.laps == 1:
+            log.say(f'a step takes {self.config.batch_size / rate:.3f} s')
+        log.write(step, metrics | {'images_per_second': round(rate, 1)})
         check(bool(np.isfinite(metrics['loss'])), f'the loss of step {step} is not finite: the newest checkpoint before it is good. Lower '
               'config.optimizer.lr, or set config.optimizer.clip_norm.')
         seen = step * self.config.batch_size
@@ -211,7 +223,7 @@ class _Clock:
     """Images per second between the logged steps, without the time of evaluations and saves."""
 
     def __init__(self, step: int, batch_size: int):
-        self._batch_size = batch_size
+        self._batch_size, self.laps = batch_size, 0
         self.restart(step)
 
     def restart(self, step: int) -> None:
@@ -220,6 +232,7 @@ class _Clock:
     def lap(self, step: int) -> float:
         rate = (step - self._step) * self._batch_size / (time.perf_counter() - self._time)
         self.restart(step)
+        self.laps += 1
         return rate
 
 
@@ -264,8 +277,3 @@ def _profile(config: RunConfig, number: int, workdir: Path) -> None:
         jax.profiler.start_trace(str(workdir / 'profile'))
     if profile.steps and number == profile.start + profile.steps:
         jax.profiler.stop_trace()
-
-
-def _gather(params, mesh):
-    """The parameters as NumPy arrays on every process."""
-    return jax.device_get(jax.jit(lambda x: x, out_shardings=replicated(mesh))(params))

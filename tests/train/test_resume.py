@@ -1,11 +1,13 @@
 """Stopped after any step and started again, a run has bit for bit the parameters and the metrics of one that never stopped."""
 import json
+import shutil
 import signal
 import time
 
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from beit_jax.errors import RequestError
 from beit_jax.tasks import task_config
@@ -81,6 +83,30 @@ def test_finished_run_is_left_alone(uninterrupted, tokenizer_dir):
 def test_workdir_of_another_config(changed, message, uninterrupted, tokenizer_dir):
     with pytest.raises(RequestError, match=message):
         loop.train(task_config(tiny.settings(tokenizer_dir, **changed)), uninterrupted)
+
+
+def test_another_tokenizer_is_refused(uninterrupted, tokenizer_dir, tmp_path):
+    """The path may change, for a tokenizer may move; what it holds may not."""
+    moved = shutil.copytree(tokenizer_dir, tmp_path / 'moved')
+    assert loop.train(task_config(tiny.settings(moved)), uninterrupted) == 0
+    arrays = safetensors.numpy.load_file(moved / 'tokenizer.safetensors')
+    arrays['encoder/input/bias'] = arrays['encoder/input/bias'] + 1
+    safetensors.numpy.save_file(arrays, moved / 'tokenizer.safetensors')
+    with pytest.raises(RequestError, match=r'on other data \(tokenizer was'):
+        loop.train(task_config(tiny.settings(moved)), uninterrupted)
+
+
+def test_evaluate_alone(uninterrupted, tokenizer_dir, tmp_path, capsys):
+    """`--mode=evaluate` gives the figures that training logged last, and writes nothing."""
+    config = tiny.settings(tokenizer_dir)
+    assert loop.evaluate(task_config(config), uninterrupted) == 0
+    logged = metrics_lines(uninterrupted)[-1]
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures == {name: value for name, value in logged.items() if name != 'step'}
+    assert loop.evaluate(task_config(config | {'init': str(uninterrupted)}), tmp_path / 'new') == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures and not (tmp_path / 'new').exists()
+    with pytest.raises(RequestError, match='neither a checkpoint nor a work directory'):
+        loop.evaluate(task_config(config), tmp_path / 'new')
 
 
 def test_init_takes_the_weights_only(uninterrupted, tokenizer_dir, tmp_path):
