@@ -34,6 +34,8 @@ class DataConfig:
     def __post_init__(self):
         one_of('config.data.name', self.name, SOURCES)
         one_of('config.data.level', self.level, LEVELS)
+        check(self.name != 'tfds' or not self.evaluate_path, 'config.data.evaluate_path is for folders: with data.name=tfds the held-out '
+              'images are config.data.evaluate_split, or a share config.data.holdout.')
         check(self.image_size > 0, f'config.data.image_size is {self.image_size}: use at least 1.')
         for name in ('crop_scale', 'crop_ratio'):
             low, high = getattr(self, name)

@@ -81,6 +81,7 @@ def test_the_tokenizer_learns_nothing(task, params, batch):
     ({'model': {'positions': 'shared'}}, r"Did you mean shared_bias\?"),
     ({'model': {'depth': 2.5}}, r'config.model.depth is 2.5 \(float\): it takes int'),
     ({'batch_size': 9, 'accumulate_steps': 2}, r'batch_size 9 is not a multiple of accumulate_steps 2'),
+    ({'data': {'name': 'tfds', 'evaluate_path': '/x'}}, r'config.data.evaluate_path is for folders'),
     ({'epochs': 1.0}, r'set exactly one of them'),
     ({'compute_dtype': 'float16'}, r'Allowed: float32, bfloat16'),
     ({'data': {'crop_scale': (0.5,)}}, r'config.data.crop_scale has 1 items: it takes 2'),
