@@ -1,5 +1,6 @@
 """The one loop: a run is a pure function of (config, seed, step), so it can stop after any step and go on as if nothing had happened."""
 import dataclasses
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -125,10 +126,11 @@ class _Run:
                 + ' x '.join(f'{axis} {size}' for axis, size in self.mesh.shape.items()) + f' of {jax.devices()[0].device_kind}')
 
     def description(self) -> dict:
-        return {'task': self.config.task, 'architecture': self.task.describe(), 'data': self.fingerprint(),
+        return {'task': self.config.task, 'architecture': self.task.describe(), 'data': self.fingerprint,
                 'config': json.loads(json.dumps(dataclasses.asdict(self.config))),
                 'versions': {'beit_jax': beit_jax.__version__, 'jax': jax.__version__}}
 
+    @functools.cached_property  # once a run, not once a save: a tokenizer may have hundreds of megabytes
     def fingerprint(self) -> dict:
         """What decides, besides the config, what a step sees: the examples, and the arrays that are not learned (a tokenizer)."""
         frozen = hashlib.sha256()
@@ -143,7 +145,7 @@ class _Run:
         shardings = state_shardings(self.mesh, abstract)
         if step is not None:
             saved = checkpoints.description(step)['data']
-            differing = [f'{name} was {saved[name]}, is {value}' for name, value in self.fingerprint().items() if saved[name] != value]
+            differing = [f'{name} was {saved[name]}, is {value}' for name, value in self.fingerprint.items() if saved[name] != value]
             check(not differing, f'{self.workdir} holds a run on other data ({"; ".join(differing)}): give the data and the tokenizer of that '
                   'run, or another --workdir.')
             return checkpoints.restore(step, jax.tree.map(
@@ -161,9 +163,7 @@ class _Run:
         return params
 
     def _write_parameter_table(self):
-        from flax import nnx
-        module = nnx.eval_shape(lambda: self.task.build(nnx.Rngs(0)))
-        table = optimizers.parameter_table(nnx.state(module), self.config.optimizer.layer_decay)
+        table = optimizers.parameter_table(steps.abstract_variables(self.task), self.config.optimizer.layer_decay)
         (self.workdir / 'parameters.txt').write_text(table)
 
     def train_batches(self, start: int):

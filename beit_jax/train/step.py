@@ -17,7 +17,7 @@ from beit_jax.train.sharding import batch_sharding, replicated, state_shardings
 
 def abstract_params(task):
     """Shapes and dtypes of the parameters."""
-    return nnx.to_pure_dict(_variables(task))
+    return nnx.to_pure_dict(abstract_variables(task))
 
 
 def abstract_state(task, optimizer):
@@ -27,7 +27,7 @@ def abstract_state(task, optimizer):
 
 def initial_params(task, seed: int, shardings=None):
     """Fresh parameters. Each depends on the seed and its path alone, and every device makes its own part only."""
-    key, leaves = jax.random.key(seed), nnx.to_flat_state(_variables(task))
+    key, leaves = jax.random.key(seed), nnx.to_flat_state(abstract_variables(task))
     shardings = traverse_util.flatten_dict(shardings) if shardings else {}
     values = {}
     for path, leaf in leaves:
@@ -47,7 +47,8 @@ def initial_state(task, optimizer, mesh, seed: int):
     return jax.jit(functools.partial(_with_params, optimizer), out_shardings=shardings)(params)
 
 
-def _variables(task) -> nnx.State:
+def abstract_variables(task) -> nnx.State:
+    """The parameters as the module declares them: shapes, dtypes and initialisers."""
     return nnx.state(nnx.eval_shape(lambda: task.build(nnx.Rngs(0))), nnx.Param)
 
 

@@ -2,6 +2,7 @@
 import json
 import socket
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def test_mesh_gives_the_losses_of_one_device(shape, task, single, monkeypatch):
         monkeypatch.setattr(step, 'state_shardings', lambda mesh, tree: sharding.state_shardings(mesh, tree, rules))
     losses, params = run_steps(task, sharding.make_mesh(MeshConfig(data=shape[0], fsdp=shape[1], tensor=shape[2])))
     np.testing.assert_allclose(losses, single[0], rtol=0, atol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), params, single[1])
+    chex.assert_trees_all_close(params, single[1], rtol=1e-7, atol=1e-4)
 
 
 def test_fsdp_splits_parameters_and_moments(task):
@@ -74,7 +75,7 @@ def test_accumulation_changes_nothing(tokenizer_dir, task, single):
     losses, params = run_steps(parts, sharding.make_mesh(MeshConfig(data=4), jax.devices()[:4]))
     # Part a holds rows a, a + 4, ...: each row keeps its key, so masks, jitter and drop path are the same.
     np.testing.assert_allclose(losses, single[0], rtol=0, atol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), params, single[1])
+    chex.assert_trees_all_close(params, single[1], rtol=1e-7, atol=1e-4)
 
 
 def test_two_processes_are_one(tokenizer_dir, tmp_path):
