@@ -2,7 +2,8 @@
 
     python main.py --config=configs/quickstart/tokenizer.py --workdir=runs/quickstart/tokenizer
 
-Expect (2 CPU cores, about two and a half minutes): psnr above 20 dB, token_perplexity above 80. Writes WORKDIR/tokenizer, which pre-training reads.
+Expect (2 CPU cores, about two and a half minutes): psnr above 20 dB, token_perplexity above 80. Writes WORKDIR/tokenizer, which
+pre-training reads.
 """
 from beit_jax.recipes import recipe, vary
 
