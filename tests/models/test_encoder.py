@@ -37,10 +37,10 @@ def inputs():
 
 
 def filled(build):
-    """A module whose parameters are all far from zero, so that each has a part in the output."""
+    """A module whose parameters are all far from zero, so that each has a part in the output; NumPy arrays, so that a trace may make it."""
     module, rng = nnx.eval_shape(build), np.random.default_rng(1)
     nnx.update(module, jax.tree.map_with_path(
-        lambda path, x: jnp.asarray(rng.normal(1.0 if "'scale'" in str(path) else 0.0, 0.2, x.shape), x.dtype), nnx.state(module)))
+        lambda path, x: rng.normal(1.0 if "'scale'" in str(path) else 0.0, 0.2, x.shape).astype(x.dtype), nnx.state(module)))
     return module
 
 
