@@ -58,6 +58,7 @@ class RunConfig:
     keep_checkpoints: int = 3
     init: str = ''  # a checkpoint to start from; '' starts from random weights
     compute_dtype: str = 'bfloat16'
+    ema_decay: float = 0.0  # of a moving average of the parameters, which is then evaluated and exported; 0: none
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
     profile: ProfileConfig = ProfileConfig()
@@ -68,6 +69,7 @@ class RunConfig:
               f'total_steps is {self.total_steps} and epochs is {self.epochs}: set exactly one of them and leave the other 0.')
         check(self.accumulate_steps > 0 and self.batch_size % self.accumulate_steps == 0,
               f'batch_size {self.batch_size} is not a multiple of accumulate_steps {self.accumulate_steps}.')
+        check(0 <= self.ema_decay < 1, f'ema_decay is {self.ema_decay}: use a number from 0 up to but not including 1.')
         one_of('compute_dtype', self.compute_dtype, COMPUTE_DTYPES)
         for name in ('log_every', 'save_every', 'keep_checkpoints'):
             check(getattr(self, name) > 0, f'{name} is {getattr(self, name)}: use at least 1.')

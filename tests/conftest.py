@@ -22,9 +22,9 @@ def tokenizer_dir(tmp_path_factory):
     """A discrete VAE with random weights: 10 x 10 pixels to 5 x 5 tokens of 17 kinds."""
     from flax import nnx
 
-    from beit_jax.models.dvae import DVAE, DVAEConfig
+    from beit_jax.models.tokenizers.dvae import DVAE, Config
     from beit_jax.weights.tokenizer import save_tokenizer
-    config = DVAEConfig(groups=2, blocks=1, width=8, decoder_input=8, vocabulary=17)
+    config = Config(groups=2, blocks=1, width=8, decoder_input=8, vocabulary=17)
     directory = tmp_path_factory.mktemp('tokenizer')
-    save_tokenizer(directory, config, 10, nnx.to_pure_dict(nnx.state(DVAE(config, rngs=nnx.Rngs(3)))))
+    save_tokenizer(directory, 'dvae', config, 10, nnx.to_pure_dict(nnx.state(DVAE(config, rngs=nnx.Rngs(3)))))
     return directory

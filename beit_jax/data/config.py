@@ -23,6 +23,7 @@ class DataConfig:
     crop_scale: tuple[float, float] = (0.08, 1.0)  # area of the random crop over the area of the image
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width over height of the random crop
     flip: bool = True
+    repeat_views: int = 0  # epochs after which each image's crops, flips and colours come again; 0: never
     evaluate_crop: float = 224 / 256  # side of the central square that is evaluated over the shorter side of the image
     color_jitter: tuple[float, float, float] = (0.4, 0.4, 0.4)  # brightness, contrast, saturation; done on the device
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -43,6 +44,7 @@ class DataConfig:
         check(self.crop_scale[1] <= 1, f'config.data.crop_scale ends at {self.crop_scale[1]}: a crop has at most the whole area, 1.')
         check(0 <= self.holdout < 1, f'config.data.holdout is {self.holdout}: use a share from 0 up to but not including 1.')
         check(min(self.std) > 0, f'config.data.std is {self.std}: use positive numbers.')
+        check(self.repeat_views >= 0, f'config.data.repeat_views is {self.repeat_views}: use a number of epochs, or 0.')
         check(self.num_examples > 0 and self.num_evaluate_examples >= 0, 'config.data.num_examples must be positive.')
 
 

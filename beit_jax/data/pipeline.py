@@ -1,4 +1,4 @@
-"""Batches for the trainer: read, crop, flip and resize in parallel, each example a pure function of (seed, position).
+"""Batches for the trainer: read, crop, flip and resize in parallel, each picture a pure function of (seed, example, number of the view).
 
 A bad record (not an image, truncated, too small, unreadable) never shifts the others: another example takes its place, the same one
 on every run.
@@ -32,24 +32,25 @@ def train_batches(source: Source, sampler: Sampler, views: Sequence[View], confi
 
     Yields:
       each view's name: uint8 [R, size, size, 3], one and the same crop; `label` int32 [R]; `index` int64 [R], the example that the
-      sampler asked for; `substituted` bool [R], true where that one was bad and another was used; `valid` float32 [R], ones.
+      sampler asked for; `view` uint32 [R], the number that seeds what is drawn for the picture (modulo 2 ** 32); `substituted` bool [R],
+      true where that example was bad and another was used; `valid` float32 [R], ones.
 
     Raises:
       RequestError: an example and all that could take its place are bad.
     """
     def examples(step):
         positions = sampler.positions(step, rows)
-        return positions, sampler.examples(positions)
+        return sampler.views(positions), sampler.examples(positions)
 
-    def candidate(position, index, attempt):
-        """`index`, then others drawn from (seed, position), then -1."""
+    def candidate(view, index, attempt):
+        """`index`, then others drawn from (seed, view), then -1."""
         if not 0 < attempt <= SUBSTITUTES:
             return -1 if attempt else index
-        key = np.array([sampler.seed, position], np.int64).astype(np.uint64)
+        key = np.array([sampler.seed, view], np.int64).astype(np.uint64)
         return int(np.random.Philox(key=key).random_raw(int(attempt))[-1] % len(source))
 
-    def box_and_flip(position):
-        seed, flip_seed = tf.stack([sampler.seed, position]), tf.stack([sampler.seed, -1 - position])  # the crop's seed has no negative one
+    def box_and_flip(view):
+        seed, flip_seed = tf.stack([sampler.seed, view]), tf.stack([sampler.seed, -1 - view])  # the crop's seed has no negative one
         flip = config.flip & (tf.random.stateless_uniform([], flip_seed, alg='philox') < 0.5)
         return lambda height, width: transforms.random_box(seed, height, width, config.crop_scale, config.crop_ratio), flip
 
@@ -104,13 +105,13 @@ def _flaw(source, index):
         return error.strerror or str(error)
 
 
-def _first_readable(source: Source, candidate: Callable, box_and_flip: Callable, views, position, index) -> tf.data.Dataset:
-    """A dataset of one element, from the first readable example of `candidate(position, index, attempt)`, attempt 0, 1, ...
+def _first_readable(source: Source, candidate: Callable, box_and_flip: Callable, views, view_number, index) -> tf.data.Dataset:
+    """A dataset of one element, from the first readable example of `candidate(view_number, index, attempt)`, attempt 0, 1, ...
 
     `used` says which it is; -1: none, and a black picture.
     """
-    def read(*position_index_attempt):
-        used = candidate(*position_index_attempt)
+    def read(*view_index_attempt):
+        used = candidate(*view_index_attempt)
         try:
             image, label = source.read(int(used)) if used >= 0 else _BLACK
         except OSError:
@@ -120,18 +121,19 @@ def _first_readable(source: Source, candidate: Callable, box_and_flip: Callable,
 
     def attempt(number):
         read_types = [tf.string, tf.uint8, tf.int32, tf.int64]
-        encoded, pixels, label, used = tf.numpy_function(read, [position, index, number], read_types)
-        box_of, flip = box_and_flip(position)
+        encoded, pixels, label, used = tf.numpy_function(read, [view_number, index, number], read_types)
+        box_of, flip = box_and_flip(view_number)
         crop = transforms.decode_crop(tf.ensure_shape(encoded, []), box_of, tf.ensure_shape(pixels, [None, None, 3]))
         crop = tf.cond(flip, lambda: tf.reverse(crop, [1]), lambda: crop)
         pictures = {view.name: transforms.resize(crop, view) for view in views}
-        return {**pictures, 'label': tf.ensure_shape(label, []), 'index': index, 'used': tf.ensure_shape(used, [])}
+        return {**pictures, 'label': tf.ensure_shape(label, []), 'index': index, 'view': tf.cast(view_number, tf.uint32),
+                'used': tf.ensure_shape(used, [])}
 
     return tf.data.Dataset.range(SUBSTITUTES + 2).map(attempt).ignore_errors().take(1)
 
 
 def _batches(steps: range, examples: Callable, load: Callable, num_rows: int, config: DataConfig) -> Iterator[Batch]:
-    """Batches of `num_rows` elements `load(position, index)`, in order, for the (positions, indices) of `examples(step)`."""
+    """Batches of `num_rows` elements `load(view number, index)`, in order, for the (view numbers, indices) of `examples(step)`."""
     workers = config.workers or len(os.sched_getaffinity(0))
 
     def rows(step):

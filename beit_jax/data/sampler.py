@@ -19,8 +19,9 @@ class Sampler:
     Hosts ask for their rows of the global batch, so their batches, concatenated, are what one host alone would have made.
     """
 
-    def __init__(self, num_examples: int, batch_size: int, seed: int, shuffle: bool = True):
-        self.num_examples, self.batch_size, self.seed, self.shuffle = num_examples, batch_size, seed, shuffle
+    def __init__(self, num_examples: int, batch_size: int, seed: int, shuffle: bool = True, repeat_views: int = 0):
+        """`repeat_views`: the epochs after which an example's views come again; 0: never."""
+        self.num_examples, self.batch_size, self.seed, self.shuffle, self.repeat_views = num_examples, batch_size, seed, shuffle, repeat_views
 
     def positions(self, step: int, rows: np.ndarray) -> np.ndarray:
         """Positions (int64 [R]) of `rows` (int [R], each in [0, batch_size)) of the global batch of `step`."""
@@ -34,3 +35,10 @@ class Sampler:
                 here = epochs == epoch
                 indices[here] = permutation(self.num_examples, self.seed, int(epoch))[indices[here]]
         return indices
+
+    def views(self, positions: np.ndarray) -> np.ndarray:
+        """Numbers (int64 [R]) that seed crop, flip and colours of the examples at `positions`: another one each time, or, where views
+        repeat, example + N * (epoch modulo `repeat_views`)."""
+        if not self.repeat_views:
+            return positions
+        return self.examples(positions) + self.num_examples * (positions // self.num_examples % self.repeat_views)

@@ -40,9 +40,9 @@ def apply_jitter(image_HWC, order, factors):
     return image_HWC
 
 
-def jitter(keys_B, views: tuple, strengths: tuple[float, float, float]) -> tuple:
-    """Jitters every view [B, H, W, 3] of an image alike; the key of the image decides how."""
+def jitter(keys_B, images_BHWC, strengths: tuple[float, float, float]):
+    """Pixels in [0, 1] -> the same, jittered as each image's key decides: pictures of one image with one key are jittered alike."""
     if not any(strengths):
-        return views
+        return images_BHWC
     orders, factors = jax.vmap(lambda key: draw_jitter(key, strengths))(keys_B)
-    return tuple(jax.vmap(apply_jitter)(view, orders, factors) for view in views)
+    return jax.vmap(apply_jitter)(images_BHWC, orders, factors)

@@ -18,15 +18,20 @@ TASKS = ('pretrain', 'tokenizer')
 class Task(Protocol):
     """A method. Built once a run, after its config was checked; `params` is always the nested dict of arrays of `build`."""
     config: RunConfig
-    views: tuple[View, ...]  # the pictures of an example that the host makes
-    frozen: Any  # arrays that the step needs but does not learn
+    views: tuple[View, ...]  # the pictures of an example that `loss` reads
+    prepare_views: tuple[View, ...]  # the pictures that `prepare` alone reads; () where there is nothing to prepare
+    frozen: Any  # arrays that `prepare` needs and nobody learns
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         """The module that is learned, freshly initialised."""
 
-    def loss(self, params, frozen, batch: dict, keys_B: jax.Array, *, progress, train: bool) -> tuple[jax.Array, dict]:
+    def prepare(self, frozen, batch: dict, *, train: bool) -> dict:
+        """Entries of the batch that are computed from `prepare_views` and not learned: what an image's view number decides, no more."""
+
+    def loss(self, params, batch: dict, keys_B: jax.Array, *, progress, train: bool) -> tuple[jax.Array, dict]:
         """(sum of the losses, sums): `sums['weight']` is what the sum of the losses is divided by, here and in the gradient.
 
+        batch: the views, what `prepare` gave, `view` uint32 [B] (the number of each view) and `valid` float32 [B].
         progress: step / total_steps in [0, 1]; train: draw augmentation and dropout, else be deterministic given the keys.
         """
 

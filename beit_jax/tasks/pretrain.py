@@ -1,7 +1,7 @@
 """BEiT pre-training (paper, section 2.3): predict the visual tokens of the patches that are hidden.
 
-One step: jitter both views alike, let the tokenizer turn the clean small view into tokens, hide patches of the large view, encode it, and
-take the cross-entropy over the hidden tokens. Shape legend: B images, S side in pixels, P patches, K masked slots, V vocabulary.
+One step: the tokenizer turns the small view of an image into tokens (`prepare`); patches of the large view, which was jittered alike, are
+hidden, the rest is encoded, and the loss is the cross-entropy over the hidden tokens. Shape legend: B images, S side in pixels, P patches, K masked slots, V vocabulary.
 """
 import dataclasses
 from pathlib import Path
@@ -12,24 +12,30 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from beit_jax.config import COMPUTE_DTYPES, RunConfig, check, one_of
+from beit_jax.config import RunConfig, check, one_of
 from beit_jax.data.config import DataConfig, View
 from beit_jax.images.color import jitter, normalize, to_float
 from beit_jax.images.masking import MaskConfig, draw_masks
 from beit_jax.models.encoder import EncoderConfig
 from beit_jax.models.heads import MaskedImageModel
-from beit_jax.models.tokenizers import Tokenizer
+from beit_jax.models.tokenizers import PRECISIONS, Tokenizer
 from beit_jax.tasks.tokenizer import token_statistics
 from beit_jax.weights.tokenizer import load_tokenizer
+
+JITTER = 0x6A697474  # sets the keys of the colours apart from those of a step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
     path: str = ''  # a directory with tokenizer.safetensors
-    compute_dtype: str = 'float32'
+    precision: str = 'bfloat16_3x'  # float32 | bfloat16_3x | bfloat16
+    image_size: int = 0  # side in pixels of the pictures it is shown; 0: what it was made for
+    cache_views: int = 0  # epochs after which views repeat and tokens are read from a cache instead of computed; 0: no cache
+    cache_path: str = ''  # directory of the cache; '' is WORKDIR/tokens
 
     def __post_init__(self):
-        one_of('config.tokenizer.compute_dtype', self.compute_dtype, COMPUTE_DTYPES)
+        one_of('config.tokenizer.precision', self.precision, PRECISIONS)
+        check(self.cache_views >= 0, f'config.tokenizer.cache_views is {self.cache_views}: use a number of epochs, or 0 for no cache.')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,6 +49,11 @@ class Config(RunConfig):
     def __post_init__(self):
         super().__post_init__()
         self.mask.check_grid(self.grid)
+        views = self.tokenizer.cache_views
+        if views and not self.data.repeat_views:
+            object.__setattr__(self, 'data', dataclasses.replace(self.data, repeat_views=views))
+        check(not views or views == self.data.repeat_views, f'config.tokenizer.cache_views is {views} but views repeat every '
+              f'config.data.repeat_views={self.data.repeat_views} epochs: leave one of them 0, or set both alike.')
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -59,18 +70,31 @@ class Pretrain:
 
     @property
     def views(self):
-        return (View('image', self.config.data.image_size, 'bicubic'),
-                View('token_image', self.config.grid[0] * self.tokenizer.factor, 'lanczos3'))
+        return (View('image', self.config.data.image_size, 'bicubic'),)
+
+    @property
+    def prepare_views(self):
+        return (View('token_image', self.config.grid[0] * self.tokenizer.factor, 'lanczos3'),)
 
     def build(self, rngs):
         return _build(self.config, self.tokenizer.vocabulary, rngs)
 
-    def loss(self, params, frozen, batch, keys_B, *, progress, train):
-        jitter_keys_B, mask_keys_B, drop_keys_B = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, 3))(keys_B), 1, 0)
-        image_BSS3, token_image_BSS3 = to_float(batch['image']), to_float(batch['token_image'])
-        if train:
-            image_BSS3, token_image_BSS3 = jitter(jitter_keys_B, (image_BSS3, token_image_BSS3), self.config.data.color_jitter)
-        tokens_BP = self.tokenizer.encode(frozen, token_image_BSS3)
+    def prepare(self, frozen, batch, *, train):
+        """{'tokens': uint16 [B, P]} of the clean picture."""
+        return {'tokens': self.tokenizer.encode(frozen, self._picture(batch, 'token_image', train)).astype(jnp.uint16)}
+
+    def _picture(self, batch, name, train):
+        """Pixels in [0, 1], float32 [B, S, S, 3]; the number of the view decides the colours, so that all pictures of a view agree."""
+        images_BSS3 = to_float(batch[name])
+        if not train:
+            return images_BSS3
+        key = jax.random.fold_in(jax.random.key(self.config.seed), JITTER)
+        keys_B = jax.vmap(lambda view: jax.random.fold_in(key, view))(batch['view'])
+        return jitter(keys_B, images_BSS3, self.config.data.color_jitter)
+
+    def loss(self, params, batch, keys_B, *, progress, train):
+        mask_keys_B, drop_keys_B = jnp.moveaxis(jax.vmap(jax.random.split)(keys_B), 1, 0)
+        image_BSS3, tokens_BP = self._picture(batch, 'image', train), batch['tokens'].astype(jnp.int32)
         mask_BP, slots_BK, weights_BK = draw_masks(mask_keys_B, self.config.mask, self.config.grid)
         logits_BKV = nnx.merge(self.graphdef, params)(normalize(image_BSS3, self.config.data.mean, self.config.data.std), mask_BP, slots_BK,
                                                      keys_B=drop_keys_B if train else None)
@@ -104,6 +128,12 @@ def _build(config: Config, vocabulary: int, rngs: nnx.Rngs) -> MaskedImageModel:
 def make(config: Config) -> Pretrain:
     check(bool(config.tokenizer.path), 'config.tokenizer.path is empty: give the directory of a tokenizer '
           '(python main.py --config=configs/quickstart/tokenizer.py --workdir=W writes W/tokenizer).')
-    tokenizer, frozen = load_tokenizer(config.tokenizer.path, dtype=config.tokenizer.compute_dtype)
+    tokenizer, frozen = load_tokenizer(config.tokenizer.path, config.tokenizer.precision)
+    check('encoder' in frozen, f'config.tokenizer.path={config.tokenizer.path} has a decoder alone: import its encoder too.')
+    size, (side, _) = config.tokenizer.image_size or tokenizer.image_size, config.grid
+    check(size == side * tokenizer.factor, f'the tokenizer {config.tokenizer.path} cuts {size} pixels into cells of {tokenizer.factor}, '
+          f'{size / tokenizer.factor:g} x {size / tokenizer.factor:g} tokens, but the encoder has {side} x {side} patches '
+          f'(config.data.image_size={config.data.image_size}, config.model.patch_size={config.model.patch_size}): change these, or set '
+          f'config.tokenizer.image_size={side * tokenizer.factor}.')
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: _build(config, tokenizer.vocabulary, nnx.Rngs(0))))
     return Pretrain(config, tokenizer, frozen, graphdef)

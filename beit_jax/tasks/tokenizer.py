@@ -1,7 +1,7 @@
 """Training a discrete VAE (arXiv 2102.12092, section 2.1 and appendix A.2): pictures through a grid of relaxed one-hot codes and back.
 
-The codes are relaxed by Gumbel-softmax at a temperature that falls along a cosine, the KL term to the uniform distribution is weighed in
-linearly. Shape legend: B images, S side in pixels, h w rows and columns of tokens, V vocabulary.
+The codes are relaxed by Gumbel-softmax at a temperature that falls along a cosine; the weight of the KL term to the uniform distribution
+rises along one. Shape legend: B images, S side in pixels, h w rows and columns of tokens, V vocabulary.
 """
 import dataclasses
 from pathlib import Path
@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from beit_jax.config import RunConfig, check, one_of
 from beit_jax.data.config import DataConfig, View
 from beit_jax.images.color import to_float
-from beit_jax.models.dvae import DVAE, DVAEConfig, map_pixels, unmap_pixels
+from beit_jax.models.tokenizers import dvae
+from beit_jax.models.tokenizers.dvae import DVAE, map_pixels, unmap_pixels
 from beit_jax.weights.tokenizer import save_tokenizer
 
 RECONSTRUCTIONS = ('logit_laplace', 'l2', 'smooth_l1')
@@ -25,7 +26,7 @@ class Config(RunConfig):
     """Temperatures and weights as DALL-E's (appendix A.2)."""
     task: str = 'tokenizer'
     data: DataConfig = DataConfig()
-    model: DVAEConfig = DVAEConfig()
+    model: dvae.Config = dvae.Config()
     reconstruction: str = 'logit_laplace'  # logit_laplace | l2 | smooth_l1
     temperature: float = 1.0  # at the start
     final_temperature: float = 1 / 16
@@ -71,6 +72,7 @@ class Tokenizer:
     config: Config
     graphdef: nnx.GraphDef
     frozen: ClassVar[dict] = {}
+    prepare_views: ClassVar[tuple] = ()
 
     @property
     def views(self):
@@ -79,14 +81,17 @@ class Tokenizer:
     def build(self, rngs):
         return DVAE(self.config.model, dtype=self.config.compute_dtype, rngs=rngs)
 
-    def loss(self, params, frozen, batch, keys_B, *, progress, train):
+    def prepare(self, frozen, batch, *, train):
+        return {}
+
+    def loss(self, params, batch, keys_B, *, progress, train):
         config, model = self.config, nnx.merge(self.graphdef, params)
         images_BSS3 = map_pixels(to_float(batch['image']))
         logits_BhwV = model.encoder(images_BSS3)
         ids_Bhw = jnp.argmax(logits_BhwV, axis=-1)
         if train:
-            cosine = (1 + jnp.cos(jnp.pi * jnp.clip(progress / config.temperature_share, 0, 1))) / 2
-            temperature = config.final_temperature + (config.temperature - config.final_temperature) * cosine
+            share = _cosine(progress / config.temperature_share)
+            temperature = config.final_temperature + (config.temperature - config.final_temperature) * share
             noise_Bn = jax.vmap(lambda key: jax.random.gumbel(key, (logits_BhwV[0].size,)))(keys_B)
             codes_BhwV = jax.nn.softmax((logits_BhwV + noise_Bn.reshape(logits_BhwV.shape)) / temperature)
         else:
@@ -96,7 +101,7 @@ class Tokenizer:
         log_q_BhwV = jax.nn.log_softmax(logits_BhwV)
         kl_Bhw = jnp.sum(jnp.exp(log_q_BhwV) * (log_q_BhwV + jnp.log(config.model.vocabulary)), axis=-1)
         kl_B = jnp.sum(kl_Bhw, axis=(1, 2)) / images_BSS3[0].size  # per pixel and channel, as the reconstruction
-        kl_weight = config.kl_weight * jnp.clip(progress / config.kl_share, 0, 1)
+        kl_weight = config.kl_weight * (1 - _cosine(progress / config.kl_share))
         error_B = jnp.mean(jnp.square(unmap_pixels(jax.nn.sigmoid(prediction_BSS6[..., :3])) - unmap_pixels(images_BSS3)), axis=(1, 2, 3))
         valid_B = batch['valid']
         mean_q_V = jnp.einsum('bhwv,b->v', jnp.exp(log_q_BhwV), valid_B) / (jnp.sum(valid_B) * ids_Bhw[0].size)
@@ -118,7 +123,12 @@ class Tokenizer:
                 'pixels': '0.8 x + 0.1 for x in [0, 1], RGB'}
 
     def finish(self, params, workdir: Path):
-        save_tokenizer(workdir / 'tokenizer', self.config.model, self.config.data.image_size, params)
+        save_tokenizer(workdir / 'tokenizer', 'dvae', self.config.model, self.config.data.image_size, params)
+
+
+def _cosine(share):
+    """From 1 at 0 to 0 at 1 and beyond."""
+    return (1 + jnp.cos(jnp.pi * jnp.clip(share, 0, 1))) / 2
 
 
 def token_statistics(counts_V) -> dict:

@@ -77,16 +77,17 @@ def _seconds_of_a_step(repeats: int) -> float:
 
     from beit_jax.tasks.pretrain import Config, Pretrain
     config = Config(total_steps=1, compute_dtype='float32')
-    tokenizer = SimpleNamespace(vocabulary=8192, image_size=112, factor=8, encode=lambda tokens_BP, _: tokens_BP)
+    tokenizer = SimpleNamespace(vocabulary=8192, factor=8)
     task = Pretrain(config, tokenizer, None, None)
     graphdef, abstract = nnx.split(nnx.eval_shape(lambda: task.build(nnx.Rngs(0))))
     task = Pretrain(config, tokenizer, None, graphdef)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32) * 0.02, nnx.to_pure_dict(abstract))
     batch = {'image': rng.integers(0, 256, (STEP_BATCH, 224, 224, 3), np.uint8),
-             'token_image': np.zeros((STEP_BATCH, 112, 112, 3), np.uint8), 'valid': np.ones(STEP_BATCH, np.float32)}
-    tokens_BP, keys_B = rng.integers(0, 8192, (STEP_BATCH, 196), np.int32), jax.random.split(jax.random.key(0), STEP_BATCH)
-    step = jax.jit(jax.grad(lambda params: task.loss(params, tokens_BP, batch, keys_B, progress=0.0, train=True), has_aux=True))
+             'tokens': rng.integers(0, 8192, (STEP_BATCH, 196), np.uint16), 'view': np.arange(STEP_BATCH, dtype=np.uint32),
+             'valid': np.ones(STEP_BATCH, np.float32)}
+    keys_B = jax.random.split(jax.random.key(0), STEP_BATCH)
+    step = jax.jit(jax.grad(lambda params: task.loss(params, batch, keys_B, progress=0.0, train=True), has_aux=True))
     params = jax.device_put(params)
     jax.block_until_ready(step(params))
     return statistics.median(_time(lambda: jax.block_until_ready(step(params))) for _ in range(repeats)) / STEP_BATCH

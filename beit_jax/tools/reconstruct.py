@@ -14,8 +14,9 @@ from beit_jax.images.color import normalize, to_float
 from beit_jax.images.masking import draw_masks
 from beit_jax.tasks import make_task, task_config
 from beit_jax.tools import arguments
-from beit_jax.train.checkpoint import check_params, load_params
+from beit_jax.train.checkpoint import check_params, check_vocabulary, load_params
 from beit_jax.train.step import abstract_params
+from beit_jax.weights.tokenizer import load_tokenizer
 
 COLUMNS = ('original', 'masked', 'tokenizer', 'model')
 CELL, GAP, TITLE = 144, 6, 22
@@ -28,18 +29,19 @@ def load_run(workdir: str, **settings):
     config = json.loads(path.read_text())
     check(config['task'] == 'pretrain', f'--workdir={workdir} is a {config["task"]} run: give that of a pre-training run.')
     task = make_task(task_config(config | settings))
-    params, _ = load_params(workdir)
+    params, description = load_params(workdir)
+    check_vocabulary(task.describe(), description, workdir)
     check_params(abstract_params(task), params, workdir)
     return task, params
 
 
-def predict_pictures(task, params, image_BSS3, token_image_BTT3, seed: int):
+def predict_pictures(task, tokenizer_params, params, image_BSS3, token_image_BTT3, seed: int):
     """(masked images, tokenizer's reconstructions, model's), float32 [B, side, side, 3] in [0, 1].
 
     The model's picture decodes its predicted tokens where patches are hidden and the true tokens elsewhere.
     """
     config = task.config
-    tokens_BP = task.tokenizer.encode(task.frozen, token_image_BTT3)
+    tokens_BP = task.tokenizer.encode(tokenizer_params, token_image_BTT3)
     keys_B = jax.random.split(jax.random.key(seed), len(image_BSS3))
     mask_BP, slots_BK, weights_BK = draw_masks(keys_B, config.mask, config.grid)
     logits_BKV = nnx.merge(task.graphdef, params)(normalize(image_BSS3, config.data.mean, config.data.std), mask_BP, slots_BK)
@@ -49,7 +51,7 @@ def predict_pictures(task, params, image_BSS3, token_image_BTT3, seed: int):
     predicted_BP = tokens_BP.at[rows_B1, slots_BK].set(jnp.argmax(logits_BKV, -1), mode='drop')
     hidden = jnp.repeat(jnp.repeat(mask_BP.reshape(-1, *config.grid), config.model.patch_size, 1), config.model.patch_size, 2)
     masked = jnp.where(hidden[..., None], 0.5, image_BSS3)
-    return masked, task.tokenizer.decode(task.frozen, tokens_BP), task.tokenizer.decode(task.frozen, predicted_BP)
+    return masked, *(task.tokenizer.decode(tokenizer_params, ids_BP) for ids_BP in (tokens_BP, predicted_BP))
 
 
 def grid_picture(columns: list[np.ndarray], titles: tuple[str, ...]) -> Image.Image:
@@ -73,7 +75,9 @@ def run(options) -> None:
         config = json.loads((Path(options.workdir) / 'config.json').read_text())
         replaced['tokenizer'] = config['tokenizer'] | {'path': options.tokenizer}
     task, params = load_run(options.workdir, **replaced)
-    sizes = [view.size for view in task.views]
+    tokenizer_params = load_tokenizer(task.config.tokenizer.path, decoder=True)[1]
+    check('decoder' in tokenizer_params, f'the tokenizer {task.config.tokenizer.path} has no decoder: it cannot draw pictures.')
+    sizes = [view.size for view in task.views + task.prepare_views]
     if options.images == 'shapes':
         from beit_jax.data.shapes import ShapesSource
         source = ShapesSource(options.limit, sizes[0], task.config.data.level, 'evaluate')
@@ -82,7 +86,7 @@ def run(options) -> None:
     else:
         views = [load_images(options.images, size, options.limit)[0] for size in sizes]
     image, token_image = (to_float(view) for view in views)
-    pictures = jax.jit(lambda *inputs: predict_pictures(task, *inputs, options.seed))(params, image, token_image)
+    pictures = jax.jit(lambda *inputs: predict_pictures(task, *inputs, options.seed))(tokenizer_params, params, image, token_image)
     output = Path(options.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     grid_picture([image, *pictures], COLUMNS).save(output)

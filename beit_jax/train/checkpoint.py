@@ -71,7 +71,7 @@ def find_checkpoint(path: str) -> Path:
 
 
 def load_params(path: str, place: Callable | None = None):
-    """The parameters alone of a checkpoint (see `find_checkpoint`).
+    """The parameters alone of a checkpoint (see `find_checkpoint`): their moving average where the run kept one.
 
     Args:
       path: a checkpoint or a work directory.
@@ -86,11 +86,12 @@ def load_params(path: str, place: Callable | None = None):
     with context:
         checkpointer = ocp.training.Checkpointer(directory.parent)
         metadata = checkpointer.metadata(int(directory.name))
-        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata.metadata['params'])
+        name = 'ema' if 'ema' in metadata.metadata else 'params'
+        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata.metadata[name])
         one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         shardings = place(abstract) if place else jax.tree.map(lambda _: one, abstract)
         abstract = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings)
-        params = checkpointer.load(int(directory.name), {'params': abstract})['params']
+        params = checkpointer.load(int(directory.name), {name: abstract})[name]
         checkpointer.close()
     return params, metadata.custom_metadata
 
@@ -98,6 +99,13 @@ def load_params(path: str, place: Callable | None = None):
 def check_params(abstract, params, source: str) -> None:
     """Raises RequestError where `params` (arrays) do not have the names, shapes and dtypes of `abstract`."""
     _check_same(_shapes(abstract), _shapes(params), source)
+
+
+def check_vocabulary(architecture: dict, description: dict, source: str) -> None:
+    """Raises RequestError where the head of a checkpoint (its description) predicts another number of tokens than the run's tokenizer has."""
+    wanted, found = architecture.get('vocabulary'), description['architecture'].get('vocabulary')
+    check(not (wanted and found) or wanted == found, f'the head of {source} predicts {found} tokens, the tokenizer of this run has {wanted}: '
+          'give config.tokenizer.path the tokenizer that it was trained with.')
 
 
 def _shapes(tree) -> dict:

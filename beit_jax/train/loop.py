@@ -2,6 +2,7 @@
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 from pathlib import Path
 import time
@@ -17,15 +18,18 @@ from beit_jax.errors import RequestError
 from beit_jax.tasks import make_task
 from beit_jax.train import optimizer as optimizers
 from beit_jax.train import step as steps
-from beit_jax.train.checkpoint import Checkpoints, check_params, load_params
+from beit_jax.train.checkpoint import Checkpoints, check_params, check_vocabulary, load_params
 from beit_jax.train.distributed import Stop
 from beit_jax.train.metrics import MetricsWriter, add_sums
 from beit_jax.train.sharding import check_batch, local_rows, make_mesh, put_batch, replicated, state_shardings
+from beit_jax.train.token_cache import TokenCache
 
 STOPPED = 75  # exit status: stopped by a signal after saving (EX_TEMPFAIL: try again)
 # What may change when a run is resumed, for it changes no result.
 FREE_SETTINGS = ('log_every', 'save_every', 'keep_checkpoints', 'mesh', 'profile', 'data.path', 'data.evaluate_path', 'data.workers',
-                 'data.prefetch', 'tokenizer.path')
+                 'data.prefetch', 'tokenizer.path', 'tokenizer.cache_views', 'tokenizer.cache_path')
+
+_NEVER = 2 ** 62
 
 
 def train(config: RunConfig, workdir: Path) -> int:
@@ -46,18 +50,20 @@ def train(config: RunConfig, workdir: Path) -> int:
     start = int(state['step'])
     log = MetricsWriter(workdir, start, config.total_steps, active=jax.process_index() == 0)
     log.say(run.summary() + (f'; resumed after step {start}' if start else ''))
+    run.open_cache(start, log)
     frozen = jax.device_put(task.frozen, replicated(mesh))
-    evaluate = run.make_evaluation(frozen)
+    prepare, evaluate = run.make_preparation(frozen), run.make_evaluation(frozen)
     train_step = steps.make_train_step(task, optimizer, schedule, mesh, config.total_steps)
 
     clock = pending = None
-    for number, batch in zip(range(start + 1, config.total_steps + 1), run.train_batches(start)):
+    for number, (views, batch) in zip(range(start + 1, config.total_steps + 1), run.train_batches(start)):
+        batch = prepare(views, batch)
         if clock is None:
-            train_step, note = _compile(train_step, state, frozen, batch)
+            train_step, note = _compile(train_step, state, batch)
             log.say(note)
             clock = _Clock(start, config.batch_size)
         _profile(config, number, workdir)
-        state, metrics = train_step(state, frozen, batch)
+        state, metrics = train_step(state, batch)
         if pending:  # by now the step before is done: reading its metrics does not keep the device waiting
             pending = run.write(log, clock, *pending)
         log.advance()
@@ -71,8 +77,9 @@ def train(config: RunConfig, workdir: Path) -> int:
         if pending:  # before what is written below
             pending = run.write(log, clock, *pending)
         if evaluating:
-            log.write(number, {f'eval/{name}': value for name, value in evaluate(state['params']).items()})
+            log.write(number, {f'eval/{name}': value for name, value in evaluate(steps.averaged_params(state)).items()})
         if saving:
+            run.flush_cache(number)
             checkpoints.save(state, number, run.description())
         if stopping and not last:
             checkpoints.close()
@@ -81,7 +88,7 @@ def train(config: RunConfig, workdir: Path) -> int:
             return STOPPED
         clock.restart(number)
     if start < config.total_steps:
-        run.finish(state['params'])
+        run.finish(steps.averaged_params(state))
     checkpoints.close()
     log.say(f'done: {config.total_steps} steps; checkpoint {workdir / "checkpoints" / str(config.total_steps)}')
     log.close()
@@ -113,7 +120,7 @@ class _Run:
             config = dataclasses.replace(config, total_steps=total_steps, epochs=0.0)
         self.config = config
         self.task = make_task(config)
-        self.sampler = Sampler(len(self.source), config.batch_size, config.seed)
+        self.sampler = Sampler(len(self.source), config.batch_size, config.seed, repeat_views=config.data.repeat_views)
         self.rows = local_rows(self.mesh, config.batch_size)
         from beit_jax.data import pipeline  # here and not above: TensorFlow is loaded only by those who read data
         self.pipeline = pipeline
@@ -152,29 +159,71 @@ class _Run:
                 lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings))
         if jax.process_index() == 0:
             self._write_parameter_table()
-        state = steps.initial_state(self.task, optimizer, self.mesh, config.seed)
-        if config.init:
-            state['params'] = self.load_params(config.init)
-        return state
+        params = self.load_params(config.init) if config.init else steps.initial_params(self.task, config.seed, shardings['params'])
+        return steps.initial_state(self.task, optimizer, self.mesh, params)
 
     def load_params(self, path: str):
-        params, _ = load_params(path, lambda abstract: state_shardings(self.mesh, abstract))
+        params, description = load_params(path, lambda abstract: state_shardings(self.mesh, abstract))
+        check_vocabulary(self.task.describe(), description, path)
         check_params(steps.abstract_params(self.task), params, path)
         return params
+
+    def open_cache(self, start: int, log: MetricsWriter) -> None:
+        """Where tokens are cached: checks what is there, and from which step on it suffices."""
+        self.cache, self.cached_from = None, _NEVER
+        if not (self.task.prepare_views and self.config.tokenizer.cache_views):
+            return
+        tokenizer, data = self.config.tokenizer, self.config.data
+        directory = Path(tokenizer.cache_path or self.workdir / 'tokens')
+        (view,), examples, batch_size = self.task.prepare_views, len(self.source), self.config.batch_size
+        # as JSON gives it back
+        fingerprint = json.loads(json.dumps({name: self.fingerprint[name] for name in ('examples', 'manifest', 'seed', 'tokenizer')} | {
+            'views': tokenizer.cache_views, 'size': view.size, 'precision': tokenizer.precision, 'crop_scale': data.crop_scale,
+            'crop_ratio': data.crop_ratio, 'flip': data.flip, 'color_jitter': data.color_jitter}))
+        tokens = self.config.grid[0] * self.config.grid[1]
+        self.cache = TokenCache(directory, fingerprint, examples, tokenizer.cache_views, tokens, start * batch_size)
+        self.cached_from = -(-self.cache.complete_at // batch_size)
+        log.say(f'tokens are computed up to step {self.cached_from} and from then on read from {directory}')
+
+    def flush_cache(self, step: int) -> None:
+        if self.cache:
+            self.cache.flush(step * self.config.batch_size)
 
     def _write_parameter_table(self):
         table = optimizers.parameter_table(steps.abstract_variables(self.task), self.config.optimizer.layer_decay)
         (self.workdir / 'parameters.txt').write_text(table)
 
     def train_batches(self, start: int):
-        """Endless batches on the devices, one ahead of the step."""
+        """Endless (numbers of this process's views, batch on the devices), one ahead of the step."""
+        batches = functools.partial(self.pipeline.train_batches, self.source, self.sampler, config=self.config.data, rows=self.rows)
+        with_tokenizer = itertools.islice(batches(views=self.task.views + self.task.prepare_views, start_step=start),
+                                          max(0, self.cached_from - start))
+        without = batches(views=self.task.views, start_step=max(start, self.cached_from))
         ahead = None
-        for batch in self.pipeline.train_batches(self.source, self.sampler, self.task.views, self.config.data, self.rows, start):
+        for batch in itertools.chain(with_tokenizer, without):
             self._name_substituted(batch)
-            placed = put_batch(self.mesh, batch, self.config.batch_size)
+            placed = batch['view'], put_batch(self.mesh, batch, self.config.batch_size)
             if ahead is not None:
                 yield ahead
             ahead = placed
+
+    def make_preparation(self, frozen):
+        """(numbers of this process's views, batch) -> the batch that the step takes: with tokens, computed or from the cache."""
+        names = {view.name for view in self.task.prepare_views}
+        compute = steps.make_prepare(self.task, self.mesh, train=True)
+        everywhere = jax.jit(lambda *arrays: arrays, out_shardings=replicated(self.mesh))
+
+        def prepare(views, batch):
+            if not names:
+                return batch
+            if names <= batch.keys():
+                made = compute(frozen, {name: batch[name] for name in (*names, 'view')})
+                if self.cache:
+                    self.cache.put(*everywhere(batch['view'], made['tokens']))
+            else:
+                made = put_batch(self.mesh, {'tokens': self.cache.read(views)}, self.config.batch_size)
+            return {name: value for name, value in batch.items() if name not in names} | made
+        return prepare
 
     def _name_substituted(self, batch):
         for index in batch['index'][batch['substituted']]:
@@ -182,16 +231,18 @@ class _Run:
 
     def make_evaluation(self, frozen):
         """params -> metrics over all held-out images, each counted once."""
-        summarize = jax.jit(self.task.summarize)
+        summarize, prepare = jax.jit(self.task.summarize), steps.make_prepare(self.task, self.mesh, train=False)
+        views = self.task.views + self.task.prepare_views
         step = steps.make_evaluate_step(self.task, self.mesh, state_shardings(self.mesh, steps.abstract_params(self.task)))
 
         def evaluate(params):
             total = None
-            batches = self.pipeline.evaluate_batches(self.held_out, self.config.batch_size, self.task.views, self.config.data, self.rows,
+            batches = self.pipeline.evaluate_batches(self.held_out, self.config.batch_size, views, self.config.data, self.rows,
                                                      self.config.data.evaluate_crop)
             for number, batch in enumerate(batches):
                 placed = put_batch(self.mesh, steps.model_inputs(batch), self.config.batch_size)
-                total = add_sums(total, jax.device_get(step(params, frozen, placed, number)))
+                placed |= prepare(frozen, placed)
+                total = add_sums(total, jax.device_get(step(params, placed, number)))
             return jax.device_get(summarize(total))
         return evaluate
 
@@ -262,10 +313,10 @@ def _flatten(settings: dict, prefix: str = '') -> dict:
     return flat
 
 
-def _compile(train_step, state, frozen, batch):
+def _compile(train_step, state, batch):
     """(the compiled step, a line about the time it took and the memory it needs)."""
     began = time.perf_counter()
-    compiled = train_step.lower(state, frozen, batch).compile()
+    compiled = train_step.lower(state, batch).compile()
     memory = compiled.memory_analysis()
     sizes = f'; {memory.argument_size_in_bytes / 1e9:.2f} GB of arguments and {memory.temp_size_in_bytes / 1e9:.2f} GB of temporaries a device'
     return compiled, f'compiled the step in {time.perf_counter() - began:.1f} s{sizes if memory else ""}'

@@ -1,7 +1,8 @@
-"""The state of a run and the two jitted functions on it: a training step and an evaluation step.
+"""The state of a run and the jitted functions: one that prepares a batch (tokens), a training step and an evaluation step.
 
-State: {'step' int32, 'params', 'optimizer', 'bad_records' int32}: trees of arrays, laid over the mesh by `sharding.RULES`. Every random
-draw of a step is keyed by (seed, step, row of the batch), so it depends neither on the mesh nor on how the batch is accumulated.
+State: {'step' int32, 'params', 'optimizer', 'bad_records' int32} and, where it is wanted, 'ema': trees of arrays, laid over the mesh by
+`sharding.RULES`. Every random draw is keyed by the number of the view, or by (seed, step, row of the batch): it depends neither on the
+mesh nor on how the batch is accumulated.
 """
 import functools
 import zlib
@@ -22,7 +23,7 @@ def abstract_params(task):
 
 def abstract_state(task, optimizer):
     """Shapes and dtypes of the state."""
-    return jax.eval_shape(functools.partial(_with_params, optimizer), abstract_params(task))
+    return jax.eval_shape(_state_of(task, optimizer), abstract_params(task))
 
 
 def initial_params(task, seed: int, shardings=None):
@@ -40,11 +41,14 @@ def initial_params(task, seed: int, shardings=None):
     return traverse_util.unflatten_dict(values)
 
 
-def initial_state(task, optimizer, mesh, seed: int):
-    """The state before the first step, laid over the mesh."""
-    shardings = state_shardings(mesh, abstract_state(task, optimizer))
-    params = initial_params(task, seed, shardings['params'])
-    return jax.jit(functools.partial(_with_params, optimizer), out_shardings=shardings)(params)
+def initial_state(task, optimizer, mesh, params):
+    """The state before the first step, laid over the mesh as the parameters are."""
+    return jax.jit(_state_of(task, optimizer), out_shardings=state_shardings(mesh, abstract_state(task, optimizer)))(params)
+
+
+def averaged_params(state):
+    """What is evaluated and exported: the moving average where there is one, else the parameters."""
+    return state.get('ema', state['params'])
 
 
 def abstract_variables(task) -> nnx.State:
@@ -58,25 +62,42 @@ def _drawing(initializer, shape, sharding):
     return jax.jit(lambda key: initializer(key, shape), out_shardings=sharding)
 
 
-def _with_params(optimizer, params):
-    return {'step': jnp.int32(0), 'params': params, 'optimizer': optimizer.init(params), 'bad_records': jnp.int32(0)}
+def _state_of(task, optimizer):
+    """params -> state."""
+    def state(params):
+        average = {'ema': jax.tree.map(jnp.copy, params)} if task.config.ema_decay else {}
+        return {'step': jnp.int32(0), 'params': params, 'optimizer': optimizer.init(params), 'bad_records': jnp.int32(0), **average}
+    return state
+
+
+def make_prepare(task, mesh, *, train: bool):
+    """jitted (frozen, batch) -> what `task.prepare` makes. A program of its own, so that the step is the same whether or not it runs."""
+    parts = task.config.accumulate_steps
+
+    def prepare(frozen, batch):
+        if parts == 1 or not train:
+            return task.prepare(frozen, batch, train=train)
+        made = jax.lax.map(lambda part: task.prepare(frozen, part, train=train), _split(batch, parts))
+        return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), made)
+
+    return jax.jit(prepare, in_shardings=(replicated(mesh), batch_sharding(mesh)), out_shardings=batch_sharding(mesh))
 
 
 def make_train_step(task, optimizer, schedule, mesh, total_steps: int):
-    """jitted (state, frozen, batch) -> (state, metrics); the state is donated.
+    """jitted (state, batch) -> (state, metrics); the state is donated.
 
-    batch: arrays of global batch size, rows over the mesh. metrics: float32 scalars, replicated: those of the task and `lr`, `grad_norm`
+    batch: arrays of global batch size, rows over the mesh, with what `make_prepare` adds. metrics: float32 scalars, replicated: those of the task and `lr`, `grad_norm`
     (before clipping), `param_norm`, `bad_records` (of the run so far).
     """
     config = task.config
     base_key = jax.random.key(config.seed)
 
-    def train_step(state, frozen, batch):
+    def train_step(state, batch):
         step, params = state['step'], state['params']
         keys_B = jax.random.split(jax.random.fold_in(base_key, step), config.batch_size)
 
         def gradients_and_sums(part, keys):
-            loss = lambda params: task.loss(params, frozen, part, keys, progress=step / total_steps, train=True)
+            loss = lambda params: task.loss(params, part, keys, progress=step / total_steps, train=True)
             (_, sums), gradients = jax.value_and_grad(loss, has_aux=True)(params)
             return gradients, sums
 
@@ -86,11 +107,15 @@ def make_train_step(task, optimizer, schedule, mesh, total_steps: int):
         bad_records = state['bad_records'] + jnp.sum(batch['substituted'], dtype=jnp.int32)
         metrics = task.summarize(sums) | {'lr': schedule(step), 'grad_norm': optax.tree.norm(gradients),
                                           'param_norm': optax.tree.norm(params), 'bad_records': bad_records}
-        state = {'step': step + 1, 'params': optax.apply_updates(params, updates), 'optimizer': optimizer_state, 'bad_records': bad_records}
-        return state, metrics
+        params = optax.apply_updates(params, updates)
+        new_state = {'step': step + 1, 'params': params, 'optimizer': optimizer_state, 'bad_records': bad_records}
+        if config.ema_decay:
+            decay = jnp.minimum(config.ema_decay, (1 + step) / (10 + step))  # the first steps are soon forgotten
+            new_state['ema'] = optax.incremental_update(params, state['ema'], 1 - decay)
+        return new_state, metrics
 
     shardings = state_shardings(mesh, abstract_state(task, optimizer))
-    return jax.jit(train_step, donate_argnums=0, in_shardings=(shardings, replicated(mesh), batch_sharding(mesh)),
+    return jax.jit(train_step, donate_argnums=0, in_shardings=(shardings, batch_sharding(mesh)),
                    out_shardings=(shardings, replicated(mesh)))
 
 
@@ -99,23 +124,28 @@ def model_inputs(batch: dict) -> dict:
     return {name: value for name, value in batch.items() if name not in ('index', 'substituted')}
 
 
+def _split(tree, parts: int):
+    """[B, ...] -> [parts, B / parts, ...]; part a has the rows a, a + parts, ... so that no row changes device."""
+    return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), tree)
+
+
 def _accumulate(function, batch, keys_B, parts: int):
-    """Sum of function(part of the batch, its keys) over `parts` parts; part a has the rows a, a + parts, ... so that no row changes device."""
+    """Sum of function(part of the batch, its keys) over `parts` parts."""
     if parts == 1:
         return function(batch, keys_B)
-    split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), (batch, keys_B))
+    split = _split((batch, keys_B), parts)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, *jax.tree.map(lambda x: x[0], split)))
     total, _ = jax.lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, function(*part)), None), zeros, split)
     return total
 
 
 def make_evaluate_step(task, mesh, params_shardings):
-    """jitted (params, frozen, batch, number of the batch) -> sums, replicated: to be added up and given to `task.summarize`."""
+    """jitted (params, batch, number of the batch) -> sums, replicated: to be added up and given to `task.summarize`."""
     base_key = jax.random.key(task.config.seed)
 
-    def evaluate_step(params, frozen, batch, number):
+    def evaluate_step(params, batch, number):
         keys_B = jax.random.split(jax.random.fold_in(base_key, number), task.config.batch_size)
-        return task.loss(params, frozen, batch, keys_B, progress=1.0, train=False)[1]
+        return task.loss(params, batch, keys_B, progress=1.0, train=False)[1]
 
-    return jax.jit(evaluate_step, in_shardings=(params_shardings, replicated(mesh), batch_sharding(mesh), replicated(mesh)),
+    return jax.jit(evaluate_step, in_shardings=(params_shardings, batch_sharding(mesh), replicated(mesh)),
                    out_shardings=replicated(mesh))

@@ -63,12 +63,12 @@ def test_views_are_jittered_alike(photo):
     images_BHWC = np.stack([photo, photo[:, ::-1], photo]).astype(np.float32) / 255
     large_BHWC = images_BHWC.repeat(2, axis=1).repeat(2, axis=2)
     keys_B = jax.random.split(jax.random.key(0), 3)
-    large, small = jit(jitter, static_argnums=2)(keys_B, (large_BHWC, images_BHWC), STRENGTHS)
+    large, small = (jit(jitter, static_argnums=2)(keys_B, images, STRENGTHS) for images in (large_BHWC, images_BHWC))
     assert large.shape == (3, 194, 262, 3) and small.shape == (3, 97, 131, 3)
     np.testing.assert_allclose(large[:, ::2, ::2], small, atol=1e-5)
     assert np.abs(small[0] - small[2]).mean() > 0.01
     assert small.min() >= 0 and small.max() <= 1
-    np.testing.assert_allclose(jit(jitter, static_argnums=2)(keys_B[2:], (images_BHWC[2:],), STRENGTHS)[0][0], small[2], atol=1e-6)
+    np.testing.assert_allclose(jit(jitter, static_argnums=2)(keys_B[2:], images_BHWC[2:], STRENGTHS)[0], small[2], atol=1e-6)
     order, factors = draw_jitter(keys_B[1], STRENGTHS)
     np.testing.assert_allclose(small[1], expected_jitter(images_BHWC[1], np.asarray(order), np.asarray(factors, float)), atol=1e-5)
 
@@ -76,8 +76,8 @@ def test_views_are_jittered_alike(photo):
 def test_strength_zero_changes_nothing(photo):
     images_BHWC = photo[None].astype(np.float32) / 255
     keys_B = jax.random.split(jax.random.key(0), 1)
-    assert jitter(keys_B, (images_BHWC,), (0.0, 0.0, 0.0))[0] is images_BHWC
-    (brighter,) = jitter(keys_B, (images_BHWC,), (0.4, 0.0, 0.0))
+    assert jitter(keys_B, images_BHWC, (0.0, 0.0, 0.0)) is images_BHWC
+    brighter = jitter(keys_B, images_BHWC, (0.4, 0.0, 0.0))
     factor = float(draw_jitter(keys_B[0], (0.4, 0.0, 0.0))[1][0])
     np.testing.assert_allclose(brighter, (images_BHWC * factor).clip(0, 1), atol=1e-5)
 

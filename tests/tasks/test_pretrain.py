@@ -8,7 +8,7 @@ import scipy.special
 
 from beit_jax.errors import RequestError
 from beit_jax.images.masking import draw_masks
-from beit_jax.models.dvae import map_pixels
+from beit_jax.models.tokenizers.dvae import map_pixels
 from beit_jax.tasks import make_task, task_config
 from beit_jax.train.step import abstract_params
 from tests import tiny
@@ -28,21 +28,23 @@ def params(task):
 @pytest.fixture(scope='module')
 def batch(task):
     random = np.random.default_rng(2)
-    pictures = {view.name: random.integers(0, 256, (7, view.size, view.size, 3), np.uint8) for view in task.views}
-    return pictures | {'valid': np.ones(7, np.float32)}
+    pictures = {view.name: random.integers(0, 256, (7, view.size, view.size, 3), np.uint8) for view in task.views + task.prepare_views}
+    batch = pictures | {'valid': np.ones(7, np.float32), 'view': random.integers(0, 2 ** 32, 7, np.uint32)}
+    return batch | task.prepare(task.frozen, batch, train=False)
 
 
 def test_views(task):
-    assert [(view.name, view.size, view.method) for view in task.views] == [('image', 20, 'bicubic'), ('token_image', 10, 'lanczos3')]
+    assert [(view.name, view.size, view.method) for view in task.views] == [('image', 20, 'bicubic')]
+    assert [(view.name, view.size, view.method) for view in task.prepare_views] == [('token_image', 10, 'lanczos3')]
 
 
 def test_loss_is_the_cross_entropy_of_hidden_tokens(task, params, batch):
     """In evaluation: no jitter, no drop path. Everything after the model's logits is computed again in NumPy."""
     keys = jax.random.split(jax.random.key(0), 7)
-    loss, sums = task.loss(params, task.frozen, batch, keys, progress=0.0, train=False)
+    loss, sums = task.loss(params, batch, keys, progress=0.0, train=False)
     encoder = nnx.merge(task.tokenizer._encoder, task.frozen['encoder'])
     tokens = np.asarray(encoder(map_pixels(batch['token_image'].astype(np.float32) / 255))).argmax(-1).reshape(7, 25)
-    mask_keys = jax.vmap(lambda key: jax.random.split(key, 3)[1])(keys)
+    mask_keys = jax.vmap(lambda key: jax.random.split(key)[0])(keys)
     mask = np.asarray(draw_masks(mask_keys, task.config.mask, (5, 5)).mask_BP)
     pixels = (batch['image'] / 255 - np.array(task.config.data.mean)) / np.array(task.config.data.std)
     every = np.broadcast_to(np.arange(25), (7, 25))
@@ -59,15 +61,22 @@ def test_loss_is_the_cross_entropy_of_hidden_tokens(task, params, batch):
 
 def test_padding_does_not_count(task, params, batch):
     keys = jax.random.split(jax.random.key(0), 7)
-    padded = task.loss(params, task.frozen, batch | {'valid': np.array([1, 1, 1, 1, 0, 0, 0], np.float32)}, keys, progress=0.0, train=False)[1]
-    alone = task.loss(params, task.frozen, jax.tree.map(lambda x: x[:4], batch), keys[:4], progress=0.0, train=False)[1]
+    padded = task.loss(params, batch | {'valid': np.array([1, 1, 1, 1, 0, 0, 0], np.float32)}, keys, progress=0.0, train=False)[1]
+    alone = task.loss(params, jax.tree.map(lambda x: x[:4], batch), keys[:4], progress=0.0, train=False)[1]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), padded, alone)
 
 
-def test_the_tokenizer_learns_nothing(task, params, batch):
-    keys = jax.random.split(jax.random.key(0), 7)
-    gradients = jax.grad(lambda frozen: task.loss(params, frozen, batch, keys, progress=0.0, train=True)[0])(task.frozen)
-    assert all(not np.any(leaf) for leaf in jax.tree.leaves(gradients))
+def test_both_pictures_of_a_view_are_jittered_alike(task, batch):
+    """By its number alone: not by its row, nor by the step."""
+    picture = np.repeat(batch['token_image'][:1], 3, axis=0)
+    same = {'image': picture, 'token_image': picture, 'view': np.array([5, 11, 5], np.uint32)}
+    first, other = task._picture(same, 'token_image', True), task._picture(same, 'image', True)
+    np.testing.assert_array_equal(first, other)
+    np.testing.assert_array_equal(first[0], first[2])
+    assert np.abs(first[0] - first[1]).mean() > 0.01 and np.abs(first[0] - picture[0] / 255).mean() > 0.01
+    np.testing.assert_allclose(task._picture(same, 'image', False), picture / 255, rtol=1e-6)
+    tokens = task.prepare(task.frozen, same, train=True)['tokens']
+    assert tokens.dtype == np.uint16 and np.any(tokens[0] != tokens[1])
 
 
 @pytest.mark.parametrize(('changed', 'message'), [

@@ -10,7 +10,7 @@ import scipy.stats
 from beit_jax.config import MeshConfig
 from beit_jax.data.shapes import ShapesSource
 from beit_jax.errors import RequestError
-from beit_jax.models.dvae import map_pixels
+from beit_jax.models.tokenizers.dvae import map_pixels
 from beit_jax.tasks import make_task, task_config
 from beit_jax.tasks.tokenizer import reconstruction_loss, token_statistics
 from beit_jax.train.sharding import make_mesh
@@ -50,7 +50,7 @@ def test_token_statistics():
 
 def sums_of(task, params, images, valid, **options):
     keys = jax.random.split(jax.random.key(0), len(images))
-    return task.loss(params, {}, {'image': images, 'valid': valid}, keys, **options)[1]
+    return task.loss(params, {'image': images, 'valid': valid}, keys, **options)[1]
 
 
 @pytest.fixture(scope='module')

@@ -10,6 +10,7 @@ from beit_jax.errors import RequestError
 from beit_jax.tasks import task_config
 from beit_jax.tools import curves, probe, reconstruct
 from beit_jax.train import loop
+from beit_jax.weights.tokenizer import load_tokenizer
 from tests import tiny
 from tests.photos import write_photos
 
@@ -38,14 +39,15 @@ def test_predicted_pictures(workdir):
     """The masked column is grey exactly where patches are hidden; the model's picture is the tokenizer's where nothing is hidden."""
     task, params = reconstruct.load_run(str(workdir))
     random = np.random.default_rng(0)
-    image, token_image = (random.uniform(size=(3, view.size, view.size, 3)).astype(np.float32) for view in task.views)
-    masked, kept, predicted = reconstruct.predict_pictures(task, params, image, token_image, seed=0)
+    tokenizer_params = load_tokenizer(task.config.tokenizer.path, decoder=True)[1]
+    image, token_image = (random.uniform(size=(3, size, size, 3)).astype(np.float32) for size in (20, 10))
+    masked, kept, predicted = reconstruct.predict_pictures(task, tokenizer_params, params, image, token_image, seed=0)
     hidden = np.all(np.asarray(masked) == 0.5, axis=-1)
     assert 0 < hidden.reshape(3, -1).sum(1).max() <= 11 * 16 and np.array_equal(np.asarray(masked)[~hidden], image[~hidden])
     assert kept.shape == predicted.shape == (3, 10, 10, 3)
     untrained = {'head': {**params['head'], 'projection': {'kernel': params['head']['projection']['kernel'] * 0,
                                                            'bias': params['head']['projection']['bias'] * 0}}}
-    always_first = reconstruct.predict_pictures(task, params | untrained, image, token_image, seed=0)[2]
+    always_first = reconstruct.predict_pictures(task, tokenizer_params, params | untrained, image, token_image, seed=0)[2]
     assert not np.allclose(always_first, kept)
 
 

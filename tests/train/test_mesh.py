@@ -22,14 +22,17 @@ def run_steps(task, mesh, steps: int = STEPS, pictures=None):
     config = task.config
     schedule = optimizers.learning_rate(config.optimizer, config.total_steps, 10)
     optimizer = optimizers.make_optimizer(config.optimizer, schedule, step.abstract_params(task))
-    state = step.initial_state(task, optimizer, mesh, config.seed)
+    state = step.initial_state(task, optimizer, mesh, step.initial_params(task, config.seed))
     train_step = step.make_train_step(task, optimizer, schedule, mesh, config.total_steps)
+    prepare = step.make_prepare(task, mesh, train=True)
     random, losses = np.random.default_rng(0), []
-    for _ in range(steps):
+    for number in range(steps):
         batch = pictures or {view.name: random.integers(0, 256, (config.batch_size, view.size, view.size, 3), np.uint8)
-                             for view in task.views}
-        batch |= {'valid': np.ones(config.batch_size, np.float32), 'substituted': np.zeros(config.batch_size, bool)}
-        state, metrics = train_step(state, task.frozen, sharding.put_batch(mesh, batch, config.batch_size))
+                             for view in task.views + task.prepare_views}
+        rows = np.arange(config.batch_size, dtype=np.uint32)
+        batch |= {'valid': np.ones(len(rows), np.float32), 'substituted': np.zeros(len(rows), bool), 'view': rows + number * len(rows)}
+        batch = sharding.put_batch(mesh, batch, config.batch_size)
+        state, metrics = train_step(state, batch | prepare(task.frozen, batch))
         losses.append(float(metrics['loss']))
     return np.array(losses), jax.device_get(state['params'])
 

@@ -1,4 +1,4 @@
-"""The discrete VAE of DALL-E (arXiv 2102.12092, appendix A.1; package dall_e: encoder.py, decoder.py).
+"""The discrete VAE of DALL-E (arXiv 2102.12092, appendix A.1; package dall_e: encoder.py, decoder.py): its own weights, and those you train.
 
 An encoder gives each cell of a grid logits over a vocabulary, a decoder draws a picture from one vector over the vocabulary per cell.
 The published model: 4 groups of 2 blocks, width 256, vocabulary 8192; a group halves the picture, the last one does not.
@@ -13,12 +13,13 @@ import jax.numpy as jnp
 
 from beit_jax.config import check
 from beit_jax.models.layers import Constant
+from beit_jax.models.tokenizers import dtype_of
 
 LOGIT_LAPLACE_EPS = 0.1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DVAEConfig:
+class Config:
     """The architecture; the defaults are DALL-E's."""
     groups: int = 4
     blocks: int = 2  # per group
@@ -59,21 +60,21 @@ def unmap_pixels(images):
     return jnp.clip((images - LOGIT_LAPLACE_EPS) / (1 - 2 * LOGIT_LAPLACE_EPS), 0, 1)
 
 
-def _conv(inputs, outputs, size, *, dtype, rngs):
+def _conv(inputs, outputs, size, *, dtype, precision, rngs):
     kernel_init, zeros = FanInNormal(), Constant(0.0)
-    return nnx.Conv(inputs, outputs, (size, size), kernel_init=kernel_init, bias_init=zeros, dtype=dtype, rngs=rngs,
+    return nnx.Conv(inputs, outputs, (size, size), kernel_init=kernel_init, bias_init=zeros, dtype=dtype, precision=precision, rngs=rngs,
                     kernel_metadata={'initializer': kernel_init}, bias_metadata={'initializer': zeros})
 
 
 class _ResidualBlock(nnx.Module):
     """x + gain * four convolutions; `sizes` are their kernel sizes."""
 
-    def __init__(self, inputs, outputs, sizes, gain, *, dtype, rngs):
+    def __init__(self, inputs, outputs, sizes, gain, **options):
         hidden = outputs // 4
         widths = (inputs, hidden, hidden, hidden, outputs)
         self.gain = gain
-        self.shortcut = _conv(inputs, outputs, 1, dtype=dtype, rngs=rngs) if inputs != outputs else None
-        self.convs = nnx.Dict({str(i + 1): _conv(widths[i], widths[i + 1], sizes[i], dtype=dtype, rngs=rngs) for i in range(4)})
+        self.shortcut = _conv(inputs, outputs, 1, **options) if inputs != outputs else None
+        self.convs = nnx.Dict({str(i + 1): _conv(widths[i], widths[i + 1], sizes[i], **options) for i in range(4)})
 
     def __call__(self, x):
         y = x
@@ -82,22 +83,23 @@ class _ResidualBlock(nnx.Module):
         return (x if self.shortcut is None else self.shortcut(x)) + self.gain * y
 
 
-def _groups(config, widths, sizes, dtype, rngs):
+def _groups(config, widths, sizes, **options):
     """Groups of blocks: group i goes from widths[i] to widths[i + 1]."""
     gain = 1 / (config.groups * config.blocks) ** 2
     return nnx.Dict({str(g + 1): nnx.Dict({
-        str(b + 1): _ResidualBlock(widths[g] if b == 0 else widths[g + 1], widths[g + 1], sizes, gain, dtype=dtype, rngs=rngs)
+        str(b + 1): _ResidualBlock(widths[g] if b == 0 else widths[g + 1], widths[g + 1], sizes, gain, **options)
         for b in range(config.blocks)}) for g in range(config.groups)})
 
 
 class DVAEEncoder(nnx.Module):
     """Pictures to token logits."""
 
-    def __init__(self, config: DVAEConfig, *, dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, config: Config, *, dtype=jnp.float32, precision=None, rngs: nnx.Rngs):
         widths = [config.width] + [config.width * 2 ** g for g in range(config.groups)]
-        self.input = _conv(3, config.width, 7, dtype=dtype, rngs=rngs)
-        self.groups = _groups(config, widths, (3, 3, 3, 1), dtype, rngs)
-        self.output = _conv(widths[-1], config.vocabulary, 1, dtype=jnp.float32, rngs=rngs)  # an argmax follows: always float32
+        options = {'precision': precision, 'rngs': rngs}
+        self.input = _conv(3, config.width, 7, dtype=dtype, **options)
+        self.groups = _groups(config, widths, (3, 3, 3, 1), dtype=dtype, **options)
+        self.output = _conv(widths[-1], config.vocabulary, 1, dtype=jnp.float32, **options)  # an argmax follows: the logits stay float32
 
     def __call__(self, images_BHWC):
         """Pixels in [0.1, 0.9] (`map_pixels`), float [B, height, width, 3] -> logits float32 [B, h, w, V]."""
@@ -113,11 +115,12 @@ class DVAEEncoder(nnx.Module):
 class DVAEDecoder(nnx.Module):
     """Vectors over the vocabulary to pictures."""
 
-    def __init__(self, config: DVAEConfig, *, dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, config: Config, *, dtype=jnp.float32, precision=None, rngs: nnx.Rngs):
         widths = [config.decoder_input] + [config.width * 2 ** g for g in reversed(range(config.groups))]
-        self.input = _conv(config.vocabulary, config.decoder_input, 1, dtype=dtype, rngs=rngs)
-        self.groups = _groups(config, widths, (1, 3, 3, 3), dtype, rngs)
-        self.output = _conv(config.width, 6, 1, dtype=jnp.float32, rngs=rngs)
+        options = {'precision': precision, 'rngs': rngs}
+        self.input = _conv(config.vocabulary, config.decoder_input, 1, dtype=dtype, **options)
+        self.groups = _groups(config, widths, (1, 3, 3, 3), dtype=dtype, **options)
+        self.output = _conv(config.width, 6, 1, dtype=jnp.float32, **options)
 
     def __call__(self, codes_BhwV):
         """One-hot or relaxed codes, float [B, h, w, V] -> location and log-scale of the logit-Laplace density, float32 [B, height, width, 6].
@@ -136,6 +139,30 @@ class DVAEDecoder(nnx.Module):
 class DVAE(nnx.Module):
     """Encoder and decoder together: what is trained."""
 
-    def __init__(self, config: DVAEConfig, *, dtype=jnp.float32, rngs: nnx.Rngs):
-        self.encoder = DVAEEncoder(config, dtype=dtype, rngs=rngs)
-        self.decoder = DVAEDecoder(config, dtype=dtype, rngs=rngs)
+    def __init__(self, config: Config, *, dtype=jnp.float32, precision=None, rngs: nnx.Rngs):
+        self.encoder = DVAEEncoder(config, dtype=dtype, precision=precision, rngs=rngs)
+        self.decoder = DVAEDecoder(config, dtype=dtype, precision=precision, rngs=rngs)
+
+
+class Tokenizer:
+    """A token is the most likely code of its cell."""
+    pixels = '0.8 x + 0.1'
+
+    def __init__(self, config: Config, image_size: int, precision: str = 'float32'):
+        self.config, self.image_size, self.vocabulary, self.factor = config, image_size, config.vocabulary, config.factor
+        self._whole = nnx.eval_shape(lambda: DVAE(config, dtype=dtype_of(precision), precision=precision, rngs=nnx.Rngs(0)))
+        self._encoder, self._decoder = nnx.graphdef(self._whole.encoder), nnx.graphdef(self._whole.decoder)
+
+    def abstract(self):
+        return nnx.to_pure_dict(nnx.state(self._whole))
+
+    def encode(self, params, images_BSS3):
+        """Pixels in [0, 1]; see `beit_jax.models.tokenizers.Tokenizer`."""
+        logits_BhwV = nnx.merge(self._encoder, params['encoder'])(map_pixels(images_BSS3))
+        return jnp.argmax(logits_BhwV, axis=-1).reshape(images_BSS3.shape[0], -1).astype(jnp.int32)
+
+    def decode(self, params, ids_BP):
+        """Gives pixels in [0, 1]; see `beit_jax.models.tokenizers.Tokenizer`."""
+        side = math.isqrt(ids_BP.shape[1])
+        codes_BhwV = jax.nn.one_hot(ids_BP.reshape(-1, side, side), self.vocabulary)
+        return unmap_pixels(jax.nn.sigmoid(nnx.merge(self._decoder, params['decoder'])(codes_BhwV)[..., :3]))

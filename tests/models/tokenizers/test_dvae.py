@@ -13,11 +13,11 @@ import scipy.stats
 import torch
 
 from beit_jax.errors import RequestError
-from beit_jax.models.dvae import DVAE, DVAEConfig, DVAEDecoder, DVAEEncoder, _conv, map_pixels, unmap_pixels
+from beit_jax.models.tokenizers.dvae import DVAE, Config, DVAEDecoder, DVAEEncoder, _conv, map_pixels, unmap_pixels
 from beit_jax.weights.tokenizer import load_tokenizer, save_tokenizer
 
 jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})  # compilation is most of the time of these tests
-TINY = DVAEConfig(groups=3, blocks=1, width=12, decoder_input=7, vocabulary=53)
+TINY = Config(groups=3, blocks=1, width=12, decoder_input=7, vocabulary=53)
 
 
 def abstract(cls, config, dtype=jnp.float32):
@@ -59,7 +59,7 @@ def test_encoder(groups, monkeypatch):
     theirs = dall_e.Encoder(n_hid=64, n_blk_per_group=2, vocab_size=521)
     if groups == 3:
         cut(theirs, 'pool', dall_e.utils.Conv2d(256, 521, 1))
-    ours = copy_weights(theirs, abstract(DVAEEncoder, DVAEConfig(groups=groups, width=64, vocabulary=521)))
+    ours = copy_weights(theirs, abstract(DVAEEncoder, Config(groups=groups, width=64, vocabulary=521)))
     images_BHWC = np.random.default_rng(0).random((3, 40, 24, 3), np.float32)
     with torch.no_grad():
         expected = theirs(torch.from_numpy(images_BHWC.transpose(0, 3, 1, 2))).permute(0, 2, 3, 1).numpy()
@@ -78,7 +78,7 @@ def test_decoder(groups, monkeypatch):
     if groups == 3:
         cut(theirs, 'upsample', dall_e.utils.Conv2d(128, 6, 1))
     width = 64 if groups == 4 else 128  # dall_e narrows from 8 widths down: without its last group it is twice as wide
-    ours = copy_weights(theirs, abstract(DVAEDecoder, DVAEConfig(groups=groups, width=width, decoder_input=31, vocabulary=521)))
+    ours = copy_weights(theirs, abstract(DVAEDecoder, Config(groups=groups, width=width, decoder_input=31, vocabulary=521)))
     codes_BhwV = np.random.default_rng(0).dirichlet(np.full(521, 0.05), (3, 5, 3)).astype(np.float32)
     with torch.no_grad():
         expected = theirs(torch.from_numpy(codes_BhwV.transpose(0, 3, 1, 2))).permute(0, 2, 3, 1).numpy()
@@ -89,7 +89,7 @@ def test_decoder(groups, monkeypatch):
 
 @pytest.mark.parametrize('ours, theirs, count', [(DVAEEncoder, dall_e.Encoder, 53_786_240), (DVAEDecoder, dall_e.Decoder, 43_829_766)])
 def test_size_of_the_published_model(ours, theirs, count):
-    assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(abstract(ours, DVAEConfig())))) == count
+    assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(abstract(ours, Config())))) == count
     assert sum(value.numel() for value in theirs(device=torch.device('meta')).parameters()) == count
 
 
@@ -97,7 +97,7 @@ def test_initial_values():
     """dall_e.utils.Conv2d: deviation 1 / sqrt(fan in), no bias."""
     for _, leaf in nnx.to_flat_state(nnx.state(abstract(DVAE, TINY))):
         assert str(leaf.get_metadata()['initializer']) == ('constant(0)' if leaf.ndim == 1 else 'normal(1 / sqrt(fan_in))')
-    convolution = _conv(3, 53, 7, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    convolution = _conv(3, 53, 7, dtype=jnp.float32, precision=None, rngs=nnx.Rngs(0))
     assert (convolution.bias[...] == 0).all()
     law = scipy.stats.norm(scale=1 / math.sqrt(7 * 7 * 3))
     assert scipy.stats.kstest(convolution.kernel[...].ravel(), law.cdf).pvalue > 1e-5
@@ -124,7 +124,7 @@ def test_pixel_maps():
     ({'vocabulary': 1}, '2 to 65536'), ({'vocabulary': 65537}, '65536')])
 def test_settings_that_are_refused(settings, message):
     with pytest.raises(RequestError, match=message):
-        DVAEConfig(**settings)
+        Config(**settings)
 
 
 @pytest.fixture
@@ -132,20 +132,20 @@ def saved(tmp_path):
     """(directory, params) of a tokenizer on disk."""
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32) * 0.4, nnx.to_pure_dict(nnx.state(abstract(DVAE, TINY))))
-    save_tokenizer(tmp_path / 'a' / 'tokenizer', TINY, 20, params)
+    save_tokenizer(tmp_path / 'a' / 'tokenizer', 'dvae', TINY, 20, params)
     return tmp_path / 'a' / 'tokenizer', params
 
 
 def test_tokenizer_on_disk(saved):
     directory, params = saved
-    tokenizer, loaded = load_tokenizer(str(directory))
+    tokenizer, loaded = load_tokenizer(str(directory), decoder=True)
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
     assert jax.tree.leaves(loaded)[0].dtype == np.float32
     assert (tokenizer.config, tokenizer.image_size, tokenizer.vocabulary, tokenizer.factor) == (TINY, 20, 53, 4)
 
 
 def test_encode_and_decode(saved):
-    tokenizer, params = load_tokenizer(str(saved[0]))
+    tokenizer, params = load_tokenizer(str(saved[0]), decoder=True)
     images_BSS3 = np.random.default_rng(0).random((3, 20, 20, 3), np.float32)
     ids_BP = jit(tokenizer.encode)(params, images_BSS3)
     assert ids_BP.shape == (3, 25) and ids_BP.dtype == jnp.int32

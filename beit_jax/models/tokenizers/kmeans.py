@@ -1,0 +1,105 @@
+"""K-means on normalised patches: a token says which of V typical patterns a patch has, whatever its brightness and contrast.
+
+The simplest tokenizer that is known to work on small data. Shape legend: B images, S side in pixels, f patch side, P patches, D = 3 f f
+values of a patch, N patches to learn from, V vocabulary.
+"""
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from beit_jax.config import check
+from beit_jax.models.tokenizers import dtype_of
+
+CHUNK = 4096  # patches whose distances to all centroids are held at once
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    vocabulary: int = 8192
+    patch_size: int = 16  # pixels
+    contrast_floor: float = 0.6  # added to a patch's contrast, in units of 0.25 of the pixel range: noise is not blown up to a pattern
+
+    def __post_init__(self):
+        check(self.patch_size > 0 and self.contrast_floor > 0, 'patch_size and contrast_floor of the tokenizer must be positive.')
+        check(1 < self.vocabulary <= 65536, f'the tokenizer\'s vocabulary is {self.vocabulary}: use 2 to 65536.')
+
+
+def cut_patches(images_BSS3, size: int):
+    """Pixels of any range [B, S, S, 3] -> [B, P, D], patches in reading order."""
+    batch, side = images_BSS3.shape[0], images_BSS3.shape[1] // size
+    return images_BSS3.reshape(batch, side, size, side, size, 3).swapaxes(2, 3).reshape(batch, side * side, size * size * 3)
+
+
+def normalize_patches(patches, contrast_floor: float):
+    """Pixels in [0, 1], [..., D] -> the same shape without the patch's mean and most of its contrast."""
+    centred = (patches - jnp.mean(patches, axis=-1, keepdims=True)) / 0.25
+    return centred / (jnp.sqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True)) + contrast_floor)
+
+
+def product(x, y, precision: str):
+    """Matrix product of float32 arrays in one of `beit_jax.models.tokenizers.PRECISIONS`, float32."""
+    dtype = dtype_of(precision)
+    return jnp.matmul(x.astype(dtype), y.astype(dtype), precision=precision, preferred_element_type=jnp.float32)
+
+
+def nearest(x, centroids_VD, precision: str):
+    """[..., D] -> int32 [...], the nearest centroid."""
+    scores = product(x, centroids_VD.T, precision) - 0.5 * jnp.sum(jnp.square(centroids_VD), axis=-1)
+    return jnp.argmax(scores, axis=-1).astype(jnp.int32)
+
+
+def fit(key, patches_ND, config: Config, iterations: int = 30) -> dict:
+    """Lloyd's algorithm from random patches; a centroid that nobody is nearest to starts anew at a random patch.
+
+    Args:
+      patches_ND: pixels in [0, 1], float32; N at least the vocabulary.
+
+    Returns:
+      the parameters of a `Tokenizer`.
+    """
+    check(len(patches_ND) >= config.vocabulary, f'{len(patches_ND)} patches are too few for {config.vocabulary} centroids: read more pictures.')
+    x_ND = normalize_patches(patches_ND, config.contrast_floor)
+    keys = jax.random.split(key, iterations + 1)
+    centroids_VD = jax.random.choice(keys[0], x_ND, (config.vocabulary,), replace=False)
+    for key in keys[1:]:
+        sums_VD, counts_V = _sum_by_centroid(x_ND, x_ND, centroids_VD)
+        anew_VD = jax.random.choice(key, x_ND, (config.vocabulary,), replace=False)
+        centroids_VD = jnp.where(counts_V[:, None] > 0, sums_VD / jnp.maximum(counts_V, 1)[:, None], anew_VD)
+    sums_VD, counts_V = _sum_by_centroid(x_ND, patches_ND, centroids_VD)
+    pictures_VD = jnp.where(counts_V[:, None] > 0, sums_VD / jnp.maximum(counts_V, 1)[:, None], 0.5)
+    return {'encoder': {'centroids': centroids_VD}, 'decoder': {'patches': pictures_VD}}
+
+
+@jax.jit
+def _sum_by_centroid(x_ND, values_ND, centroids_VD):
+    """(sums of `values` of the x nearest to each centroid [V, D], their counts [V])."""
+    ids_N = jax.lax.map(functools.partial(nearest, centroids_VD=centroids_VD, precision='float32'), x_ND, batch_size=CHUNK)
+    zeros_VD = jnp.zeros((len(centroids_VD), values_ND.shape[1]))
+    return zeros_VD.at[ids_N].add(values_ND), jnp.zeros(len(centroids_VD)).at[ids_N].add(1)
+
+
+class Tokenizer:
+    """The decoder draws the mean of all patches of a token, brightness and colour included."""
+
+    def __init__(self, config: Config, image_size: int, precision: str = 'float32'):
+        self.config, self.image_size, self.vocabulary, self.factor = config, image_size, config.vocabulary, config.patch_size
+        self.pixels = f'(x - mean of the patch) / (deviation of the patch + {config.contrast_floor / 4:g})'
+        self._precision = precision
+
+    def abstract(self):
+        array = jax.ShapeDtypeStruct((self.vocabulary, 3 * self.factor ** 2), jnp.float32)
+        return {'encoder': {'centroids': array}, 'decoder': {'patches': array}}
+
+    def encode(self, params, images_BSS3):
+        """Pixels in [0, 1]; see `beit_jax.models.tokenizers.Tokenizer`."""
+        x_BPD = normalize_patches(cut_patches(images_BSS3, self.factor), self.config.contrast_floor)
+        return nearest(x_BPD, params['encoder']['centroids'], self._precision)
+
+    def decode(self, params, ids_BP):
+        """Gives pixels in [0, 1]; see `beit_jax.models.tokenizers.Tokenizer`."""
+        side, f = math.isqrt(ids_BP.shape[1]), self.factor
+        patches = params['decoder']['patches'][ids_BP].reshape(-1, side, side, f, f, 3)
+        return patches.swapaxes(2, 3).reshape(-1, side * f, side * f, 3)

@@ -1,0 +1,52 @@
+"""A tokenizer without training: the nearest of V random directions to a random projection of the patch (BEST-RQ, arXiv 2202.01855, section 3.1).
+
+The cheapest baseline, without a decoder. Shape legend: B images, S side in pixels, P patches, D values of a patch, C width of a code,
+V vocabulary.
+"""
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from beit_jax.config import check
+from beit_jax.errors import RequestError
+from beit_jax.models.tokenizers import kmeans
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(kmeans.Config):
+    code_width: int = 16
+
+    def __post_init__(self):
+        super().__post_init__()
+        check(self.code_width > 0, f'code_width of the tokenizer is {self.code_width}: use at least 1.')
+
+
+def draw(key, config: Config) -> dict:
+    """The parameters of a `Tokenizer`: a Xavier-uniform projection and codes on the unit sphere."""
+    projection_key, code_key = jax.random.split(key)
+    inputs = 3 * config.patch_size ** 2
+    projection_DC = jax.nn.initializers.xavier_uniform()(projection_key, (inputs, config.code_width))
+    codes_VC = jax.random.normal(code_key, (config.vocabulary, config.code_width))
+    return {'encoder': {'projection': projection_DC, 'codes': codes_VC / jnp.linalg.norm(codes_VC, axis=-1, keepdims=True)}}
+
+
+class Tokenizer:
+    """Patches are normalised as for k-means; the direction of the projection alone counts."""
+
+    def __init__(self, config: Config, image_size: int, precision: str = 'float32'):
+        self.config, self.image_size, self.vocabulary, self.factor = config, image_size, config.vocabulary, config.patch_size
+        self.pixels = f'(x - mean of the patch) / (deviation of the patch + {config.contrast_floor / 4:g})'
+        self._precision = precision
+
+    def abstract(self):
+        return jax.eval_shape(lambda: draw(jax.random.key(0), self.config))
+
+    def encode(self, params, images_BSS3):
+        """Pixels in [0, 1]; see `beit_jax.models.tokenizers.Tokenizer`."""
+        x_BPD = kmeans.normalize_patches(kmeans.cut_patches(images_BSS3, self.factor), self.config.contrast_floor)
+        y_BPC = kmeans.product(x_BPD, params['encoder']['projection'], self._precision)
+        return kmeans.nearest(y_BPC, params['encoder']['codes'], self._precision)  # codes have length 1: the length of y does not matter
+
+    def decode(self, params, ids_BP):
+        raise RequestError('a random_projection tokenizer has no decoder: it cannot draw pictures.')

@@ -1,0 +1,85 @@
+"""Converts a published tokenizer to safetensors, once, without PyTorch and without running anything in the file: DALL-E's encoder.pkl and
+decoder.pkl, or the "customized" dVAE of the official BEiT code (pytorch_model.bin)."""
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from beit_jax.config import check
+from beit_jax.errors import RequestError
+from beit_jax.models.tokenizers import make_tokenizer
+from beit_jax.tools import arguments
+from beit_jax.weights.pickles import read_tensors
+from beit_jax.weights.tokenizer import DESCRIPTION, load_tokenizer, save_tokenizer
+from beit_jax.weights.torch_tokenizers import from_customized, from_dalle
+
+
+def convert(paths: list[str]):
+    """(kind, Config, params) of one or two files.
+
+    Raises:
+      RequestError: a file that is refused, or two that do not belong together.
+    """
+    kind, config, params = '', None, {}
+    for path in paths:
+        tensors = read_tensors(path)
+        dalle = any(name.startswith('blocks.') for name in tensors)
+        try:
+            new_config, parts = from_dalle(tensors) if dalle else from_customized(tensors)
+        except RequestError as error:
+            raise RequestError(f'{path}: {error}') from error
+        new_kind = 'dvae' if dalle else 'customized'
+        check(not params.keys() & parts.keys(), f'{path} is a second {" and ".join(parts)}: give one of each.')
+        kind, config, params = join(kind, config, params, new_kind, new_config, parts, path)
+    return kind, config, params
+
+
+def join(kind, config, params, new_kind, new_config, parts, source: str):
+    """(kind, config, params) of a tokenizer with `parts` added. DALL-E's two halves share all sizes but the decoder's input width."""
+    if not params:
+        return new_kind, new_config, parts
+    decoder_config, other = (new_config, config) if 'decoder' in parts else (config, new_config)
+    same = ('groups', 'blocks', 'width', 'vocabulary')
+    check(kind == new_kind == 'dvae' and all(getattr(decoder_config, name) == getattr(other, name) for name in same),
+          f'{source} does not belong to the other half: it is {new_config}, the other one {config}. Give both, or another --output.')
+    return kind, decoder_config, params | parts
+
+
+def run(options) -> None:
+    kind, config, params = convert(options.input)
+    output = Path(options.output)
+    if (output / DESCRIPTION).is_file() and len(params) == 1:  # encoder.pkl and decoder.pkl may come one after the other
+        tokenizer, there = load_tokenizer(options.output, decoder=True)
+        kept = {part: tree for part, tree in there.items() if part not in params}
+        if kept:
+            kind, config, params = join(tokenizer.kind, tokenizer.config, kept, kind, config, params, options.input[0])
+    image_size = options.image_size or 112
+    tokenizer = make_tokenizer(kind, vars(config), image_size)
+    check_shapes({part: tree for part, tree in tokenizer.abstract().items() if part in params}, params, options.input)
+    save_tokenizer(output, kind, config, image_size, jax.tree.map(lambda x: np.ascontiguousarray(x, np.float32), params))
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    print(f'{kind} tokenizer, {" and ".join(sorted(params))}: {count:,} parameters, {config.vocabulary} tokens, {image_size} pixels to '
+          f'{image_size // tokenizer.factor} x {image_size // tokenizer.factor} -> {output}')
+
+
+def check_shapes(abstract, params, source) -> None:
+    """Raises RequestError where arrays are missing, too many, or of another shape."""
+    shapes = [{jax.tree_util.keystr(path, simple=True, separator='/'): tuple(leaf.shape) for path, leaf in jax.tree.leaves_with_path(tree)}
+              for tree in (abstract, params)]
+    wrong = sorted(name for name in shapes[0].keys() | shapes[1].keys() if shapes[0].get(name) != shapes[1].get(name))
+    check(not wrong, f'{" ".join(source)}: {len(wrong)} tensors do not fit the architecture: '
+          + '; '.join(f'{name} is {shapes[1].get(name, "missing")}, expected {shapes[0].get(name, "nothing")}' for name in wrong[:3]) + '.')
+
+
+def _arguments():
+    parser = arguments.parser('import_tokenizer', __doc__,
+                              'python -m beit_jax.tools.import_tokenizer --input encoder.pkl decoder.pkl --output tokenizers/dalle')
+    parser.add_argument('--input', required=True, nargs='+', metavar='FILE',
+                        help='encoder.pkl (enough to pre-train), decoder.pkl (to draw), or both; or pytorch_model.bin')
+    parser.add_argument('--output', required=True, metavar='DIR', help='the directory to write; a half that is there already is kept')
+    parser.add_argument('--image_size', type=int, default=0, help='side in pixels of the pictures it is for (112: 14 x 14 tokens)')
+    return parser
+
+
+if __name__ == '__main__':
+    arguments.main(run, _arguments())

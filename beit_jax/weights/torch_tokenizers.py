@@ -1,0 +1,80 @@
+"""The published tokenizers, from PyTorch's names and layouts to ours: DALL-E's encoder and decoder, and BEiT's "customized" dVAE."""
+import re
+
+from flax import traverse_util
+import numpy as np
+
+from beit_jax.config import check
+from beit_jax.models.tokenizers import customized, dvae
+
+# Patterns of whole names, without the last part, and our paths.
+DALLE = (
+    (r'blocks\.input', 'input'),
+    (r'blocks\.group_(\d+)\.block_(\d+)\.res_path\.conv_(\d)', r'groups/\1/\2/convs/\3'),
+    (r'blocks\.group_(\d+)\.block_(\d+)\.id_path', r'groups/\1/\2/shortcut'),
+    (r'blocks\.output\.conv', 'output'),
+)
+CUSTOMIZED = (
+    (r'codebook', 'decoder/codebook'),
+    (r'(encoder|decoder)\.(\d+)\.0', r'\1/layers/\2'),
+    (r'(encoder|decoder)\.(\d+)\.net\.(\d)', r'\1/layers/\2/convs/\3'),
+    (r'(encoder|decoder)\.(\d+)', r'\1/output'),
+)
+
+
+def from_dalle(tensors: dict[str, np.ndarray]):
+    """(Config, {'encoder': ...} or {'decoder': ...}) of the tensors of dall_e.Encoder or dall_e.Decoder, sizes read from the tensors.
+
+    Raises:
+      RequestError: a name that such a module does not have.
+    """
+    flat = {}
+    for name, array in tensors.items():
+        path = _path(name, DALLE, ('w', 'b'))
+        flat[path] = _hwio(array) if array.ndim == 4 else array
+    check('input/kernel' in flat and 'output/kernel' in flat, 'there is no blocks.input.w or no blocks.output.conv.w in it: it is not of dall_e.')
+    first, last = flat['input/kernel'], flat['output/kernel']
+    blocks = {tuple(int(part) for part in path.split('/')[1:3]) for path in flat if path.startswith('groups/')}
+    sizes = {'groups': max((group for group, _ in blocks), default=0), 'blocks': max((block for _, block in blocks), default=0)}
+    if first.shape[:2] == (1, 1):
+        config = dvae.Config(**sizes, width=last.shape[2], decoder_input=first.shape[3], vocabulary=first.shape[2])
+        return config, {'decoder': traverse_util.unflatten_dict(flat, sep='/')}
+    config = dvae.Config(**sizes, width=first.shape[3], vocabulary=last.shape[3])
+    return config, {'encoder': traverse_util.unflatten_dict(flat, sep='/')}
+
+
+def from_customized(tensors: dict[str, np.ndarray]):
+    """(Config, params) of the tensors of the official code's DiscreteVAE, sizes read from the tensors.
+
+    Raises:
+      RequestError: a name that such a module does not have.
+    """
+    flat = {}
+    for name, array in tensors.items():
+        path = _path(name, CUSTOMIZED, ('weight', 'bias'))
+        if path == 'decoder/codebook/kernel':
+            path = 'decoder/codebook'
+        transposed = re.fullmatch(r'decoder/layers/\d+/kernel', path) and array.ndim == 4
+        # PyTorch's transposed convolution has its kernel as [inputs, outputs, ...] and turns it round
+        flat[path] = array.transpose(2, 3, 0, 1)[::-1, ::-1] if transposed else _hwio(array) if array.ndim == 4 else array
+    for path in ('decoder/codebook', 'encoder/layers/0/kernel'):
+        check(path in flat, 'there is no codebook.weight or no encoder.0.0.weight in it: it is not of a DiscreteVAE.')
+    layers = sum(re.fullmatch(r'encoder/layers/\d+/kernel', path) is not None for path in flat)
+    vocabulary, code_width = flat['decoder/codebook'].shape
+    config = customized.Config(layers=layers, width=flat['encoder/layers/0/kernel'].shape[3], code_width=code_width, vocabulary=vocabulary)
+    return config, traverse_util.unflatten_dict(flat, sep='/')
+
+
+def _path(name: str, table, leaves: tuple[str, str]) -> str:
+    """Our path of a name; `leaves` is what PyTorch calls kernel and bias."""
+    module, _, leaf = name.rpartition('.')
+    for pattern, path in table:
+        match = re.fullmatch(pattern, module)
+        if match and leaf in leaves:
+            return f'{match.expand(path)}/{"kernel" if leaf == leaves[0] else "bias"}'
+    check(False, f'{name} is no part of such a tokenizer.')
+
+
+def _hwio(array: np.ndarray) -> np.ndarray:
+    """[outputs, inputs, rows, columns] -> [rows, columns, inputs, outputs]."""
+    return array.transpose(2, 3, 1, 0)
