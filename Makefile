@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 QUICK := runs/quickstart
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test test-slow lint clean
 
 $(VENV)/installed: requirements.txt
 	@echo "== installing requirements.txt into $(VENV) (once; a minute or two)"
@@ -31,6 +31,10 @@ quickstart: $(VENV)/installed
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n 2
+
+# what trains for minutes or takes published sizes; alone on the machine about a quarter of an hour
+test-slow: $(VENV)/installed-test
+	$(BIN)/python -m pytest -m slow -rP --durations=0
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

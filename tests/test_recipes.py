@@ -28,7 +28,7 @@ def test_every_recipe_and_variant(path):
         task_config(module.get_config(variant).to_dict())
 
 
-@pytest.mark.parametrize('name', ['pretrain_imagenet1k:base', 'pretrain_imagenet1k:large', 'pretrain_imagenet1k:base,vanilla',
+@pytest.mark.parametrize('name', ['tokenizer_imagenet1k:v8192', 'pretrain_imagenet1k:base', 'pretrain_imagenet1k:large', 'pretrain_imagenet1k:base,vanilla',
                                   'pretrain_imagenet22k:large'])
 def test_golden(name):
     """The resolved settings of the paper's recipes. To write them anew: python -m tests.test_recipes."""

@@ -38,7 +38,7 @@ def start(command: list[str], **environment) -> subprocess.Popen:
                             env=os.environ | {'JAX_PLATFORMS': 'cpu', 'TF_CPP_MIN_LOG_LEVEL': '3'} | environment)
 
 
-def run(command: list[str], **environment) -> subprocess.CompletedProcess:
+def run(command: list[str], *, timeout: float = 300, **environment) -> subprocess.CompletedProcess:
     process = start(command, **environment)
-    stdout, stderr = process.communicate(timeout=300)
+    stdout, stderr = process.communicate(timeout=timeout)
     return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)

@@ -1,7 +1,8 @@
 """BEiT pre-training (paper, section 2.3): predict the visual tokens of the patches that are hidden.
 
 One step: the tokenizer turns the small view of an image into tokens (`prepare`); patches of the large view, which was jittered alike, are
-hidden, the rest is encoded, and the loss is the cross-entropy over the hidden tokens. Shape legend: B images, S side in pixels, P patches, K masked slots, V vocabulary.
+hidden, the rest is encoded, and the loss is the cross-entropy over the hidden tokens.
+Shape legend: B images, S side in pixels, P patches, K masked slots, V vocabulary.
 """
 import dataclasses
 from pathlib import Path

@@ -36,14 +36,14 @@ def measure(path: str, batches) -> dict:
     draw = jax.jit(lambda params, ids, images: (pictures := tokenizer.decode(params, ids), psnr(images, pictures), (
         ssim(images, pictures) if images.shape[1] >= WINDOW else jnp.full(len(images), jnp.nan))))
     quality, same, seconds, kept = [], dict.fromkeys(PRECISIONS, 0), {precision: [] for precision in PRECISIONS}, []
-    counts_PV, total = None, 0
-    for number, pixels in enumerate(batches):
+    counts_PV, total, size = None, 0, 0
+    for pixels in batches:
         images = to_float(jnp.asarray(pixels))
         ids = {}
         for precision, run in encode.items():
             began = time.perf_counter()
             ids[precision] = np.asarray(run(params, images))
-            if number and len(pixels) == size:  # the first batch compiles, the last one may again
+            if len(pixels) == size:  # else it compiles
                 seconds[precision].append((time.perf_counter() - began) / size)
         size, exact_BP = len(pixels), ids['float32']
         counts_PV = np.zeros((exact_BP.shape[1], tokenizer.vocabulary)) if counts_PV is None else counts_PV
@@ -102,7 +102,7 @@ def run(options) -> None:
     text = lambda value, form: 'none' if value is None else format(value, form)
     print(f'{figures["images"]:,} images, {entropies.shape[0]} x {entropies.shape[1]} tokens each, on {figures["device"]}\n'
           f'reconstruction    PSNR {text(figures["psnr"], ".2f")} dB   SSIM {text(figures["ssim"], ".3f")}\n'
-          f'codebook          {figures["codebook_usage"]:.1%} of {tokenizer.vocabulary} tokens occur; perplexity {figures["token_perplexity"]:.1f}\n'
+          f'codebook          {figures["codebook_usage"]:.1%} of {tokenizer.vocabulary} occur; perplexity {figures["token_perplexity"]:.1f}\n'
           f'entropy           {entropies.mean():.2f} bits a position ({entropies.min():.2f} to {entropies.max():.2f})')
     for precision in PRECISIONS:
         print(f'{precision:18}{figures["agreement"][precision]:.3%} of tokens as in float32; '

@@ -73,7 +73,7 @@ def run(options) -> None:
     distributed.start(options.coordinator, options.num_processes, options.process_id)
     tokenizer, params = weights.load_tokenizer(options.tokenizer, options.precision)
     size = options.image_size or tokenizer.image_size
-    check(size % tokenizer.factor == 0, f'--image_size={size} is not a multiple of {tokenizer.factor}, the pixels per token of {options.tokenizer}.')
+    check(size % tokenizer.factor == 0, f'--image_size={size} is not a multiple of {tokenizer.factor}, the pixels per token.')
     mesh = make_mesh(MeshConfig(), jax.local_devices())
     batch = -(-options.batch // mesh.size) * mesh.size
     process, processes = jax.process_index(), jax.process_count()

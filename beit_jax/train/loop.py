@@ -51,13 +51,11 @@ def train(config: RunConfig, workdir: Path) -> int:
     log = MetricsWriter(workdir, start, config.total_steps, active=jax.process_index() == 0)
     log.say(run.summary() + (f'; resumed after step {start}' if start else ''))
     run.open_cache(start, log)
-    frozen = jax.device_put(task.frozen, replicated(mesh))
-    prepare, evaluate = run.make_preparation(frozen), run.make_evaluation(frozen)
+    evaluate = run.make_evaluation()
     train_step = steps.make_train_step(task, optimizer, schedule, mesh, config.total_steps)
 
     clock = pending = None
-    for number, (views, batch) in zip(range(start + 1, config.total_steps + 1), run.train_batches(start)):
-        batch = prepare(views, batch)
+    for number, batch in zip(range(start + 1, config.total_steps + 1), run.train_batches(start)):
         if clock is None:
             train_step, note = _compile(train_step, state, batch)
             log.say(note)
@@ -100,8 +98,7 @@ def evaluate(config: RunConfig, workdir: Path) -> int:
     run = _Run(config, workdir)
     check(run.held_out is not None, 'there are no held-out images: set config.data.evaluate_path (folder), evaluate_split (tfds) or holdout.')
     params = run.load_params(config.init or str(workdir))
-    frozen = jax.device_put(run.task.frozen, replicated(run.mesh))
-    metrics = {f'eval/{name}': float(value) for name, value in run.make_evaluation(frozen)(params).items()}
+    metrics = {f'eval/{name}': float(value) for name, value in run.make_evaluation()(params).items()}
     if jax.process_index() == 0:
         print(json.dumps(metrics))
     return 0
@@ -145,6 +142,11 @@ class _Run:
             frozen.update(np.asarray(leaf).tobytes())
         return {'examples': len(self.source), 'manifest': self.source.fingerprint, 'seed': self.config.seed,
                 'batch_size': self.config.batch_size, 'tokenizer': frozen.hexdigest()}
+
+    @functools.cached_property
+    def frozen(self):
+        """The arrays of the task that are not learned, on every device."""
+        return jax.device_put(self.task.frozen, replicated(self.mesh))
 
     def restore_or_init(self, checkpoints: Checkpoints, optimizer):
         config, step = self.config, checkpoints.latest
@@ -194,7 +196,8 @@ class _Run:
         (self.workdir / 'parameters.txt').write_text(table)
 
     def train_batches(self, start: int):
-        """Endless (numbers of this process's views, batch on the devices), one ahead of the step."""
+        """Endless batches on the devices, read one ahead of the step and ready for it: with tokens, computed or from the cache."""
+        prepare = self._make_preparation()
         batches = functools.partial(self.pipeline.train_batches, self.source, self.sampler, config=self.config.data, rows=self.rows)
         with_tokenizer = itertools.islice(batches(views=self.task.views + self.task.prepare_views, start_step=start),
                                           max(0, self.cached_from - start))
@@ -204,10 +207,10 @@ class _Run:
             self._name_substituted(batch)
             placed = batch['view'], put_batch(self.mesh, batch, self.config.batch_size)
             if ahead is not None:
-                yield ahead
+                yield prepare(*ahead)
             ahead = placed
 
-    def make_preparation(self, frozen):
+    def _make_preparation(self):
         """(numbers of this process's views, batch) -> the batch that the step takes: with tokens, computed or from the cache."""
         names = {view.name for view in self.task.prepare_views}
         compute = steps.make_prepare(self.task, self.mesh, train=True)
@@ -217,7 +220,7 @@ class _Run:
             if not names:
                 return batch
             if names <= batch.keys():
-                made = compute(frozen, {name: batch[name] for name in (*names, 'view')})
+                made = compute(self.frozen, {name: batch[name] for name in (*names, 'view')})
                 if self.cache:
                     self.cache.put(*everywhere(batch['view'], made['tokens']))
             else:
@@ -229,7 +232,7 @@ class _Run:
         for index in batch['index'][batch['substituted']]:
             print(f'warning: {self.source.name(index)} cannot be read; another example took its place', flush=True)
 
-    def make_evaluation(self, frozen):
+    def make_evaluation(self):
         """params -> metrics over all held-out images, each counted once."""
         summarize, prepare = jax.jit(self.task.summarize), steps.make_prepare(self.task, self.mesh, train=False)
         views = self.task.views + self.task.prepare_views
@@ -241,7 +244,7 @@ class _Run:
                                                      self.config.data.evaluate_crop)
             for number, batch in enumerate(batches):
                 placed = put_batch(self.mesh, steps.model_inputs(batch), self.config.batch_size)
-                placed |= prepare(frozen, placed)
+                placed |= prepare(self.frozen, placed)
                 total = add_sums(total, jax.device_get(step(params, placed, number)))
             return jax.device_get(summarize(total))
         return evaluate

@@ -86,8 +86,8 @@ def make_prepare(task, mesh, *, train: bool):
 def make_train_step(task, optimizer, schedule, mesh, total_steps: int):
     """jitted (state, batch) -> (state, metrics); the state is donated.
 
-    batch: arrays of global batch size, rows over the mesh, with what `make_prepare` adds. metrics: float32 scalars, replicated: those of the task and `lr`, `grad_norm`
-    (before clipping), `param_norm`, `bad_records` (of the run so far).
+    batch: arrays of global batch size, rows over the mesh, with what `make_prepare` adds. metrics: float32 scalars, replicated: those of
+    the task and `lr`, `grad_norm` (before clipping), `param_norm`, `bad_records` (of the run so far).
     """
     config = task.config
     base_key = jax.random.key(config.seed)

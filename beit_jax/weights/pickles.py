@@ -107,7 +107,7 @@ def _read_zip(data: bytes):
 
 
 def _read_legacy(data: bytes):
-    """(objects, reader of the bytes of a storage). Five pickles (magic, version, system, objects, keys), then count and bytes of each storage."""
+    """(objects, reader of the bytes of a storage). Five pickles: magic, version, system, objects, keys; then each storage: count, bytes."""
     stream = io.BytesIO(data)
     magic = _Unpickler.next_of(stream)
     check(magic == LEGACY_MAGIC, 'it is a plain pickle, not a file of torch.save')
@@ -189,7 +189,7 @@ def _rebuild_tensor(storage, offset, shape, strides, requires_grad=False, hooks=
           f'a tensor of storage {storage.key!r} has offset {str(offset)[:40]}, shape {str(shape)[:80]} and strides {str(strides)[:80]}')
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides)) if math.prod(shape) else 0
     check(max(last, math.prod(shape) - 1) < max(storage.count, 1),
-          f'a tensor of shape {shape}, offset {offset} and strides {strides} leaves the bounds of its storage {storage.key!r} of {storage.count}')
+          f'a tensor of shape {shape}, offset {offset}, strides {strides} leaves the bounds of its storage {storage.key!r} of {storage.count}')
     return Tensor(storage, offset, shape, strides)
 
 

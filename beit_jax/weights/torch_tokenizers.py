@@ -32,7 +32,7 @@ def from_dalle(tensors: dict[str, np.ndarray]):
     for name, array in tensors.items():
         path = _path(name, DALLE, ('w', 'b'))
         flat[path] = _hwio(array) if array.ndim == 4 else array
-    check('input/kernel' in flat and 'output/kernel' in flat, 'there is no blocks.input.w or no blocks.output.conv.w in it: it is not of dall_e.')
+    check('input/kernel' in flat and 'output/kernel' in flat, 'there is no blocks.input.w or no blocks.output.conv.w in it.')
     first, last = flat['input/kernel'], flat['output/kernel']
     blocks = {tuple(int(part) for part in path.split('/')[1:3]) for path in flat if path.startswith('groups/')}
     sizes = {'groups': max((group for group, _ in blocks), default=0), 'blocks': max((block for _, block in blocks), default=0)}

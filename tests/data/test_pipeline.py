@@ -48,8 +48,8 @@ def bad_indices(source):
     return {i for i in range(len(source)) if source.name(i).rpartition('/')[2][0] in 'xyz'}
 
 
-def train(source, count, start_step=0, rows=ROWS, batch_size=7, seed=5, config=CONFIG, views=VIEWS):
-    batches = train_batches(source, Sampler(len(source), batch_size, seed), views, config, rows, start_step)
+def train(source, count, start_step=0, rows=ROWS, batch_size=7, seed=5, config=CONFIG, views=VIEWS, repeat_views=0):
+    batches = train_batches(source, Sampler(len(source), batch_size, seed, repeat_views=repeat_views), views, config, rows, start_step)
     return list(itertools.islice(batches, count))
 
 
@@ -102,6 +102,18 @@ def test_resumes_past_32_bits(good):
     step = 2**40
     assert_equal(train(good, 1, step + 1), train(good, 2, step)[1:])
     assert not np.array_equal(train(good, 1, step)[0]['image'], train(good, 1, step + 2**32)[0]['image'])
+
+
+def test_views_repeat(spoiled):
+    """Twelve images, views that come again every two epochs: four epochs hold two pictures of each, those of bad ones included."""
+    for repeat_views, count in ((2, 2), (0, 4)):
+        pictures = {}
+        for batch in train(spoiled, 7, repeat_views=repeat_views):
+            for view, index, image in zip(batch['view'], batch['index'], batch['image']):
+                pictures.setdefault(int(index), []).append((int(view), image.tobytes()))
+        assert len(pictures) == 12
+        for seen in pictures.values():
+            assert len({image for _, image in seen[:4]}) == len({view for view, _ in seen[:4]}) == len(set(seen[:4])) == count
 
 
 def test_hosts_make_slices_of_the_global_batch(good):

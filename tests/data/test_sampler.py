@@ -49,3 +49,13 @@ def test_seed_and_shuffle():
     assert examples(Sampler(1009, 64, 0), 0).tolist() != examples(Sampler(1009, 64, 1), 0).tolist()
     assert examples(Sampler(1009, 64, -1), 0).tolist() != examples(Sampler(1009, 64, 1), 0).tolist()
     assert examples(Sampler(5, 7, 0, shuffle=False), 1).tolist() == [2, 3, 4, 0, 1, 2, 3]
+
+
+def test_views_are_counted_or_repeat():
+    positions = np.arange(5 * 37)
+    np.testing.assert_array_equal(Sampler(37, 8, seed=2).views(positions), positions)
+    sampler = Sampler(37, 8, seed=2, repeat_views=3)
+    views = sampler.views(positions)
+    np.testing.assert_array_equal(views % 37, sampler.examples(positions))
+    np.testing.assert_array_equal(views // 37, positions // 37 % 3)
+    assert sorted(views[:3 * 37]) == list(range(3 * 37)) and set(views[3 * 37:4 * 37]) == set(range(37))

@@ -106,3 +106,27 @@ def test_tokenizer_is_needed():
         make_task(task_config(tiny.settings('')))
     with pytest.raises(RequestError, match=r'there is no tokenizer.safetensors'):
         make_task(task_config(tiny.settings('/nowhere')))
+
+
+def test_grid_of_the_tokenizer(tokenizer_dir):
+    """It cuts 10 pixels into 5 x 5; the encoder has 6 x 6 patches. It does take 12 pixels, where the recipe says so."""
+    six = {'data': {'image_size': 24}}
+    with pytest.raises(RequestError, match=r'5 x 5 tokens, but the encoder has 6 x 6 patches .*set config.tokenizer.image_size=12'):
+        make_task(task_config(tiny.settings(tokenizer_dir, **six)))
+    task = make_task(task_config(tiny.settings(tokenizer_dir, **six, tokenizer={'image_size': 12})))
+    assert [view.size for view in task.prepare_views] == [12]
+    with pytest.raises(RequestError, match=r"config.tokenizer.precision='float16' is unknown"):
+        task_config(tiny.settings(tokenizer_dir, tokenizer={'precision': 'float16'}))
+
+
+def test_any_tokenizer_will_do(tmp_path, batch):
+    """A random projection of 4 x 4 patches of the picture itself: its own precision, vocabulary and grid."""
+    from beit_jax.tools import fit_tokenizer
+    arguments = ['--kind=random_projection', '--vocabulary=23', '--patch_size=4', '--image_size=20', f'--output={tmp_path / "r"}']
+    fit_tokenizer.run(fit_tokenizer._arguments().parse_args(arguments))
+    task = make_task(task_config(tiny.settings(tmp_path / 'r')))
+    assert task.tokenizer.vocabulary == 23 and task.prepare_views[0].size == 20
+    pictures = {'token_image': batch['image'], 'view': batch['view']}
+    tokens = task.prepare(task.frozen, pictures, train=False)['tokens']
+    np.testing.assert_array_equal(tokens, task.tokenizer.encode(task.frozen, batch['image'].astype(np.float32) / 255))
+    assert tokens.shape == (7, 25) and 17 <= tokens.max() < 23

@@ -1,4 +1,6 @@
 """The discrete VAE's losses against SciPy, and that it learns."""
+import functools
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -17,8 +19,9 @@ from beit_jax.train.sharding import make_mesh
 from beit_jax.train.step import abstract_params
 from tests.train.test_mesh import run_steps
 
+jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})  # compilation is most of the time of these tests
 SMALL = {'task': 'tokenizer', 'batch_size': 5, 'total_steps': 40, 'compute_dtype': 'float32', 'data': {'name': 'shapes', 'image_size': 12},
-         'model': {'groups': 3, 'blocks': 1, 'width': 8, 'decoder_input': 8, 'vocabulary': 13}}
+         'model': {'groups': 2, 'blocks': 1, 'width': 8, 'decoder_input': 8, 'vocabulary': 13}}
 
 
 def test_logit_laplace_is_a_density():
@@ -49,8 +52,8 @@ def test_token_statistics():
 
 
 def sums_of(task, params, images, valid, **options):
-    keys = jax.random.split(jax.random.key(0), len(images))
-    return task.loss(params, {'image': images, 'valid': valid}, keys, **options)[1]
+    keys, batch = jax.random.split(jax.random.key(0), len(images)), {'image': images, 'valid': valid}
+    return jit(lambda params, batch: task.loss(params, batch, keys, **options)[1])(params, batch)
 
 
 @pytest.fixture(scope='module')
@@ -97,8 +100,19 @@ def test_it_learns():
     assert losses[-5:].mean() < 0.5 * losses[:5].mean()
 
 
+def test_bfloat16_computes_what_float32_does(params):
+    """Parameters, gradients and loss stay float32; the loss agrees to what bfloat16 can say."""
+    images, valid = np.random.default_rng(2).integers(0, 256, (5, 12, 12, 3), np.uint8), np.ones(5, np.float32)
+    tasks = {dtype: make_task(task_config(SMALL | {'compute_dtype': dtype})) for dtype in ('float32', 'bfloat16')}
+    exact, rounded = (float(sums_of(task, params, images, valid, progress=0.5, train=True)['loss']) for task in tasks.values())
+    assert exact != rounded and rounded == pytest.approx(exact, rel=0.02)
+    keys, batch = jax.random.split(jax.random.key(0), 5), {'image': images, 'valid': valid}
+    gradients = jax.eval_shape(jax.grad(lambda params: tasks['bfloat16'].loss(params, batch, keys, progress=0.5, train=True)[0]), params)
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves((gradients, params)))
+
+
 def test_sizes_that_do_not_fit():
-    with pytest.raises(RequestError, match=r'image_size 14 is not a multiple of 4'):
-        task_config(SMALL | {'data': {'name': 'shapes', 'image_size': 14}})
+    with pytest.raises(RequestError, match=r'image_size 15 is not a multiple of 2'):
+        task_config(SMALL | {'data': {'name': 'shapes', 'image_size': 15}})
     with pytest.raises(RequestError, match=r"config.reconstruction='l3' is unknown. Did you mean l2\?"):
         task_config(SMALL | {'reconstruction': 'l3'})

@@ -106,7 +106,8 @@ def test_images(tmp_path):
             load_images(str(tmp_path / path), 17)
 
 
-@pytest.mark.parametrize('tool', ['reconstruct', 'curves', 'probe', 'benchmark'])
+@pytest.mark.parametrize('tool', ['reconstruct', 'curves', 'probe', 'benchmark', 'import_tokenizer', 'fit_tokenizer', 'evaluate_tokenizer',
+                                  'tokenize'])
 def test_help_has_an_example(tool):
     done = tiny.run(['-m', f'beit_jax.tools.{tool}', '--help'])
     assert done.returncode == 0 and f'python -m beit_jax.tools.{tool}' in done.stdout

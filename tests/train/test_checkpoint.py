@@ -49,6 +49,13 @@ def test_parameters_alone(workdir):
         find_checkpoint(str(workdir / 'nothing'))
 
 
+def test_the_moving_average_stands_for_the_parameters(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(STATE | {'ema': {'kernel': jnp.full(3, 0.5)}}, 3, {})
+    checkpoints.close()
+    np.testing.assert_array_equal(load_params(str(tmp_path))[0]['kernel'], np.full(3, 0.5))
+
+
 @pytest.mark.parametrize(('kernel', 'message'), [
     (jnp.zeros((3, 6)), r'kernel is float32\[3, 5\], the config wants float32\[3, 6\]'),
     (jnp.zeros((3, 5), jnp.bfloat16), r'kernel is float32\[3, 5\], the config wants bfloat16\[3, 5\]'),

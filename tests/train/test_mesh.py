@@ -82,8 +82,9 @@ def test_accumulation_changes_nothing(tokenizer_dir, task, single):
 
 
 def test_two_processes_are_one(tokenizer_dir, tmp_path):
-    """Two processes of one device each, against one process of two."""
-    changed = {'total_steps': 4, 'evaluate_every': 2, 'save_every': 2, 'data': {'name': 'shapes', 'num_evaluate_examples': 13}}
+    """Two processes of one device each, against one process of two; from step 5 on tokens are read that either of them computed."""
+    changed = {'total_steps': 7, 'evaluate_every': 4, 'save_every': 4, 'data': {'name': 'shapes', 'num_evaluate_examples': 13},
+               'tokenizer': {'cache_views': 1}}
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]

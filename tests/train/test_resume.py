@@ -11,6 +11,7 @@ import safetensors.numpy
 
 from beit_jax.errors import RequestError
 from beit_jax.tasks import task_config
+from beit_jax.tools import fit_tokenizer
 from beit_jax.train import loop
 from beit_jax.train.checkpoint import load_params
 from beit_jax.train.distributed import Stop
@@ -118,6 +119,16 @@ def test_init_takes_the_weights_only(uninterrupted, tokenizer_dir, tmp_path):
     other = task_config(tiny.settings(tokenizer_dir, init=str(uninterrupted), model={'hidden': 40}))
     with pytest.raises(RequestError, match=r'another model.*mlp/fc1'):
         loop.train(other, tmp_path / 'other')
+
+
+def test_another_vocabulary_than_the_head(uninterrupted, tmp_path):
+    """Said in words, before the shapes of arrays are."""
+    arguments = ['--kind=random_projection', '--vocabulary=23', '--patch_size=4', '--image_size=20', f'--output={tmp_path / "other"}']
+    fit_tokenizer.run(fit_tokenizer._arguments().parse_args(arguments))
+    with pytest.raises(RequestError, match=r'the head of .* predicts 17 tokens, the tokenizer of this run has 23'):
+        loop.train(task_config(tiny.settings(tmp_path / 'other', init=str(uninterrupted))), tmp_path / 'run')
+    with pytest.raises(RequestError, match=r'on other data \(tokenizer was'):
+        loop.train(task_config(tiny.settings(tmp_path / 'other')), uninterrupted)
 
 
 def test_sigterm_of_a_real_process(tokenizer_dir, tmp_path):

@@ -13,7 +13,8 @@ import jax
 from beit_jax.config import check, from_mapping, one_of
 
 KINDS = ('dvae', 'customized', 'kmeans', 'random_projection')
-# JAX's names: float32; three bfloat16 products for one on a TPU, TF32 on a GPU; bfloat16. On a CPU the first two are the same.
+# bfloat16_3x: three bfloat16 products for one on a TPU, which keeps the ids of float32; elsewhere it is float32, for what a GPU would do
+# instead, TF32, does not keep them (docs/benchmarks.md).
 PRECISIONS = ('float32', 'bfloat16_3x', 'bfloat16')
 
 
@@ -52,6 +53,7 @@ def make_tokenizer(kind: str, architecture: Mapping, image_size: int, precision:
     return tokenizer
 
 
-def dtype_of(precision: str) -> str:
-    """In which dtype a tokenizer of this precision holds what it computes."""
-    return 'bfloat16' if precision == 'bfloat16' else 'float32'
+def dtype_and_precision(precision: str) -> dict:
+    """What flax and JAX call one of PRECISIONS: {'dtype', 'precision'}."""
+    passes = 'float32' if precision == 'bfloat16_3x' and jax.default_backend() != 'tpu' else precision
+    return {'dtype': 'bfloat16' if precision == 'bfloat16' else 'float32', 'precision': passes}

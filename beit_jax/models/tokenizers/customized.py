@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from beit_jax.config import check
-from beit_jax.models.tokenizers import dtype_of
+from beit_jax.models.tokenizers import dtype_and_precision
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ class Tokenizer:
 
     def __init__(self, config: Config, image_size: int, precision: str = 'float32'):
         self.config, self.image_size, self.vocabulary, self.factor = config, image_size, config.vocabulary, 2 ** config.layers
-        options = {'dtype': dtype_of(precision), 'precision': precision}
+        options = dtype_and_precision(precision)
         self._modules = {'encoder': nnx.eval_shape(lambda: CustomizedEncoder(config, **options, rngs=nnx.Rngs(0))),
                          'decoder': nnx.eval_shape(lambda: CustomizedDecoder(config, **options, rngs=nnx.Rngs(0)))}
 

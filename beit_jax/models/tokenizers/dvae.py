@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from beit_jax.config import check
 from beit_jax.models.layers import Constant
-from beit_jax.models.tokenizers import dtype_of
+from beit_jax.models.tokenizers import dtype_and_precision
 
 LOGIT_LAPLACE_EPS = 0.1
 
@@ -150,7 +150,7 @@ class Tokenizer:
 
     def __init__(self, config: Config, image_size: int, precision: str = 'float32'):
         self.config, self.image_size, self.vocabulary, self.factor = config, image_size, config.vocabulary, config.factor
-        self._whole = nnx.eval_shape(lambda: DVAE(config, dtype=dtype_of(precision), precision=precision, rngs=nnx.Rngs(0)))
+        self._whole = nnx.eval_shape(lambda: DVAE(config, **dtype_and_precision(precision), rngs=nnx.Rngs(0)))
         self._encoder, self._decoder = nnx.graphdef(self._whole.encoder), nnx.graphdef(self._whole.decoder)
 
     def abstract(self):

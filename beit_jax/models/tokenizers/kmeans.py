@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from beit_jax.config import check
-from beit_jax.models.tokenizers import dtype_of
+from beit_jax.models.tokenizers import dtype_and_precision
 
 CHUNK = 4096  # patches whose distances to all centroids are held at once
 
@@ -41,8 +41,8 @@ def normalize_patches(patches, contrast_floor: float):
 
 def product(x, y, precision: str):
     """Matrix product of float32 arrays in one of `beit_jax.models.tokenizers.PRECISIONS`, float32."""
-    dtype = dtype_of(precision)
-    return jnp.matmul(x.astype(dtype), y.astype(dtype), precision=precision, preferred_element_type=jnp.float32)
+    dtype, passes = dtype_and_precision(precision).values()
+    return jnp.matmul(x.astype(dtype), y.astype(dtype), precision=passes, preferred_element_type=jnp.float32)
 
 
 def nearest(x, centroids_VD, precision: str):
@@ -62,11 +62,11 @@ def fit(key, patches_ND, config: Config, iterations: int = 30) -> dict:
     """
     check(len(patches_ND) >= config.vocabulary, f'{len(patches_ND)} patches are too few for {config.vocabulary} centroids: read more pictures.')
     x_ND = normalize_patches(patches_ND, config.contrast_floor)
-    keys = jax.random.split(key, iterations + 1)
-    centroids_VD = jax.random.choice(keys[0], x_ND, (config.vocabulary,), replace=False)
-    for key in keys[1:]:
+    start_key, *keys = jax.random.split(key, iterations + 1)
+    centroids_VD = jax.random.choice(start_key, x_ND, (config.vocabulary,), replace=False)
+    for anew_key in keys:
         sums_VD, counts_V = _sum_by_centroid(x_ND, x_ND, centroids_VD)
-        anew_VD = jax.random.choice(key, x_ND, (config.vocabulary,), replace=False)
+        anew_VD = jax.random.choice(anew_key, x_ND, (config.vocabulary,), replace=False)
         centroids_VD = jnp.where(counts_V[:, None] > 0, sums_VD / jnp.maximum(counts_V, 1)[:, None], anew_VD)
     sums_VD, counts_V = _sum_by_centroid(x_ND, patches_ND, centroids_VD)
     pictures_VD = jnp.where(counts_V[:, None] > 0, sums_VD / jnp.maximum(counts_V, 1)[:, None], 0.5)

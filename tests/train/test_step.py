@@ -1,0 +1,68 @@
+"""The training step on the smallest task: one linear layer."""
+from types import SimpleNamespace
+
+import chex
+from flax import nnx
+import jax
+import numpy as np
+
+from beit_jax.config import MeshConfig, OptimizerConfig
+from beit_jax.models.layers import TruncatedNormal, linear
+from beit_jax.train import optimizer as optimizers
+from beit_jax.train import step
+from beit_jax.train.sharding import make_mesh, put_batch
+
+
+class Line(nnx.Module):
+    def __init__(self, rngs):
+        self.fc1 = linear(3, 5, TruncatedNormal(), dtype='float32', rngs=rngs)
+
+
+class Regression:
+    """Least squares; see `beit_jax.tasks.Task`."""
+    frozen, prepare_views = {}, ()
+
+    def __init__(self, ema_decay):
+        self.config = SimpleNamespace(seed=0, batch_size=7, accumulate_steps=1, ema_decay=ema_decay, optimizer=OptimizerConfig(lr=0.1))
+
+    def build(self, rngs):
+        return Line(rngs)
+
+    def loss(self, params, batch, keys_B, *, progress, train):
+        error = batch['x'] @ params['fc1']['kernel'] + params['fc1']['bias'] - batch['y']
+        return (error ** 2).sum(), {'weight': 7.0, 'loss': (error ** 2).sum()}
+
+    def summarize(self, sums):
+        return {'loss': sums['loss'] / sums['weight']}
+
+
+def states_of(task, count):
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    optimizer = optimizers.make_optimizer(task.config.optimizer, lambda _: 0.1, step.abstract_params(task))
+    state = step.initial_state(task, optimizer, mesh, step.initial_params(task, 0))
+    train_step = step.make_train_step(task, optimizer, lambda _: 0.1, mesh, count)
+    random, states = np.random.default_rng(0), [jax.device_get(state)]
+    for _ in range(count):
+        batch = {'x': random.normal(size=(7, 3)).astype(np.float32), 'y': np.ones((7, 5), np.float32), 'substituted': np.zeros(7, bool)}
+        state, _ = train_step(state, put_batch(mesh, batch, 7))
+        states.append(jax.device_get(state))
+    return states
+
+
+def test_moving_average():
+    """After each step: decay times the average before, and the rest of the new parameters. It is what is evaluated and exported."""
+    states = states_of(Regression(0.4), 9)
+    average = states[0]['params']
+    chex.assert_trees_all_equal(states[0]['ema'], average)
+    for number, state in enumerate(states[1:]):
+        decay = min(0.4, (1 + number) / (10 + number))
+        average = jax.tree.map(lambda old, new, decay=decay: decay * old + (1 - decay) * new, average, state['params'])
+        chex.assert_trees_all_close(state['ema'], average, rtol=1e-5, atol=1e-7)
+        assert step.averaged_params(state) is state['ema']
+    assert np.abs(average['fc1']['kernel'] - state['params']['fc1']['kernel']).max() > 1e-2
+
+
+def test_no_moving_average_unless_asked():
+    states = states_of(Regression(0.0), 2)
+    assert 'ema' not in states[-1] and step.averaged_params(states[-1]) is states[-1]['params']
+    chex.assert_trees_all_equal(states_of(Regression(0.4), 2)[-1]['params'], states[-1]['params'])
