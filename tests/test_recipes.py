@@ -28,8 +28,11 @@ def test_every_recipe_and_variant(path):
         task_config(module.get_config(variant).to_dict())
 
 
-@pytest.mark.parametrize('name', ['tokenizer_imagenet1k:v8192', 'pretrain_imagenet1k:base', 'pretrain_imagenet1k:large', 'pretrain_imagenet1k:base,vanilla',
-                                  'pretrain_imagenet22k:large'])
+RECIPES = ('tokenizer_imagenet1k:v8192', 'pretrain_imagenet1k:base', 'pretrain_imagenet1k:large', 'pretrain_imagenet1k:base,vanilla',
+           'pretrain_imagenet22k:large')
+
+
+@pytest.mark.parametrize('name', RECIPES)
 def test_golden(name):
     """The resolved settings of the paper's recipes. To write them anew: python -m tests.test_recipes."""
     assert json.loads((GOLDEN / f'{name.replace(":", "_")}.json').read_text()) == resolved(name)
@@ -77,5 +80,5 @@ def test_bad_command_line(arguments, message, tmp_path, tokenizer_dir):
 
 if __name__ == '__main__':
     GOLDEN.mkdir(parents=True, exist_ok=True)
-    for golden in ('pretrain_imagenet1k:base', 'pretrain_imagenet1k:large', 'pretrain_imagenet1k:base,vanilla', 'pretrain_imagenet22k:large'):
+    for golden in RECIPES:
         (GOLDEN / f'{golden.replace(":", "_")}.json').write_text(json.dumps(resolved(golden), indent=1) + '\n')
