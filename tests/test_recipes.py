@@ -72,7 +72,7 @@ def test_variants_and_settings_behind_the_colon():
 ], ids=lambda value: value[-1] if isinstance(value, list) else '')
 def test_bad_command_line(arguments, message, tmp_path, tokenizer_dir):
     done = tiny.run(['main.py', '--config=configs/quickstart/pretrain.py', f'--workdir={tmp_path}', f'--config.tokenizer.path={tokenizer_dir}',
-                     *arguments])
+                     '--config.tokenizer.image_size=12', *arguments])
     assert done.returncode == 2, done.stdout + done.stderr
     assert message in done.stderr and 'Traceback' not in done.stderr
     assert len([line for line in done.stderr.splitlines() if not line.startswith(('WARNING', 'I0', 'W0', 'E0'))]) <= 2, done.stderr

@@ -38,7 +38,7 @@ def measure(path: str, batches) -> dict:
     quality, same, seconds, kept = [], dict.fromkeys(PRECISIONS, 0), {precision: [] for precision in PRECISIONS}, []
     counts_PV, total, size = None, 0, 0
     for pixels in batches:
-        images = to_float(jnp.asarray(pixels))
+        images = jax.block_until_ready(to_float(jnp.asarray(pixels)))
         ids = {}
         for precision, run in encode.items():
             began = time.perf_counter()

@@ -133,7 +133,7 @@ def test_another_vocabulary_than_the_head(uninterrupted, tmp_path):
 
 def test_sigterm_of_a_real_process(tokenizer_dir, tmp_path):
     """SIGTERM while training: the step is finished and saved, status 75, and the next start ends as if nothing had been."""
-    changed = {'total_steps': 150, 'log_every': 1, 'evaluate_every': 0, 'save_every': 1000}
+    changed = {'total_steps': 80, 'log_every': 1, 'evaluate_every': 0, 'save_every': 1000}
     process = tiny.start(tiny.arguments(tmp_path / 'a', tokenizer_dir, **changed))
     log, deadline = tmp_path / 'a' / 'metrics.jsonl', time.time() + 120
     while not (log.exists() and len(log.read_text().splitlines()) >= 5):
