@@ -44,6 +44,7 @@ class DataConfig:
         check(self.crop_scale[1] <= 1, f'config.data.crop_scale ends at {self.crop_scale[1]}: a crop has at most the whole area, 1.')
         check(0 <= self.holdout < 1, f'config.data.holdout is {self.holdout}: use a share from 0 up to but not including 1.')
         check(min(self.std) > 0, f'config.data.std is {self.std}: use positive numbers.')
+        check(0 < self.evaluate_crop <= 1, f'config.data.evaluate_crop is {self.evaluate_crop}: use a share above 0, at most 1.')
         check(self.repeat_views >= 0, f'config.data.repeat_views is {self.repeat_views}: use a number of epochs, or 0.')
         check(self.num_examples > 0 and self.num_evaluate_examples >= 0, 'config.data.num_examples must be positive.')
 

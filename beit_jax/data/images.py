@@ -28,8 +28,12 @@ def load_images(path: str, size: int, limit: int | None = None) -> tuple[np.ndar
     root = Path(path)
     check(root.exists(), f'--images={path}: no such file or folder.')
     if root.suffix == '.npy':
-        array = np.load(root)[:limit]
-        check(array.ndim == 4 and array.shape[3] == 3, f'--images={path}: the array has shape {array.shape}, it must be [B, H, W, 3].')
+        try:
+            array = np.load(root)[:limit]
+        except (ValueError, EOFError, IndexError) as error:
+            raise RequestError(f'--images={path} cannot be read as an array of numbers ({error}).') from error
+        check(array.ndim == 4 and array.shape[3] == 3 and array.size > 0,
+              f'--images={path}: the array has shape {array.shape}, it must be [B, H, W, 3].')
         if array.dtype != np.uint8:
             check(array.dtype.kind == 'f' and array.min() >= 0 and array.max() <= 1,
                   f'--images={path}: a {array.dtype} array from {array.min():g} to {array.max():g}; give uint8, or float in [0, 1].')

@@ -22,6 +22,9 @@ class Task(Protocol):
     prepare_views: tuple[View, ...]  # the pictures that `prepare` alone reads; () where there is nothing to prepare
     frozen: Any  # arrays that `prepare` needs and nobody learns
 
+    def fingerprint(self) -> str:
+        """Says which `frozen` these are, so that a run goes on with no others; '' where there are none."""
+
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         """The module that is learned, freshly initialised."""
 

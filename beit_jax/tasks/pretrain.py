@@ -21,7 +21,7 @@ from beit_jax.models.encoder import EncoderConfig
 from beit_jax.models.heads import MaskedImageModel
 from beit_jax.models.tokenizers import PRECISIONS, Tokenizer
 from beit_jax.tasks.tokenizer import token_statistics
-from beit_jax.weights.tokenizer import load_tokenizer
+from beit_jax.weights.tokenizer import fingerprint, load_tokenizer
 
 JITTER = 0x6A697474  # sets the keys of the colours apart from those of a step
 
@@ -77,6 +77,9 @@ class Pretrain:
     def prepare_views(self):
         return (View('token_image', self.config.grid[0] * self.tokenizer.factor, 'lanczos3'),)
 
+    def fingerprint(self):
+        return fingerprint(self.tokenizer, self.frozen)
+
     def build(self, rngs):
         return _build(self.config, self.tokenizer.vocabulary, rngs)
 
@@ -130,7 +133,6 @@ def make(config: Config) -> Pretrain:
     check(bool(config.tokenizer.path), 'config.tokenizer.path is empty: give the directory of a tokenizer '
           '(python main.py --config=configs/quickstart/tokenizer.py --workdir=W writes W/tokenizer).')
     tokenizer, frozen = load_tokenizer(config.tokenizer.path, config.tokenizer.precision)
-    check('encoder' in frozen, f'config.tokenizer.path={config.tokenizer.path} has a decoder alone: import its encoder too.')
     size, (side, _) = config.tokenizer.image_size or tokenizer.image_size, config.grid
     check(size == side * tokenizer.factor, f'the tokenizer {config.tokenizer.path} cuts {size} pixels into cells of {tokenizer.factor}, '
           f'{size / tokenizer.factor:g} x {size / tokenizer.factor:g} tokens, but the encoder has {side} x {side} patches '

@@ -78,6 +78,9 @@ class Tokenizer:
     def views(self):
         return (View('image', self.config.data.image_size, 'lanczos3'),)
 
+    def fingerprint(self):
+        return ''
+
     def build(self, rngs):
         return DVAE(self.config.model, dtype=self.config.compute_dtype, rngs=rngs)
 

@@ -25,7 +25,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     kinds = typing.get_type_hints(DataConfig)
     for field in dataclasses.fields(DataConfig):
         if field.name in DATA:
-            kind = {tuple[float, float]: float, bool: lambda text: text.lower() == 'true'}.get(kinds[field.name], kinds[field.name])
+            kind = {tuple[float, float]: float, bool: _true_or_false}.get(kinds[field.name], kinds[field.name])
             pair = {'nargs': 2} if isinstance(field.default, tuple) else {}
             group.add_argument(f'--data.{field.name}', type=kind, default=field.default, metavar='', help=f'({field.default!r})', **pair)
 
@@ -37,10 +37,26 @@ def data_config(options: argparse.Namespace, **settings) -> DataConfig:
     return data
 
 
+def picture_size(options: argparse.Namespace, tokenizer) -> int:
+    """--image_size, or what the tokenizer is for: the side in pixels of the pictures that it is shown."""
+    size = options.image_size or tokenizer.image_size
+    check(size > 0 and size % tokenizer.factor == 0, f'--image_size={size} is not a multiple of {tokenizer.factor}, the pixels per token.')
+    return size
+
+
+def _true_or_false(text: str) -> bool:
+    if text.lower() not in ('true', 'false'):
+        raise argparse.ArgumentTypeError('use true or false')
+    return text.lower() == 'true'
+
+
 def main(run: Callable[[argparse.Namespace], None], arguments: argparse.ArgumentParser) -> None:
     """Runs a tool on the command line and exits with its status."""
     try:
         run(arguments.parse_args())
     except RequestError as error:
         print(f'error: {error}', file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:  # a path of the command line that cannot be read or written
+        print(f'error: {error.filename or "a file"}: {error.strerror or error}.', file=sys.stderr)
         sys.exit(2)

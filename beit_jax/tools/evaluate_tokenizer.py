@@ -1,5 +1,6 @@
 """How good is a tokenizer? What its reconstructions keep, how much of its vocabulary it uses, whether lower precision changes its tokens, and
 how fast it is; and a picture of originals over reconstructions."""
+import dataclasses
 import json
 from pathlib import Path
 import time
@@ -14,7 +15,7 @@ from beit_jax.data.config import View
 from beit_jax.data.sources import Subset, open_source
 from beit_jax.images.color import to_float
 from beit_jax.images.quality import WINDOW, psnr, ssim
-from beit_jax.models.tokenizers import PRECISIONS
+from beit_jax.models.tokenizers import PRECISIONS, make_tokenizer
 from beit_jax.tools import arguments
 from beit_jax.weights.tokenizer import load_tokenizer
 
@@ -29,10 +30,11 @@ def measure(path: str, batches) -> dict:
       `token_perplexity`, the effective number of tokens; `position_entropy`, bits, [rows][columns]; `agreement` by precision, the share of
       positions with the token of float32; `images_per_second` by precision; and `pictures`, float [2, 8, S, S, 3]: originals, reconstructions.
     """
-    ways = {precision: load_tokenizer(path, precision)[0] for precision in PRECISIONS}
     tokenizer, params = load_tokenizer(path, decoder=True)
     params = jax.device_put(params)
-    encode = {precision: jax.jit(way.encode) for precision, way in ways.items()}
+    architecture = dataclasses.asdict(tokenizer.config)
+    encode = {precision: jax.jit(make_tokenizer(tokenizer.kind, architecture, tokenizer.image_size, precision).encode)
+              for precision in PRECISIONS}
     draw = jax.jit(lambda params, ids, images: (pictures := tokenizer.decode(params, ids), psnr(images, pictures), (
         ssim(images, pictures) if images.shape[1] >= WINDOW else jnp.full(len(images), jnp.nan))))
     quality, same, seconds, kept = [], dict.fromkeys(PRECISIONS, 0), {precision: [] for precision in PRECISIONS}, []
@@ -96,7 +98,7 @@ def picture(originals, reconstructions) -> Image.Image:
 def run(options) -> None:
     check(options.limit > 0 and options.batch > 0, 'use at least 1 for --limit and --batch.')
     tokenizer, _ = load_tokenizer(options.tokenizer)
-    figures = measure(options.tokenizer, read_batches(options, options.image_size or tokenizer.image_size))
+    figures = measure(options.tokenizer, read_batches(options, arguments.picture_size(options, tokenizer)))
     pictures = figures.pop('pictures')
     entropies = np.array(figures['position_entropy'])
     text = lambda value, form: 'none' if value is None else format(value, form)

@@ -34,6 +34,7 @@ def random_patches(data, image_size: int, patch_size: int, count: int, seed: int
 
 def run(options) -> None:
     settings = {'vocabulary': options.vocabulary, 'patch_size': options.patch_size}
+    check(options.seed >= 0, f'--seed is {options.seed}: use 0 or more.')
     config = make_tokenizer(options.kind, settings, options.image_size).config
     key = jax.random.key(options.seed)
     if options.kind == 'kmeans':

@@ -48,12 +48,13 @@ def join(kind, config, params, new_kind, new_config, parts, source: str):
 def run(options) -> None:
     kind, config, params = convert(options.input)
     output = Path(options.output)
+    image_size = options.image_size or 112
     if (output / DESCRIPTION).is_file() and len(params) == 1:  # encoder.pkl and decoder.pkl may come one after the other
-        tokenizer, there = load_tokenizer(options.output, decoder=True)
+        tokenizer, there = load_tokenizer(options.output, encoder=False, decoder=True)
         kept = {part: tree for part, tree in there.items() if part not in params}
         if kept:
+            image_size = options.image_size or tokenizer.image_size
             kind, config, params = join(tokenizer.kind, tokenizer.config, kept, kind, config, params, options.input[0])
-    image_size = options.image_size or 112
     tokenizer = make_tokenizer(kind, vars(config), image_size)
     check_shapes({part: tree for part, tree in tokenizer.abstract().items() if part in params}, params, options.input)
     save_tokenizer(output, kind, config, image_size, jax.tree.map(lambda x: np.ascontiguousarray(x, np.float32), params))

@@ -22,13 +22,15 @@ COLUMNS = ('original', 'masked', 'tokenizer', 'model')
 CELL, GAP, TITLE = 144, 6, 22
 
 
-def load_run(workdir: str, **settings):
-    """(task, parameters) of a pre-training work directory; `settings` replace groups of its config."""
+def load_run(workdir: str, tokenizer: str = ''):
+    """(task, parameters) of a pre-training work directory; `tokenizer`: where that has moved since."""
     path = Path(workdir) / 'config.json'
     check(path.is_file(), f'--workdir={workdir}: there is no config.json; give the work directory of a pre-training run.')
     config = json.loads(path.read_text())
     check(config['task'] == 'pretrain', f'--workdir={workdir} is a {config["task"]} run: give that of a pre-training run.')
-    task = make_task(task_config(config | settings))
+    if tokenizer:
+        config['tokenizer']['path'] = tokenizer
+    task = make_task(task_config(config))
     params, description = load_params(workdir)
     check_vocabulary(task.describe(), description, workdir)
     check_params(abstract_params(task), params, workdir)
@@ -70,11 +72,8 @@ def grid_picture(columns: list[np.ndarray], titles: tuple[str, ...]) -> Image.Im
 
 def run(options) -> None:
     # TensorFlow-free, and the pictures are not jittered: a person wants to see the image that was given
-    replaced = {}
-    if options.tokenizer:
-        config = json.loads((Path(options.workdir) / 'config.json').read_text())
-        replaced['tokenizer'] = config['tokenizer'] | {'path': options.tokenizer}
-    task, params = load_run(options.workdir, **replaced)
+    check(options.limit > 0, f'--limit is {options.limit}: use at least 1.')
+    task, params = load_run(options.workdir, options.tokenizer)
     tokenizer_params = load_tokenizer(task.config.tokenizer.path, decoder=True)[1]
     check('decoder' in tokenizer_params, f'the tokenizer {task.config.tokenizer.path} has no decoder: it cannot draw pictures.')
     sizes = [view.size for view in task.views + task.prepare_views]

@@ -33,21 +33,26 @@ class Export:
         if self.complete:
             self._refuse_other(self._json)
         elif self._progress.exists() and self._partial.exists():
-            self._refuse_other(self._progress)
-            self.done, self.bad = (json.loads(self._progress.read_text())[name] for name in ('done', 'bad'))
-            self._ids = np.lib.format.open_memmap(self._partial, 'r+')
-        else:
+            saved = self._refuse_other(self._progress)
             try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                self.done, self.bad = 0, []
-                self._ids = np.lib.format.open_memmap(self._partial, 'w+', np.uint16, (rows, tokens))
-            except OSError as error:
-                raise RequestError(f'--output={path} cannot be written: {error.strerror}.') from error
+                self.done, self.bad = int(saved['done']), list(saved['bad'])
+                self._ids = np.lib.format.open_memmap(self._partial, 'r+')
+            except (ValueError, KeyError, TypeError) as error:
+                raise RequestError(f'{self._partial} or {self._progress} is damaged: remove both.') from error
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._progress.unlink(missing_ok=True)  # never a record of rows that are gone
+            self.done, self.bad = 0, []
+            self._ids = np.lib.format.open_memmap(self._partial, 'w+', np.uint16, (rows, tokens))
 
-    def _refuse_other(self, file: Path):
-        saved = json.loads(file.read_text()) if file.exists() else {}
+    def _refuse_other(self, file: Path) -> dict:
+        try:
+            saved = dict(json.loads(file.read_text())) if file.exists() else {}
+        except (ValueError, TypeError) as error:
+            raise RequestError(f'{file} is damaged: remove it and what it is of.') from error
         differing = [f'{name} was {saved.get(name)}, is {value}' for name, value in self.description.items() if saved.get(name) != value]
         check(not differing, f'{self.path} holds tokens of something else ({"; ".join(differing[:3])}): give another --output, or remove it.')
+        return saved
 
     def write(self, ids_RP: np.ndarray, bad: list[int]) -> None:
         """The next rows; `bad`: which of all rows are of images that could not be read (their tokens are 0)."""
@@ -70,10 +75,11 @@ def _write(path: Path, content: dict) -> None:
 
 
 def run(options) -> None:
+    check(options.batch > 0, f'--batch is {options.batch}: use at least 1.')
     distributed.start(options.coordinator, options.num_processes, options.process_id)
     tokenizer, params = weights.load_tokenizer(options.tokenizer, options.precision)
-    size = options.image_size or tokenizer.image_size
-    check(size % tokenizer.factor == 0, f'--image_size={size} is not a multiple of {tokenizer.factor}, the pixels per token.')
+    size = arguments.picture_size(options, tokenizer)
+    tokens = (size // tokenizer.factor) ** 2
     mesh = make_mesh(MeshConfig(), jax.local_devices())
     batch = -(-options.batch // mesh.size) * mesh.size
     process, processes = jax.process_index(), jax.process_count()
@@ -84,7 +90,7 @@ def run(options) -> None:
     output = Path(options.output)
     if processes > 1:
         output = output.with_name(f'{output.stem}-{process:05}-of-{processes:05}{output.suffix}')
-    export = Export(output, description, last - first, (size // tokenizer.factor) ** 2)
+    export = Export(output, description, last - first, tokens)
     if export.complete:
         print(f'{output} is complete already: {last - first:,} images')
         return
@@ -101,7 +107,7 @@ def run(options) -> None:
         progress.update(len(ids))
     progress.close()
     export.finish()
-    print(f'{last - first:,} images x {ids.shape[1]} tokens, uint16 -> {output}')
+    print(f'{last - first:,} images x {tokens} tokens, uint16 -> {output}')
 
 
 def _images(options, size: int):

@@ -1,7 +1,6 @@
 """The one loop: a run is a pure function of (config, seed, step), so it can stop after any step and go on as if nothing had happened."""
 import dataclasses
 import functools
-import hashlib
 import itertools
 import json
 from pathlib import Path
@@ -85,8 +84,7 @@ def train(config: RunConfig, workdir: Path) -> int:
             log.close()
             return STOPPED
         clock.restart(number)
-    if start < config.total_steps:
-        run.finish(steps.averaged_params(state))
+    run.finish(steps.averaged_params(state))
     checkpoints.close()
     log.say(f'done: {config.total_steps} steps; checkpoint {workdir / "checkpoints" / str(config.total_steps)}')
     log.close()
@@ -137,11 +135,8 @@ class _Run:
     @functools.cached_property  # once a run, not once a save: a tokenizer may have hundreds of megabytes
     def fingerprint(self) -> dict:
         """What decides, besides the config, what a step sees: the examples, and the arrays that are not learned (a tokenizer)."""
-        frozen = hashlib.sha256()
-        for leaf in jax.tree.leaves(self.task.frozen):
-            frozen.update(np.asarray(leaf).tobytes())
         return {'examples': len(self.source), 'manifest': self.source.fingerprint, 'seed': self.config.seed,
-                'batch_size': self.config.batch_size, 'tokenizer': frozen.hexdigest()}
+                'batch_size': self.config.batch_size, 'tokenizer': self.task.fingerprint()}
 
     @functools.cached_property
     def frozen(self):

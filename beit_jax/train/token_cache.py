@@ -31,28 +31,32 @@ class TokenCache:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             if state is None:
+                self._json.unlink(missing_ok=True)  # never a record of rows that are gone
                 self._ids = np.lib.format.open_memmap(self._file, 'w+', np.uint16, shape)
             else:
                 self._ids = np.lib.format.open_memmap(self._file, 'r+')
         except OSError as error:
             raise RequestError(f'the token cache {directory} cannot be written: {error.strerror}.') from error
-        check(self._ids.shape == shape, f'{self._file} has shape {self._ids.shape}, not {shape}: remove it.')
+        except ValueError as error:
+            raise RequestError(f'{self._file} is damaged ({error}): remove {directory}.') from error
+        check(self._ids.shape == shape, f'{self._file} has shape {self._ids.shape}, not {shape}: remove {directory}.')
         self._filled = state['filled'] if state else 0
         # rows that were written after the last flush, or by nobody, are not known: then everything is computed anew from here
         self._since = state['since'] if state and self._filled >= position else position
-        self.complete_at = (-(-self._since // examples) + views) * examples
-        if state and state['complete']:
-            self.complete_at = 0
+        epoch = 0 if state and state['complete'] else -(-self._since // examples) + views
         if jax.process_count() > 1:  # all processes go over to the cache at the same step
-            self.complete_at = int(multihost_utils.process_allgather(np.array([self.complete_at])).max())
+            epoch = int(multihost_utils.process_allgather(np.array([epoch], np.int32)).max())
+        self.complete_at = epoch * examples
+        self._write_state()  # from now on a run on other data is refused
 
     def _read_state(self) -> dict | None:
         if not (self._json.is_file() and self._file.is_file()):
             return None
         try:
             state = json.loads(self._json.read_text())
-            saved = state['fingerprint']
-        except (ValueError, KeyError) as error:
+            saved = dict(state['fingerprint'])
+            int(state['filled']), int(state['since']), bool(state['complete'])
+        except (ValueError, KeyError, TypeError) as error:
             raise RequestError(f'{self._json} is damaged: remove {self._json.parent}.') from error
         differing = [f'{name} was {saved.get(name)}, is {value}' for name, value in self._fingerprint.items() if saved.get(name) != value]
         check(not differing, f'the token cache {self._json.parent} is of other data, crops or another tokenizer ({"; ".join(differing[:3])}): '
@@ -80,6 +84,9 @@ class TokenCache:
         self._write_pending()
         self._ids.flush()
         self._filled = max(self._filled, position)
+        self._write_state()
+
+    def _write_state(self):
         state = {'fingerprint': self._fingerprint, 'since': self._since, 'filled': self._filled, 'complete': self._filled >= self.complete_at}
         temporary = self._json.with_suffix('.partial')
         temporary.write_text(json.dumps(state, indent=2) + '\n')

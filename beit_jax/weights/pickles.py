@@ -1,16 +1,17 @@
 """PyTorch files without PyTorch and without trust: a pickle is a program, and this reader runs none of its calls.
 
 `torch.save` writes a pickle of the objects and, beside it, the bytes of the tensors: in a zip archive, or one after the other (the legacy
-format of torch before 1.6). Every name in the pickle must be in the exact list below; what it stands for is an inert record of what was
-said about it. Tensors are made by NumPy, once their bytes, offsets and strides have been checked.
+format of torch before 1.6). The standard unpickler is not used, for it sets attributes and hashes keys before one can look: `_load` knows the
+few operations that weights need, and every name must be in the exact lists below; what a name stands for is never imported. Tensors are
+made by NumPy, once their bytes, offsets and strides have been checked.
 """
 import _compat_pickle
-import dataclasses
+import functools
 import io
 import math
 from pathlib import Path
-import pickle
 import pickletools
+import typing
 import zipfile
 
 import ml_dtypes
@@ -19,36 +20,40 @@ import numpy as np
 from beit_jax.config import check
 from beit_jax.errors import RequestError
 
-CLASSES = frozenset({  # modules and settings: inert records
+CLASSES = frozenset({  # modules and settings
     'dall_e.encoder.Encoder', 'dall_e.encoder.EncoderBlock', 'dall_e.decoder.Decoder', 'dall_e.decoder.DecoderBlock', 'dall_e.utils.Conv2d',
     'torch.nn.modules.container.Sequential', 'torch.nn.modules.activation.ReLU', 'torch.nn.modules.pooling.MaxPool2d',
-    'torch.nn.modules.linear.Identity', 'torch.nn.modules.upsampling.Upsample', 'torch.device', 'argparse.Namespace'})
-MAPPING = 'collections.OrderedDict'  # of tensors; it may carry attributes
-STORAGES = {f'torch.{name}Storage': np.dtype(kind).newbyteorder('<') for name, kind in {
-    'Float': 'f4', 'Double': 'f8', 'Half': 'f2', 'Long': 'i8', 'Int': 'i4', 'Short': 'i2', 'Char': 'i1', 'Byte': 'u1', 'Bool': '?'}.items()
-    } | {'torch.BFloat16Storage': np.dtype(ml_dtypes.bfloat16)}
+    'torch.nn.modules.linear.Identity', 'torch.nn.modules.upsampling.Upsample', 'argparse.Namespace'})
+CALLS = frozenset({'torch._utils._rebuild_tensor_v2', 'torch._utils._rebuild_parameter', 'collections.OrderedDict', 'builtins.set',
+                   'torch.device'})
+STORAGES = {f'torch.{name}Storage': kind for name, kind in {
+    'Float': '<f4', 'Double': '<f8', 'Half': '<f2', 'Long': '<i8', 'Int': '<i4', 'Short': '<i2', 'Char': 'i1', 'Byte': 'u1', 'Bool': '?',
+    'BFloat16': ml_dtypes.bfloat16}.items()}
 WRAPPERS = ('weights', 'model', 'module', 'state_dict')  # under which a file may keep its tensors
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-MAX_RANK = 32
+MAX_RANK, MAX_TENSORS, MAX_DEPTH, MAX_NAME = 32, 100_000, 64, 2000
+
+
+class Global(typing.NamedTuple):
+    """A name that a file may use; never looked up."""
+    name: str
 
 
 class Record:
-    """What a file says of an object: the arguments of its class, then its attributes."""
+    """An object of one of CLASSES: what the file says are its attributes."""
 
-    def __init__(self, *arguments):
-        self.arguments = arguments
+    def __init__(self, name: str):
+        self.name, self.state = name, {}
 
 
-@dataclasses.dataclass(frozen=True)
-class Storage:
+class Storage(typing.NamedTuple):
     """`count` numbers in a row; `key` is the name of their bytes."""
     key: str
-    dtype: np.dtype
+    kind: str  # of STORAGES
     count: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Tensor:
+class Tensor(typing.NamedTuple):
     """A view of a storage; sizes and strides in numbers."""
     storage: Storage
     offset: int
@@ -60,7 +65,7 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
     """The tensors of a file of `torch.save`: a state dict (also one level down, under a name of WRAPPERS) or a whole module.
 
     Returns:
-      arrays by the names that PyTorch's `state_dict()` gives them.
+      arrays by the names that PyTorch's `state_dict()` gives them (and, of a module, the buffers that it leaves out).
 
     Raises:
       RequestError: not such a file, damaged, or it names or does anything that weights have no need of.
@@ -72,14 +77,14 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
     try:
         tree, storages = _read_zip(data) if data.startswith(b'PK\x03\x04') else _read_legacy(data)
         named = _named_tensors(tree)
-        size = sum(math.prod(tensor.shape) * tensor.storage.dtype.itemsize for tensor in named.values())
+        size = sum(math.prod(tensor.shape) * _dtype(tensor.storage).itemsize for tensor in named.values())
         check(size <= 2 * len(data), f'its tensors would take {size:,} bytes, the file has {len(data):,}')
         return {name: _array(name, tensor, storages) for name, tensor in named.items()}
     except RequestError as error:
         raise RequestError(f'{path} is refused: {error}. Nothing in it was run.') from error
     except Exception as error:  # whatever a forged file makes the parsers stumble over
-        raise RequestError(f'{path} cannot be read as a file of torch.save ({type(error).__name__}: {error}): it is damaged or truncated, '
-                           'or something else. Nothing in it was run.') from error
+        raise RequestError(f'{path} cannot be read as a file of torch.save ({type(error).__name__}: {_shown(error)}): it is damaged or '
+                           'truncated, or something else. Nothing in it was run.') from error
 
 
 def _read_zip(data: bytes):
@@ -89,19 +94,20 @@ def _read_zip(data: bytes):
     check(len(entries) == len(archive.infolist()), 'two entries of the archive have the same name')
     for name, entry in entries.items():
         check(entry.compress_type == zipfile.ZIP_STORED and entry.file_size == entry.compress_size,
-              f'its entry {name} is compressed ({entry.compress_size:,} bytes to {entry.file_size:,}); torch.save never does that')
+              f'its entry {_shown(name)} is compressed ({entry.compress_size:,} bytes to {entry.file_size:,}); torch.save never does that')
     total = sum(entry.file_size for entry in entries.values())
     check(total <= len(data), f'its entries claim {total:,} bytes, the file has {len(data):,}')
     pickles = [name for name in entries if name.endswith('/data.pkl') and name.count('/') == 1]
     check(len(pickles) == 1, 'the archive is not of torch.save: it has no single data.pkl')
     root = pickles[0].removesuffix('data.pkl')
     order = archive.read(root + 'byteorder') if root + 'byteorder' in entries else b'little'
-    check(order == b'little', f'its byte order is {order!r}; only little is read')
-    tree = _Unpickler(archive.read(pickles[0])).load_checked()
+    check(order == b'little', 'its byte order is not little')
+    tree, _ = _load(io.BytesIO(archive.read(pickles[0])))
 
+    @functools.cache  # many tensors may share one
     def storage_bytes(storage):
         name = f'{root}data/{storage.key}'
-        check(name in entries, f'it has no entry {name}')
+        check(name in entries, f'it has no entry {_shown(name)}')
         return archive.read(name)
     return tree, storage_bytes
 
@@ -109,128 +115,192 @@ def _read_zip(data: bytes):
 def _read_legacy(data: bytes):
     """(objects, reader of the bytes of a storage). Five pickles: magic, version, system, objects, keys; then each storage: count, bytes."""
     stream = io.BytesIO(data)
-    magic = _Unpickler.next_of(stream)
-    check(magic == LEGACY_MAGIC, 'it is a plain pickle, not a file of torch.save')
-    _, system, tree, keys = (_Unpickler.next_of(stream) for _ in range(4))
-    check(isinstance(system, dict) and system.get('little_endian') is True, 'its byte order is not little')
-    check(isinstance(keys, list), 'its list of storages is not a list')
-    start = stream.tell()
-    dtypes = {tensor.storage.key: tensor.storage.dtype for tensor in _named_tensors(tree).values()}
-    places = {}
+    check(_load(stream)[0] == LEGACY_MAGIC, 'it is a plain pickle, not a file of torch.save')
+    (_, _), (system, _), (tree, storages), (keys, _) = (_load(stream) for _ in range(4))
+    check(type(system) is dict and system.get('little_endian') is True, 'its byte order is not little')
+    check(type(keys) is list and all(type(key) is str and key in storages for key in keys), 'its list of storages names one of unknown type')
+    start, places = stream.tell(), {}
     for key in keys:
         count = int.from_bytes(data[start:start + 8], 'little', signed=True)
-        check(key in dtypes, f'the type of its storage {key!r} is unknown')
-        size = count * dtypes[key].itemsize
-        check(0 <= size <= len(data) - start - 8, f'storage {key!r} claims {count:,} numbers, more than the file holds')
+        size = count * _dtype(storages[key]).itemsize
+        check(0 <= size <= len(data) - start - 8, f'storage {_shown(key)} claims {count:,} numbers, more than the file holds')
         places[key] = slice(start + 8, start + 8 + size)
         start += 8 + size
 
+    @functools.cache
     def storage_bytes(storage):
-        check(storage.key in places, f'it has no storage {storage.key!r}')
+        check(storage.key in places, f'it has no storage {_shown(storage.key)}')
         return data[places[storage.key]]
     return tree, storage_bytes
 
 
-class _Unpickler(pickle.Unpickler):
-    """Knows the names of the list above and no other."""
+def _load(stream):  # noqa: PLR0912, PLR0915 (one case an operation)
+    """(objects, storages by key) of the pickle at which a stream stands; leaves the stream behind it."""
+    stack, marks, memo, storages = [], [], {}, {}
 
-    def __init__(self, data: bytes):
-        for operation, argument, _ in pickletools.genops(data):  # parses without running; refuses lengths beyond the data
-            check('PUT' not in operation.name or int(argument) <= len(data), f'it would keep {argument} objects')
-        super().__init__(io.BytesIO(data), encoding='utf-8')
-        self._records = {}
+    def pop_mark():
+        start = marks.pop()
+        items = stack[start:]
+        del stack[start:]
+        return items
 
-    @classmethod
-    def next_of(cls, stream):
-        """The objects of the pickle at which a stream stands; leaves the stream behind it."""
-        start = stream.tell()
-        for operation, _, _ in pickletools.genops(stream):
-            if operation.name == 'STOP':
-                break
-        size = stream.tell() - start
-        stream.seek(start)
-        return cls(stream.read(size)).load_checked()
+    def add(items, target):
+        check(type(target) is dict and len(items) % 2 == 0 and all(type(key) in (str, int) for key in items[::2]),
+              'it has a dict whose keys are neither text nor numbers')
+        target.update(zip(items[::2], items[1::2]))
 
-    def load_checked(self):
-        try:
-            return self.load()
-        except RecursionError as error:
-            raise RequestError('its objects are nested too deeply') from error
+    for operation, argument, _ in pickletools.genops(stream):  # parses, and refuses lengths beyond the data
+        match operation.name:
+            case 'PROTO' | 'FRAME':
+                pass
+            case 'BININT' | 'BININT1' | 'BININT2' | 'LONG1' | 'BINFLOAT' | 'BINUNICODE' | 'SHORT_BINUNICODE':
+                stack.append(argument)
+            case 'NONE' | 'NEWTRUE' | 'NEWFALSE':
+                stack.append({'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False}[operation.name])
+            case 'EMPTY_DICT' | 'EMPTY_LIST' | 'EMPTY_TUPLE':
+                stack.append({'EMPTY_DICT': dict, 'EMPTY_LIST': list, 'EMPTY_TUPLE': tuple}[operation.name]())
+            case 'MARK':
+                marks.append(len(stack))
+            case 'TUPLE':
+                stack.append(tuple(pop_mark()))
+            case 'TUPLE1' | 'TUPLE2' | 'TUPLE3':
+                size = int(operation.name[-1])
+                stack[-size:] = [tuple(stack[-size:])]
+            case 'APPEND' | 'APPENDS':
+                items = pop_mark() if operation.name == 'APPENDS' else [stack.pop()]
+                check(type(stack[-1]) is list, 'it adds to what is no list')
+                stack[-1].extend(items)
+            case 'SETITEM' | 'SETITEMS':
+                items = pop_mark() if operation.name == 'SETITEMS' else [stack.pop(), stack.pop()][::-1]
+                add(items, stack[-1])
+            case 'BINPUT' | 'LONG_BINPUT':
+                memo[argument] = stack[-1]
+            case 'MEMOIZE':
+                memo[len(memo)] = stack[-1]
+            case 'BINGET' | 'LONG_BINGET':
+                stack.append(memo[argument])
+            case 'GLOBAL' | 'INST':
+                stack.append(_global(*argument.split(' ', 1)))
+            case 'STACK_GLOBAL':
+                name, module = stack.pop(), stack.pop()
+                stack.append(_global(module, name))
+            case 'BINPERSID':
+                stack.append(_reference(stack.pop(), storages))
+            case 'NEWOBJ':
+                arguments, what = stack.pop(), stack.pop()
+                check(type(what) is Global and what.name in CLASSES and arguments == (), 'it makes an object in an unknown way')
+                stack.append(Record(what.name))
+            case 'REDUCE':
+                arguments, what = stack.pop(), stack.pop()
+                check(type(what) is Global and what.name in CALLS and type(arguments) is tuple, 'it calls what is no call of weights')
+                stack.append(_stand_in(what.name, arguments))
+            case 'BUILD':
+                state, target = stack.pop(), stack[-1]
+                check(type(state) is dict and type(target) in (Record, dict), 'it gives attributes to what has none')
+                if type(target) is Record:  # those of an OrderedDict do not matter
+                    target.state = state
+            case 'STOP':
+                return stack.pop(), storages
+            case name:
+                check(False, f'its pickle has the operation {name}, which weights have no need of')
+    raise EOFError('no end')
 
-    def find_class(self, module, name):
-        # the names of Python 2, in which the protocols before 3 write, as pickle itself translates them
-        module, name = _compat_pickle.NAME_MAPPING.get((module, name), (_compat_pickle.IMPORT_MAPPING.get(module, module), name))
-        full = f'{module}.{name}'
-        if full in CLASSES or full == MAPPING:  # made anew for each file, for a file may set attributes
-            return self._records.setdefault(full, type(name, (dict if full == MAPPING else Record,), {}))
-        if full == 'builtins.set':
-            return set
-        if full in STORAGES:
-            return STORAGES[full]
-        functions = {'torch._utils._rebuild_tensor_v2': _rebuild_tensor, 'torch._utils._rebuild_parameter': _rebuild_parameter}
-        known_as = f' (os.{name})' if module in ('posix', 'nt') else ''
-        check(full in functions, f'it names {full}{known_as}, which weights have no need of')
-        return functions[full]
 
-    def persistent_load(self, identity):
-        check(isinstance(identity, tuple) and len(identity) >= 2, f'it has a reference that is no storage: {str(identity)[:80]}')
-        if identity[0] == 'module' and isinstance(identity[1], type) and issubclass(identity[1], Record):
-            return identity[1]  # the legacy format adds the source text of each module's class
-        check(identity[0] == 'storage' and len(identity) in (5, 6) and isinstance(identity[1], np.dtype) and isinstance(identity[2], str)
-              and _is_size(identity[4]), f'it has a reference that is no storage: {str(identity)[:80]}')
-        check(len(identity) == 5 or identity[5] is None, f'storage {identity[2]!r} is a view of another one')
-        return Storage(identity[2], identity[1], identity[4])
+def _global(module, name) -> Global:
+    check(type(module) is str and type(name) is str, 'it has a name that is no text')
+    # the names of Python 2, in which the protocols before 3 write, as pickle itself translates them
+    module, name = _compat_pickle.NAME_MAPPING.get((module, name), (_compat_pickle.IMPORT_MAPPING.get(module, module), name))
+    full, known_as = f'{module}.{name}', f' (os.{name})' if module in ('posix', 'nt') else ''
+    check(full in CLASSES or full in CALLS or full in STORAGES, f'it names {_shown(full + known_as)}, which weights have no need of')
+    return Global(full)
 
 
-def _rebuild_tensor(storage, offset, shape, strides, requires_grad=False, hooks=None, metadata=None):
-    check(isinstance(storage, Storage), 'a tensor has no storage')
-    check(_is_size(offset) and isinstance(shape, tuple) and isinstance(strides, tuple) and len(shape) == len(strides) <= MAX_RANK
-          and all(_is_size(value) for value in shape + strides),
-          f'a tensor of storage {storage.key!r} has offset {str(offset)[:40]}, shape {str(shape)[:80]} and strides {str(strides)[:80]}')
-    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides)) if math.prod(shape) else 0
-    check(max(last, math.prod(shape) - 1) < max(storage.count, 1),
-          f'a tensor of shape {shape}, offset {offset}, strides {strides} leaves the bounds of its storage {storage.key!r} of {storage.count}')
+def _reference(identity, storages) -> Storage | Global:
+    """What stands for a storage; in the legacy format also for a class, beside which its source text is kept."""
+    check(type(identity) is tuple and len(identity) >= 4, 'it has a reference that is no storage')
+    what, kind, key, _, *rest = identity
+    if type(what) is str and what == 'module' and type(kind) is Global and kind.name in CLASSES:
+        return kind
+    check(type(what) is str and what == 'storage' and type(kind) is Global and kind.name in STORAGES and type(key) is str
+          and len(rest) in (1, 2) and _is_size(rest[0]), 'it has a reference that is no storage')
+    check(len(rest) == 1 or rest[1] is None, f'storage {_shown(key)} is a view of another one')
+    storage = Storage(key, kind.name, rest[0])
+    check(storages.setdefault(key, storage) == storage, f'storage {_shown(key)} is there in two forms')
+    return storage
+
+
+def _stand_in(name: str, arguments: tuple):
+    """What a call would have made, as far as weights go."""
+    if name == 'torch._utils._rebuild_tensor_v2':
+        check(5 <= len(arguments) <= 7, 'a tensor is not made as torch makes it')
+        return _tensor(*arguments[:4], *arguments[6:])
+    if name == 'torch._utils._rebuild_parameter':
+        check(bool(arguments) and type(arguments[0]) is Tensor, 'a parameter is no tensor')
+        return arguments[0]
+    if name == 'collections.OrderedDict':
+        check(not arguments, 'an OrderedDict is not made as torch makes it')
+        return {}
+    return Record(name)  # a device, or a set of names
+
+
+def _tensor(storage, offset, shape, strides, metadata=None) -> Tensor:
+    check(type(storage) is Storage, 'a tensor has no storage')
+    check(type(shape) is tuple and type(strides) is tuple and len(shape) == len(strides) <= MAX_RANK,
+          f'a tensor of storage {_shown(storage.key)} has shape and strides that do not fit each other')
+    for value in (offset, *shape, *strides):
+        check(_is_size(value), f'a tensor of storage {_shown(storage.key)} has the offset, size or stride '
+              + (str(value)[:40] if type(value) in (int, float) else 'that is no number'))
+    count = math.prod(shape)
+    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides))
+    check(not count or max(last, count - 1) < storage.count, f'a tensor of shape {shape}, offset {offset}, strides {strides} leaves the bounds '
+          f'of its storage {_shown(storage.key)} of {storage.count}')
+    check(not metadata, f'a tensor of storage {_shown(storage.key)} is a conjugate or negative view')
     return Tensor(storage, offset, shape, strides)
-
-
-def _rebuild_parameter(tensor, requires_grad=True, hooks=None):
-    check(isinstance(tensor, Tensor), 'a parameter is no tensor')
-    return tensor
 
 
 def _is_size(value) -> bool:
     return type(value) is int and 0 <= value < 2 ** 48
 
 
+def _shown(text) -> str:
+    """Untrusted text as a message may show it: on one line, short."""
+    return ascii(str(text))[1:-1][:120]
+
+
 def _named_tensors(tree) -> dict[str, Tensor]:
     """Tensors by the names of PyTorch's `state_dict()`."""
-    if isinstance(tree, dict):
-        tree = next((tree[name] for name in WRAPPERS if isinstance(tree.get(name), dict)), tree)
-        check(all(isinstance(name, str) for name in tree), 'it has a tensor whose name is no text')
-        strange = [name for name, value in tree.items() if not isinstance(value, Tensor)]
-        check(bool(tree) and not strange, f'it is neither a module nor a dict of tensors{f" ({strange[0]!r} is none)" if strange else ""}')
+    if type(tree) is dict:
+        tree = next((tree[name] for name in WRAPPERS if type(tree.get(name)) is dict), tree)
+        strange = [name for name, value in tree.items() if type(name) is not str or type(value) is not Tensor]
+        check(bool(tree) and not strange, f'it is neither a module nor a dict of tensors{f" ({_shown(strange[0])} is none)" if strange else ""}')
         return tree
-    check(isinstance(tree, Record), f'it holds a {type(tree).__name__}, not a module or a dict of tensors')
+    check(type(tree) is Record, f'it holds a {type(tree).__name__}, not a module or a dict of tensors')
     named, seen, waiting = {}, set(), [('', tree)]
     while waiting:
         prefix, module = waiting.pop()
-        check(isinstance(module, Record) and id(module) not in seen, f'{prefix or "its root"} is no module, or is there twice')
+        check(prefix.count('.') <= MAX_DEPTH and len(prefix) <= MAX_NAME and len(named) <= MAX_TENSORS, 'it has too many modules or tensors')
+        where = _shown(prefix) or 'its root'
+        check(type(module) is Record and id(module) not in seen, f'{where} is no module, or is there twice')
         seen.add(id(module))
-        members = {group: vars(module).get(group, {}) for group in ('_parameters', '_buffers', '_modules')}
-        check(all(isinstance(group, dict) and all(isinstance(name, str) for name in group) for group in members.values()),
-              f'{prefix or "its root"} is no module of PyTorch')
+        members = {group: module.state.get(group, {}) for group in ('_parameters', '_buffers', '_modules')}
+        check(all(type(group) is dict and all(type(name) is str for name in group) for group in members.values()),
+              f'{where} is no module of PyTorch')
         for name, value in (members['_parameters'] | members['_buffers']).items():
-            check(value is None or isinstance(value, Tensor), f'{prefix}{name} is no tensor')
+            check(value is None or type(value) is Tensor, f'{_shown(prefix + name)} is no tensor')
             if value is not None:
                 named[prefix + name] = value
         waiting += [(f'{prefix}{name}.', child) for name, child in members['_modules'].items() if child is not None]
     return named
 
 
+def _dtype(storage: Storage) -> np.dtype:
+    return np.dtype(STORAGES[storage.kind])
+
+
 def _array(name: str, tensor: Tensor, storage_bytes) -> np.ndarray:
-    storage, data = tensor.storage, storage_bytes(tensor.storage)
-    check(len(data) == storage.count * storage.dtype.itemsize, f'storage {storage.key!r} of {name} has {len(data):,} bytes, '
-          f'not {storage.count:,} numbers of {storage.dtype}')
-    numbers = np.frombuffer(data, storage.dtype)[tensor.offset:]
-    strides = [stride * storage.dtype.itemsize for stride in tensor.strides]
+    storage, data, dtype = tensor.storage, storage_bytes(tensor.storage), _dtype(tensor.storage)
+    check(len(data) == storage.count * dtype.itemsize, f'storage {_shown(storage.key)} of {_shown(name)} has {len(data):,} bytes, '
+          f'not {storage.count:,} numbers of {dtype}')
+    numbers = np.frombuffer(data, dtype)[tensor.offset:]
+    strides = [stride * dtype.itemsize for stride in tensor.strides]
     return np.array(np.lib.stride_tricks.as_strided(numbers, tensor.shape, strides, writeable=False), order='C')

@@ -25,12 +25,13 @@ def save_tokenizer(directory: Path, kind: str, config, image_size: int, params) 
     (directory / DESCRIPTION).write_text(json.dumps(description, indent=2) + '\n')
 
 
-def load_tokenizer(path: str, precision: str = 'float32', *, decoder: bool = False):
+def load_tokenizer(path: str, precision: str = 'float32', *, encoder: bool = True, decoder: bool = False):
     """(tokenizer, params) from a directory that `save_tokenizer` wrote.
 
     Args:
       precision: see `beit_jax.models.tokenizers.PRECISIONS`.
-      decoder: read params['decoder'] too, where there is one.
+      encoder: refuse one without params['encoder'] (it can only draw).
+      decoder: give params['decoder'] too, where there is one.
 
     Raises:
       RequestError: no such tokenizer, or arrays that do not fit its architecture.
@@ -53,18 +54,20 @@ def load_tokenizer(path: str, precision: str = 'float32', *, decoder: bool = Fal
         tokenizer = make_tokenizer(kind, architecture, image_size, precision)
     except RequestError as error:
         raise RequestError(f'{directory / DESCRIPTION}: {error}') from error
-    params = traverse_util.unflatten_dict(flat, sep='/')
-    abstract = {part: tree for part, tree in tokenizer.abstract().items() if part in params}  # it may have come without a decoder, or alone
+    parts = {name.partition('/')[0] for name in flat}
+    abstract = {part: tree for part, tree in tokenizer.abstract().items() if part in parts}  # it may be one half alone
     expected = {name: (leaf.shape, leaf.dtype) for name, leaf in traverse_util.flatten_dict(abstract, sep='/').items()}
     found = {name: (array.shape, array.dtype) for name, array in flat.items()}
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     check(not wrong, f'{directory / WEIGHTS} does not fit {DESCRIPTION}: {", ".join(wrong[:5])}{" ..." if len(wrong) > 5 else ""}.')
-    return tokenizer, params if decoder else {'encoder': params['encoder']} if 'encoder' in params else {}
+    check('encoder' in parts or not encoder, f'tokenizer {path} has a decoder alone: import its encoder too.')
+    params = traverse_util.unflatten_dict(flat, sep='/')
+    return tokenizer, {part: params[part] for part, wanted in (('encoder', True), ('decoder', decoder)) if wanted and part in params}
 
 
 def fingerprint(tokenizer, params) -> str:
-    """sha256 of what decides a picture's ids: the encoder's architecture and arrays."""
-    digest = hashlib.sha256(json.dumps(dataclasses.asdict(tokenizer.config), sort_keys=True).encode())
+    """sha256 of what decides a picture's ids: kind, architecture and the encoder's arrays."""
+    digest = hashlib.sha256(json.dumps([tokenizer.kind, dataclasses.asdict(tokenizer.config)], sort_keys=True).encode())
     for name, leaf in sorted(traverse_util.flatten_dict(params['encoder'], sep='/').items()):
         digest.update(name.encode() + np.ascontiguousarray(leaf).tobytes())
     return digest.hexdigest()

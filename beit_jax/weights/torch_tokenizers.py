@@ -10,15 +10,15 @@ from beit_jax.models.tokenizers import customized, dvae
 # Patterns of whole names, without the last part, and our paths.
 DALLE = (
     (r'blocks\.input', 'input'),
-    (r'blocks\.group_(\d+)\.block_(\d+)\.res_path\.conv_(\d)', r'groups/\1/\2/convs/\3'),
-    (r'blocks\.group_(\d+)\.block_(\d+)\.id_path', r'groups/\1/\2/shortcut'),
+    (r'blocks\.group_(\d{1,2})\.block_(\d{1,2})\.res_path\.conv_(\d)', r'groups/\1/\2/convs/\3'),
+    (r'blocks\.group_(\d{1,2})\.block_(\d{1,2})\.id_path', r'groups/\1/\2/shortcut'),
     (r'blocks\.output\.conv', 'output'),
 )
 CUSTOMIZED = (
     (r'codebook', 'decoder/codebook'),
-    (r'(encoder|decoder)\.(\d+)\.0', r'\1/layers/\2'),
-    (r'(encoder|decoder)\.(\d+)\.net\.(\d)', r'\1/layers/\2/convs/\3'),
-    (r'(encoder|decoder)\.(\d+)', r'\1/output'),
+    (r'(encoder|decoder)\.(\d{1,2})\.0', r'\1/layers/\2'),
+    (r'(encoder|decoder)\.(\d{1,2})\.net\.(\d)', r'\1/layers/\2/convs/\3'),
+    (r'(encoder|decoder)\.(\d{1,2})', r'\1/output'),
 )
 
 
@@ -30,10 +30,11 @@ def from_dalle(tensors: dict[str, np.ndarray]):
     """
     flat = {}
     for name, array in tensors.items():
-        path = _path(name, DALLE, ('w', 'b'))
+        path = _path(name, DALLE, ('w', 'b'), flat)
         flat[path] = _hwio(array) if array.ndim == 4 else array
     check('input/kernel' in flat and 'output/kernel' in flat, 'there is no blocks.input.w or no blocks.output.conv.w in it.')
     first, last = flat['input/kernel'], flat['output/kernel']
+    check(first.ndim == last.ndim == 4, 'its blocks.input.w or blocks.output.conv.w is no convolution.')
     blocks = {tuple(int(part) for part in path.split('/')[1:3]) for path in flat if path.startswith('groups/')}
     sizes = {'groups': max((group for group, _ in blocks), default=0), 'blocks': max((block for _, block in blocks), default=0)}
     if first.shape[:2] == (1, 1):
@@ -51,7 +52,7 @@ def from_customized(tensors: dict[str, np.ndarray]):
     """
     flat = {}
     for name, array in tensors.items():
-        path = _path(name, CUSTOMIZED, ('weight', 'bias'))
+        path = _path(name, CUSTOMIZED, ('weight', 'bias'), flat)
         if path == 'decoder/codebook/kernel':
             path = 'decoder/codebook'
         transposed = re.fullmatch(r'decoder/layers/\d+/kernel', path) and array.ndim == 4
@@ -59,20 +60,24 @@ def from_customized(tensors: dict[str, np.ndarray]):
         flat[path] = array.transpose(2, 3, 0, 1)[::-1, ::-1] if transposed else _hwio(array) if array.ndim == 4 else array
     for path in ('decoder/codebook', 'encoder/layers/0/kernel'):
         check(path in flat, 'there is no codebook.weight or no encoder.0.0.weight in it: it is not of a DiscreteVAE.')
+    check((flat['decoder/codebook'].ndim, flat['encoder/layers/0/kernel'].ndim) == (2, 4), 'its codebook.weight is no table, or its '
+          'encoder.0.0.weight no convolution.')
     layers = sum(re.fullmatch(r'encoder/layers/\d+/kernel', path) is not None for path in flat)
     vocabulary, code_width = flat['decoder/codebook'].shape
     config = customized.Config(layers=layers, width=flat['encoder/layers/0/kernel'].shape[3], code_width=code_width, vocabulary=vocabulary)
     return config, traverse_util.unflatten_dict(flat, sep='/')
 
 
-def _path(name: str, table, leaves: tuple[str, str]) -> str:
-    """Our path of a name; `leaves` is what PyTorch calls kernel and bias."""
+def _path(name: str, table, leaves: tuple[str, str], taken) -> str:
+    """Our path of a name, not in `taken`; `leaves` is what PyTorch calls kernel and bias."""
     module, _, leaf = name.rpartition('.')
     for pattern, path in table:
         match = re.fullmatch(pattern, module)
         if match and leaf in leaves:
-            return f'{match.expand(path)}/{"kernel" if leaf == leaves[0] else "bias"}'
-    check(False, f'{name} is no part of such a tokenizer.')
+            found = f'{match.expand(path)}/{"kernel" if leaf == leaves[0] else "bias"}'
+            check(found not in taken, f'{name} is there under two names.')
+            return found
+    check(False, f'{name[:80]!a} is no part of such a tokenizer.')
 
 
 def _hwio(array: np.ndarray) -> np.ndarray:

@@ -131,6 +131,38 @@ def test_interrupted_export_goes_on(fitted, tmp_path, monkeypatch):
     assert files(tmp_path / 'parts') == files(tmp_path / 'whole')
 
 
+def test_records_of_rows_that_are_gone(fitted, tmp_path, monkeypatch):
+    """Rows lost, restarted and killed before the first batch; killed when all was written but the name; damaged records."""
+    arguments = ['--tokenizer', fitted, *SHAPES, '--data.num_examples', 37, '--batch', 8, '--output', tmp_path / 'ids.npy']
+    finish, write = tokenize.Export.finish, tokenize.Export.write
+
+    def stop(*_):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(tokenize.Export, 'finish', stop)
+    with pytest.raises(KeyboardInterrupt):
+        call(tokenize, *arguments)
+    kept = files(tmp_path)
+    monkeypatch.setattr(tokenize.Export, 'write', stop)
+    (tmp_path / 'ids.npy.partial').unlink()
+    with pytest.raises(KeyboardInterrupt):
+        call(tokenize, *arguments)
+    monkeypatch.setattr(tokenize.Export, 'write', write)
+    monkeypatch.setattr(tokenize.Export, 'finish', finish)
+    call(tokenize, *arguments)
+    np.testing.assert_array_equal(np.load(tmp_path / 'ids.npy'), ids_of(fitted, shapes(37)))
+    whole = files(tmp_path)
+    for damaged, message in ((None, ''), ('ids.npy.partial', 'is damaged: remove both'), ('ids.npy.progress', 'progress is damaged')):
+        (tmp_path / 'ids.npy').unlink(missing_ok=True)
+        for name, content in kept.items():
+            (tmp_path / name).write_bytes(content if name != damaged else b'{')
+        if damaged:
+            with pytest.raises(RequestError, match=message):
+                call(tokenize, *arguments)
+        else:
+            call(tokenize, *arguments)
+            assert files(tmp_path) == whole
+
+
 def test_killed_export_goes_on(fitted, tmp_path):
     """SIGKILL in the middle of 3,000 pictures."""
     command = ['-m', 'beit_jax.tools.tokenize', '--tokenizer', str(fitted), *SHAPES, '--data.num_examples', '3000', '--batch', '50', '--output']
@@ -182,6 +214,12 @@ def test_export_of_something_else(fitted, tmp_path):
             call(tokenize, '--tokenizer', fitted, *SHAPES, '--data.num_examples', 7, *arguments, *output)
     with pytest.raises(RequestError, match='image_size=16 is not a multiple of 3'):
         call(tokenize, '--tokenizer', fitted, *SHAPES, '--image_size', 16, *output)
+    with pytest.raises(RequestError, match='image_size=16 is not a multiple of 3'):
+        call(evaluate_tokenizer, '--tokenizer', fitted, *SHAPES, '--image_size', 16)
+    with pytest.raises(RequestError, match='--batch is 0: use at least 1'):
+        call(tokenize, '--tokenizer', fitted, *SHAPES, '--batch', 0, *output)
+    with pytest.raises(RequestError, match=r'evaluate_crop is 2.0: use a share'):
+        call(tokenize, '--tokenizer', fitted, *SHAPES, '--data.evaluate_crop', 2, *output)
     with pytest.raises(RequestError, match=r'tokenizer /nowhere: there is no tokenizer.safetensors'):
         call(tokenize, '--tokenizer', '/nowhere', *SHAPES, *output)
     assert files(tmp_path) == before

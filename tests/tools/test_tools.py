@@ -81,6 +81,8 @@ def test_ridge_as_scikit_learn():
 @pytest.mark.parametrize(('arguments', 'message'), [
     (['--images', 'shapes', '--workdir', '/nowhere'], r'there is no config.json'),
     (['--images', '/nowhere'], r'--images=/nowhere: no such file'),
+    (['--images', 'shapes', '--workdir', '/nowhere', '--tokenizer', 'T'], r'there is no config.json'),
+    (['--images', 'shapes', '--limit', '0'], r'--limit is 0'),
 ])
 def test_bad_requests(arguments, message, workdir, tmp_path):
     with pytest.raises(RequestError, match=message):
@@ -100,10 +102,20 @@ def test_images(tmp_path):
     assert images.shape == (len(paths), 23, 23, 3) and images.dtype == np.uint8 and names == sorted(map(str, paths))
     np.save(tmp_path / 'wrong.npy', exact.astype(np.float32))
     (tmp_path / 'text.jpg').write_text('no image')
-    for path, message in (('wrong.npy', r'from 0 to 255'), ('text.jpg', r'cannot be read as an image'), ('empty', r'no .jpg')):
+    np.save(tmp_path / 'none.npy', exact[:0])
+    (tmp_path / 'text.npy').write_text('no array')
+    for path, message in (('wrong.npy', r'from 0 to 255'), ('none.npy', r'has shape \(0, 17, 17, 3\)'), ('text.npy', 'as an array of numbers'),
+                          ('text.jpg', r'cannot be read as an image'), ('empty', r'no .jpg')):
         (tmp_path / 'empty').mkdir(exist_ok=True)
         with pytest.raises(RequestError, match=message):
             load_images(str(tmp_path / path), 17)
+
+
+def test_a_path_that_cannot_be_written(tmp_path):
+    """One line and status 2."""
+    (tmp_path / 'file').write_text('')
+    done = tiny.run(['-m', 'beit_jax.tools.fit_tokenizer', '--kind', 'random_projection', '--output', str(tmp_path / 'file')])
+    assert done.returncode == 2 and done.stderr.startswith('error: ') and 'file' in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize('tool', ['reconstruct', 'curves', 'probe', 'benchmark', 'import_tokenizer', 'fit_tokenizer', 'evaluate_tokenizer',

@@ -1,6 +1,7 @@
 """Cached tokens change nothing but the work: 37 images in batches of 8, views that repeat every 2 epochs, so from step 10 on no tokenizer."""
 import shutil
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -8,6 +9,7 @@ from beit_jax.errors import RequestError
 from beit_jax.tasks import task_config
 from beit_jax.train import loop, step
 from beit_jax.train.distributed import Stop
+from beit_jax.train.token_cache import TokenCache
 from tests import tiny
 from tests.train.test_resume import assert_same_run, metrics_lines
 
@@ -129,6 +131,28 @@ def test_cache_of_something_else(tokenizer_dir, tmp_path, monkeypatch):
         with pytest.raises(RequestError, match=rf'token cache .*shared is of other data, crops or another tokenizer \({message}'):
             loop.train(config(tokenizer_dir, tokenizer=shared, **changed), tmp_path / 'second')
         shutil.rmtree(tmp_path / 'second')
-    (tmp_path / 'shared' / 'ids-00000.json').write_text('{')
-    with pytest.raises(RequestError, match=r'ids-00000.json is damaged'):
-        loop.train(config(tokenizer_dir, tokenizer=shared), tmp_path / 'second')
+    for damaged in ('{', '[]', '{"fingerprint": {}}', '{"fingerprint": 3, "filled": 1, "since": 0, "complete": true}'):
+        (tmp_path / 'shared' / 'ids-00000.json').write_text(damaged)
+        with pytest.raises(RequestError, match=r'ids-00000.json is damaged'):
+            loop.train(config(tokenizer_dir, tokenizer=shared), tmp_path / 'second')
+
+
+def cache(directory, position=0, **fingerprint):
+    return TokenCache(directory, {'data': 'x'} | fingerprint, 3, 2, 5, position)
+
+
+def test_records_of_rows_that_are_gone(tmp_path):
+    """The file of a complete cache is lost, and the next start is killed before it writes a row: the start after that trusts nothing."""
+    whole = cache(tmp_path)
+    for view in range(6):
+        whole.put(jnp.array([view], jnp.uint32), jnp.full((1, 5), view, jnp.uint16))
+    whole.flush(6)
+    assert cache(tmp_path, 6).complete_at == 0 and cache(tmp_path).read(np.array([4])).tolist() == [[4] * 5]
+    (tmp_path / 'ids-00000.npy').unlink()
+    assert cache(tmp_path, 6).complete_at == 12  # killed here
+    assert cache(tmp_path, 6).complete_at == 12
+    with pytest.raises(RequestError, match='data was x, is y'):  # before anything was flushed
+        cache(tmp_path, data='y')
+    (tmp_path / 'ids-00000.npy').write_bytes(b'short')
+    with pytest.raises(RequestError, match=r'ids-00000.npy is damaged'):
+        cache(tmp_path)

@@ -150,15 +150,15 @@ def test_an_honest_forgery(tmp_path):
 
 
 @pytest.mark.parametrize(('numbers', 'message'), [
-    ({'offset': 13, 'shape': (1,), 'strides': (1,)}, r'leaves the bounds of its storage .0. of 12'),
+    ({'offset': 13, 'shape': (1,), 'strides': (1,)}, r'leaves the bounds of its storage 0 of 12'),
     ({'offset': 0, 'shape': (13,), 'strides': (1,)}, 'leaves the bounds'),
     ({'offset': 0, 'shape': (2, 3), 'strides': (10, 1)}, 'leaves the bounds'),
-    ({'offset': -1, 'shape': (3,), 'strides': (1,)}, 'offset -1'),
-    ({'offset': 11, 'shape': (3,), 'strides': (-1,)}, r'strides \(-1,\)'),
-    ({'offset': 0, 'shape': (-3,), 'strides': (1,)}, r'shape \(-3,\)'),
+    ({'offset': -1, 'shape': (3,), 'strides': (1,)}, 'offset, size or stride -1'),
+    ({'offset': 11, 'shape': (3,), 'strides': (-1,)}, 'offset, size or stride -1'),
+    ({'offset': 0, 'shape': (-3,), 'strides': (1,)}, 'offset, size or stride -3'),
     ({'offset': 0, 'shape': (10 ** 12,), 'strides': (0,)}, 'leaves the bounds'),  # a terabyte out of twelve numbers
     ({'offset': 0, 'shape': (3,), 'strides': (1, 1)}, 'strides'),
-    ({'offset': 0, 'shape': (3.0,), 'strides': (1,)}, r'shape \(3.0,\)'),
+    ({'offset': 0, 'shape': (3.0,), 'strides': (1,)}, 'offset, size or stride 3.0'),
     ({'offset': 0, 'shape': (1,) * 40, 'strides': (1,) * 40}, 'shape'),
     ({'offset': 0, 'shape': (3,), 'strides': (1,), 'count': 2 ** 40}, r'has 48 bytes, not 1,099,511,627,776 numbers'),
     ({'offset': 0, 'shape': (3,), 'strides': (1,), 'count': -1}, 'no storage'),
@@ -196,6 +196,46 @@ def test_other_damage(data, tmp_path):
     (tmp_path / 'plain.pkl').write_bytes(data)
     with pytest.raises(RequestError, match=r'Nothing in it was run'):
         read_tensors(tmp_path / 'plain.pkl')
+
+
+def tensor_then(operations, **numbers):
+    """The pickle of an honest tensor with more operations on it before it is stored."""
+    data = forged_tensor(**({'offset': 0, 'shape': (3,), 'strides': (1,)} | numbers))
+    place = data.rindex(b'R') + 1
+    return data[:place] + operations + data[place:]
+
+
+FORGERIES = {
+    'attributes of a tensor': (tensor_then(b'}X\x07\x00\x00\x00stridesM\xe8\x03\x85sb'), 'gives attributes to what has none'),
+    'attributes of a storage': (b'\x80\x02ctorch\nFloatStorage\n}X\x01\x00\x00\x00aK\x01sb.', 'gives attributes to what has none'),
+    'attributes of a function': (b'\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}X\x01\x00\x00\x00aK\x01sb.', 'gives attributes to what has none'),
+    'attributes of a class': (b'\x80\x02cdall_e.utils\nConv2d\nN}X\x01\x00\x00\x00aK\x01s\x86b.', 'gives attributes to what has none'),
+    'a deep key': (b'\x80\x02})' + b'\x85' * 100_000 + b'Ns.', 'keys are neither text nor numbers'),
+    'a deep tree': (b'\x80\x02)' + b'\x85' * 100_000 + b'.', 'holds a tuple'),
+    'a reference to such a tree': (b'\x80\x02)' + b''.join(b'q%ch%c\x86' % (i, i) for i in range(99)) + b'Q.', 'reference that is no storage'),
+    'one number of an empty storage': (forged_tensor(0, (1,), (1,), count=0), 'leaves the bounds'),
+    'a scalar of an empty storage': (forged_tensor(0, (), (), count=0), 'leaves the bounds'),
+    'a call of a class': (b'\x80\x02cdall_e.utils\nConv2d\n)R.', 'calls what is no call of weights'),
+    'a class made from a call': (b'\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)\x81.', 'makes an object in an unknown way'),
+    'an extension': (b'\x80\x02\x82\x01.', 'operation EXT1'),
+    'escapes': (b'\x80\x04\x8c\x03os\n\x8c\x05\x1b[31m\x93.', r'it names os\\n.\\x1b\[31m, which'),
+    'a long name': (b'c' + b'a' * 1_000_000 + b'\nb\n.', r'it names a{120}, which'),
+}
+
+
+@pytest.mark.parametrize('name', FORGERIES)
+def test_operations_that_weights_do_not_need(name, tmp_path):
+    data, message = FORGERIES[name]
+    with pytest.raises(RequestError, match=message) as raised:
+        read_tensors(archive(tmp_path, data))
+    assert len(str(raised.value)) < 600 and str(raised.value).isprintable()
+    np.testing.assert_array_equal(read_tensors(archive(tmp_path, forged_tensor(1, (3, 2), (4, 1))))['w'], [[1, 2], [5, 6], [9, 10]])
+
+
+def test_thousands_of_tensors_in_one_storage(tmp_path):
+    base = torch.arange(1_000_000.0)
+    tensors = read_tensors(save({str(i): base[i] for i in range(3000)}, tmp_path / 'many.pth'))
+    assert [float(tensors[str(i)]) for i in (0, 7, 2999)] == [0, 7, 2999]
 
 
 @FORMATS

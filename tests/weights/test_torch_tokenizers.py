@@ -103,13 +103,16 @@ def test_halves_one_after_the_other(tmp_path):
     assert list(params) == ['encoder'] and json.loads((tmp_path / 'T' / 'tokenizer.json').read_text())['image_size'] == 64
     assert load_tokenizer(str(tmp_path / 'T'))[1].keys() == {'encoder'}
     tokenizer, params = convert(tmp_path / 'T', files[1])
-    assert params.keys() == {'encoder', 'decoder'} and tokenizer.config.decoder_input == 13
+    assert tokenizer.image_size == 64 and params.keys() == {'encoder', 'decoder'} and tokenizer.config.decoder_input == 13
     other = save(dall_e.Decoder(n_hid=64, n_init=13, n_blk_per_group=1, vocab_size=523), tmp_path / 'other.pkl')
     for inputs, message in (((files[0], other), 'does not belong to the other half'), ((files[0], files[0]), 'is a second encoder')):
         with pytest.raises(RequestError, match=message):
             convert(tmp_path / 'U', *inputs)
     with pytest.raises(RequestError, match='does not belong to the other half'):
         convert(tmp_path / 'T', other)
+    import_tokenizer.run(import_tokenizer._arguments().parse_args(['--input', str(files[1]), '--output', str(tmp_path / 'D')]))
+    with pytest.raises(RequestError, match='has a decoder alone: import its encoder too'):
+        load_tokenizer(str(tmp_path / 'D'))
 
 
 class ResBlock(torch.nn.Module):
@@ -165,9 +168,15 @@ def test_weights_of_something_else(tmp_path):
     state = dall_e.Encoder(n_hid=64, n_blk_per_group=1, vocab_size=521).state_dict()
     cut = {name: value for name, value in state.items() if 'conv_3.b' not in name}
     small = state | {'blocks.group_1.block_1.res_path.conv_1.w': torch.ones(16, 64, 5, 5)}
-    for tensors, message in (({'a.w': torch.ones(3)}, 'a.w is no part of such a tokenizer'), ({'blocks.x.w': torch.ones(3)}, 'blocks.x.w is no'),
+    for tensors, message in (({'a.w': torch.ones(3)}, "'a.w' is no part of such a tokenizer"),
+                             ({'blocks.x.w': torch.ones(3)}, "'blocks.x.w' is no"),
                              ({'blocks.input.b': torch.ones(3)}, 'no blocks.input.w'),
                              ({'codebook.weight': torch.ones(3, 5)}, 'no encoder.0.0.weight'),
+                             ({'blocks.input.w': torch.ones(3), 'blocks.output.conv.w': torch.ones(3)}, 'is no convolution'),
+                             ({'codebook.weight': torch.ones(3), 'encoder.0.0.weight': torch.ones(3)}, 'is no table'),
+                             ({'encoder.5.weight': torch.ones(3), 'encoder.6.weight': torch.ones(3)}, '6.weight is there under two names'),
+                             (state | {'blocks.group_17.block_1.id_path.b': torch.ones(3)}, '17 groups of 1 blocks: use at most 16'),
+                             (state | {'blocks.group_9999999.block_1.id_path.b': torch.ones(3)}, "id_path.b' is no part"),
                              (cut, r'4 tensors do not fit the architecture: encoder/groups/1/1/convs/3/bias is missing, expected \(16,\)'),
                              (small, r'encoder/groups/1/1/convs/1/kernel is \(5, 5, 64, 16\), expected \(3, 3, 64, 16\)')):
         with pytest.raises(RequestError, match=message):

@@ -13,8 +13,8 @@ import jax
 from beit_jax.config import check, from_mapping, one_of
 
 KINDS = ('dvae', 'customized', 'kmeans', 'random_projection')
-# bfloat16_3x: three bfloat16 products for one on a TPU, which keeps the ids of float32; elsewhere it is float32, for what a GPU would do
-# instead, TF32, does not keep them (docs/benchmarks.md).
+# bfloat16_3x: three bfloat16 products for one on a TPU, which keeps all but one in ten thousand of float32's ids; elsewhere it is float32, for
+# what a GPU would do instead, TF32, keeps fewer than 99.9 % (docs/benchmarks.md).
 PRECISIONS = ('float32', 'bfloat16_3x', 'bfloat16')
 
 

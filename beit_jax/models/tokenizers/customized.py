@@ -23,6 +23,7 @@ class Config:
 
     def __post_init__(self):
         check(min(self.layers, self.width, self.code_width) > 0, 'layers, width and code_width of the tokenizer must be at least 1.')
+        check(self.layers <= 16, f'the tokenizer has {self.layers} layers: use at most 16.')
         check(1 < self.vocabulary <= 65536, f'the tokenizer\'s vocabulary is {self.vocabulary}: use 2 to 65536.')
 
 

@@ -29,6 +29,7 @@ class Config:
 
     def __post_init__(self):
         check(min(self.groups, self.blocks, self.decoder_input) > 0, 'groups, blocks and decoder_input of the tokenizer must be at least 1.')
+        check(max(self.groups, self.blocks) <= 16, f'the tokenizer has {self.groups} groups of {self.blocks} blocks: use at most 16 of either.')
         check(self.width > 0 and self.width % 4 == 0, f'the tokenizer\'s width is {self.width}: use a multiple of 4.')
         check(1 < self.vocabulary <= 65536, f'the tokenizer\'s vocabulary is {self.vocabulary}: use 2 to 65536.')
 
