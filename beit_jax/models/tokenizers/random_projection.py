@@ -31,13 +31,8 @@ def draw(key, config: Config) -> dict:
     return {'encoder': {'projection': projection_DC, 'codes': codes_VC / jnp.linalg.norm(codes_VC, axis=-1, keepdims=True)}}
 
 
-class Tokenizer:
+class Tokenizer(kmeans.Tokenizer):
     """Patches are normalised as for k-means; the direction of the projection alone counts."""
-
-    def __init__(self, config: Config, image_size: int, precision: str = 'float32'):
-        self.config, self.image_size, self.vocabulary, self.factor = config, image_size, config.vocabulary, config.patch_size
-        self.pixels = f'(x - mean of the patch) / (deviation of the patch + {config.contrast_floor / 4:g})'
-        self._precision = precision
 
     def abstract(self):
         return jax.eval_shape(lambda: draw(jax.random.key(0), self.config))
