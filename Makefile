@@ -30,7 +30,7 @@ quickstart: $(VENV)/installed
 	$(BIN)/python -m beit_jax.tools.probe --workdir $(QUICK)/pretrain --json $(QUICK)/pretrain/probe.json
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # what trains for minutes or takes published sizes; alone on the machine about a quarter of an hour
 test-slow: $(VENV)/installed-test
