@@ -29,7 +29,10 @@ class Task(Protocol):
         """The module that is learned, freshly initialised."""
 
     def prepare(self, frozen, batch: dict, *, train: bool) -> dict:
-        """Entries of the batch that are computed from `prepare_views` and not learned: what an image's view number decides, no more."""
+        """Entries of the batch that are computed from `prepare_views` and not learned: what an image's view number decides, no more.
+
+        Called, and needed, only where there are `prepare_views`.
+        """
 
     def loss(self, params, batch: dict, keys_B: jax.Array, *, progress, train: bool) -> tuple[jax.Array, dict]:
         """(sum of the losses, sums): `sums['weight']` is what the sum of the losses is divided by, here and in the gradient.

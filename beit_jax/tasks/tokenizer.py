@@ -84,9 +84,6 @@ class Tokenizer:
     def build(self, rngs):
         return DVAE(self.config.model, dtype=self.config.compute_dtype, rngs=rngs)
 
-    def prepare(self, frozen, batch, *, train):
-        return {}
-
     def loss(self, params, batch, keys_B, *, progress, train):
         config, model = self.config, nnx.merge(self.graphdef, params)
         images_BSS3 = map_pixels(to_float(batch['image']))

@@ -22,15 +22,14 @@ from beit_jax.weights.tokenizer import load_tokenizer
 SHOWN, CELL = 8, 112  # pictures in the picture, and their side in pixels
 
 
-def measure(path: str, batches) -> dict:
-    """Figures over batches of pictures, uint8 [B, S, S, 3]; all but the last of one size.
+def measure(tokenizer, params, batches) -> dict:
+    """Figures of a tokenizer (see `load_tokenizer`) over batches of pictures, uint8 [B, S, S, 3]; all but the last of one size.
 
     Returns:
       a dict: `psnr` (dB) and `ssim`, means over images, None without a decoder; `codebook_usage`, the share of tokens that occur;
       `token_perplexity`, the effective number of tokens; `position_entropy`, bits, [rows][columns]; `agreement` by precision, the share of
       positions with the token of float32; `images_per_second` by precision; and `pictures`, float [2, 8, S, S, 3]: originals, reconstructions.
     """
-    tokenizer, params = load_tokenizer(path, decoder=True)
     params = jax.device_put(params)
     architecture = dataclasses.asdict(tokenizer.config)
     encode = {precision: jax.jit(make_tokenizer(tokenizer.kind, architecture, tokenizer.image_size, precision).encode)
@@ -97,8 +96,9 @@ def picture(originals, reconstructions) -> Image.Image:
 
 def run(options) -> None:
     check(options.limit > 0 and options.batch > 0, 'use at least 1 for --limit and --batch.')
-    tokenizer, _ = load_tokenizer(options.tokenizer)
-    figures = measure(options.tokenizer, read_batches(options, arguments.picture_size(options, tokenizer)))
+    tokenizer, params = load_tokenizer(options.tokenizer, decoder=True)
+    check(not options.output or 'decoder' in params, f'the tokenizer {options.tokenizer} has no decoder: it cannot draw pictures.')
+    figures = measure(tokenizer, params, read_batches(options, arguments.picture_size(options, tokenizer)))
     pictures = figures.pop('pictures')
     entropies = np.array(figures['position_entropy'])
     text = lambda value, form: 'none' if value is None else format(value, form)
@@ -110,7 +110,6 @@ def run(options) -> None:
         print(f'{precision:18}{figures["agreement"][precision]:.3%} of tokens as in float32; '
               f'{text(figures["images_per_second"][precision], ",.0f")} images/s')
     if options.output:
-        check(bool(pictures), f'the tokenizer {options.tokenizer} has no decoder: it cannot draw pictures.')
         Path(options.output).parent.mkdir(parents=True, exist_ok=True)
         picture(*pictures).save(options.output)
     if options.json:

@@ -2,6 +2,7 @@
 decoder.pkl, or the "customized" dVAE of the official BEiT code (pytorch_model.bin)."""
 from pathlib import Path
 
+from flax import traverse_util
 import jax
 import numpy as np
 
@@ -10,7 +11,7 @@ from beit_jax.errors import RequestError
 from beit_jax.models.tokenizers import make_tokenizer
 from beit_jax.tools import arguments
 from beit_jax.weights.pickles import read_tensors
-from beit_jax.weights.tokenizer import DESCRIPTION, load_tokenizer, save_tokenizer
+from beit_jax.weights.tokenizer import DESCRIPTION, load_tokenizer, mismatches, save_tokenizer
 from beit_jax.weights.torch_tokenizers import from_customized, from_dalle
 
 
@@ -56,20 +57,15 @@ def run(options) -> None:
             image_size = options.image_size or tokenizer.image_size
             kind, config, params = join(tokenizer.kind, tokenizer.config, kept, kind, config, params, options.input[0])
     tokenizer = make_tokenizer(kind, vars(config), image_size)
-    check_shapes({part: tree for part, tree in tokenizer.abstract().items() if part in params}, params, options.input)
-    save_tokenizer(output, kind, config, image_size, jax.tree.map(lambda x: np.ascontiguousarray(x, np.float32), params))
+    params = jax.tree.map(lambda x: np.ascontiguousarray(x, np.float32), params)
+    wrong = mismatches(tokenizer, traverse_util.flatten_dict(params, sep='/'))
+    check(not wrong, f'{" ".join(options.input)}: {len(wrong)} tensors do not fit the architecture: '
+          + '; '.join(f'{name} is {found[0] if found else "missing"}, expected {expected[0] if expected else "nothing"}'
+                      for name, (found, expected) in list(wrong.items())[:3]) + '.')
+    save_tokenizer(output, kind, config, image_size, params)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(f'{kind} tokenizer, {" and ".join(sorted(params))}: {count:,} parameters, {config.vocabulary} tokens, {image_size} pixels to '
           f'{image_size // tokenizer.factor} x {image_size // tokenizer.factor} -> {output}')
-
-
-def check_shapes(abstract, params, source) -> None:
-    """Raises RequestError where arrays are missing, too many, or of another shape."""
-    shapes = [{jax.tree_util.keystr(path, simple=True, separator='/'): tuple(leaf.shape) for path, leaf in jax.tree.leaves_with_path(tree)}
-              for tree in (abstract, params)]
-    wrong = sorted(name for name in shapes[0].keys() | shapes[1].keys() if shapes[0].get(name) != shapes[1].get(name))
-    check(not wrong, f'{" ".join(source)}: {len(wrong)} tensors do not fit the architecture: '
-          + '; '.join(f'{name} is {shapes[1].get(name, "missing")}, expected {shapes[0].get(name, "nothing")}' for name in wrong[:3]) + '.')
 
 
 def _arguments():

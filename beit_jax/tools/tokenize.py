@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from beit_jax import records
 from beit_jax.config import MeshConfig, check
 from beit_jax.data.config import View
 from beit_jax.data.images import load_images
@@ -50,7 +51,7 @@ class Export:
             saved = dict(json.loads(file.read_text())) if file.exists() else {}
         except (ValueError, TypeError) as error:
             raise RequestError(f'{file} is damaged: remove it and what it is of.') from error
-        differing = [f'{name} was {saved.get(name)}, is {value}' for name, value in self.description.items() if saved.get(name) != value]
+        differing = records.differences(saved, self.description)
         check(not differing, f'{self.path} holds tokens of something else ({"; ".join(differing[:3])}): give another --output, or remove it.')
         return saved
 
@@ -59,19 +60,12 @@ class Export:
         self._ids[self.done:self.done + len(ids_RP)] = ids_RP
         self.done, self.bad = self.done + len(ids_RP), self.bad + bad
         self._ids.flush()
-        _write(self._progress, self.description | {'done': self.done, 'bad': self.bad})
+        records.write(self._progress, self.description | {'done': self.done, 'bad': self.bad})
 
     def finish(self) -> None:
-        _write(self._json, self.description | {'bad': self.bad})
+        records.write(self._json, self.description | {'bad': self.bad})
         os.replace(self._partial, self.path)
         self._progress.unlink(missing_ok=True)
-
-
-def _write(path: Path, content: dict) -> None:
-    """All of it or nothing."""
-    temporary = path.with_name(path.name + '.new')
-    temporary.write_text(json.dumps(content) + '\n')
-    os.replace(temporary, path)
 
 
 def run(options) -> None:

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 import beit_jax
+from beit_jax import records
 from beit_jax.config import RunConfig, check
 from beit_jax.data.sampler import Sampler
 from beit_jax.data.sources import open_source
@@ -149,7 +150,7 @@ class _Run:
         shardings = state_shardings(self.mesh, abstract)
         if step is not None:
             saved = checkpoints.description(step)['data']
-            differing = [f'{name} was {saved[name]}, is {value}' for name, value in self.fingerprint.items() if saved[name] != value]
+            differing = records.differences(saved, self.fingerprint)
             check(not differing, f'{self.workdir} holds a run on other data ({"; ".join(differing)}): give the data and the tokenizer of that '
                   'run, or another --workdir.')
             return checkpoints.restore(step, jax.tree.map(
@@ -212,8 +213,6 @@ class _Run:
         everywhere = jax.jit(lambda *arrays: arrays, out_shardings=replicated(self.mesh))
 
         def prepare(views, batch):
-            if not names:
-                return batch
             if names <= batch.keys():
                 made = compute(self.frozen, {name: batch[name] for name in (*names, 'view')})
                 if self.cache:

@@ -71,7 +71,10 @@ def _state_of(task, optimizer):
 
 
 def make_prepare(task, mesh, *, train: bool):
-    """jitted (frozen, batch) -> what `task.prepare` makes. A program of its own, so that the step is the same whether or not it runs."""
+    """jitted (frozen, batch) -> what `task.prepare` makes, {} where there is nothing to prepare. A program of its own, so that the step is
+    the same whether or not it runs."""
+    if not task.prepare_views:
+        return lambda frozen, batch: {}
     parts = task.config.accumulate_steps
 
     def prepare(frozen, batch):

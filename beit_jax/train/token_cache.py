@@ -5,13 +5,13 @@ One directory holds, for each process, all tokens of all images, so that any pro
 [K * N, P], row = number of the view; and `ids-PROCESS.json`: of which data, crops and tokenizer they are, and which rows are filled.
 """
 import json
-import os
 from pathlib import Path
 
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+from beit_jax import records
 from beit_jax.config import check
 from beit_jax.errors import RequestError
 
@@ -58,7 +58,7 @@ class TokenCache:
             int(state['filled']), int(state['since']), bool(state['complete'])
         except (ValueError, KeyError, TypeError) as error:
             raise RequestError(f'{self._json} is damaged: remove {self._json.parent}.') from error
-        differing = [f'{name} was {saved.get(name)}, is {value}' for name, value in self._fingerprint.items() if saved.get(name) != value]
+        differing = records.differences(saved, self._fingerprint)
         check(not differing, f'the token cache {self._json.parent} is of other data, crops or another tokenizer ({"; ".join(differing[:3])}): '
               'give another config.tokenizer.cache_path, or remove it.')
         return state
@@ -87,7 +87,5 @@ class TokenCache:
         self._write_state()
 
     def _write_state(self):
-        state = {'fingerprint': self._fingerprint, 'since': self._since, 'filled': self._filled, 'complete': self._filled >= self.complete_at}
-        temporary = self._json.with_suffix('.partial')
-        temporary.write_text(json.dumps(state, indent=2) + '\n')
-        os.replace(temporary, self._json)
+        records.write(self._json, {'fingerprint': self._fingerprint, 'since': self._since, 'filled': self._filled,
+                                   'complete': self._filled >= self.complete_at})

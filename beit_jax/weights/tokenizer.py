@@ -54,15 +54,21 @@ def load_tokenizer(path: str, precision: str = 'float32', *, encoder: bool = Tru
         tokenizer = make_tokenizer(kind, architecture, image_size, precision)
     except RequestError as error:
         raise RequestError(f'{directory / DESCRIPTION}: {error}') from error
-    parts = {name.partition('/')[0] for name in flat}
-    abstract = {part: tree for part, tree in tokenizer.abstract().items() if part in parts}  # it may be one half alone
-    expected = {name: (leaf.shape, leaf.dtype) for name, leaf in traverse_util.flatten_dict(abstract, sep='/').items()}
-    found = {name: (array.shape, array.dtype) for name, array in flat.items()}
-    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    wrong, parts = list(mismatches(tokenizer, flat)), {name.partition('/')[0] for name in flat}
     check(not wrong, f'{directory / WEIGHTS} does not fit {DESCRIPTION}: {", ".join(wrong[:5])}{" ..." if len(wrong) > 5 else ""}.')
     check('encoder' in parts or not encoder, f'tokenizer {path} has a decoder alone: import its encoder too.')
     params = traverse_util.unflatten_dict(flat, sep='/')
     return tokenizer, {part: params[part] for part, wanted in (('encoder', True), ('decoder', decoder)) if wanted and part in params}
+
+
+def mismatches(tokenizer, flat: dict[str, np.ndarray]) -> dict[str, tuple]:
+    """What does not fit the architecture, sorted by path: (found, expected), each (shape, dtype) or None. One half alone is no mismatch."""
+    parts = {name.partition('/')[0] for name in flat}
+    abstract = {part: tree for part, tree in tokenizer.abstract().items() if part in parts}
+    expected = {name: (leaf.shape, leaf.dtype) for name, leaf in traverse_util.flatten_dict(abstract, sep='/').items()}
+    found = {name: (array.shape, array.dtype) for name, array in flat.items()}
+    return {name: (found.get(name), expected.get(name)) for name in sorted(expected.keys() | found.keys())
+            if found.get(name) != expected.get(name)}
 
 
 def fingerprint(tokenizer, params) -> str:

@@ -28,10 +28,7 @@ def from_dalle(tensors: dict[str, np.ndarray]):
     Raises:
       RequestError: a name that such a module does not have.
     """
-    flat = {}
-    for name, array in tensors.items():
-        path = _path(name, DALLE, ('w', 'b'), flat)
-        flat[path] = _hwio(array) if array.ndim == 4 else array
+    flat = _renamed(tensors, DALLE, kernel='w', bias='b')
     check('input/kernel' in flat and 'output/kernel' in flat, 'there is no blocks.input.w or no blocks.output.conv.w in it.')
     first, last = flat['input/kernel'], flat['output/kernel']
     check(first.ndim == last.ndim == 4, 'its blocks.input.w or blocks.output.conv.w is no convolution.')
@@ -50,14 +47,13 @@ def from_customized(tensors: dict[str, np.ndarray]):
     Raises:
       RequestError: a name that such a module does not have.
     """
-    flat = {}
-    for name, array in tensors.items():
-        path = _path(name, CUSTOMIZED, ('weight', 'bias'), flat)
-        if path == 'decoder/codebook/kernel':
-            path = 'decoder/codebook'
-        transposed = re.fullmatch(r'decoder/layers/\d+/kernel', path) and array.ndim == 4
-        # PyTorch's transposed convolution has its kernel as [inputs, outputs, ...] and turns it round
-        flat[path] = array.transpose(2, 3, 0, 1)[::-1, ::-1] if transposed else _hwio(array) if array.ndim == 4 else array
+    flat = _renamed(tensors, CUSTOMIZED, kernel='weight', bias='bias')
+    if 'decoder/codebook/kernel' in flat:
+        flat['decoder/codebook'] = flat.pop('decoder/codebook/kernel')
+    for path, array in flat.items():
+        if re.fullmatch(r'decoder/layers/\d+/kernel', path) and array.ndim == 4:
+            # PyTorch's transposed convolution has its kernel as [inputs, outputs, ...] and turns it round
+            flat[path] = array.swapaxes(2, 3)[::-1, ::-1]
     for path in ('decoder/codebook', 'encoder/layers/0/kernel'):
         check(path in flat, 'there is no codebook.weight or no encoder.0.0.weight in it: it is not of a DiscreteVAE.')
     check((flat['decoder/codebook'].ndim, flat['encoder/layers/0/kernel'].ndim) == (2, 4), 'its codebook.weight is no table, or its '
@@ -68,18 +64,15 @@ def from_customized(tensors: dict[str, np.ndarray]):
     return config, traverse_util.unflatten_dict(flat, sep='/')
 
 
-def _path(name: str, table, leaves: tuple[str, str], taken) -> str:
-    """Our path of a name, not in `taken`; `leaves` is what PyTorch calls kernel and bias."""
-    module, _, leaf = name.rpartition('.')
-    for pattern, path in table:
-        match = re.fullmatch(pattern, module)
-        if match and leaf in leaves:
-            found = f'{match.expand(path)}/{"kernel" if leaf == leaves[0] else "bias"}'
-            check(found not in taken, f'{name} is there under two names.')
-            return found
-    check(False, f'{name[:80]!a} is no part of such a tokenizer.')
-
-
-def _hwio(array: np.ndarray) -> np.ndarray:
-    """[outputs, inputs, rows, columns] -> [rows, columns, inputs, outputs]."""
-    return array.transpose(2, 3, 1, 0)
+def _renamed(tensors: dict[str, np.ndarray], table, kernel: str, bias: str) -> dict[str, np.ndarray]:
+    """Arrays by our paths; `kernel` and `bias` are what PyTorch calls these. Convolutions go from [outputs, inputs, rows, columns] to
+    [rows, columns, inputs, outputs]."""
+    flat, leaves = {}, {kernel: 'kernel', bias: 'bias'}
+    for name, array in tensors.items():
+        module, _, leaf = name.rpartition('.')
+        path = next((match.expand(path) for pattern, path in table if (match := re.fullmatch(pattern, module))), None)
+        check(path is not None and leaf in leaves, f'{name[:80]!a} is no part of such a tokenizer.')
+        path = f'{path}/{leaves[leaf]}'
+        check(path not in flat, f'{name} is there under two names.')
+        flat[path] = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
+    return flat

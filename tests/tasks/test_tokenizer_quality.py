@@ -45,11 +45,11 @@ def psnr_of_colours(train, test):
 
 def trained(settings, workdir):
     assert loop.train(task_config(SETTINGS | settings), workdir) == 0
-    return str(workdir / 'tokenizer')
+    return load_tokenizer(str(workdir / 'tokenizer'), decoder=True)
 
 
-def check_better_than_colours(path, train, test):
-    figures, colours = measure(path, np.array_split(test, 10)), psnr_of_colours(train, test)
+def check_better_than_colours(tokenizer, train, test):
+    figures, colours = measure(*tokenizer, np.array_split(test, 10)), psnr_of_colours(train, test)
     print(f'PSNR {figures["psnr"]:.2f} dB, colours {colours:.2f} dB; usage {figures["codebook_usage"]:.1%}, '
           f'perplexity {figures["token_perplexity"]:.0f}; agreement {figures["agreement"]}')
     assert figures['psnr'] > colours and figures['codebook_usage'] > 0.5
@@ -57,24 +57,24 @@ def check_better_than_colours(path, train, test):
 
 def test_on_shapes(tmp_path):
     data = {'name': 'shapes', 'image_size': 24, 'crop_scale': (1.0, 1.0), 'crop_ratio': (1.0, 1.0), 'flip': False, 'num_evaluate_examples': 0}
-    path = trained({'total_steps': 500, 'data': data}, tmp_path)
-    check_better_than_colours(path, shapes(1000, 24, 'train'), shapes(1000, 24, 'evaluate'))
+    tokenizer = trained({'total_steps': 500, 'data': data}, tmp_path)
+    check_better_than_colours(tokenizer, shapes(1000, 24, 'train'), shapes(1000, 24, 'evaluate'))
 
 
 def test_on_photographs(tmp_path):
     """Trained on random crops of eight photographs; seen on tiles of them, which the colours were chosen for."""
     write_photos(tmp_path / 'photos')
     data = {'name': 'folder', 'path': str(tmp_path / 'photos'), 'image_size': 32, 'crop_scale': (0.15, 0.6)}
-    path = trained({'total_steps': 1000, 'data': data}, tmp_path / 'run')
+    tokenizer = trained({'total_steps': 1000, 'data': data}, tmp_path / 'run')
     tiles = np.concatenate([load_images(str(tmp_path / 'photos'), 32 * n)[0].reshape(8, n, 32, n, 32, 3).swapaxes(2, 3).reshape(-1, 32, 32, 3)
                             for n in (2, 3)])
-    check_better_than_colours(path, tiles, tiles)
+    check_better_than_colours(tokenizer, tiles, tiles)
 
 
 def test_the_remedy_against_dead_codes(tmp_path):
     """The same short run with and without it."""
     data = {'name': 'shapes', 'image_size': 24, 'crop_scale': (1.0, 1.0), 'crop_ratio': (1.0, 1.0), 'flip': False, 'num_evaluate_examples': 0}
-    usage = {weight: measure(trained({'total_steps': 150, 'data': data, 'usage_weight': weight}, tmp_path / str(weight)),
+    usage = {weight: measure(*trained({'total_steps': 150, 'data': data, 'usage_weight': weight}, tmp_path / str(weight)),
                              np.array_split(shapes(500, 24, 'evaluate'), 5))['codebook_usage'] for weight in (0.0, 0.01)}
     print(usage)
     assert usage[0.01] > 1.5 * usage[0.0]

@@ -53,6 +53,11 @@ def make_tokenizer(kind: str, architecture: Mapping, image_size: int, precision:
     return tokenizer
 
 
+def check_vocabulary(size: int) -> None:
+    """Raises RequestError unless ids of `size` tokens fit uint16."""
+    check(1 < size <= 65536, f'the tokenizer\'s vocabulary is {size}: use 2 to 65536.')
+
+
 def dtype_and_precision(precision: str) -> dict:
     """What flax and JAX call one of PRECISIONS: {'dtype', 'precision'}."""
     passes = 'float32' if precision == 'bfloat16_3x' and jax.default_backend() != 'tpu' else precision

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from beit_jax.config import check
-from beit_jax.models.tokenizers import dtype_and_precision
+from beit_jax.models.tokenizers import check_vocabulary, dtype_and_precision
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Config:
     def __post_init__(self):
         check(min(self.layers, self.width, self.code_width) > 0, 'layers, width and code_width of the tokenizer must be at least 1.')
         check(self.layers <= 16, f'the tokenizer has {self.layers} layers: use at most 16.')
-        check(1 < self.vocabulary <= 65536, f'the tokenizer\'s vocabulary is {self.vocabulary}: use 2 to 65536.')
+        check_vocabulary(self.vocabulary)
 
 
 class _ResidualBlock(nnx.Module):

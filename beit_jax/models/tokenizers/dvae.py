@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from beit_jax.config import check
 from beit_jax.models.layers import Constant
-from beit_jax.models.tokenizers import dtype_and_precision
+from beit_jax.models.tokenizers import check_vocabulary, dtype_and_precision
 
 LOGIT_LAPLACE_EPS = 0.1
 
@@ -31,7 +31,7 @@ class Config:
         check(min(self.groups, self.blocks, self.decoder_input) > 0, 'groups, blocks and decoder_input of the tokenizer must be at least 1.')
         check(max(self.groups, self.blocks) <= 16, f'the tokenizer has {self.groups} groups of {self.blocks} blocks: use at most 16 of either.')
         check(self.width > 0 and self.width % 4 == 0, f'the tokenizer\'s width is {self.width}: use a multiple of 4.')
-        check(1 < self.vocabulary <= 65536, f'the tokenizer\'s vocabulary is {self.vocabulary}: use 2 to 65536.')
+        check_vocabulary(self.vocabulary)
 
     @property
     def factor(self) -> int:

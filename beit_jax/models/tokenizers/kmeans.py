@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from beit_jax.config import check
-from beit_jax.models.tokenizers import dtype_and_precision
+from beit_jax.models.tokenizers import check_vocabulary, dtype_and_precision
 
 CHUNK = 4096  # patches whose distances to all centroids are held at once
 
@@ -24,7 +24,7 @@ class Config:
 
     def __post_init__(self):
         check(self.patch_size > 0 and self.contrast_floor > 0, 'patch_size and contrast_floor of the tokenizer must be positive.')
-        check(1 < self.vocabulary <= 65536, f'the tokenizer\'s vocabulary is {self.vocabulary}: use 2 to 65536.')
+        check_vocabulary(self.vocabulary)
 
 
 def cut_patches(images_BSS3, size: int):
