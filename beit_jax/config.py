@@ -75,6 +75,17 @@ class RunConfig:
             check(getattr(self, name) > 0, f'{name} is {getattr(self, name)}: use at least 1.')
 
 
+    def resolve(self, num_examples: int, class_names: tuple[str, ...]):
+        """The settings with what the data decide: `total_steps` in place of `epochs`.
+
+        Raises:
+          RequestError: training images that the settings do not fit.
+        """
+        if not self.epochs:
+            return self
+        return dataclasses.replace(self, total_steps=max(1, int(self.epochs * num_examples / self.batch_size)), epochs=0.0)
+
+
 def check(condition: bool, message: str) -> None:
     """Raises `RequestError(message)` unless `condition`."""
     if not condition:

@@ -40,6 +40,16 @@ def vary(config: ConfigDict, argument: str, variants: dict[str, dict]) -> Config
     return config
 
 
+def load_recipe(path: str, variant: str = '') -> ConfigDict:
+    """The settings of a recipe file, with what stands behind the colon of --config.
+
+    Raises:
+      RequestError: no such file, variant or setting.
+    """
+    check(Path(path).is_file(), f'--config={path}: there is no such file. Recipes are in configs/.')
+    return runpy.run_path(path)['get_config'](variant)
+
+
 def parse_flags(argv: list[str]) -> list[str]:
     """The `flags_parser` of `absl.app.run`: a wrong flag ends the program with a line or two on stderr and status 2."""
     try:
@@ -61,8 +71,7 @@ def _check_overrides(argv):
     if not given:
         return
     path, _, variant = given[-1].partition(':')
-    check(Path(path).is_file(), f'--config={path}: there is no such file. Recipes are in configs/.')
-    keys = _flat(runpy.run_path(path)['get_config'](variant))
+    keys = _flat(load_recipe(path, variant))
     for argument in argv:
         key = argument.partition('=')[0].removeprefix('--config.')
         check(key in keys or not argument.startswith('--config.'), f'config.{key} is not a setting of this recipe.{nearest(key, keys)}')

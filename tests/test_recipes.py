@@ -6,10 +6,14 @@ from pathlib import Path
 import pytest
 
 from beit_jax.errors import RequestError
+from beit_jax.config import from_mapping
+from beit_jax.recipes import load_recipe
 from beit_jax.tasks import task_config
+from beit_jax.tools.study import Study
 from tests import tiny
 
-CONFIGS = sorted((tiny.REPOSITORY / 'configs').rglob('*.py'))
+STUDIES = sorted((tiny.REPOSITORY / 'configs' / 'studies').glob('*.py'))
+CONFIGS = sorted(set((tiny.REPOSITORY / 'configs').rglob('*.py')) - set(STUDIES))
 GOLDEN = Path(__file__).parent / 'golden' / 'configs'
 
 
@@ -28,8 +32,20 @@ def test_every_recipe_and_variant(path):
         task_config(module.get_config(variant).to_dict())
 
 
+@pytest.mark.parametrize('path', STUDIES, ids=lambda path: path.stem)
+def test_every_study(path):
+    module = load(path)
+    study = from_mapping(Study, module.STUDY)
+    assert 'tools.study --study configs/studies/' in module.__doc__, 'the docstring tells how to run it'
+    for arm in study.arms.values():
+        for extra in ('', study.validation):
+            task_config(load_recipe(str(tiny.REPOSITORY / study.recipe), f'{arm},{extra}').to_dict())
+
+
 RECIPES = ('tokenizer_imagenet1k:v8192', 'pretrain_imagenet1k:base', 'pretrain_imagenet1k:large', 'pretrain_imagenet1k:base,vanilla',
-           'pretrain_imagenet22k:large')
+           'pretrain_imagenet22k:large', 'finetune_imagenet1k:base', 'finetune_imagenet1k:large', 'finetune_imagenet1k:base,vanilla',
+           'finetune_imagenet1k:base_intermediate,384', 'finetune_imagenet1k:large_intermediate,512', 'finetune_imagenet22k:base',
+           'finetune_imagenet22k:large', 'scratch_imagenet1k:base', 'finetune_cifar100:base', 'probe_imagenet1k:base')
 
 
 @pytest.mark.parametrize('name', RECIPES)

@@ -21,14 +21,40 @@ def settings(tokenizer_dir, **changed) -> dict:
     return config
 
 
+def classify_settings(**changed) -> dict:
+    """The settings of a tiny fine-tuning run, with every augmentation on."""
+    config = settings('', **{'task': 'classify'} | changed)
+    config['data'] = {'labels_per_class': 0} | config['data']
+    config['model'] = {'positions': 'layer_bias', 'layer_scale': 0.1} | config['model']
+    return {name: value for name, value in config.items() if name not in ('tokenizer', 'mask')}
+
+
 def arguments(workdir, tokenizer_dir, **changed) -> list[str]:
     """The command line of the same run: main.py with the quickstart's recipe and every setting overridden."""
+    return _command(workdir, 'pretrain', settings(tokenizer_dir, **changed))
+
+
+def classify_arguments(workdir, **changed) -> list[str]:
+    return _command(workdir, 'finetune', {'init': '', 'mix': {'mixup': 0.8, 'cutmix': 1.0}, 'erase': 0.25} | classify_settings(**changed))
+
+
+def _command(workdir, recipe, config) -> list[str]:
     flat = {}
-    for name, value in settings(tokenizer_dir, **changed).items():
+    for name, value in config.items():
         flat |= {f'{name}.{key}': item for key, item in value.items()} if isinstance(value, dict) else {name: value}
     flat.pop('task')
-    return ['main.py', '--config=configs/quickstart/pretrain.py', f'--workdir={workdir}',
+    return ['main.py', f'--config=configs/quickstart/{recipe}.py', f'--workdir={workdir}',
             *(f'--config.{key}={value}' for key, value in flat.items())]
+
+
+def save_checkpoint(workdir, task, seed: int = 0, classes=()):
+    """Writes what a run of `task` would, with fresh parameters; returns them."""
+    from beit_jax.train import step
+    from beit_jax.train.checkpoint import Checkpoints
+    params, checkpoints = step.initial_params(task, seed), Checkpoints(workdir)
+    checkpoints.save({'params': params}, 1, {'task': task.config.task, 'architecture': task.describe(), 'classes': classes})
+    checkpoints.close()
+    return params
 
 
 def start(command: list[str], **environment) -> subprocess.Popen:

@@ -2,6 +2,7 @@
 import dataclasses
 
 from beit_jax.config import check, one_of
+from beit_jax.data.rand_augment import parse_policy
 
 SOURCES = ('shapes', 'folder', 'tfds')
 LEVELS = ('easy', 'medium', 'hard')
@@ -15,7 +16,9 @@ class DataConfig:
     evaluate_path: str = ''  # folder: held-out images; '' holds out a share of `path`
     holdout: float = 0.0  # the share of `path` that is held out where there is no evaluate_path
     split: str = 'train'  # tfds
-    evaluate_split: str = ''  # tfds: held-out split; '' holds out a share of `split`
+    evaluate_split: str = ''  # tfds: held-out split; '' holds out a share of `split`. shapes: which other pictures; '' is `evaluate`
+    labels_per_class: int = 0  # train on so many examples of each class only; 0: on all
+    subset_seed: int = 0  # which examples these are
     level: str = 'easy'  # shapes: how hard the pictures are
     num_examples: int = 20_000  # shapes
     num_evaluate_examples: int = 2_000  # shapes
@@ -25,7 +28,9 @@ class DataConfig:
     flip: bool = True
     repeat_views: int = 0  # epochs after which each image's crops, flips and colours come again; 0: never
     evaluate_crop: float = 224 / 256  # side of the central square that is evaluated over the shorter side of the image
-    color_jitter: tuple[float, float, float] = (0.4, 0.4, 0.4)  # brightness, contrast, saturation; done on the device
+    repeated_augmentation: int = 1  # times that an example comes in an epoch, augmented each time another way (DeiT: 3)
+    rand_augment: str = ''  # timm's notation: rand-m9-mstd0.5-inc1; '': none
+    color_jitter: tuple[float, float, float] = (0.4, 0.4, 0.4)  # brightness, contrast, saturation; on the device; not where rand_augment is
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     workers: int = 0  # parallel decodes; 0: one per core
@@ -46,6 +51,12 @@ class DataConfig:
         check(min(self.std) > 0, f'config.data.std is {self.std}: use positive numbers.')
         check(0 < self.evaluate_crop <= 1, f'config.data.evaluate_crop is {self.evaluate_crop}: use a share above 0, at most 1.')
         check(self.repeat_views >= 0, f'config.data.repeat_views is {self.repeat_views}: use a number of epochs, or 0.')
+        check(self.labels_per_class >= 0, f'config.data.labels_per_class is {self.labels_per_class}: use a number of examples, or 0 for all.')
+        check(self.repeated_augmentation > 0, f'config.data.repeated_augmentation is {self.repeated_augmentation}: use at least 1.')
+        check(self.repeated_augmentation == 1 or not self.repeat_views, 'config.data.repeated_augmentation and config.data.repeat_views exclude '
+              'each other: leave one of them as it is.')
+        if self.rand_augment:
+            parse_policy(self.rand_augment)
         check(self.num_examples > 0 and self.num_evaluate_examples >= 0, 'config.data.num_examples must be positive.')
 
 

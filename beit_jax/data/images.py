@@ -1,4 +1,5 @@
 """Pictures for the tools: a folder, a file, or a .npy array, as one array of the size that a model takes. No TensorFlow."""
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +12,23 @@ SUFFIXES = ('.jpg', '.jpeg', '.png')
 
 
 def load_images(path: str, size: int, limit: int | None = None) -> tuple[np.ndarray, list[str]]:
+    """All pictures of `image_batches` at once: (uint8 [B, size, size, 3], names)."""
+    pictures, names = zip(*image_batches(path, size, 64, limit))
+    return np.concatenate(pictures), [name for batch in names for name in batch]
+
+
+def image_batches(path: str, size: int, batch_size: int, limit: int | None = None, crop: float = 1.0) -> Iterator[tuple[np.ndarray, list[str]]]:
     """Reads pictures and gives the central square of each at size x size pixels (bicubic, antialiased).
 
     Args:
       path: a folder (searched in sorted order), an image file, or a .npy array [B, H, W, 3], uint8 or float in [0, 1]; an array that
         has the size already is not resampled.
       size: side of the result in pixels.
+      batch_size: pictures that are read at a time.
       limit: read at most so many.
+      crop: side of the square over the shorter side of the picture.
 
-    Returns:
+    Yields:
       (uint8 [B, size, size, 3], names).
 
     Raises:
@@ -38,22 +47,27 @@ def load_images(path: str, size: int, limit: int | None = None) -> tuple[np.ndar
             check(array.dtype.kind == 'f' and array.min() >= 0 and array.max() <= 1,
                   f'--images={path}: a {array.dtype} array from {array.min():g} to {array.max():g}; give uint8, or float in [0, 1].')
             array = np.rint(array * 255).astype(np.uint8)
-        return np.stack([_square(Image.fromarray(image), size) for image in array]), [f'{root.name}[{i}]' for i in range(len(array))]
+        for start in range(0, len(array), batch_size):
+            chunk = array[start:start + batch_size]
+            yield np.stack([_square(Image.fromarray(image), size, crop) for image in chunk]), [f'{root.name}[{start + i}]' for i in range(len(chunk))]
+        return
     files = sorted(file for file in root.rglob('*') if file.suffix.lower() in SUFFIXES) if root.is_dir() else [root]
     check(bool(files), f'--images={path}: no {", ".join(SUFFIXES)} file in it.')
-    return np.stack([_read(file, size) for file in files[:limit]]), [str(file) for file in files[:limit]]
+    for start in range(0, len(files[:limit]), batch_size):
+        chunk = files[:limit][start:start + batch_size]
+        yield np.stack([_read(file, size, crop) for file in chunk]), [str(file) for file in chunk]
 
 
-def _read(file: Path, size: int) -> np.ndarray:
+def _read(file: Path, size: int, crop: float) -> np.ndarray:
     try:
         with Image.open(file) as image:
-            return _square(image.convert('RGB'), size)
+            return _square(image.convert('RGB'), size, crop)
     except (UnidentifiedImageError, OSError) as error:
         raise RequestError(f'{file} cannot be read as an image ({error}).') from error
 
 
-def _square(image: Image.Image, size: int) -> np.ndarray:
-    side = min(image.size)
+def _square(image: Image.Image, size: int, crop: float) -> np.ndarray:
+    side = max(1, round(crop * min(image.size)))
     left, top = (image.width - side) / 2, (image.height - side) / 2
     if image.size == (size, size):
         return np.asarray(image)

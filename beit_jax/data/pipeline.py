@@ -14,6 +14,7 @@ import tensorflow as tf
 from beit_jax.config import check
 from beit_jax.data import transforms
 from beit_jax.data.config import DataConfig, View
+from beit_jax.data.rand_augment import parse_policy, rand_augment
 from beit_jax.data.sampler import Sampler
 from beit_jax.data.sources import Example, Source
 from beit_jax.errors import RequestError
@@ -54,9 +55,17 @@ def train_batches(source: Source, sampler: Sampler, views: Sequence[View], confi
         flip = config.flip & (tf.random.stateless_uniform([], flip_seed, alg='philox') < 0.5)
         return lambda height, width: transforms.random_box(seed, height, width, config.crop_scale, config.crop_ratio), flip
 
-    load = functools.partial(_first_readable, source, candidate, box_and_flip, views)
+    def augment(picture, view):
+        if not config.rand_augment:
+            return picture
+        policy, fill = parse_policy(config.rand_augment), tuple(min(255, round(255 * mean)) for mean in config.mean)
+        changed = tf.numpy_function(lambda picture, view: rand_augment(picture, policy, sampler.seed, int(view), fill), [picture, view], tf.uint8)
+        return tf.ensure_shape(changed, picture.shape)
+
+    load = functools.partial(_first_readable, source, candidate, box_and_flip, augment, views)
     for batch in _batches(range(start_step, _ENDLESS), examples, load, len(rows), config):
         used = batch.pop('used')
+        _check_labels(source, used, batch['label'])
         for index in batch['index'][used < 0]:
             raise RequestError(f'{source.name(index)}: {_flaw(source, index) or "unreadable"}. {SUBSTITUTES} others, drawn to take its '
                                'place, are bad too. Remove or repair the bad files in config.data.path.')
@@ -77,10 +86,13 @@ def evaluate_batches(source: Source, batch_size: int, views: Sequence[View], con
     def box_and_flip(_):
         return lambda height, width: transforms.center_box(height, width, share), tf.constant(False)
 
-    load = functools.partial(_first_readable, source, lambda _, index, attempt: -1 if attempt else index, box_and_flip, views)
+    load = functools.partial(_first_readable, source, lambda _, index, attempt: -1 if attempt else index, box_and_flip,
+                             lambda picture, _: picture, views)
     steps = range(math.ceil(len(source) / batch_size))
     for step, batch in zip(steps, _batches(steps, examples, load, len(rows), config), strict=True):
-        good, positions = batch.pop('used') >= 0, examples(step)[0]
+        used, positions = batch.pop('used'), examples(step)[0]
+        _check_labels(source, used, batch['label'])
+        good = used >= 0
         yield batch | {'substituted': ~good, 'valid': (good & (positions < len(source))).astype(np.float32)}
 
 
@@ -98,6 +110,14 @@ def check_source(source: Source, config: DataConfig) -> None:
           f'Remove or repair them, or raise config.data.max_bad_share ({config.max_bad_share:g}).')
 
 
+def _check_labels(source, indices, labels):
+    """Raises RequestError where an example that is used has a label that no class has."""
+    for index, label in zip(indices, labels):
+        if index >= 0 and not 0 <= label < max(1, len(source.class_names)):
+            raise RequestError(f'{source.name(index)} has the label {label}, but there are {len(source.class_names)} classes, 0 to '
+                               f'{len(source.class_names) - 1}: repair the data set.')
+
+
 def _flaw(source, index):
     try:
         return transforms.find_flaw(source.read(int(index)).image)  # any other error of `read` is a bug and shows as itself
@@ -105,7 +125,8 @@ def _flaw(source, index):
         return error.strerror or str(error)
 
 
-def _first_readable(source: Source, candidate: Callable, box_and_flip: Callable, views, view_number, index) -> tf.data.Dataset:
+def _first_readable(source: Source, candidate: Callable, box_and_flip: Callable, augment: Callable, views, view_number,
+                    index) -> tf.data.Dataset:
     """A dataset of one element, from the first readable example of `candidate(view_number, index, attempt)`, attempt 0, 1, ...
 
     `used` says which it is; -1: none, and a black picture.
@@ -125,7 +146,7 @@ def _first_readable(source: Source, candidate: Callable, box_and_flip: Callable,
         box_of, flip = box_and_flip(view_number)
         crop = transforms.decode_crop(tf.ensure_shape(encoded, []), box_of, tf.ensure_shape(pixels, [None, None, 3]))
         crop = tf.cond(flip, lambda: tf.reverse(crop, [1]), lambda: crop)
-        pictures = {view.name: transforms.resize(crop, view) for view in views}
+        pictures = {view.name: augment(transforms.resize(crop, view), view_number) for view in views}
         return {**pictures, 'label': tf.ensure_shape(label, []), 'index': index, 'view': tf.cast(view_number, tf.uint32),
                 'used': tf.ensure_shape(used, [])}
 

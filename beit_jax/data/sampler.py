@@ -13,15 +13,21 @@ def permutation(num_examples: int, seed: int, epoch: int) -> np.ndarray:
     return order
 
 
+_SPACING = 256  # positions from one repetition of an example to the next: even, so that the two are never a pair that mixup mixes
+
+
 class Sampler:
     """Position `step * batch_size + row` of the run holds example `permutation(epoch)[k]` with `epoch, k = divmod(position, N)`.
+
+    With `repetitions` R, 256 positions are said R times before the next 256 (`views` still gives each time another number).
 
     Hosts ask for their rows of the global batch, so their batches, concatenated, are what one host alone would have made.
     """
 
-    def __init__(self, num_examples: int, batch_size: int, seed: int, shuffle: bool = True, repeat_views: int = 0):
-        """`repeat_views`: the epochs after which an example's views come again; 0: never."""
-        self.num_examples, self.batch_size, self.seed, self.shuffle, self.repeat_views = num_examples, batch_size, seed, shuffle, repeat_views
+    def __init__(self, num_examples: int, batch_size: int, seed: int, shuffle: bool = True, repeat_views: int = 0, repetitions: int = 1):
+        """`repeat_views`: the epochs after which an example's views come again; 0: never. `repetitions`: of an example in one epoch."""
+        self.num_examples, self.batch_size, self.seed, self.shuffle = num_examples, batch_size, seed, shuffle
+        self.repeat_views, self.repetitions = repeat_views, repetitions
 
     def positions(self, step: int, rows: np.ndarray) -> np.ndarray:
         """Positions (int64 [R]) of `rows` (int [R], each in [0, batch_size)) of the global batch of `step`."""
@@ -29,6 +35,8 @@ class Sampler:
 
     def examples(self, positions: np.ndarray) -> np.ndarray:
         """Indices in [0, N) (int64 [R]) of the examples at `positions` (int64 [R])."""
+        if self.repetitions > 1:
+            positions = positions // (_SPACING * self.repetitions) * _SPACING + positions % _SPACING
         epochs, indices = np.divmod(positions, self.num_examples)
         if self.shuffle:
             for epoch in np.unique(epochs):

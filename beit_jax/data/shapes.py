@@ -104,8 +104,8 @@ def _colour(rng, level, brightness, size):
 
 def draw(level: Level, size: int, seed: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, int]:
     """One picture: (image uint8 [size, size, 3], mask bool [size, size] of the figure that is seen, label in [0, 10))."""
-    rng = np.random.Generator(np.random.Philox(key=np.asarray(seed, np.uint64)))
-    label = int(rng.integers(len(SHAPES)))
+    rng = _generator(seed)
+    label = int(rng.integers(len(SHAPES)))  # the first draw: see `draw_label`
     image = np.broadcast_to(_colour(rng, level, level.ground, size), (size, size, 3))
     for _ in range(level.clutter):
         small = _coverage(rng, SHAPES[rng.integers(len(SHAPES))], size, rng.uniform(0.1, 0.25), 2 * np.pi, 1.0)
@@ -126,6 +126,15 @@ def draw(level: Level, size: int, seed: tuple[int, int]) -> tuple[np.ndarray, np
     return np.clip(np.rint(image * 255), 0, 255).astype(np.uint8), mask, label
 
 
+def draw_label(seed: tuple[int, int]) -> int:
+    """The label of `draw`, without the picture."""
+    return int(_generator(seed).integers(len(SHAPES)))
+
+
+def _generator(seed):
+    return np.random.Generator(np.random.Philox(key=np.asarray(seed, np.uint64)))
+
+
 class ShapesSource:
     """The built-in pictures as a source. `split` ('train' or 'evaluate') only changes which pictures they are."""
     class_names = SHAPES
@@ -142,8 +151,14 @@ class ShapesSource:
 
     def draw(self, index: int) -> tuple[np.ndarray, np.ndarray, int]:
         """(image uint8 [S, S, 3], mask bool [S, S], label) of an example."""
-        return draw(self.level, self.image_size, (zlib.crc32(self.split.encode()), index))
+        return draw(self.level, self.image_size, self._seed(index))
+
+    def _seed(self, index):
+        return zlib.crc32(self.split.encode()), index
 
     def read(self, index: int) -> Example:
         image, _, label = self.draw(index)
         return Example(image, label)
+
+    def label(self, index: int) -> int:
+        return draw_label(self._seed(index))

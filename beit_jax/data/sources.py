@@ -32,6 +32,9 @@ class Source(typing.Protocol):
     def read(self, index: int) -> Example:
         """Example `index`. Raises OSError where it cannot be read."""
 
+    def label(self, index: int) -> int:
+        """The label of example `index`, at less cost than `read` where that is possible."""
+
 
 def open_source(config: DataConfig, split: str) -> Source | None:
     """The examples of `split`, 'train' or 'evaluate'; None where nothing is held out.
@@ -39,10 +42,17 @@ def open_source(config: DataConfig, split: str) -> Source | None:
     Raises:
       RequestError: the settings name no readable data.
     """
-    train = split == 'train'
+    source = _open(config, split == 'train')
+    if split == 'train' and config.labels_per_class:
+        return Subset(source, _some_of_each_class(source, config.labels_per_class, config.subset_seed))
+    return source
+
+
+def _open(config, train):
     if config.name == 'shapes':
         from beit_jax.data.shapes import ShapesSource
         num_examples = config.num_examples if train else config.num_evaluate_examples
+        split = 'train' if train else config.evaluate_split or 'evaluate'
         return ShapesSource(num_examples, config.image_size, config.level, split) if num_examples else None
     if config.name == 'folder':
         source = FolderSource(config.path)
@@ -56,6 +66,21 @@ def open_source(config: DataConfig, split: str) -> Source | None:
     kept, held_out = holdout(len(source), config.holdout)
     indices = kept if train else held_out
     return source if len(indices) == len(source) else Subset(source, indices) if len(indices) else None
+
+
+def _some_of_each_class(source: Source, number: int, seed: int) -> np.ndarray:
+    """Sorted indices of `number` examples of every class, taken in a random order until there are enough."""
+    check(bool(source.class_names), 'config.data.labels_per_class needs labelled images: sort them into one folder a class.')
+    missing, kept = np.full(len(source.class_names), number), []
+    for index in permutation(len(source), seed, 0):
+        label = source.label(int(index))
+        if missing[label] > 0:
+            missing[label] -= 1
+            kept.append(index)
+            if not missing.any():
+                return np.sort(kept)
+    names = ', '.join(np.array(source.class_names)[missing > 0][:3])
+    raise RequestError(f'config.data.labels_per_class={number}, but there are fewer examples of {names}: lower it.')
 
 
 def holdout(num_examples: int, share: float) -> tuple[np.ndarray, np.ndarray]:
@@ -80,6 +105,9 @@ class Subset:
 
     def read(self, index: int) -> Example:
         return self.source.read(int(self.indices[index]))
+
+    def label(self, index: int) -> int:
+        return self.source.label(int(self.indices[index]))
 
 
 class FolderSource:
@@ -114,7 +142,10 @@ class FolderSource:
 
     def read(self, index: int) -> Example:
         with open(self.name(index), 'rb') as file:
-            return Example(file.read(), int(self._labels[index]))
+            return Example(file.read(), self.label(index))
+
+    def label(self, index: int) -> int:
+        return int(self._labels[index])
 
 
 def _walk(path, key):

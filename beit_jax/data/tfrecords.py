@@ -65,6 +65,9 @@ class TfdsSource:
         except (DecodeError, IndexError) as error:
             raise OSError(f'{self.name(index)} is damaged: {error}') from error
 
+    def label(self, index: int) -> int:
+        return self.read(index).label
+
 
 def _scan(path, count):
     """(offsets, lengths), int64 [count] each, of the records in the shard `path`, from their headers alone."""

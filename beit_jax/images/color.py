@@ -7,6 +7,7 @@ import numpy as np
 
 # ITU-R 601 luma, as Pillow's convert('L').
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+_JITTER = 0x6A697474  # sets the keys of the colours apart from those of a step
 _ORDERS = np.array(list(itertools.permutations(range(3))), np.int32)
 
 
@@ -38,6 +39,12 @@ def apply_jitter(image_HWC, order, factors):
         other = jnp.where(operation == 0, 0.0, jnp.where(operation == 1, jnp.mean(grey_HW1), grey_HW1))
         image_HWC = jnp.clip(other + factors[operation] * (image_HWC - other), 0, 1)
     return image_HWC
+
+
+def jitter_views(seed: int, views_B, images_BHWC, strengths: tuple[float, float, float]):
+    """`jitter` by the number of each view (uint32 [B]) alone: neither by its row nor by the step, so that all pictures of a view agree."""
+    key = jax.random.fold_in(jax.random.key(seed), _JITTER)
+    return jitter(jax.vmap(lambda view: jax.random.fold_in(key, view))(views_B), images_BHWC, strengths)
 
 
 def jitter(keys_B, images_BHWC, strengths: tuple[float, float, float]):

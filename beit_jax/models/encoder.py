@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from beit_jax.config import check, one_of
-from beit_jax.models.layers import Block, RelativePositionBias, TruncatedNormal, linear, parameter
+from beit_jax.models.layers import Block, Constant, RelativePositionBias, TruncatedNormal, Uniform, linear, parameter
 from beit_jax.models.presets import PRESETS
 
 POSITIONS = ('absolute', 'shared_bias', 'layer_bias')
@@ -58,14 +58,18 @@ class EncoderConfig:
 class Encoder(nnx.Module):
     """Images to token representations, before the last norm (which belongs to the heads)."""
 
-    def __init__(self, config: EncoderConfig, grid: tuple[int, int], *, dtype=jnp.float32, kernel_init=TruncatedNormal(),
-                 rngs: nnx.Rngs):
-        """`grid`: rows and columns of patches; `dtype`: of the products and of the residual stream."""
+    def __init__(self, config: EncoderConfig, grid: tuple[int, int], *, masked: bool = True, dtype=jnp.float32, rngs: nnx.Rngs):
+        """Initialised for pre-training, or where no patch is ever hidden as modeling_finetune.py does it (torch's default for the patches).
+
+        `grid`: rows and columns of patches; `masked`: whether patches can be hidden; `dtype`: of the products and of the residual stream.
+        """
         self.config, self.grid_shape, self.dtype = config, grid, dtype
-        patches, width = grid[0] * grid[1], config.width
-        self.patch_embedding = linear(config.patch_size ** 2 * 3, width, kernel_init, dtype=dtype, rngs=rngs)
+        patches, width, inputs = grid[0] * grid[1], config.width, config.patch_size ** 2 * 3
+        kernel_init = TruncatedNormal() if masked else TruncatedNormal(bound=2.0)
+        patch_init, patch_bias_init = (kernel_init, Constant(0.0)) if masked else (Uniform(inputs ** -0.5),) * 2
+        self.patch_embedding = linear(inputs, width, patch_init, bias_init=patch_bias_init, dtype=dtype, rngs=rngs)
         self.cls_token = parameter(kernel_init, (width,), rngs)
-        self.mask_token = parameter(kernel_init, (width,), rngs)
+        self.mask_token = parameter(kernel_init, (width,), rngs) if masked else None
         absolute = config.positions == 'absolute'
         self.position_embedding = parameter(kernel_init, (1 + patches, width), rngs) if absolute else None
         self.position_bias = RelativePositionBias(grid, config.heads, rngs=rngs) if config.positions == 'shared_bias' else None
@@ -86,6 +90,19 @@ class Encoder(nnx.Module):
         Returns:
           `dtype` [B, 1 + P, D]; with every_layer [L, B, 1 + P, D].
         """
+        x_BND, bias_HNN = self._embed(images_BHWC, mask_BP)
+        return self._run_blocks(x_BND, bias_HNN, self._draw_drop_path(keys_B), every_layer)
+
+    def attention(self, images_BHWC, layer: int):
+        """How much each token looks at each other one in block `layer` (from 0), float32 [B, H, N, N]; rows sum to 1."""
+        x_BND, bias_HNN = self._embed(images_BHWC)
+        blocks = list(self.blocks.values())
+        for block in blocks[:layer]:
+            x_BND = block(x_BND, bias_HNN)
+        return blocks[layer].attention.weights(blocks[layer].norm1(x_BND), bias_HNN)
+
+    def _embed(self, images_BHWC, mask_BP=None):
+        """(what the first block gets, the bias that the layers share or None)."""
         x_BPD = self.patch_embedding(patchify(images_BHWC, self.config.patch_size))
         if mask_BP is not None:
             x_BPD = jnp.where(mask_BP[..., None], self.mask_token[...].astype(self.dtype), x_BPD)
@@ -93,8 +110,7 @@ class Encoder(nnx.Module):
         x_BND = jnp.concatenate([cls_B1D, x_BPD], axis=1)
         if self.position_embedding is not None:
             x_BND = x_BND + self.position_embedding[...].astype(self.dtype)
-        bias_HNN = self.position_bias() if self.position_bias is not None else None
-        return self._run_blocks(x_BND, bias_HNN, self._draw_drop_path(keys_B), every_layer)
+        return x_BND, self.position_bias() if self.position_bias is not None else None
 
     def _draw_drop_path(self, keys_B):
         """What each branch is multiplied by, float32 [L, 2, B]: 0 with the layer's rate, else 1 / (1 - rate). None: nothing is dropped."""

@@ -1,9 +1,9 @@
-"""Heads on the encoder. Shape legend: B images, N tokens, P patches, K masked slots, D width, V vocabulary."""
+"""Heads on the encoder. Shape legend: B images, N tokens (CLS first), P patches, K masked slots, D width, L layers, V vocabulary, C classes."""
 from flax import nnx
 import jax.numpy as jnp
 
 from beit_jax.models.encoder import Encoder, EncoderConfig
-from beit_jax.models.layers import TruncatedNormal, layer_norm, linear
+from beit_jax.models.layers import Constant, TruncatedNormal, layer_norm, linear, parameter
 
 
 class MaskedTokenHead(nnx.Module):
@@ -39,3 +39,54 @@ class MaskedImageModel(nnx.Module):
         """
         x_BND = self.encoder(images_BHWC, mask_BP, keys_B=keys_B)
         return self.head(jnp.take_along_axis(x_BND[:, 1:], slots_BK[..., None], axis=1))
+
+
+POOLINGS = ('mean', 'cls')
+KINDS = ('cls', 'mean', 'both')  # what a linear probe reads
+
+
+class ClassificationHead(nnx.Module):
+    """The mean of the patches (or CLS), a norm, and a linear layer to the classes, in float32 (modeling_finetune.py: fc_norm, head)."""
+
+    def __init__(self, width: int, num_classes: int, *, pooling: str, scale: float = 1.0, rngs: nnx.Rngs):
+        """`scale`: what the initial kernel is multiplied by."""
+        self.pooling = pooling
+        self.norm = layer_norm(width, dtype=jnp.float32, rngs=rngs)
+        self.projection = linear(width, num_classes, TruncatedNormal(0.02 * scale, 2.0 * scale), dtype=jnp.float32, rngs=rngs)
+
+    def __call__(self, x_BND):
+        """[B, N, D] -> logits float32 [B, C]."""
+        return self.projection(self.norm(pool(x_BND, self.pooling)))
+
+
+class Classifier(nnx.Module):
+    """Encoder and classification head: what is fine-tuned."""
+
+    def __init__(self, config: EncoderConfig, grid: tuple[int, int], num_classes: int, *, pooling: str = 'mean', head_scale: float = 1.0,
+                 dtype=jnp.float32, rngs: nnx.Rngs):
+        self.encoder = Encoder(config, grid, masked=False, dtype=dtype, rngs=rngs)
+        self.head = ClassificationHead(config.width, num_classes, pooling=pooling, scale=head_scale, rngs=rngs)
+
+    def __call__(self, images_BHWC, *, keys_B=None):
+        """Normalised pixels, float [B, height, width, 3], and the keys of `Encoder` -> logits float32 [B, C]."""
+        return self.head(self.encoder(images_BHWC, keys_B=keys_B))
+
+
+def pool(x_BND, pooling: str):
+    """[..., N, D] -> float32 [..., D]: the mean of the patches ('mean') or CLS ('cls')."""
+    return jnp.mean(x_BND[..., 1:, :], axis=-2, dtype=jnp.float32) if pooling == 'mean' else x_BND[..., 0, :].astype(jnp.float32)
+
+
+class LayerProbes(nnx.Module):
+    """A linear head on each layer for each of KINDS: heads that share nothing but their input (run_linear_eval.py: weights N(0, 0.01))."""
+
+    def __init__(self, layers: int, width: int, num_classes: int, *, rngs: nnx.Rngs):
+        init, zeros = TruncatedNormal(0.01, 1.0), Constant(0.0)
+        for kind in KINDS:
+            inputs = 2 * width if kind == 'both' else width
+            setattr(self, kind, nnx.Dict(kernel=parameter(init, (layers, inputs, num_classes), rngs), bias=parameter(zeros, (layers, num_classes), rngs)))
+
+    def __call__(self, cls_BLD, mean_BLD):
+        """Features float32 [B, L, D] -> {kind: logits float32 [B, L, C]}."""
+        inputs = {'cls': cls_BLD, 'mean': mean_BLD, 'both': jnp.concatenate([cls_BLD, mean_BLD], axis=-1)}
+        return {kind: jnp.einsum('bld,ldc->blc', inputs[kind], getattr(self, kind).kernel[...]) + getattr(self, kind).bias[...] for kind in KINDS}

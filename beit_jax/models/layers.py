@@ -43,6 +43,18 @@ class Divided:
 
 
 @dataclasses.dataclass(frozen=True)
+class Uniform:
+    """Uniform draws from -bound to bound."""
+    bound: float
+
+    def __call__(self, key, shape, dtype=jnp.float32, **_):
+        return jax.random.uniform(key, shape, dtype, -self.bound, self.bound)
+
+    def __str__(self):
+        return f'uniform(+-{self.bound:.6f})'
+
+
+@dataclasses.dataclass(frozen=True)
 class Constant:
     """Every element is `value`."""
     value: float
@@ -59,10 +71,9 @@ def parameter(init, shape: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Param:
     return nnx.Param(init(rngs.params(), shape), initializer=init)
 
 
-def linear(inputs: int, outputs: int, kernel_init, *, dtype, rngs: nnx.Rngs, use_bias: bool = True) -> nnx.Linear:
-    zeros = Constant(0.0)
-    return nnx.Linear(inputs, outputs, use_bias=use_bias, kernel_init=kernel_init, bias_init=zeros, dtype=dtype, rngs=rngs,
-                      kernel_metadata={'initializer': kernel_init}, bias_metadata={'initializer': zeros})
+def linear(inputs: int, outputs: int, kernel_init, *, bias_init=Constant(0.0), dtype, rngs: nnx.Rngs, use_bias: bool = True) -> nnx.Linear:
+    return nnx.Linear(inputs, outputs, use_bias=use_bias, kernel_init=kernel_init, bias_init=bias_init, dtype=dtype, rngs=rngs,
+                      kernel_metadata={'initializer': kernel_init}, bias_metadata={'initializer': bias_init})
 
 
 def layer_norm(width: int, *, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -118,18 +129,21 @@ class Attention(nnx.Module):
 
     def __call__(self, x_BND, bias_HNN=None):
         """x: [B, N, D]; bias: float32 [H, N, N] shared by the layers, or None. Returns [B, N, D]."""
-        def split(y):
-            return y.reshape(*y.shape[:2], self.heads, -1).transpose(0, 2, 1, 3)
+        v_BHNK = self._split(self.value(x_BND))
+        y_BHNK = jnp.einsum('bhqs,bhsk->bhqk', self.weights(x_BND, bias_HNN).astype(v_BHNK.dtype), v_BHNK)
+        return self.out(y_BHNK.transpose(0, 2, 1, 3).reshape(x_BND.shape))
+
+    def weights(self, x_BND, bias_HNN=None):
+        """How much each token (query) looks at each other one, float32 [B, H, N, N]: rows sum to 1."""
         if self.position_bias is not None:
             bias_HNN = self.position_bias()
-        q_BHNK, k_BHNK, v_BHNK = split(self.query(x_BND)), split(self.key(x_BND)), split(self.value(x_BND))
+        q_BHNK, k_BHNK = self._split(self.query(x_BND)), self._split(self.key(x_BND))
         q_BHNK = q_BHNK * (q_BHNK.shape[-1] ** -0.5)
         logits_BHNN = jnp.einsum('bhqk,bhsk->bhqs', q_BHNK, k_BHNK, preferred_element_type=jnp.float32)
-        if bias_HNN is not None:
-            logits_BHNN = logits_BHNN + bias_HNN
-        weights_BHNN = jax.nn.softmax(logits_BHNN).astype(v_BHNK.dtype)
-        y_BHNK = jnp.einsum('bhqs,bhsk->bhqk', weights_BHNN, v_BHNK)
-        return self.out(y_BHNK.transpose(0, 2, 1, 3).reshape(x_BND.shape))
+        return jax.nn.softmax(logits_BHNN if bias_HNN is None else logits_BHNN + bias_HNN)
+
+    def _split(self, y_BND):
+        return y_BND.reshape(*y_BND.shape[:2], self.heads, -1).transpose(0, 2, 1, 3)
 
 
 class Mlp(nnx.Module):

@@ -5,7 +5,6 @@ hidden, the rest is encoded, and the loss is the cross-entropy over the hidden t
 Shape legend: B images, S side in pixels, P patches, K masked slots, V vocabulary.
 """
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 from flax import nnx
@@ -15,15 +14,14 @@ import optax
 
 from beit_jax.config import RunConfig, check, one_of
 from beit_jax.data.config import DataConfig, View
-from beit_jax.images.color import jitter, normalize, to_float
+from beit_jax.images.color import jitter_views, normalize, to_float
 from beit_jax.images.masking import MaskConfig, draw_masks
 from beit_jax.models.encoder import EncoderConfig
 from beit_jax.models.heads import MaskedImageModel
 from beit_jax.models.tokenizers import PRECISIONS, Tokenizer
+from beit_jax.tasks import Task
 from beit_jax.tasks.tokenizer import token_statistics
 from beit_jax.weights.tokenizer import fingerprint, load_tokenizer
-
-JITTER = 0x6A697474  # sets the keys of the colours apart from those of a step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,12 +60,12 @@ class Config(RunConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class Pretrain:
+class Pretrain(Task):
     """The task: see `beit_jax.tasks.Task`."""
     config: Config
     tokenizer: Tokenizer
-    frozen: Any  # the tokenizer's parameters
     graphdef: nnx.GraphDef
+    frozen: Any  # the tokenizer's parameters
 
     @property
     def views(self):
@@ -83,6 +81,13 @@ class Pretrain:
     def build(self, rngs):
         return _build(self.config, self.tokenizer.vocabulary, rngs)
 
+    def adapt(self, params, description, classes, source):
+        """As it is: a run starts from a checkpoint of the same model."""
+        wanted, found = self.tokenizer.vocabulary, description['architecture'].get('vocabulary')
+        check(not found or wanted == found, f'the head of {source} predicts {found} tokens, the tokenizer of this run has {wanted}: give '
+              'config.tokenizer.path the tokenizer that it was trained with.')
+        return params, (), []
+
     def prepare(self, frozen, batch, *, train):
         """{'tokens': uint16 [B, P]} of the clean picture."""
         return {'tokens': self.tokenizer.encode(frozen, self._picture(batch, 'token_image', train)).astype(jnp.uint16)}
@@ -90,11 +95,7 @@ class Pretrain:
     def _picture(self, batch, name, train):
         """Pixels in [0, 1], float32 [B, S, S, 3]; the number of the view decides the colours, so that all pictures of a view agree."""
         images_BSS3 = to_float(batch[name])
-        if not train:
-            return images_BSS3
-        key = jax.random.fold_in(jax.random.key(self.config.seed), JITTER)
-        keys_B = jax.vmap(lambda view: jax.random.fold_in(key, view))(batch['view'])
-        return jitter(keys_B, images_BSS3, self.config.data.color_jitter)
+        return jitter_views(self.config.seed, batch['view'], images_BSS3, self.config.data.color_jitter) if train else images_BSS3
 
     def loss(self, params, batch, keys_B, *, progress, train):
         mask_keys_B, drop_keys_B = jnp.moveaxis(jax.vmap(jax.random.split)(keys_B), 1, 0)
@@ -121,9 +122,6 @@ class Pretrain:
         return {'architecture': 'beit_masked_image_model', **dataclasses.asdict(self.config.model), 'grid': self.config.grid,
                 'vocabulary': self.tokenizer.vocabulary, 'image_size': data.image_size, 'mean': data.mean, 'std': data.std}
 
-    def finish(self, params, workdir: Path):
-        """Nothing but the checkpoint is owed."""
-
 
 def _build(config: Config, vocabulary: int, rngs: nnx.Rngs) -> MaskedImageModel:
     return MaskedImageModel(config.model, config.grid, vocabulary, dtype=config.compute_dtype, rngs=rngs)
@@ -139,4 +137,4 @@ def make(config: Config) -> Pretrain:
           f'(config.data.image_size={config.data.image_size}, config.model.patch_size={config.model.patch_size}): change these, or set '
           f'config.tokenizer.image_size={side * tokenizer.factor}.')
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: _build(config, tokenizer.vocabulary, nnx.Rngs(0))))
-    return Pretrain(config, tokenizer, frozen, graphdef)
+    return Pretrain(config, tokenizer, graphdef, frozen)

@@ -5,7 +5,6 @@ rises along one. Shape legend: B images, S side in pixels, h w rows and columns 
 """
 import dataclasses
 from pathlib import Path
-from typing import ClassVar
 
 from flax import nnx
 import jax
@@ -16,6 +15,7 @@ from beit_jax.data.config import DataConfig, View
 from beit_jax.images.color import to_float
 from beit_jax.models.tokenizers import dvae
 from beit_jax.models.tokenizers.dvae import DVAE, map_pixels, unmap_pixels
+from beit_jax.tasks import Task
 from beit_jax.weights.tokenizer import save_tokenizer
 
 RECONSTRUCTIONS = ('logit_laplace', 'l2', 'smooth_l1')
@@ -67,19 +67,14 @@ def reconstruction_loss(kind: str, images, prediction):
 
 
 @dataclasses.dataclass(frozen=True)
-class Tokenizer:
+class Tokenizer(Task):
     """The task: see `beit_jax.tasks.Task`."""
     config: Config
     graphdef: nnx.GraphDef
-    frozen: ClassVar[dict] = {}
-    prepare_views: ClassVar[tuple] = ()
 
     @property
     def views(self):
         return (View('image', self.config.data.image_size, 'lanczos3'),)
-
-    def fingerprint(self):
-        return ''
 
     def build(self, rngs):
         return DVAE(self.config.model, dtype=self.config.compute_dtype, rngs=rngs)
@@ -122,8 +117,9 @@ class Tokenizer:
         return {'architecture': 'dvae', **dataclasses.asdict(self.config.model), 'image_size': self.config.data.image_size,
                 'pixels': '0.8 x + 0.1 for x in [0, 1], RGB'}
 
-    def finish(self, params, workdir: Path):
-        save_tokenizer(workdir / 'tokenizer', 'dvae', self.config.model, self.config.data.image_size, params)
+    def finish(self, params, workdir: Path, batches):
+        if jax.process_index() == 0:
+            save_tokenizer(workdir / 'tokenizer', 'dvae', self.config.model, self.config.data.image_size, params)
 
 
 def _cosine(share):

@@ -25,7 +25,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     kinds = typing.get_type_hints(DataConfig)
     for field in dataclasses.fields(DataConfig):
         if field.name in DATA:
-            kind = {tuple[float, float]: float, bool: _true_or_false}.get(kinds[field.name], kinds[field.name])
+            kind = {tuple[float, float]: float, bool: true_or_false}.get(kinds[field.name], kinds[field.name])
             pair = {'nargs': 2} if isinstance(field.default, tuple) else {}
             group.add_argument(f'--data.{field.name}', type=kind, default=field.default, metavar='', help=f'({field.default!r})', **pair)
 
@@ -44,7 +44,7 @@ def picture_size(options: argparse.Namespace, tokenizer) -> int:
     return size
 
 
-def _true_or_false(text: str) -> bool:
+def true_or_false(text: str) -> bool:
     if text.lower() not in ('true', 'false'):
         raise argparse.ArgumentTypeError('use true or false')
     return text.lower() == 'true'

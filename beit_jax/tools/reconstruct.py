@@ -14,8 +14,8 @@ from beit_jax.images.color import normalize, to_float
 from beit_jax.images.masking import draw_masks
 from beit_jax.tasks import make_task, task_config
 from beit_jax.tools import arguments
-from beit_jax.train.checkpoint import check_params, check_vocabulary, load_params
 from beit_jax.train.step import abstract_params
+from beit_jax.weights.checkpoint import check_params, load_params
 from beit_jax.weights.tokenizer import load_tokenizer
 
 COLUMNS = ('original', 'masked', 'tokenizer', 'model')
@@ -32,7 +32,7 @@ def load_run(workdir: str, tokenizer: str = ''):
         config['tokenizer']['path'] = tokenizer
     task = make_task(task_config(config))
     params, description = load_params(workdir)
-    check_vocabulary(task.describe(), description, workdir)
+    params, _, _ = task.adapt(params, description, (), workdir)
     check_params(abstract_params(task), params, workdir)
     return task, params
 

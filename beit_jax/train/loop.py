@@ -1,4 +1,5 @@
 """The one loop: a run is a pure function of (config, seed, step), so it can stop after any step and go on as if nothing had happened."""
+from collections.abc import Callable
 import dataclasses
 import functools
 import itertools
@@ -13,16 +14,17 @@ import beit_jax
 from beit_jax import records
 from beit_jax.config import RunConfig, check
 from beit_jax.data.sampler import Sampler
-from beit_jax.data.sources import open_source
+from beit_jax.data.sources import Source, Subset, open_source
 from beit_jax.errors import RequestError
 from beit_jax.tasks import make_task
 from beit_jax.train import optimizer as optimizers
 from beit_jax.train import step as steps
-from beit_jax.train.checkpoint import Checkpoints, check_params, check_vocabulary, load_params
+from beit_jax.train.checkpoint import Checkpoints
 from beit_jax.train.distributed import Stop
-from beit_jax.train.metrics import MetricsWriter, add_sums
+from beit_jax.train.metrics import MetricsWriter, PredictionsWriter, add_sums
 from beit_jax.train.sharding import check_batch, local_rows, make_mesh, put_batch, replicated, state_shardings
 from beit_jax.train.token_cache import TokenCache
+from beit_jax.weights.checkpoint import check_params, load_params
 
 STOPPED = 75  # exit status: stopped by a signal after saving (EX_TEMPFAIL: try again)
 # What may change when a run is resumed, for it changes no result.
@@ -46,10 +48,11 @@ def train(config: RunConfig, workdir: Path) -> int:
     schedule = optimizers.learning_rate(config.optimizer, config.total_steps, len(run.source) / config.batch_size)
     optimizer = optimizers.make_optimizer(config.optimizer, schedule, steps.abstract_params(task))
     checkpoints = Checkpoints(workdir, config.keep_checkpoints)
-    state = run.restore_or_init(checkpoints, optimizer)
+    state, notes = run.restore_or_init(checkpoints, optimizer)
     start = int(state['step'])
     log = MetricsWriter(workdir, start, config.total_steps, active=jax.process_index() == 0)
-    log.say(run.summary() + (f'; resumed after step {start}' if start else ''))
+    for line in (run.summary() + (f'; resumed after step {start}' if start else ''), *notes):
+        log.say(line)
     run.open_cache(start, log)
     evaluate = run.make_evaluation()
     train_step = steps.make_train_step(task, optimizer, schedule, mesh, config.total_steps)
@@ -75,7 +78,7 @@ def train(config: RunConfig, workdir: Path) -> int:
         if pending:  # before what is written below
             pending = run.write(log, clock, *pending)
         if evaluating:
-            log.write(number, {f'eval/{name}': value for name, value in evaluate(steps.averaged_params(state)).items()})
+            log.write(number, evaluate(steps.averaged_params(state)))
         if saving:
             run.flush_cache(number)
             checkpoints.save(state, number, run.description())
@@ -93,13 +96,19 @@ def train(config: RunConfig, workdir: Path) -> int:
 
 
 def evaluate(config: RunConfig, workdir: Path) -> int:
-    """Evaluates `config.init`, or else the newest checkpoint of `workdir`, on the held-out data; prints the metrics as JSON."""
+    """Evaluates `config.init`, or else the newest checkpoint of `workdir`, on the held-out data; prints the metrics as JSON.
+
+    Writes `predictions.csv` to the work directory where the task predicts classes.
+    """
     run = _Run(config, workdir)
     check(run.held_out is not None, 'there are no held-out images: set config.data.evaluate_path (folder), evaluate_split (tfds) or holdout.')
-    params = run.load_params(config.init or str(workdir))
-    metrics = {f'eval/{name}': float(value) for name, value in run.make_evaluation()(params).items()}
+    path = config.init or str(workdir)
+    params, fresh, _ = run.load_params(path)
+    check(not fresh, f'{path} has nothing for {", ".join(fresh)}: it cannot be evaluated before it is fine-tuned.')
+    with PredictionsWriter(workdir / 'predictions.csv', run.held_out, active=jax.process_index() == 0) as predictions:
+        metrics = run.make_evaluation(predictions.write)(params)
     if jax.process_index() == 0:
-        print(json.dumps(metrics))
+        print(json.dumps({name: round(float(value), 6) for name, value in metrics.items()}))
     return 0
 
 
@@ -111,12 +120,10 @@ class _Run:
         self.mesh = make_mesh(config.mesh)
         check_batch(self.mesh, config.batch_size, config.accumulate_steps)
         self.source, self.held_out = open_source(config.data, 'train'), open_source(config.data, 'evaluate')
-        if config.epochs:
-            total_steps = max(1, int(config.epochs * len(self.source) / config.batch_size))
-            config = dataclasses.replace(config, total_steps=total_steps, epochs=0.0)
-        self.config = config
+        self.config = config = config.resolve(len(self.source), self.source.class_names)
         self.task = make_task(config)
-        self.sampler = Sampler(len(self.source), config.batch_size, config.seed, repeat_views=config.data.repeat_views)
+        self.sampler = Sampler(len(self.source), config.batch_size, config.seed, repeat_views=config.data.repeat_views,
+                               repetitions=config.data.repeated_augmentation)
         self.rows = local_rows(self.mesh, config.batch_size)
         from beit_jax.data import pipeline  # here and not above: TensorFlow is loaded only by those who read data
         self.pipeline = pipeline
@@ -129,7 +136,7 @@ class _Run:
                 + ' x '.join(f'{axis} {size}' for axis, size in self.mesh.shape.items()) + f' of {jax.devices()[0].device_kind}')
 
     def description(self) -> dict:
-        return {'task': self.config.task, 'architecture': self.task.describe(), 'data': self.fingerprint,
+        return {'task': self.config.task, 'architecture': self.task.describe(), 'classes': self.source.class_names, 'data': self.fingerprint,
                 'config': json.loads(json.dumps(dataclasses.asdict(self.config))),
                 'versions': {'beit_jax': beit_jax.__version__, 'jax': jax.__version__}}
 
@@ -142,9 +149,11 @@ class _Run:
     @functools.cached_property
     def frozen(self):
         """The arrays of the task that are not learned, on every device."""
-        return jax.device_put(self.task.frozen, replicated(self.mesh))
+        place = functools.partial(jax.device_put, device=replicated(self.mesh))
+        return place(self.task.calibrate(functools.partial(self.host_batches, place(self.task.frozen))))
 
     def restore_or_init(self, checkpoints: Checkpoints, optimizer):
+        """(the state, lines that say what became of the checkpoint that it starts from)."""
         config, step = self.config, checkpoints.latest
         abstract = steps.abstract_state(self.task, optimizer)
         shardings = state_shardings(self.mesh, abstract)
@@ -154,22 +163,28 @@ class _Run:
             check(not differing, f'{self.workdir} holds a run on other data ({"; ".join(differing)}): give the data and the tokenizer of that '
                   'run, or another --workdir.')
             return checkpoints.restore(step, jax.tree.map(
-                lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings))
+                lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings)), []
         if jax.process_index() == 0:
             self._write_parameter_table()
-        params = self.load_params(config.init) if config.init else steps.initial_params(self.task, config.seed, shardings['params'])
-        return steps.initial_state(self.task, optimizer, self.mesh, params)
+        params, _, notes = self.load_params(config.init) if config.init else (
+            steps.initial_params(self.task, config.seed, shardings['params']), (), [])
+        return steps.initial_state(self.task, optimizer, self.mesh, params), notes
 
     def load_params(self, path: str):
-        params, description = load_params(path, lambda abstract: state_shardings(self.mesh, abstract))
-        check_vocabulary(self.task.describe(), description, path)
-        check_params(steps.abstract_params(self.task), params, path)
-        return params
+        """(the parameters of a checkpoint as this run's model takes them, prefixes of the paths that start fresh, lines for the user)."""
+        place = functools.partial(state_shardings, self.mesh)
+        params, description = load_params(path, place)
+        params, fresh, notes = self.task.adapt(params, description, self.source.class_names, path)
+        abstract = steps.abstract_params(self.task)
+        if fresh:
+            params = steps.fill_fresh(params, steps.initial_params(self.task, self.config.seed, place(abstract)), fresh)
+        check_params(abstract, params, path)
+        return params, fresh, notes
 
     def open_cache(self, start: int, log: MetricsWriter) -> None:
         """Where tokens are cached: checks what is there, and from which step on it suffices."""
         self.cache, self.cached_from = None, _NEVER
-        if not (self.task.prepare_views and self.config.tokenizer.cache_views):
+        if self.config.task != 'pretrain' or not self.config.tokenizer.cache_views:
             return
         tokenizer, data = self.config.tokenizer, self.config.data
         directory = Path(tokenizer.cache_path or self.workdir / 'tokens')
@@ -226,29 +241,51 @@ class _Run:
         for index in batch['index'][batch['substituted']]:
             print(f'warning: {self.source.name(index)} cannot be read; another example took its place', flush=True)
 
-    def make_evaluation(self):
-        """params -> metrics over all held-out images, each counted once."""
-        summarize, prepare = jax.jit(self.task.summarize), steps.make_prepare(self.task, self.mesh, train=False)
-        views = self.task.views + self.task.prepare_views
+    def evaluation_batches(self, source: Source, frozen):
+        """The batches of one pass over `source` on the devices, prepared."""
+        prepare, views = steps.make_prepare(self.task, self.mesh, train=False), self.task.views + self.task.prepare_views
+        batches = self.pipeline.evaluate_batches(source, self.config.batch_size, views, self.config.data, self.rows,
+                                                 self.config.data.evaluate_crop)
+        for batch in batches:
+            placed = put_batch(self.mesh, steps.model_inputs(batch), self.config.batch_size)
+            yield placed | prepare(frozen, placed)
+
+    def make_evaluation(self, write_rows: Callable[[dict], None] | None = None):
+        """params -> metrics over all held-out images, each counted once, under keys eval/...
+
+        With `write_rows`, which gets the rows of each batch, the images per second are among them.
+        """
+        summarize = jax.jit(self.task.summarize)
         step = steps.make_evaluate_step(self.task, self.mesh, state_shardings(self.mesh, steps.abstract_params(self.task)))
 
         def evaluate(params):
-            total = None
-            batches = self.pipeline.evaluate_batches(self.held_out, self.config.batch_size, views, self.config.data, self.rows,
-                                                     self.config.data.evaluate_crop)
-            for number, batch in enumerate(batches):
-                placed = put_batch(self.mesh, steps.model_inputs(batch), self.config.batch_size)
-                placed |= prepare(self.frozen, placed)
-                total = add_sums(total, jax.device_get(step(params, placed, number)))
-            return jax.device_get(summarize(total))
+            total, began = None, 0.0
+            for number, batch in enumerate(self.evaluation_batches(self.held_out, self.frozen)):
+                sums, rows = jax.device_get(step(params, batch, number))
+                total = add_sums(total, sums)
+                if write_rows:
+                    write_rows(rows)
+                began = began or time.perf_counter()  # without the first batch, which waits for the compiler
+            metrics, later = jax.device_get(summarize(total)), len(self.held_out) - self.config.batch_size
+            if write_rows and later > 0:
+                metrics['images_per_second'] = later / (time.perf_counter() - began)
+            return {f'eval/{name}': value for name, value in metrics.items()}
         return evaluate
 
+    def host_batches(self, frozen, split: str, limit: int):
+        """Whole batches of `limit` images at most, spread over a split: see `beit_jax.tasks.Batches`."""
+        source = self.source if split == 'train' else self.held_out
+        kept = Subset(source, np.linspace(0, len(source), min(limit, len(source)), endpoint=False).astype(int))
+        return (jax.device_get(self._whole(batch)) for batch in self.evaluation_batches(kept, frozen))
+
+    @functools.cached_property
+    def _whole(self):
+        """jitted: any tree of arrays -> the same, whole on every device."""
+        return jax.jit(lambda tree: tree, out_shardings=replicated(self.mesh))
+
     def finish(self, params) -> None:
-        """Writes what else the task owes, from whole arrays on the host."""
-        if jax.process_count() > 1:
-            params = jax.jit(lambda tree: tree, out_shardings=replicated(self.mesh))(params)
-        if jax.process_index() == 0:
-            self.task.finish(jax.device_get(params), self.workdir)
+        """Has the task write what else it owes."""
+        self.task.finish(jax.device_get(self._whole(params)), self.workdir, functools.partial(self.host_batches, self.frozen))
 
     def write(self, log: MetricsWriter, clock, step: int, metrics) -> None:
         """Logs a training step and refuses to go on where it went wrong."""

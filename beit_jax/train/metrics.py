@@ -1,4 +1,5 @@
-"""Where numbers go: `metrics.jsonl` (one object a logged step), TensorBoard events, and the terminal."""
+"""Where numbers go: `metrics.jsonl` (one object a logged step), TensorBoard events, the terminal, and `predictions.csv`."""
+import csv
 import json
 from pathlib import Path
 import sys
@@ -7,7 +8,7 @@ import numpy as np
 import tensorboardX
 from tqdm import tqdm
 
-SHOWN = ('loss', 'token_accuracy', 'psnr', 'token_perplexity', 'lr', 'grad_norm', 'images_per_second')
+SHOWN = ('loss', 'accuracy', 'token_accuracy', 'psnr', 'token_perplexity', 'lr', 'grad_norm', 'images_per_second')
 
 
 class MetricsWriter:
@@ -53,6 +54,37 @@ class MetricsWriter:
         if self._active:
             self._bar.close()
             self._board.close()
+            self._file.close()
+
+
+class PredictionsWriter:
+    """A table of what was predicted for each image: image, label, and the names and probabilities of the best classes."""
+
+    def __init__(self, path: Path, source, active: bool):
+        """source: the images, in order; `active`: whether this process writes (process 0 does)."""
+        self._path, self._source, self._active, self._file, self._done = path, source, active, None, 0
+
+    def __enter__(self):
+        return self
+
+    def write(self, rows: dict) -> None:
+        """The rows of the next batch: `label` and `valid` [B], `classes` and `probabilities` [B, T]; {} where the task predicts no classes."""
+        if not (rows and self._active):
+            return
+        if self._file is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open('w', newline='')
+            top = range(1, rows['classes'].shape[1] + 1)
+            csv.writer(self._file).writerow(['image', 'label', *(f'{name}{i}' for i in top for name in ('class', 'probability'))])
+        names, table = self._source.class_names or range(2 ** 31), csv.writer(self._file)
+        for label, valid, classes, probabilities in zip(*(rows[name] for name in ('label', 'valid', 'classes', 'probabilities'))):
+            if valid:
+                best = (cell for number, share in zip(classes, probabilities) for cell in (names[number], f'{share:.6f}'))
+                table.writerow([self._source.name(self._done), names[label], *best])
+            self._done += 1
+
+    def __exit__(self, *_):
+        if self._file:
             self._file.close()
 
 

@@ -6,16 +6,12 @@ import jax
 import optax
 
 from beit_jax.config import OptimizerConfig, check
+from beit_jax.weights.checkpoint import path_string
 
 # Norm scales, LayerScale, biases, CLS and absolute positions are not decayed; mask token and bias tables are (optim_factory.py:65).
 _NO_DECAY = re.compile(r'(^|/)(bias|scale|scale1|scale2|cls_token|position_embedding)$')
 _EMBEDDING = re.compile(r'(^|/)(patch_embedding/\w+|cls_token|mask_token|position_embedding)$')
 _BLOCK = re.compile(r'(^|/)blocks/(\d+)/')
-
-
-def path_string(path) -> str:
-    """A key path of jax.tree_util as 'encoder/blocks/00/norm1/scale'."""
-    return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
 def decays(path: str) -> bool:

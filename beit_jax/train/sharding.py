@@ -14,7 +14,7 @@ import numpy as np
 
 from beit_jax.config import MeshConfig, check
 from beit_jax.errors import RequestError
-from beit_jax.train.optimizer import path_string
+from beit_jax.weights.checkpoint import path_string
 
 AXES = ('data', 'fsdp', 'tensor')
 RULES = (
@@ -26,6 +26,8 @@ RULES = (
     (r'position_bias/table$', P(None, 'tensor')),
     (r'(cls_token|mask_token|position_embedding|scale|scale1|scale2)$', P()),
     (r'(patch_embedding|attention/out|fc2|norm\d?)/bias$', P()),
+    # linear probes: small, and each of their own
+    (r'(cls|mean|both)/(kernel|bias)$', P()),
     # discrete VAE: convolutions [rows, columns, inputs, outputs]
     (r'encoder/input/kernel$', P(None, None, None, 'fsdp')),
     (r'(input|output|shortcut|convs/\d)/kernel$', P(None, None, 'fsdp')),

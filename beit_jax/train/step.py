@@ -16,6 +16,9 @@ from beit_jax.models.layers import Divided
 from beit_jax.train.sharding import batch_sharding, replicated, state_shardings
 
 
+_AUGMENT = 0x617567  # sets the key of a batch apart from those of its rows
+
+
 def abstract_params(task):
     """Shapes and dtypes of the parameters."""
     return nnx.to_pure_dict(abstract_variables(task))
@@ -39,6 +42,13 @@ def initial_params(task, seed: int, shardings=None):
         value = draw(jax.random.fold_in(key, zlib.crc32('/'.join(path).encode())))
         values[path] = value if divisor == 1 else value / divisor
     return traverse_util.unflatten_dict(values)
+
+
+def fill_fresh(params, initial, prefixes: tuple[str, ...]):
+    """`params` and, of `initial`, what lies below one of the path `prefixes`."""
+    flat = traverse_util.flatten_dict(params, sep='/') | {
+        path: leaf for path, leaf in traverse_util.flatten_dict(initial, sep='/').items() if path.startswith(prefixes)}
+    return traverse_util.unflatten_dict(flat, sep='/')
 
 
 def initial_state(task, optimizer, mesh, params):
@@ -97,14 +107,16 @@ def make_train_step(task, optimizer, schedule, mesh, total_steps: int):
 
     def train_step(state, batch):
         step, params = state['step'], state['params']
-        keys_B = jax.random.split(jax.random.fold_in(base_key, step), config.batch_size)
+        step_key = jax.random.fold_in(base_key, step)
+        keys_B = jax.random.split(step_key, config.batch_size)
+        inputs = task.augment(model_inputs(batch), jax.random.fold_in(step_key, _AUGMENT))
 
         def gradients_and_sums(part, keys):
             loss = lambda params: task.loss(params, part, keys, progress=step / total_steps, train=True)
             (_, sums), gradients = jax.value_and_grad(loss, has_aux=True)(params)
             return gradients, sums
 
-        gradients, sums = _accumulate(gradients_and_sums, model_inputs(batch), keys_B, config.accumulate_steps)
+        gradients, sums = _accumulate(gradients_and_sums, inputs, keys_B, config.accumulate_steps)
         gradients = jax.tree.map(lambda gradient: gradient / sums['weight'], gradients)
         updates, optimizer_state = optimizer.update(gradients, state['optimizer'], params)
         bad_records = state['bad_records'] + jnp.sum(batch['substituted'], dtype=jnp.int32)
@@ -143,12 +155,15 @@ def _accumulate(function, batch, keys_B, parts: int):
 
 
 def make_evaluate_step(task, mesh, params_shardings):
-    """jitted (params, batch, number of the batch) -> sums, replicated: to be added up and given to `task.summarize`."""
+    """jitted (params, batch, number of the batch) -> (sums: to be added up and given to `task.summarize`; rows: what the task tells of each
+    image), replicated."""
     base_key = jax.random.key(task.config.seed)
 
     def evaluate_step(params, batch, number):
         keys_B = jax.random.split(jax.random.fold_in(base_key, number), task.config.batch_size)
-        return task.loss(params, batch, keys_B, progress=1.0, train=False)[1]
+        sums = dict(task.loss(params, batch, keys_B, progress=1.0, train=False)[1])
+        rows = sums.pop('rows', {})
+        return sums, rows
 
     return jax.jit(evaluate_step, in_shardings=(params_shardings, batch_sharding(mesh), replicated(mesh)),
                    out_shardings=replicated(mesh))

@@ -1,6 +1,5 @@
 """A tokenizer on disk: a directory with `tokenizer.safetensors` (arrays by path) and `tokenizer.json` (kind, picture size, architecture)."""
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import safetensors.numpy
 from beit_jax.config import check
 from beit_jax.errors import RequestError
 from beit_jax.models.tokenizers import make_tokenizer
+from beit_jax.weights.checkpoint import digest
 
 WEIGHTS, DESCRIPTION = 'tokenizer.safetensors', 'tokenizer.json'
 
@@ -73,7 +73,4 @@ def mismatches(tokenizer, flat: dict[str, np.ndarray]) -> dict[str, tuple]:
 
 def fingerprint(tokenizer, params) -> str:
     """sha256 of what decides a picture's ids: kind, architecture and the encoder's arrays."""
-    digest = hashlib.sha256(json.dumps([tokenizer.kind, dataclasses.asdict(tokenizer.config)], sort_keys=True).encode())
-    for name, leaf in sorted(traverse_util.flatten_dict(params['encoder'], sep='/').items()):
-        digest.update(name.encode() + np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()
+    return digest(params['encoder'], json.dumps([tokenizer.kind, dataclasses.asdict(tokenizer.config)], sort_keys=True))

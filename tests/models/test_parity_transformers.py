@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from beit_jax.models.encoder import EncoderConfig
-from beit_jax.models.heads import MaskedImageModel
+from beit_jax.models.heads import Classifier, MaskedImageModel
 
 DEPTH, WIDTH, HEADS, HIDDEN, VOCABULARY, BATCH = 3, 55, 5, 89, 101, 3
 jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})  # compilation is most of the time of these tests
@@ -25,7 +25,8 @@ RENAMED = [
     (r'attention\.output\.dense', 'attention.o_proj'), (r'intermediate\.dense', 'mlp.fc1'), (r'output\.dense', 'mlp.fc2')]
 # ours -> transformers 5, in this order
 NAMES = [
-    (r'^head/norm', 'layernorm'), (r'^head/projection', 'lm_head'), (r'^encoder/blocks/0*(\d+)', r'beit/layers/\1'),
+    (r'^head/norm', 'layernorm'), (r'^head/projection', 'lm_head'), (r'^classifier/norm', 'beit/pooler/layernorm'),
+    (r'^classifier/projection', 'classifier'), (r'^encoder/blocks/0*(\d+)', r'beit/layers/\1'),
     (r'^encoder/position_bias/table', 'beit/shared_position_bias/relative_position_bias_table'), (r'^encoder', 'beit/embeddings'),
     (r'embeddings/patch_embedding', 'embeddings/patch_embeddings/projection'), (r'position_embedding$', 'position_embeddings'),
     (r'attention/position_bias/table', 'relative_position_bias/relative_position_bias_table'),
@@ -40,11 +41,13 @@ def rename(name, table):
 
 
 def copy_weights(theirs, ours):
-    """Every weight of one is a weight of the other."""
+    """Every weight of one is a weight of the other. The head of a classifier stands for two modules of theirs."""
     weights = {rename(name, RENAMED): value.numpy() for name, value in theirs.state_dict().items() if 'position_index' not in name}
     state = nnx.state(ours)
     for path, leaf in nnx.to_flat_state(state):
-        value = weights.pop(rename('/'.join(path), NAMES).replace('/', '.'))
+        name = '/'.join(path)
+        name = name.replace('head/', 'classifier/') if isinstance(ours, Classifier) else name
+        value = weights.pop(rename(name, NAMES).replace('/', '.'))
         if path[-1] == 'kernel':  # linear [out, in] -> [in, out]; conv [out, channel, row, column] -> [(row, column, channel), out]
             value = value.T if value.ndim == 2 else value.transpose(2, 3, 1, 0).reshape(-1, value.shape[0])
         value = value[0] if path[-1] == 'position_embedding' else value.ravel() if path[-1].endswith('token') else value
@@ -107,6 +110,26 @@ def test_logits(positions, grid, patch_size, layer_scale, monkeypatch):
     logits_BKV = np.asarray(jit(ours.__call__)(images_BHWC, mask_BP, slots_BK))
     difference = np.abs(logits_BKV - expected_BKV).max()
     assert logits_BKV.std() > 0.3 and difference < 1e-4, difference
+
+
+@pytest.mark.parametrize('positions', ['layer_bias', 'absolute'])
+def test_classifier(positions):
+    """Mean of the patches, norm, linear: BeitForImageClassification."""
+    theirs = transformers.BeitForImageClassification(transformers.BeitConfig(
+        num_labels=11, hidden_size=WIDTH, num_hidden_layers=DEPTH, num_attention_heads=HEADS, intermediate_size=HIDDEN, image_size=35,
+        patch_size=7, use_absolute_position_embeddings=positions == 'absolute', use_relative_position_bias=positions == 'layer_bias',
+        layer_scale_init_value=0.1, layer_norm_eps=1e-6)).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, value in theirs.named_parameters():
+            value.normal_(1.0 if 'norm' in name and 'weight' in name else 0.0, 0.25 if value.ndim != 2 or 'table' in name else value.shape[1] ** -0.5)
+    ours = nnx.eval_shape(lambda: Classifier(EncoderConfig(**SIZES, patch_size=7, positions=positions), (5, 5), 11, rngs=nnx.Rngs(0)))
+    copy_weights(theirs, ours)
+    images_BHWC = np.random.default_rng(1).normal(size=(BATCH, 35, 35, 3)).astype(np.float32)
+    with torch.no_grad():
+        expected_BC = theirs(torch.from_numpy(images_BHWC.transpose(0, 3, 1, 2))).logits.numpy()
+    difference = np.abs(np.asarray(jit(ours.__call__)(images_BHWC)) - expected_BC).max()
+    assert expected_BC.std() > 0.3 and difference < 1e-4, difference
 
 
 @pytest.mark.parametrize('layer_scale', [0.1, 0.0])

@@ -1,6 +1,4 @@
 """The tools on a small run: what they write, and the requests that they refuse."""
-import json
-
 import numpy as np
 from PIL import Image
 import pytest
@@ -8,7 +6,7 @@ import pytest
 from beit_jax.data.images import load_images
 from beit_jax.errors import RequestError
 from beit_jax.tasks import task_config
-from beit_jax.tools import curves, probe, reconstruct
+from beit_jax.tools import curves, reconstruct
 from beit_jax.train import loop
 from beit_jax.weights.tokenizer import load_tokenizer
 from tests import tiny
@@ -58,26 +56,6 @@ def test_curves(workdir, tmp_path):
     assert steps == [1, 2, 3] and len(values) == 3
 
 
-def test_probe(workdir, tmp_path, capsys):
-    probe.run(options(probe, '--workdir', workdir, '--train', 500, '--test', 500, '--json', tmp_path / 'p.json'))
-    figures = json.loads((tmp_path / 'p.json').read_text())
-    assert len(figures['pre-trained']) == len(figures['random']) == 2
-    out = capsys.readouterr().out
-    assert 'chance 0.10' in out and f'accuracy on held-out pictures {figures["token_accuracy"]:.3f}' in out
-
-
-def test_ridge_as_scikit_learn():
-    from sklearn.linear_model import RidgeClassifier
-    from sklearn.preprocessing import StandardScaler
-    random = np.random.default_rng(0)
-    labels = random.integers(0, 10, 331)
-    features = random.normal(size=(331, 23)) + np.eye(10, 23)[labels]
-    scaler = StandardScaler().fit(features[:200])
-    peer = RidgeClassifier(alpha=1.0).fit(scaler.transform(features[:200]), labels[:200])
-    expected = peer.score(scaler.transform(features[200:]), labels[200:])
-    assert probe.ridge_accuracy(features[:200], labels[:200], features[200:], labels[200:]) == pytest.approx(expected, abs=0.02)
-
-
 @pytest.mark.parametrize(('arguments', 'message'), [
     (['--images', 'shapes', '--workdir', '/nowhere'], r'there is no config.json'),
     (['--images', '/nowhere'], r'--images=/nowhere: no such file'),
@@ -118,7 +96,7 @@ def test_a_path_that_cannot_be_written(tmp_path):
     assert done.returncode == 2 and done.stderr.startswith('error: ') and 'file' in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize('tool', ['reconstruct', 'curves', 'probe', 'benchmark', 'import_tokenizer', 'fit_tokenizer', 'evaluate_tokenizer',
+@pytest.mark.parametrize('tool', ['reconstruct', 'curves', 'predict', 'attention', 'study', 'benchmark', 'import_tokenizer', 'fit_tokenizer', 'evaluate_tokenizer',
                                   'tokenize'])
 def test_help_has_an_example(tool):
     done = tiny.run(['-m', f'beit_jax.tools.{tool}', '--help'])

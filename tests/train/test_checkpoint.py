@@ -6,7 +6,8 @@ from orbax.checkpoint import v1 as ocp
 import pytest
 
 from beit_jax.errors import RequestError
-from beit_jax.train.checkpoint import Checkpoints, find_checkpoint, load_params
+from beit_jax.train.checkpoint import Checkpoints
+from beit_jax.weights.checkpoint import find_checkpoint, load_params
 
 STATE = {'step': jnp.int32(7), 'params': {'blocks': {'00': {'kernel': jnp.arange(15, dtype=jnp.float32).reshape(3, 5)}}},
          'optimizer': (jnp.ones(3, jnp.bfloat16),)}

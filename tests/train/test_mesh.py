@@ -12,6 +12,7 @@ from beit_jax.errors import RequestError
 from beit_jax.tasks import make_task, task_config
 from beit_jax.train import optimizer as optimizers
 from beit_jax.train import sharding, step
+from beit_jax.weights.checkpoint import path_string
 from tests import tiny
 
 STEPS = 5
@@ -68,7 +69,7 @@ def test_fsdp_splits_parameters_and_moments(task):
     fc1 = shardings['params']['encoder']['blocks']['01']['mlp']['fc1']['kernel']
     assert fc1.shard_shape((32, 64)) == (8, 32)
     moments = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shardings['optimizer'])
-               if optimizers.path_string(path).endswith('blocks/01/mlp/fc1/kernel')]
+               if path_string(path).endswith('blocks/01/mlp/fc1/kernel')]
     assert len(moments) == 2 and all(moment == fc1 for moment in moments)
 
 

@@ -10,7 +10,11 @@ import torch
 
 from beit_jax.config import OptimizerConfig
 from beit_jax.errors import RequestError
+from beit_jax.recipes import load_recipe
+from beit_jax.tasks import make_task, task_config
 from beit_jax.train import optimizer as optimizers
+from beit_jax.train import step
+from beit_jax.weights.checkpoint import path_string
 
 DEPTH = 3
 # What the recipe says of each parameter: decayed or not, and its layer (0 embeddings, i + 1 block i, DEPTH + 1 above).
@@ -58,10 +62,43 @@ def test_three_steps_as_torch():
         for group in peer.param_groups:
             group['lr'] = float(schedule(number)) * group['scale']
         peer.step()
-    ours = {optimizers.path_string(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    ours = {path_string(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     for path, tensor in tensors.items():
         np.testing.assert_allclose(ours[path], tensor.detach().numpy(), rtol=0, atol=1e-6, err_msg=path)
         assert np.abs(ours[path] - values[path]).max() > 1e-5, path
+
+
+def test_the_recipe_for_base_as_torch():
+    """Three steps of every parameter of the fine-tuning recipe (12 layers, decay 0.65; small in width), with the official code's rules
+    written by shape and name: lr scale 0.65 ** (13 - layer), no decay of vectors, positions and CLS (optim_factory.py)."""
+    settings = load_recipe('configs/finetune_imagenet1k.py', 'base').to_dict()
+    settings['model'] |= {'width': 24, 'heads': 3, 'hidden': 29}
+    settings['data'] |= {'image_size': 48}
+    task = make_task(task_config(settings).resolve(1024, tuple('abcdefg')))
+    abstract = {path_string(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(step.abstract_params(task))}
+    config = task.config.optimizer
+    assert (config.layer_decay, config.lr, config.weight_decay, task.config.model.depth) == (0.65, 4e-3, 0.05, 12) and len(abstract) == 12 * 18 + 7
+    random = np.random.default_rng(0)
+    values, *gradients = ({path: random.normal(size=leaf.shape).astype(np.float32) for path, leaf in abstract.items()} for _ in range(4))
+
+    tensors, groups = {path: torch.nn.Parameter(torch.tensor(value)) for path, value in values.items()}, []
+    for path, tensor in tensors.items():
+        name = path.split('/')
+        layer = int(name[2]) + 1 if name[1] == 'blocks' else 13 if name[0] == 'head' else 0
+        decayed = tensor.ndim > 1 and name[-1] not in ('position_embedding', 'cls_token')
+        groups.append({'params': [tensor], 'lr': 4e-3 * 0.65 ** (13 - layer), 'weight_decay': 0.05 if decayed else 0.0})
+    peer = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8)
+    params = nested(values)
+    optimizer = optimizers.make_optimizer(config, lambda count: 4e-3, params)
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    for step_gradients in gradients:
+        updates, state = update(nested(step_gradients), state, params)
+        params = optax.apply_updates(params, updates)
+        for path, tensor in tensors.items():
+            tensor.grad = torch.tensor(step_gradients[path])
+        peer.step()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+            np.testing.assert_allclose(leaf, tensors[path_string(path)].detach().numpy(), rtol=0, atol=1e-6, err_msg=path_string(path))
 
 
 def test_schedule():

@@ -13,7 +13,7 @@ from beit_jax.errors import RequestError
 from beit_jax.tasks import task_config
 from beit_jax.tools import fit_tokenizer
 from beit_jax.train import loop
-from beit_jax.train.checkpoint import load_params
+from beit_jax.weights.checkpoint import load_params
 from beit_jax.train.distributed import Stop
 from tests import tiny
 

@@ -1,0 +1,148 @@
+"""Fine-tuning for classification (paper, section 2.5; run_class_finetuning.py), or the same training from random weights.
+
+The encoder of a checkpoint, its positions fitted to this model's, gets a head on the mean of its patches. The host crops and augments one
+picture after the other; the device erases, mixes pairs and mixes their targets alike.
+Shape legend: B images, S side in pixels, C classes.
+"""
+import dataclasses
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import optax
+
+from beit_jax.config import RunConfig, check, one_of
+from beit_jax.data.config import DataConfig, View
+from beit_jax.images.color import jitter_views, normalize, to_float
+from beit_jax.images.mixing import MixConfig, draw_weights, erase, mix
+from beit_jax.models.encoder import EncoderConfig
+from beit_jax.models.heads import POOLINGS, Classifier
+from beit_jax.tasks import Task
+from beit_jax.weights.positions import fit_positions
+
+TOP = 5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(RunConfig):
+    task: str = 'classify'
+    data: DataConfig = DataConfig()
+    model: EncoderConfig = EncoderConfig(positions='layer_bias')
+    num_classes: int = 0  # 0: as many as the training images have
+    pooling: str = 'mean'  # mean | cls
+    head_scale: float = 0.001  # what the head's initial kernel is multiplied by
+    new_head: bool = False  # start with a fresh head where `init` has one for other classes
+    label_smoothing: float = 0.1
+    erase: float = 0.25  # probability that a rectangle of a picture is replaced by noise
+    mix: MixConfig = MixConfig()
+
+    def __post_init__(self):
+        super().__post_init__()
+        one_of('config.pooling', self.pooling, POOLINGS)
+        check(0 <= self.label_smoothing < 1, f'config.label_smoothing is {self.label_smoothing}: use a number from 0 up to but not including 1.')
+        check(0 <= self.erase <= 1, f'config.erase is {self.erase}: use a probability.')
+        self.mix.check_batch(self.batch_size)
+        self.grid  # the picture must divide into patches
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.model.grid(self.data.image_size, self.data.image_size)
+
+    def resolve(self, num_examples: int, class_names: tuple[str, ...]):
+        num_classes = self.num_classes or len(class_names)
+        check(num_classes > 1, f'the training images have {len(class_names)} classes: sort them into one folder a class, or use labelled data.')
+        check(len(class_names) <= num_classes, f'the training images have {len(class_names)} classes, so labels up to {len(class_names) - 1}, '
+              f'but config.num_classes is {num_classes}: leave it 0, or raise it.')
+        return dataclasses.replace(super().resolve(num_examples, class_names), num_classes=num_classes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Classify(Task):
+    """The task: see `beit_jax.tasks.Task`."""
+    config: Config
+    graphdef: nnx.GraphDef
+
+    @property
+    def views(self):
+        return (View('image', self.config.data.image_size, 'bicubic'),)
+
+    def build(self, rngs):
+        return _build(self.config, rngs)
+
+    def adapt(self, params, description, classes, source):
+        """The encoder with its positions fitted, and the head where it is for the same classes."""
+        architecture = description['architecture']
+        encoder, notes = adapt_encoder(params, architecture, self.config, source)
+        for name in ('mean', 'std'):
+            theirs, ours = tuple(architecture[name]), getattr(self.config.data, name)
+            if theirs != ours:
+                notes.append(f'{source} saw pixels with {name} {theirs}; config.data.{name} is {ours}: is that meant?')
+        if architecture['architecture'] != 'beit_classifier':
+            return {'encoder': encoder}, ('head',), notes
+        head, named = params['head'], description.get('classes') or ()
+        width = head['projection']['bias'].shape[0]
+        same = width == self.config.num_classes and (list(named) == list(classes) or not named)
+        if same and not self.config.new_head:
+            return {'encoder': encoder, 'head': head}, (), notes
+        difference = next((f', class {i} of which is {a!r}; in this run it is {b!r}' for i, (a, b) in enumerate(zip(named, classes)) if a != b), '')
+        check(self.config.new_head, f'the head of {source} is for {width} classes{difference}; this run has {self.config.num_classes}: give the '
+              'classes that it was trained on, or set config.new_head=true to start with a fresh head.')
+        notes.append(f'the head of {source}, for {width} classes, is replaced by a fresh one for {self.config.num_classes}')
+        return {'encoder': encoder, 'head': {'norm': head['norm']}}, ('head/projection',), notes
+
+    def augment(self, batch, key):
+        """`image` float32 [B, S, S, 3], normalised, and `target` float32 [B, C] in place of the bytes and labels."""
+        config = self.config
+        erase_key, mix_key = jax.random.split(key)
+        images_BSS3 = to_float(batch['image'])
+        if not config.data.rand_augment:
+            images_BSS3 = jitter_views(config.seed, batch['view'], images_BSS3, config.data.color_jitter)
+        images_BSS3 = normalize(images_BSS3, config.data.mean, config.data.std)
+        images_BSS3 = erase(jax.random.split(erase_key, len(images_BSS3)), images_BSS3, config.erase)
+        targets_BC = optax.smooth_labels(jax.nn.one_hot(batch['label'], config.num_classes), config.label_smoothing)
+        if config.mix.mixup or config.mix.cutmix:
+            images_BSS3, targets_BC = mix(draw_weights(mix_key, config.mix, *images_BSS3.shape[1:3]), images_BSS3, targets_BC)
+        return batch | {'image': images_BSS3, 'target': targets_BC}
+
+    def loss(self, params, batch, keys_B, *, progress, train):
+        config, model, valid_B = self.config, nnx.merge(self.graphdef, params), batch['valid']
+        if train:
+            logits_BC, targets_BC = model(batch['image'], keys_B=keys_B), batch['target']
+            labels_B = jnp.argmax(targets_BC, axis=-1)
+        else:
+            logits_BC, labels_B = model(normalize(to_float(batch['image']), config.data.mean, config.data.std)), batch['label']
+            targets_BC = jax.nn.one_hot(labels_B, config.num_classes)
+        loss = jnp.sum(optax.softmax_cross_entropy(logits_BC, targets_BC) * valid_B)
+        sums = {'loss': loss, 'weight': jnp.sum(valid_B), 'top1': jnp.sum((jnp.argmax(logits_BC, axis=-1) == labels_B) * valid_B)}
+        if train:
+            return loss, sums
+        probabilities_BT, classes_BT = jax.lax.top_k(jax.nn.softmax(logits_BC), min(TOP, config.num_classes))
+        sums['top5'] = jnp.sum((classes_BT == labels_B[:, None]) * valid_B[:, None])
+        return loss, sums | {'rows': {'label': labels_B, 'valid': valid_B, 'classes': classes_BT, 'probabilities': probabilities_BT}}
+
+    def summarize(self, sums):
+        """`accuracy` is top-1; in training it is that of the label with the larger share of a mixed picture."""
+        metrics = {'loss': sums['loss'] / sums['weight'], 'accuracy': sums['top1'] / sums['weight']}
+        return metrics if 'top5' not in sums else metrics | {'top5_accuracy': sums['top5'] / sums['weight'], 'images': sums['weight']}
+
+    def describe(self):
+        config, data = self.config, self.config.data
+        return {'architecture': 'beit_classifier', **dataclasses.asdict(config.model), 'grid': config.grid, 'num_classes': config.num_classes,
+                'pooling': config.pooling, 'image_size': data.image_size, 'crop': data.evaluate_crop, 'mean': data.mean, 'std': data.std}
+
+
+def adapt_encoder(params, architecture: dict, config, source: str) -> tuple[dict, list[str]]:
+    """The encoder of a checkpoint for a model that hides nothing, positions fitted to `config.model` and `config.grid`, and what was done."""
+    check(architecture['architecture'] in ('beit_masked_image_model', 'beit_classifier'),
+          f'{source} is a {architecture["architecture"]}: give a checkpoint of pre-training or of fine-tuning.')
+    encoder = {name: value for name, value in params['encoder'].items() if name != 'mask_token'}
+    return fit_positions(encoder, architecture['grid'], config.model.positions, config.grid)
+
+
+def _build(config: Config, rngs: nnx.Rngs) -> Classifier:
+    return Classifier(config.model, config.grid, config.num_classes, pooling=config.pooling, head_scale=config.head_scale,
+                      dtype=config.compute_dtype, rngs=rngs)
+
+
+def make(config: Config) -> Classify:
+    return Classify(config, nnx.graphdef(nnx.eval_shape(lambda: _build(config, nnx.Rngs(0)))))

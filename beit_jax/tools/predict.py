@@ -1,0 +1,86 @@
+"""What a checkpoint says of images: classes with probabilities (fine-tuned), visual tokens (pre-trained), or features of every layer."""
+import csv
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from beit_jax.config import check, one_of
+from beit_jax.data.images import image_batches
+from beit_jax.tools import arguments
+from beit_jax.weights.models import load_model, pad_rows
+
+WHAT = ('classes', 'features', 'tokens')
+SHOWN = 20  # rows of the table on the terminal
+
+
+def run(options) -> None:
+    one_of('--what', options.what, WHAT)
+    check(options.top > 0 and options.batch_size > 0, '--top and --batch_size must be positive.')
+    suffix = Path(options.output).suffix if options.output else ''
+    check(suffix in ('', '.npz', '.csv'), f'--output={options.output}: give a file that ends in .npz or .csv.')
+    check(suffix != '.csv' or options.what == 'classes', f'--what={options.what} is an array: give an --output that ends in .npz.')
+    check(bool(suffix) or options.what == 'classes', f'--what={options.what} needs an --output that ends in .npz.')
+    model = load_model(options.checkpoint)
+    compute = {'classes': lambda images: {'logits': model.logits(images)}, 'tokens': lambda images: {'tokens': model.tokens(images)},
+               'features': lambda images: {name: value.swapaxes(0, 1) for name, value in model.features(images).items()}}[options.what]
+    paths, parts = [], []
+    for images, names in image_batches(options.images, model.image_size, options.batch_size, options.limit or None, model.crop):
+        made = jax.device_get(compute(pad_rows(images, options.batch_size)))
+        parts.append({name: value[:len(images)] for name, value in made.items()})
+        paths += names
+    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    classes = model.description.get('classes') or [str(i) for i in range(arrays['logits'].shape[1])] if options.what == 'classes' else []
+    labels = _labels(paths, classes)
+    if options.what == 'classes':
+        _show(paths, labels, classes, arrays['logits'], options.top, options.output if suffix == '.csv' else '')
+    if suffix == '.npz':
+        np.savez(options.output, paths=np.array(paths), labels=labels, **arrays)
+    if suffix:
+        print(f'{len(paths)} images -> {options.output}')
+
+
+def _labels(paths, classes) -> np.ndarray:
+    """The class that a folder on the way to each image names, int32; -1 where none does."""
+    number = {name: i for i, name in enumerate(classes)}
+    folders = ([part for part in Path(path).parts[:-1] if part in number] for path in paths)
+    return np.array([number[found[-1]] if found else -1 for found in folders], np.int32)
+
+
+def _show(paths, labels, classes, logits, top, output) -> None:
+    """Prints the first rows and, where labels are known, the accuracy; writes all rows to `output`."""
+    top = min(top, len(classes))
+    probabilities = np.asarray(jax.nn.softmax(logits))
+    best = np.argsort(-probabilities, axis=-1, kind='stable')[:, :top]
+    rows = [[path, classes[label] if label >= 0 else '', *(cell for i in order for cell in (classes[i], f'{shares[i]:.6f}'))]
+            for path, label, order, shares in zip(paths, labels, best, probabilities)]
+    width = min(60, max(len(path) for path in paths))
+    for path, row in zip(paths[:SHOWN], rows):
+        print(f'{path[-width:]:{width}}  ' + '  '.join(f'{name} {float(share):.3f}' for name, share in zip(row[2::2], row[3::2])))
+    if len(rows) > SHOWN:
+        print(f'... {len(rows) - SHOWN} more')
+    known = labels >= 0
+    if known.any():
+        print(f'{np.mean(best[known, 0] == labels[known]):.4f} of the {known.sum()} images in a folder named after a class are given that class')
+    if output:
+        with open(output, 'w', newline='') as file:
+            table = csv.writer(file)
+            table.writerow(['image', 'label', *(f'{name}{i}' for i in range(1, top + 1) for name in ('class', 'probability'))])
+            table.writerows(rows)
+
+
+def _arguments():
+    parser = arguments.parser('predict', __doc__, 'python -m beit_jax.tools.predict --checkpoint runs/quickstart/finetune --images DIR '
+                              '--output predictions.csv')
+    parser.add_argument('--checkpoint', required=True, help='a checkpoint or a work directory')
+    parser.add_argument('--images', required=True, help='folder, image file, or .npy array [B, H, W, 3]')
+    parser.add_argument('--what', default='classes', help='classes, features (of every layer: `cls` and `mean` [B, L, D]) or tokens (classes)')
+    parser.add_argument('--output', default='', help='.csv (classes) or .npz: `logits`, `tokens`, or `cls` and `mean`; `paths`; `labels`')
+    parser.add_argument('--top', type=int, default=5, help='classes an image (5)')
+    parser.add_argument('--limit', type=int, default=0, help='at most so many images')
+    parser.add_argument('--batch_size', type=int, default=64, help='images at a time (64)')
+    return parser
+
+
+if __name__ == '__main__':
+    arguments.main(run, _arguments())

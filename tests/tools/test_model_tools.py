@@ -1,0 +1,164 @@
+"""predict, attention and study: what they write, against the model itself, and what they refuse."""
+import csv
+import json
+
+from flax import nnx
+import jax
+import numpy as np
+from PIL import Image
+import pytest
+
+from beit_jax.data.shapes import SHAPES, ShapesSource
+from beit_jax.errors import RequestError
+from beit_jax.tasks import make_task, task_config
+from beit_jax.tools import attention, predict, study
+from beit_jax.tools.reconstruct import CELL, GAP, TITLE
+from beit_jax.weights.models import load_model
+from tests import tiny
+
+COUNT = 11
+
+
+def options(module, *arguments):
+    return module._arguments().parse_args([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope='module')
+def classifier(tmp_path_factory):
+    """(task, parameters, checkpoint)."""
+    task = make_task(task_config(tiny.classify_settings(head_scale=20.0)).resolve(37, SHAPES))
+    workdir = tmp_path_factory.mktemp('classifier')
+    return task, tiny.save_checkpoint(workdir, task, classes=SHAPES), workdir
+
+
+@pytest.fixture(scope='module')
+def pretrained(tmp_path_factory, tokenizer_dir):
+    task = make_task(task_config(tiny.settings(tokenizer_dir, model={'positions': 'shared_bias'})))
+    workdir = tmp_path_factory.mktemp('pretrained')
+    return task, tiny.save_checkpoint(workdir, task), workdir
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+    """(uint8 [11, 20, 20, 3], labels, the same as an array file, and as a folder of classes)."""
+    source, directory = ShapesSource(COUNT, 20, 'easy', 'evaluate'), tmp_path_factory.mktemp('images')
+    pictures, labels = zip(*(source.read(i) for i in range(COUNT)))
+    np.save(directory / 'images.npy', np.stack(pictures))
+    for i, (picture, label) in enumerate(zip(pictures, labels)):
+        (directory / 'folder' / SHAPES[label]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(directory / 'folder' / SHAPES[label] / f'{i}.png')
+    return np.stack(pictures), np.array(labels), directory / 'images.npy', directory / 'folder'
+
+
+def normalized(task, pictures):
+    data = task.config.data
+    return (pictures / np.float32(255) - np.float32(data.mean)) / np.float32(data.std)
+
+
+def test_logits(classifier, images, tmp_path):
+    task, params, workdir = classifier
+    predict.run(options(predict, '--checkpoint', workdir, '--images', images[2], '--output', tmp_path / 'o.npz', '--batch_size', 4))
+    written = np.load(tmp_path / 'o.npz')
+    expected = nnx.merge(task.graphdef, params)(normalized(task, images[0]))
+    np.testing.assert_allclose(written['logits'], expected, atol=1e-4)
+    assert written['paths'].tolist() == [f'images.npy[{i}]' for i in range(COUNT)] and np.all(written['labels'] == -1)
+
+
+def test_table(classifier, images, tmp_path, capsys):
+    _, _, workdir = classifier
+    predict.run(options(predict, '--checkpoint', workdir, '--images', images[3], '--output', tmp_path / 'o.csv', '--top', 3))
+    rows = list(csv.DictReader((tmp_path / 'o.csv').open()))
+    assert len(rows) == COUNT and all(row['image'].split('/')[-2] == row['label'] for row in rows)
+    order = [int(row['image'].split('/')[-1].removesuffix('.png')) for row in rows]
+    probabilities = np.asarray(jax.nn.softmax(load_model(str(workdir)).logits(images[0])))[order]
+    assert [row['class1'] for row in rows] == [SHAPES[i] for i in probabilities.argmax(-1)]
+    np.testing.assert_allclose([float(row['probability3']) for row in rows], np.sort(probabilities)[:, -3], atol=1e-5)
+    accuracy = np.mean([row['class1'] == row['label'] for row in rows])
+    assert f'{accuracy:.4f} of the {COUNT} images' in capsys.readouterr().out
+
+
+def test_features_and_tokens(pretrained, images, tmp_path):
+    task, params, workdir = pretrained
+    model = nnx.merge(task.graphdef, params)
+    x = np.asarray(model.encoder(normalized(task, images[0]), every_layer=True))
+    predict.run(options(predict, '--checkpoint', workdir, '--images', images[2], '--what', 'features', '--output', tmp_path / 'f.npz'))
+    written = np.load(tmp_path / 'f.npz')
+    np.testing.assert_allclose(written['mean'], x[:, :, 1:].mean(2).swapaxes(0, 1), atol=1e-4)
+    np.testing.assert_allclose(written['cls'], x[:, :, 0].swapaxes(0, 1), atol=1e-4)
+    predict.run(options(predict, '--checkpoint', workdir, '--images', images[2], '--what', 'tokens', '--output', tmp_path / 't.npz'))
+    np.testing.assert_array_equal(np.load(tmp_path / 't.npz')['tokens'], np.argmax(model.head(x[-1][:, 1:]), -1))
+
+
+def test_attention_weights(pretrained, images):
+    """Rows sum to one, and with the values they give what the block adds."""
+    task, params, workdir = pretrained
+    encoder, loaded = nnx.merge(task.graphdef, params).encoder, load_model(str(workdir))
+    before = np.asarray(encoder(normalized(task, images[0]), every_layer=True))[0]
+    weights = np.asarray(loaded.attention(images[0], 1))
+    np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
+    block = encoder.blocks['01']
+    normed = block.norm1(before)
+    values = np.asarray(block.attention.value(normed)).reshape(COUNT, 26, 2, 8)
+    mixed = np.einsum('bhqs,bshk->bqhk', weights, values).reshape(COUNT, 26, 16)
+    np.testing.assert_allclose(block.attention.out(mixed), block.attention(normed, encoder.position_bias()), atol=1e-5)
+
+
+def test_attention_picture(pretrained, images, tmp_path):
+    _, _, workdir = pretrained
+    attention.run(options(attention, '--checkpoint', workdir, '--images', images[2], '--output', tmp_path / 'a.png', '--limit', 3,
+                          '--points', '0.1,0.9 0.5,0.5', '--layer', 1, '--head', 2))
+    assert Image.open(tmp_path / 'a.png').size == (3 * (CELL + GAP) + GAP, TITLE + 3 * (CELL + GAP))
+    weights = np.zeros((1, 2, 16, 16), np.float32)  # 3 rows of 5 patches
+    weights[0, 1, 1 + 2 * 5 + 0, 1 + 1 * 5 + 4] = 1.0  # the patch at (0.1, 0.9) looks at row 1, column 4
+    maps = attention.attention_maps(weights, (3, 5), [(0.1, 0.9), (0.5, 0.5)], 1)
+    assert maps.shape == (1, 2, 3, 5) and maps[0, 0, 1, 4] == 1 and maps.sum() == 1
+    np.testing.assert_allclose(attention.attention_maps(weights, (3, 5), [(0.1, 0.9)], None), maps[:, :1] / 2)
+
+
+@pytest.mark.parametrize(('tool', 'arguments', 'message'), [
+    (predict, ['--what', 'logits'], '--what'),
+    (predict, ['--output', 'o.txt'], 'ends in .npz or .csv'),
+    (predict, ['--what', 'tokens'], 'needs an --output'),
+    (predict, ['--what', 'tokens', '--output', 'o.npz'], 'predicts no tokens'),
+    (predict, ['--what', 'features', '--output', 'o.csv'], 'ends in .npz'),
+    (predict, ['--images', '/nowhere'], 'no such file'),
+    (predict, ['--checkpoint', '/nowhere'], 'neither a checkpoint nor a work directory'),
+    (attention, ['--output', 'a.png', '--layer', '3'], 'layers 1 to 2'),
+    (attention, ['--output', 'a.png', '--head', '3'], 'heads 1 to 2'),
+    (attention, ['--output', 'a.png', '--points', '0.5'], 'give x,y pairs'),
+    (attention, ['--output', 'a.png', '--points', '0.5,1.0'], 'below 1'),
+])
+def test_bad_requests(tool, arguments, message, classifier, images):
+    with pytest.raises(RequestError, match=message):
+        tool.run(options(tool, '--checkpoint', classifier[2], '--images', images[2], *arguments))
+
+
+def test_a_model_without_classes(pretrained, images):
+    with pytest.raises(RequestError, match='has no classes: fine-tune it first'):
+        predict.run(options(predict, '--checkpoint', pretrained[2], '--images', images[2]))
+
+
+def test_study(tmp_path, monkeypatch, capsys):
+    """Each arm is run at the rate that did best on the validation pictures, with the seeds; what is there is not run again."""
+    ran = []
+
+    def train(config, workdir):
+        ran.append(workdir.relative_to(tmp_path))
+        workdir.mkdir(parents=True, exist_ok=True)
+        score = {0.002: 0.5, 0.004: 0.7, 0.008: 0.6}[config.optimizer.lr] - 0.2 * (not config.init) + 0.01 * config.seed
+        assert config.data.evaluate_split == ('validation' if 'lr' in workdir.name else '') and config.data.subset_seed == config.seed
+        (workdir / 'metrics.jsonl').write_text(json.dumps({'step': 1, 'eval/accuracy': score}) + '\n')
+        return 0
+    monkeypatch.setattr(study.loop, 'train', train)
+    monkeypatch.chdir(tiny.REPOSITORY)
+    study.run(options(study, '--study', 'configs/studies/quickstart.py', '--workdir', tmp_path))
+    rows = json.loads((tmp_path / 'results.json').read_text())
+    assert [row['arm'] for row in rows] == ['pre-trained', 'from scratch', 'pre-trained, longer', 'from scratch, longer']
+    assert all(row['lr'] == 0.004 for row in rows) and [row['steps'] for row in rows] == [200, 200, 800, 800]
+    assert rows[0]['values'] == pytest.approx([0.70, 0.71, 0.72]) and rows[1]['mean'] == pytest.approx(0.51)
+    assert rows[0]['deviation'] == pytest.approx(0.01) and len(ran) == 4 * 6 and len(set(ran)) == len(ran)
+    assert '0.710 +- 0.010' in capsys.readouterr().out
+    study.run(options(study, '--study', 'configs/studies/quickstart.py', '--workdir', tmp_path / 'one', '--seeds', 1, '--choose_rates', 'false'))
+    assert len(ran) == 4 * 6 + 4
+    with pytest.raises(RequestError, match='Studies are in configs/studies/'):
+        study.run(options(study, '--study', 'nothing.py', '--workdir', tmp_path))

@@ -1,0 +1,114 @@
+"""Fine-tuning runs: stopped and resumed, in parts, on any mesh, and evaluated to the last image."""
+import csv
+import json
+import socket
+
+import jax
+import numpy as np
+import pytest
+
+from beit_jax.data.shapes import SHAPES
+from beit_jax.data.sources import open_source
+from beit_jax.errors import RequestError
+from beit_jax.tasks import make_task, task_config
+from beit_jax.train import loop, sharding
+from beit_jax.train.distributed import Stop
+from tests import tiny
+from tests.train.test_resume import assert_same_run, metrics_lines
+
+AUGMENTED = {'batch_size': 16, 'total_steps': 4, 'save_every': 2, 'evaluate_every': 4, 'ema_decay': 0.9, 'model': {'drop_path': 0.2},
+             'data': {'rand_augment': 'rand-m9-mstd0.5-inc1', 'labels_per_class': 3, 'num_examples': 200}}
+
+
+@pytest.fixture(scope='module', autouse=True)
+def one_device():
+    """Compiling for eight is most of what these tests would take; test_resume.py does it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, 'make_mesh', lambda config: sharding.make_mesh(config, jax.devices()[:1]))
+        yield
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp('uninterrupted')
+    assert loop.train(task_config(tiny.classify_settings(**AUGMENTED)), workdir) == 0
+    return workdir
+
+
+def test_resume_is_bitwise(uninterrupted, tmp_path, monkeypatch):
+    """RandAugment, erasing, mixup, CutMix, drop path and the moving average all follow from the step."""
+    config = task_config(tiny.classify_settings(**AUGMENTED))
+    for step in (1, 3):
+        monkeypatch.setattr(Stop, 'asked', lambda self, number, step=step: number == step)
+        assert loop.train(config, tmp_path) == loop.STOPPED
+    monkeypatch.undo()
+    assert loop.train(config, tmp_path) == 0
+    assert_same_run(tmp_path, uninterrupted)
+    assert (tmp_path / 'config.json').exists() and json.loads((tmp_path / 'config.json').read_text())['num_classes'] == len(SHAPES)
+
+
+def test_in_parts(uninterrupted, tmp_path):
+    """What is drawn for a batch is drawn before it is cut: mixing does not depend on the memory of a device."""
+    loop.train(task_config(tiny.classify_settings(**AUGMENTED, accumulate_steps=2)), tmp_path)
+    for row, wanted in zip(metrics_lines(tmp_path), metrics_lines(uninterrupted), strict=True):
+        for name in wanted:
+            assert row[name] == pytest.approx(wanted[name], abs=1e-5), (wanted['step'], name)
+
+
+EVALUATED = {'batch_size': 24, 'data': {'num_evaluate_examples': 101, 'evaluate_crop': 1.0, 'mean': (0.5, 0.5, 0.5), 'std': (0.25, 0.25, 0.25)}}
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory):
+    """Weights whose predictions differ from image to image."""
+    task = make_task(task_config(tiny.classify_settings(**EVALUATED, head_scale=20.0)).resolve(37, SHAPES))
+    workdir = tmp_path_factory.mktemp('checkpoint')
+    tiny.save_checkpoint(workdir, task, classes=SHAPES)
+    return workdir
+
+
+def evaluate_here(checkpoint, workdir, devices, monkeypatch, capfd):
+    monkeypatch.setattr(loop, 'make_mesh', lambda config: sharding.make_mesh(config, jax.devices()[:devices]))
+    capfd.readouterr()
+    config = task_config(tiny.classify_settings(**EVALUATED, init=str(checkpoint), head_scale=20.0))
+    assert loop.evaluate(config, workdir) == 0
+    return json.loads(capfd.readouterr().out.splitlines()[-1])
+
+
+def test_evaluation_on_any_mesh(checkpoint, tmp_path, monkeypatch, capfd):
+    """101 images on 1, 3 and 8 devices, and on two processes: the same accuracies, each image counted once."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    command = [*tiny.classify_arguments(tmp_path / 'pair', **EVALUATED, init=str(checkpoint), head_scale=20.0), '--mode=evaluate',
+               f'--coordinator=127.0.0.1:{port}', '--num_processes=2']
+    pair = [tiny.start([*command, f'--process_id={i}'], JAX_NUM_CPU_DEVICES='1') for i in range(2)]
+    results = [evaluate_here(checkpoint, tmp_path / str(devices), devices, monkeypatch, capfd) for devices in (1, 3, 8)]
+    outputs = [process.communicate(timeout=300) for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], outputs
+    results.append(json.loads(outputs[0][0].splitlines()[-1]))
+    assert all(result.pop('eval/images_per_second') > 0 for result in results)
+    losses = [result.pop('eval/loss') for result in results]
+    assert losses == pytest.approx(losses[:1] * 4, rel=1e-5)
+    assert results[0]['eval/images'] == 101 and 0 < results[0]['eval/accuracy'] < results[0]['eval/top5_accuracy'] < 1
+    assert all(result == results[0] for result in results[1:]), results
+
+    tables = [list(csv.DictReader((tmp_path / name / 'predictions.csv').open())) for name in ('1', '3', '8', 'pair')]
+    held_out = open_source(task_config(tiny.classify_settings(**EVALUATED)).data, 'evaluate')
+    assert [row['image'] for row in tables[0]] == [held_out.name(i) for i in range(101)]
+    assert [row['label'] for row in tables[0]] == [SHAPES[held_out.label(i)] for i in range(101)]
+    assert np.mean([row['class1'] == row['label'] for row in tables[0]]) == pytest.approx(results[0]['eval/accuracy'], abs=1e-6)
+    for table in tables[1:]:
+        assert [[row['image'], row['label'], row['class1']] for row in table] == [[row['image'], row['label'], row['class1']] for row in tables[0]]
+        np.testing.assert_allclose([float(row['probability5']) for row in table], [float(row['probability5']) for row in tables[0]], atol=1e-5)
+
+
+def test_what_cannot_be_evaluated(tokenizer_dir, checkpoint, tmp_path):
+    """A pre-trained encoder has no head, and a classifier none for other classes."""
+    tiny.save_checkpoint(tmp_path / 'pretrain', make_task(task_config(tiny.settings(tokenizer_dir, model={'positions': 'layer_bias'}))))
+    with pytest.raises(RequestError, match='has nothing for head: it cannot be evaluated before it is fine-tuned'):
+        loop.evaluate(task_config(tiny.classify_settings(init=str(tmp_path / 'pretrain'), model={'positions': 'layer_bias'})), tmp_path / 'w')
+    with pytest.raises(RequestError, match='is of another model'):
+        loop.evaluate(task_config(tiny.classify_settings(init=str(checkpoint), model={'width': 32})), tmp_path / 'w')
+    with pytest.raises(RequestError, match='the head of .* is for 10 classes; this run has 12'):
+        loop.evaluate(task_config(tiny.classify_settings(init=str(checkpoint), num_classes=12)), tmp_path / 'w')
