@@ -19,15 +19,20 @@ $(VENV)/installed-test: $(VENV)/installed requirements-test.txt
 	@touch $@
 
 quickstart: $(VENV)/installed
-	@echo "== 1/4 training a small tokenizer on drawn shapes -> $(QUICK)/tokenizer"
+	@echo "== 1/5 training a small tokenizer on drawn shapes -> $(QUICK)/tokenizer"
 	$(BIN)/python main.py --config=configs/quickstart/tokenizer.py --workdir=$(QUICK)/tokenizer
-	@echo "== 2/4 pre-training a tiny BEiT: predict the tokens of hidden patches -> $(QUICK)/pretrain"
+	@echo "== 2/5 pre-training a tiny BEiT: predict the tokens of hidden patches -> $(QUICK)/pretrain"
 	$(BIN)/python main.py --config=configs/quickstart/pretrain.py --workdir=$(QUICK)/pretrain
-	@echo "== 3/4 drawing curves and reconstructions -> $(QUICK)/pretrain/images"
+	@echo "== 3/5 drawing curves, reconstructions and attention -> $(QUICK)/pretrain/images"
 	$(BIN)/python -m beit_jax.tools.curves --workdir $(QUICK)/pretrain --output $(QUICK)/pretrain/images/curves.png
 	$(BIN)/python -m beit_jax.tools.reconstruct --workdir $(QUICK)/pretrain --images shapes --output $(QUICK)/pretrain/images/reconstructions.png
-	@echo "== 4/4 what did it learn? masked-token accuracy against guessing, and a probe against a random encoder"
-	$(BIN)/python -m beit_jax.tools.probe --workdir $(QUICK)/pretrain --json $(QUICK)/pretrain/probe.json
+	$(BIN)/python -m beit_jax.tools.attention --checkpoint $(QUICK)/pretrain --images shapes --output $(QUICK)/pretrain/images/attention.png
+	@echo "== 4/5 what does the frozen encoder know? linear heads on every layer, and nearest neighbours; then the same with random weights"
+	$(BIN)/python main.py --config=configs/quickstart/probe.py --workdir=$(QUICK)/probe
+	$(BIN)/python main.py --config=configs/quickstart/probe.py:random --workdir=$(QUICK)/probe_random
+	@echo "== 5/5 does pre-training pay? the same fine-tuning on 10 labelled pictures a class, from the encoder and from random weights"
+	$(BIN)/python -m beit_jax.tools.study --study configs/studies/quickstart.py --workdir $(QUICK)/study --seeds 1 --choose_rates false \
+		--arms "pre-trained" "from scratch"
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -4,9 +4,10 @@
         --config.data.path=/imagenet/train --config.data.evaluate_path=/imagenet/val
 
 Variants: `base` (default) and `large` start from pre-training, `base_intermediate` and `large_intermediate` from
-configs/finetune_imagenet22k.py, whose head they replace. `384` and `512` change the resolution: positions are interpolated. `vanilla` is the
-architecture of the paper's tables 1 to 4 (absolute positions) with ImageNet-1k's mean and deviation; otherwise pixels are normalised with
-0.5, as the 22k checkpoints want it. PRETRAINED is a checkpoint or a work directory. Memory: --config.accumulate_steps=4.
+configs/finetune_imagenet22k.py, whose head they replace. After the size: `384` and `512` change the resolution (positions are interpolated);
+`in1k` is for encoders pre-trained with ImageNet-1k's mean and deviation instead of 0.5 (configs/pretrain_imagenet1k.py); `vanilla` is that
+and the architecture of the paper's tables 1 to 4 (absolute positions). PRETRAINED is a checkpoint or a work directory.
+Memory: --config.accumulate_steps=4.
 
 Expected top-1 on ImageNet-1k (not measured here):
 - pre-trained on 1k, vanilla (paper, Table 1): base 83.2 %, large 85.2 %; at 384, ten more epochs from the result at 224: 84.6 and 86.3 %
@@ -15,6 +16,7 @@ Expected top-1 on ImageNet-1k (not measured here):
 """
 from beit_jax.recipes import recipe, vary
 
+_IN1K = {'data': {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}}
 _INTERMEDIATE = {'batch_size': 512, 'epochs': 30.0, 'new_head': True, 'mix': {'mixup': 0.0, 'cutmix': 0.0}}
 
 VARIANTS = {
@@ -28,8 +30,8 @@ VARIANTS = {
         'optimizer': {'lr': 2e-5, 'warmup_epochs': 5.0, 'weight_decay': 1e-8, 'layer_decay': 0.9}},
     '384': {'data': {'image_size': 384, 'evaluate_crop': 1.0}},
     '512': {'data': {'image_size': 512, 'evaluate_crop': 1.0}},
-    'vanilla': {'model': {'positions': 'absolute', 'layer_scale': 0.0},
-                'data': {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}},
+    'in1k': _IN1K,
+    'vanilla': _IN1K | {'model': {'positions': 'absolute', 'layer_scale': 0.0}},
 }
 
 
@@ -45,10 +47,11 @@ def get_config(arg: str = ''):
         pooling='mean',
         head_scale=0.001,
         label_smoothing=0.1,
+        rand_augment='rand-m9-mstd0.5-inc1',
         erase=0.25,
         mix={'mixup': 0.8, 'cutmix': 1.0, 'probability': 1.0, 'switch': 0.5},
         data={'name': 'folder', 'image_size': 224, 'crop_scale': (0.08, 1.0), 'crop_ratio': (3 / 4, 4 / 3), 'flip': True,
-              'rand_augment': 'rand-m9-mstd0.5-inc1', 'color_jitter': (0.0, 0.0, 0.0), 'evaluate_crop': 224 / 256,
+              'color_jitter': (0.0, 0.0, 0.0), 'evaluate_crop': 224 / 256,
               'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5), 'split': 'train', 'evaluate_split': 'validation'},
         model={'size': 'base', 'patch_size': 16, 'positions': 'layer_bias', 'layer_scale': 0.1, 'drop_path': 0.1, 'unroll': 24},
         optimizer={'lr': 4e-3, 'final_lr': 1e-6, 'warmup_epochs': 20.0, 'beta1': 0.9, 'beta2': 0.999, 'eps': 1e-8, 'weight_decay': 0.05,

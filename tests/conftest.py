@@ -10,6 +10,12 @@ import pytest
 jax.config.update('jax_num_cpu_devices', 8)
 
 
+def pytest_configure(config):
+    """Compilation is most of the time of tests that run for seconds; those that run for minutes want fast code."""
+    if config.getoption('-m') != 'slow':
+        os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
+
+
 @pytest.fixture(scope='session', autouse=True)
 def compilation_cache(tmp_path_factory):
     """Runs that are stopped and started again compile the same step many times."""

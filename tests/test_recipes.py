@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from beit_jax.errors import RequestError
 from beit_jax.config import from_mapping
+from beit_jax.errors import RequestError
 from beit_jax.recipes import load_recipe
 from beit_jax.tasks import task_config
 from beit_jax.tools.study import Study

@@ -2,7 +2,6 @@
 import dataclasses
 
 from beit_jax.config import check, one_of
-from beit_jax.data.rand_augment import parse_policy
 
 SOURCES = ('shapes', 'folder', 'tfds')
 LEVELS = ('easy', 'medium', 'hard')
@@ -29,8 +28,7 @@ class DataConfig:
     repeat_views: int = 0  # epochs after which each image's crops, flips and colours come again; 0: never
     evaluate_crop: float = 224 / 256  # side of the central square that is evaluated over the shorter side of the image
     repeated_augmentation: int = 1  # times that an example comes in an epoch, augmented each time another way (DeiT: 3)
-    rand_augment: str = ''  # timm's notation: rand-m9-mstd0.5-inc1; '': none
-    color_jitter: tuple[float, float, float] = (0.4, 0.4, 0.4)  # brightness, contrast, saturation; on the device; not where rand_augment is
+    color_jitter: tuple[float, float, float] = (0.4, 0.4, 0.4)  # brightness, contrast, saturation; on the device
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     workers: int = 0  # parallel decodes; 0: one per core
@@ -55,14 +53,13 @@ class DataConfig:
         check(self.repeated_augmentation > 0, f'config.data.repeated_augmentation is {self.repeated_augmentation}: use at least 1.')
         check(self.repeated_augmentation == 1 or not self.repeat_views, 'config.data.repeated_augmentation and config.data.repeat_views exclude '
               'each other: leave one of them as it is.')
-        if self.rand_augment:
-            parse_policy(self.rand_augment)
         check(self.num_examples > 0 and self.num_evaluate_examples >= 0, 'config.data.num_examples must be positive.')
 
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """One square picture of a crop: the key of the batch it becomes, its side in pixels, and the resampling."""
+    """One square picture of a crop: the key of the batch it becomes, its side in pixels, the resampling, and RandAugment (training only)."""
     name: str
     size: int
     method: str = 'bicubic'  # bicubic | lanczos3
+    rand_augment: str = ''  # see `rand_augment.parse_policy`

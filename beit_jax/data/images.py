@@ -11,9 +11,9 @@ from beit_jax.errors import RequestError
 SUFFIXES = ('.jpg', '.jpeg', '.png')
 
 
-def load_images(path: str, size: int, limit: int | None = None) -> tuple[np.ndarray, list[str]]:
+def load_images(path: str, size: int, limit: int | None = None, crop: float = 1.0) -> tuple[np.ndarray, list[str]]:
     """All pictures of `image_batches` at once: (uint8 [B, size, size, 3], names)."""
-    pictures, names = zip(*image_batches(path, size, 64, limit))
+    pictures, names = zip(*image_batches(path, size, 64, limit, crop))
     return np.concatenate(pictures), [name for batch in names for name in batch]
 
 
@@ -47,9 +47,12 @@ def image_batches(path: str, size: int, batch_size: int, limit: int | None = Non
             check(array.dtype.kind == 'f' and array.min() >= 0 and array.max() <= 1,
                   f'--images={path}: a {array.dtype} array from {array.min():g} to {array.max():g}; give uint8, or float in [0, 1].')
             array = np.rint(array * 255).astype(np.uint8)
+        if array.shape[1:3] == (size, size):
+            crop = 1.0
         for start in range(0, len(array), batch_size):
             chunk = array[start:start + batch_size]
-            yield np.stack([_square(Image.fromarray(image), size, crop) for image in chunk]), [f'{root.name}[{start + i}]' for i in range(len(chunk))]
+            names = [f'{root.name}[{start + i}]' for i in range(len(chunk))]
+            yield np.stack([_square(Image.fromarray(image), size, crop) for image in chunk]), names
         return
     files = sorted(file for file in root.rglob('*') if file.suffix.lower() in SUFFIXES) if root.is_dir() else [root]
     check(bool(files), f'--images={path}: no {", ".join(SUFFIXES)} file in it.')
@@ -69,6 +72,6 @@ def _read(file: Path, size: int, crop: float) -> np.ndarray:
 def _square(image: Image.Image, size: int, crop: float) -> np.ndarray:
     side = max(1, round(crop * min(image.size)))
     left, top = (image.width - side) / 2, (image.height - side) / 2
-    if image.size == (size, size):
+    if image.size == (size, size) == (side, side):
         return np.asarray(image)
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)))

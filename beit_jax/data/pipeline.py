@@ -55,12 +55,12 @@ def train_batches(source: Source, sampler: Sampler, views: Sequence[View], confi
         flip = config.flip & (tf.random.stateless_uniform([], flip_seed, alg='philox') < 0.5)
         return lambda height, width: transforms.random_box(seed, height, width, config.crop_scale, config.crop_ratio), flip
 
-    def augment(picture, view):
-        if not config.rand_augment:
+    def augment(picture, view, number):
+        if not view.rand_augment:
             return picture
-        policy, fill = parse_policy(config.rand_augment), tuple(min(255, round(255 * mean)) for mean in config.mean)
-        changed = tf.numpy_function(lambda picture, view: rand_augment(picture, policy, sampler.seed, int(view), fill), [picture, view], tf.uint8)
-        return tf.ensure_shape(changed, picture.shape)
+        policy, fill = parse_policy(view.rand_augment), tuple(min(255, round(255 * mean)) for mean in config.mean)
+        change = lambda pixels, number: rand_augment(pixels, policy, sampler.seed, int(number), fill)
+        return tf.ensure_shape(tf.numpy_function(change, [picture, number], tf.uint8), picture.shape)
 
     load = functools.partial(_first_readable, source, candidate, box_and_flip, augment, views)
     for batch in _batches(range(start_step, _ENDLESS), examples, load, len(rows), config):
@@ -87,7 +87,7 @@ def evaluate_batches(source: Source, batch_size: int, views: Sequence[View], con
         return lambda height, width: transforms.center_box(height, width, share), tf.constant(False)
 
     load = functools.partial(_first_readable, source, lambda _, index, attempt: -1 if attempt else index, box_and_flip,
-                             lambda picture, _: picture, views)
+                             lambda picture, *_: picture, views)
     steps = range(math.ceil(len(source) / batch_size))
     for step, batch in zip(steps, _batches(steps, examples, load, len(rows), config), strict=True):
         used, positions = batch.pop('used'), examples(step)[0]
@@ -146,7 +146,7 @@ def _first_readable(source: Source, candidate: Callable, box_and_flip: Callable,
         box_of, flip = box_and_flip(view_number)
         crop = transforms.decode_crop(tf.ensure_shape(encoded, []), box_of, tf.ensure_shape(pixels, [None, None, 3]))
         crop = tf.cond(flip, lambda: tf.reverse(crop, [1]), lambda: crop)
-        pictures = {view.name: augment(transforms.resize(crop, view), view_number) for view in views}
+        pictures = {view.name: augment(transforms.resize(crop, view), view, view_number) for view in views}
         return {**pictures, 'label': tf.ensure_shape(label, []), 'index': index, 'view': tf.cast(view_number, tf.uint32),
                 'used': tf.ensure_shape(used, [])}
 

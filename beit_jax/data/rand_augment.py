@@ -6,6 +6,7 @@ from collections.abc import Callable
 import dataclasses
 import functools
 import re
+from statistics import NormalDist
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
@@ -35,10 +36,11 @@ def parse_policy(text: str) -> Policy:
     first, *rest = text.split('-')
     settings = dict(match.groups() for part in rest if (match := re.fullmatch(r'(m|mstd|n|p|inc)(\d+(?:\.\d+)?)', part)))
     check(first == 'rand' and len(settings) == len(rest) and settings.get('inc') == '1',
-          f'config.data.rand_augment={text!r}: use timm\'s notation with inc1, for example rand-m9-mstd0.5-inc1, or leave it empty.')
-    policy = Policy(float(settings.get('m', LIMIT)), float(settings.get('mstd', 0)), int(float(settings.get('n', 2))), float(settings.get('p', 0.5)))
+          f'config.rand_augment={text!r}: use timm\'s notation with inc1, for example rand-m9-mstd0.5-inc1, or leave it empty.')
+    policy = Policy(float(settings.get('m', LIMIT)), float(settings.get('mstd', 0)), int(float(settings.get('n', 2))),
+                    float(settings.get('p', 0.5)))
     check(policy.magnitude <= LIMIT and policy.probability <= 1,
-          f'config.data.rand_augment={text!r}: the magnitude is at most {LIMIT:g}, the probability at most 1.')
+          f'config.rand_augment={text!r}: the magnitude is at most {LIMIT:g}, the probability at most 1.')
     return policy
 
 
@@ -78,17 +80,18 @@ OPERATIONS: dict[str, Operation] = {
     'TranslateX': _affine(lambda image, level: (1, 0, 0.45 * level * image.width, 0, 1, 0)),
     'TranslateY': _affine(lambda image, level: (1, 0, 0, 0, 1, 0.45 * level * image.height)),
 }
-_NAMES = tuple(OPERATIONS)
+_NAMES, _NORMAL = tuple(OPERATIONS), NormalDist()
 
 
 def draw(policy: Policy, seed: int, view: int) -> list[tuple[str, float, int]]:
     """The operations of a view in order: (name, magnitude in [0, 10], sign)."""
-    rng = np.random.Generator(np.random.Philox(key=np.array([seed ^ _KEY, view], np.int64).astype(np.uint64)))
+    key = np.array([seed ^ _KEY, view], np.int64).astype(np.uint64)
+    raw = np.random.Philox(key=key).random_raw(4 * policy.layers).reshape(-1, 4)  # raw bits are the same in every release of NumPy
     drawn = []
-    for name in rng.choice(_NAMES, policy.layers):
-        used, magnitude, sign = rng.random() < policy.probability, rng.normal(policy.magnitude, policy.deviation), rng.choice((-1, 1))
-        if used:
-            drawn.append((str(name), float(np.clip(magnitude, 0, LIMIT)), int(sign)))
+    for which, used, deviate, sign in (raw + 0.5) / 2.0 ** 64:
+        if used < policy.probability:
+            magnitude = policy.magnitude + policy.deviation * _NORMAL.inv_cdf(deviate)
+            drawn.append((_NAMES[int(which * len(_NAMES))], min(max(magnitude, 0.0), LIMIT), 1 if sign < 0.5 else -1))
     return drawn
 
 

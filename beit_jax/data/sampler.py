@@ -13,13 +13,14 @@ def permutation(num_examples: int, seed: int, epoch: int) -> np.ndarray:
     return order
 
 
-_SPACING = 256  # positions from one repetition of an example to the next: even, so that the two are never a pair that mixup mixes
+_SPACING = 256  # positions from one repetition of an example to the next at most
 
 
 class Sampler:
     """Position `step * batch_size + row` of the run holds example `permutation(epoch)[k]` with `epoch, k = divmod(position, N)`.
 
-    With `repetitions` R, 256 positions are said R times before the next 256 (`views` still gives each time another number).
+    With `repetitions` R, a run of positions is said R times before the next: 256 of them, or fewer where a batch would not hold all R;
+    an even number, so that two of the same example are never a pair that mixup mixes. `views` gives each time another number.
 
     Hosts ask for their rows of the global batch, so their batches, concatenated, are what one host alone would have made.
     """
@@ -36,7 +37,8 @@ class Sampler:
     def examples(self, positions: np.ndarray) -> np.ndarray:
         """Indices in [0, N) (int64 [R]) of the examples at `positions` (int64 [R])."""
         if self.repetitions > 1:
-            positions = positions // (_SPACING * self.repetitions) * _SPACING + positions % _SPACING
+            spacing = max(2, min(_SPACING, self.batch_size // self.repetitions // 2 * 2))
+            positions = positions // (spacing * self.repetitions) * spacing + positions % spacing
         epochs, indices = np.divmod(positions, self.num_examples)
         if self.shuffle:
             for epoch in np.unique(epochs):

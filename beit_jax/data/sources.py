@@ -53,6 +53,7 @@ def _open(config, train):
         from beit_jax.data.shapes import ShapesSource
         num_examples = config.num_examples if train else config.num_evaluate_examples
         split = 'train' if train else config.evaluate_split or 'evaluate'
+        check(train or split != 'train', "config.data.evaluate_split='train' would evaluate on the training pictures: give another name.")
         return ShapesSource(num_examples, config.image_size, config.level, split) if num_examples else None
     if config.name == 'folder':
         source = FolderSource(config.path)
@@ -73,7 +74,12 @@ def _some_of_each_class(source: Source, number: int, seed: int) -> np.ndarray:
     check(bool(source.class_names), 'config.data.labels_per_class needs labelled images: sort them into one folder a class.')
     missing, kept = np.full(len(source.class_names), number), []
     for index in permutation(len(source), seed, 0):
-        label = source.label(int(index))
+        try:
+            label = source.label(int(index))
+        except OSError:  # unreadable: not among those that are kept
+            continue
+        check(0 <= label < len(missing), f'{source.name(int(index))} has the label {label}, but there are {len(missing)} classes: repair the '
+              'data set.')
         if missing[label] > 0:
             missing[label] -= 1
             kept.append(index)

@@ -3,6 +3,7 @@
 `vanilla` is positions='absolute', layer_scale=0; `plus` is positions='shared_bias' (pre-training) or 'layer_bias' (fine-tuning) with
 LayerScale. Shape legend: B images, N tokens (CLS first), P patches, D width, H heads, L layers.
 """
+from collections.abc import Callable
 import dataclasses
 
 from flax import nnx
@@ -78,17 +79,17 @@ class Encoder(nnx.Module):
             i + 1, width, config.heads, config.hidden, layer_scale=config.layer_scale, kernel_init=kernel_init,
             grid=grid if config.positions == 'layer_bias' else None, dtype=dtype, rngs=rngs) for i in range(config.depth)})
 
-    def __call__(self, images_BHWC, mask_BP=None, *, keys_B=None, every_layer: bool = False):
+    def __call__(self, images_BHWC, mask_BP=None, *, keys_B=None, every_layer: Callable | None = None):
         """Encodes pictures of the grid's size.
 
         Args:
           images_BHWC: normalised pixels, float [B, height, width, 3].
           mask_BP: bool [B, P]; true patches are replaced by the mask token after the embedding, so that their pixels cannot be seen.
           keys_B: a key an image for stochastic depth, or None (evaluation).
-          every_layer: also return what each block gave.
+          every_layer: what to return of each block's result, `dtype` [B, 1 + P, D], instead of the last one.
 
         Returns:
-          `dtype` [B, 1 + P, D]; with every_layer [L, B, 1 + P, D].
+          `dtype` [B, 1 + P, D]; with every_layer what that makes of each block, stacked along a first axis L.
         """
         x_BND, bias_HNN = self._embed(images_BHWC, mask_BP)
         return self._run_blocks(x_BND, bias_HNN, self._draw_drop_path(keys_B), every_layer)
@@ -127,7 +128,7 @@ class Encoder(nnx.Module):
 
         def apply(x_BND, layer):
             x_BND = nnx.merge(graphdef, layer['params'])(x_BND, bias_HNN, layer.get('keep'))
-            return x_BND, (x_BND if every_layer else None)
+            return x_BND, (every_layer(x_BND) if every_layer else None)
 
         if config.remat:
             apply = jax.checkpoint(apply, policy=REMAT_POLICIES[config.remat_policy], prevent_cse=config.unroll >= config.depth)
@@ -141,7 +142,7 @@ class Encoder(nnx.Module):
         for i, layer_params in enumerate(params):
             x_BND, layer = apply(x_BND, {'params': layer_params} | {name: value[i] for name, value in keep.items()})
             layers.append(layer)
-        return jnp.stack(layers) if every_layer else x_BND
+        return jax.tree.map(lambda *each: jnp.stack(each), *layers) if every_layer else x_BND
 
 
 def patchify(images_BHWC, patch_size: int):

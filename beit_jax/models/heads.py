@@ -52,11 +52,11 @@ class ClassificationHead(nnx.Module):
         """`scale`: what the initial kernel is multiplied by."""
         self.pooling = pooling
         self.norm = layer_norm(width, dtype=jnp.float32, rngs=rngs)
-        self.projection = linear(width, num_classes, TruncatedNormal(0.02 * scale, 2.0 * scale), dtype=jnp.float32, rngs=rngs)
+        self.classes = linear(width, num_classes, TruncatedNormal(0.02 * scale, 2.0 * scale), dtype=jnp.float32, rngs=rngs)
 
     def __call__(self, x_BND):
         """[B, N, D] -> logits float32 [B, C]."""
-        return self.projection(self.norm(pool(x_BND, self.pooling)))
+        return self.classes(self.norm(pool(x_BND, self.pooling)))
 
 
 class Classifier(nnx.Module):
@@ -77,6 +77,11 @@ def pool(x_BND, pooling: str):
     return jnp.mean(x_BND[..., 1:, :], axis=-2, dtype=jnp.float32) if pooling == 'mean' else x_BND[..., 0, :].astype(jnp.float32)
 
 
+def pool_both(x_BND) -> dict:
+    """{'cls', 'mean'}: float32 [..., D] each."""
+    return {name: pool(x_BND, name) for name in ('cls', 'mean')}
+
+
 class LayerProbes(nnx.Module):
     """A linear head on each layer for each of KINDS: heads that share nothing but their input (run_linear_eval.py: weights N(0, 0.01))."""
 
@@ -84,9 +89,11 @@ class LayerProbes(nnx.Module):
         init, zeros = TruncatedNormal(0.01, 1.0), Constant(0.0)
         for kind in KINDS:
             inputs = 2 * width if kind == 'both' else width
-            setattr(self, kind, nnx.Dict(kernel=parameter(init, (layers, inputs, num_classes), rngs), bias=parameter(zeros, (layers, num_classes), rngs)))
+            setattr(self, kind, nnx.Dict(kernel=parameter(init, (layers, inputs, num_classes), rngs),
+                                         bias=parameter(zeros, (layers, num_classes), rngs)))
 
     def __call__(self, cls_BLD, mean_BLD):
         """Features float32 [B, L, D] -> {kind: logits float32 [B, L, C]}."""
         inputs = {'cls': cls_BLD, 'mean': mean_BLD, 'both': jnp.concatenate([cls_BLD, mean_BLD], axis=-1)}
-        return {kind: jnp.einsum('bld,ldc->blc', inputs[kind], getattr(self, kind).kernel[...]) + getattr(self, kind).bias[...] for kind in KINDS}
+        heads = {kind: getattr(self, kind) for kind in KINDS}
+        return {kind: jnp.einsum('bld,ldc->blc', inputs[kind], head.kernel[...]) + head.bias[...] for kind, head in heads.items()}

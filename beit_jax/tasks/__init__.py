@@ -3,19 +3,51 @@
 Everything that a task reports is a sum over examples, so that parts of a batch, batches of an evaluation and devices simply add up.
 """
 from collections.abc import Callable, Iterator
+import dataclasses
 import importlib
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from flax import nnx
 import jax
 
-from beit_jax.config import RunConfig, from_mapping, one_of
-from beit_jax.data.config import View
+from beit_jax.config import RunConfig, check, from_mapping, one_of
+from beit_jax.data.config import DataConfig, View
+from beit_jax.models.encoder import EncoderConfig
 
 # (split, number of images at most) -> batches of NumPy arrays, prepared, cropped as an evaluation does it
 Batches = Callable[[str, int], Iterator[dict]]
 TASKS = ('pretrain', 'tokenizer', 'classify', 'probe')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderRunConfig(RunConfig):
+    """What tasks with an encoder have besides."""
+    data: DataConfig = DataConfig()
+    model: EncoderConfig = EncoderConfig()
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.model.grid(self.data.image_size, self.data.image_size)  # refuses pictures that do not divide into patches
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.model.grid(self.data.image_size, self.data.image_size)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelledRunConfig(EncoderRunConfig):
+    """What tasks with an encoder and labels have besides."""
+    num_classes: int = 0  # 0: as many as the training images have
+
+    def resolve(self, num_examples: int, class_names: tuple[str, ...]):
+        num_classes = self.num_classes or len(class_names)
+        check(len(class_names) > 1, f'the training images have {len(class_names)} classes: sort them into one folder a class, or use labelled '
+              'data.')
+        check(len(class_names) <= num_classes, f'the training images have {len(class_names)} classes, so labels up to {len(class_names) - 1}, '
+              f'but config.num_classes is {num_classes}: leave it 0, or raise it.')
+        return dataclasses.replace(super().resolve(num_examples, class_names), num_classes=num_classes)
 
 
 class Task:
@@ -24,6 +56,7 @@ class Task:
     views: tuple[View, ...] = ()  # the pictures of an example that `loss` reads
     prepare_views: tuple[View, ...] = ()  # the pictures that `prepare` alone reads; () where there is nothing to prepare
     frozen: Any = ()  # arrays that `prepare` needs and nobody learns
+    needs_held_out: ClassVar[bool] = False
 
     def fingerprint(self) -> str:
         """Says which `frozen` these are, so that a run goes on with no others; '' where there are none."""
@@ -51,8 +84,11 @@ class Task:
         """Entries of the batch that are computed from `prepare_views` and not learned: what an image's view number decides, no more."""
         return {}
 
-    def augment(self, batch: dict, key: jax.Array) -> dict:
-        """The batch of a training step with what is drawn for it as a whole, before it is cut into accumulated parts."""
+    def augment(self, batch: dict, key: jax.Array, keys_B: jax.Array) -> dict:
+        """A training batch, or a part of it that has whole pairs of rows (2k, 2k + 1), as `loss` takes it.
+
+        key: the same for all parts, for what is drawn once a batch; keys_B: a key an image.
+        """
         return batch
 
     def loss(self, params, batch: dict, keys_B: jax.Array, *, progress, train: bool) -> tuple[jax.Array, dict]:
@@ -72,8 +108,11 @@ class Task:
         """The architecture and the preprocessing, for a reader of the checkpoint without this package. JSON."""
         raise NotImplementedError
 
-    def finish(self, params, workdir: Path, batches: Batches) -> None:
-        """Called once when training is done, by every process, with whole arrays: process 0 writes what else the task owes."""
+    def finish(self, params, workdir: Path, batches: Batches, metrics: dict) -> None:
+        """Called once when training is done, by every process, with whole arrays: process 0 writes what else the task owes.
+
+        metrics: those of the last evaluation, eval/...; {} where nothing is held out.
+        """
 
 
 def task_config(settings) -> RunConfig:

@@ -11,28 +11,29 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from beit_jax.config import RunConfig, check, one_of
-from beit_jax.data.config import DataConfig, View
+from beit_jax.config import check, one_of
+from beit_jax.data.config import View
+from beit_jax.data.rand_augment import parse_policy
 from beit_jax.images.color import jitter_views, normalize, to_float
 from beit_jax.images.mixing import MixConfig, draw_weights, erase, mix
 from beit_jax.models.encoder import EncoderConfig
 from beit_jax.models.heads import POOLINGS, Classifier
-from beit_jax.tasks import Task
+from beit_jax.tasks import LabelledRunConfig, Task
 from beit_jax.weights.positions import fit_positions
 
 TOP = 5
+_ERASE = 0x657261  # sets the key of the rectangle apart from that of stochastic depth
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(RunConfig):
+class Config(LabelledRunConfig):
     task: str = 'classify'
-    data: DataConfig = DataConfig()
     model: EncoderConfig = EncoderConfig(positions='layer_bias')
-    num_classes: int = 0  # 0: as many as the training images have
     pooling: str = 'mean'  # mean | cls
     head_scale: float = 0.001  # what the head's initial kernel is multiplied by
     new_head: bool = False  # start with a fresh head where `init` has one for other classes
     label_smoothing: float = 0.1
+    rand_augment: str = ''  # timm's notation: rand-m9-mstd0.5-inc1; '': none, and data.color_jitter instead
     erase: float = 0.25  # probability that a rectangle of a picture is replaced by noise
     mix: MixConfig = MixConfig()
 
@@ -41,19 +42,9 @@ class Config(RunConfig):
         one_of('config.pooling', self.pooling, POOLINGS)
         check(0 <= self.label_smoothing < 1, f'config.label_smoothing is {self.label_smoothing}: use a number from 0 up to but not including 1.')
         check(0 <= self.erase <= 1, f'config.erase is {self.erase}: use a probability.')
-        self.mix.check_batch(self.batch_size)
-        self.grid  # the picture must divide into patches
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        return self.model.grid(self.data.image_size, self.data.image_size)
-
-    def resolve(self, num_examples: int, class_names: tuple[str, ...]):
-        num_classes = self.num_classes or len(class_names)
-        check(num_classes > 1, f'the training images have {len(class_names)} classes: sort them into one folder a class, or use labelled data.')
-        check(len(class_names) <= num_classes, f'the training images have {len(class_names)} classes, so labels up to {len(class_names) - 1}, '
-              f'but config.num_classes is {num_classes}: leave it 0, or raise it.')
-        return dataclasses.replace(super().resolve(num_examples, class_names), num_classes=num_classes)
+        self.mix.check_batch(self.batch_size, self.accumulate_steps)
+        if self.rand_augment:
+            parse_policy(self.rand_augment)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +55,7 @@ class Classify(Task):
 
     @property
     def views(self):
-        return (View('image', self.config.data.image_size, 'bicubic'),)
+        return (View('image', self.config.data.image_size, 'bicubic', self.config.rand_augment),)
 
     def build(self, rngs):
         return _build(self.config, rngs)
@@ -73,35 +64,32 @@ class Classify(Task):
         """The encoder with its positions fitted, and the head where it is for the same classes."""
         architecture = description['architecture']
         encoder, notes = adapt_encoder(params, architecture, self.config, source)
-        for name in ('mean', 'std'):
-            theirs, ours = tuple(architecture[name]), getattr(self.config.data, name)
-            if theirs != ours:
-                notes.append(f'{source} saw pixels with {name} {theirs}; config.data.{name} is {ours}: is that meant?')
         if architecture['architecture'] != 'beit_classifier':
             return {'encoder': encoder}, ('head',), notes
         head, named = params['head'], description.get('classes') or ()
-        width = head['projection']['bias'].shape[0]
-        same = width == self.config.num_classes and (list(named) == list(classes) or not named)
-        if same and not self.config.new_head:
+        width = head['classes']['bias'].shape[0]
+        if width == self.config.num_classes and (list(named) == list(classes) or not named):
+            pooling = architecture['pooling']
+            check(pooling == self.config.pooling,
+                  f'the head of {source} reads {pooling!r}, config.pooling is {self.config.pooling!r}: set it so.')
             return {'encoder': encoder, 'head': head}, (), notes
-        difference = next((f', class {i} of which is {a!r}; in this run it is {b!r}' for i, (a, b) in enumerate(zip(named, classes)) if a != b), '')
-        check(self.config.new_head, f'the head of {source} is for {width} classes{difference}; this run has {self.config.num_classes}: give the '
-              'classes that it was trained on, or set config.new_head=true to start with a fresh head.')
+        differing = (f', class {i} of which is {a!r}; in this run it is {b!r}' for i, (a, b) in enumerate(zip(named, classes)) if a != b)
+        check(self.config.new_head, f'the head of {source} is for {width} classes{next(differing, "")}; this run has {self.config.num_classes}: '
+              'give the classes that it was trained on, or set config.new_head=true to start with a fresh head.')
         notes.append(f'the head of {source}, for {width} classes, is replaced by a fresh one for {self.config.num_classes}')
-        return {'encoder': encoder, 'head': {'norm': head['norm']}}, ('head/projection',), notes
+        return {'encoder': encoder, 'head': {'norm': head['norm']}}, ('head/classes',), notes
 
-    def augment(self, batch, key):
+    def augment(self, batch, key, keys_B):
         """`image` float32 [B, S, S, 3], normalised, and `target` float32 [B, C] in place of the bytes and labels."""
         config = self.config
-        erase_key, mix_key = jax.random.split(key)
         images_BSS3 = to_float(batch['image'])
-        if not config.data.rand_augment:
+        if not config.rand_augment:
             images_BSS3 = jitter_views(config.seed, batch['view'], images_BSS3, config.data.color_jitter)
         images_BSS3 = normalize(images_BSS3, config.data.mean, config.data.std)
-        images_BSS3 = erase(jax.random.split(erase_key, len(images_BSS3)), images_BSS3, config.erase)
+        images_BSS3 = erase(jax.vmap(lambda row_key: jax.random.fold_in(row_key, _ERASE))(keys_B), images_BSS3, config.erase)
         targets_BC = optax.smooth_labels(jax.nn.one_hot(batch['label'], config.num_classes), config.label_smoothing)
         if config.mix.mixup or config.mix.cutmix:
-            images_BSS3, targets_BC = mix(draw_weights(mix_key, config.mix, *images_BSS3.shape[1:3]), images_BSS3, targets_BC)
+            images_BSS3, targets_BC = mix(draw_weights(key, config.mix, *images_BSS3.shape[1:3]), images_BSS3, targets_BC)
         return batch | {'image': images_BSS3, 'target': targets_BC}
 
     def loss(self, params, batch, keys_B, *, progress, train):
@@ -132,11 +120,23 @@ class Classify(Task):
 
 
 def adapt_encoder(params, architecture: dict, config, source: str) -> tuple[dict, list[str]]:
-    """The encoder of a checkpoint for a model that hides nothing, positions fitted to `config.model` and `config.grid`, and what was done."""
+    """The encoder of a checkpoint for a model that hides nothing, positions fitted to `config.model` and `config.grid`, and what was done.
+
+    Raises:
+      RequestError: a checkpoint of something else, or one that differs in what no shape of an array shows.
+    """
     check(architecture['architecture'] in ('beit_masked_image_model', 'beit_classifier'),
           f'{source} is a {architecture["architecture"]}: give a checkpoint of pre-training or of fine-tuning.')
+    for name in ('heads', 'patch_size'):
+        theirs, ours = architecture[name], getattr(config.model, name)
+        check(theirs == ours, f'{source} has {name} {theirs}, config.model.{name} is {ours}: set it so.')
     encoder = {name: value for name, value in params['encoder'].items() if name != 'mask_token'}
-    return fit_positions(encoder, architecture['grid'], config.model.positions, config.grid)
+    encoder, notes = fit_positions(encoder, architecture['grid'], config.model.positions, config.grid)
+    for name in ('mean', 'std'):
+        theirs, ours = tuple(architecture[name]), getattr(config.data, name)
+        if theirs != ours:
+            notes.append(f'warning: {source} saw pixels with {name} {theirs}, config.data.{name} is {ours}')
+    return encoder, notes
 
 
 def _build(config: Config, rngs: nnx.Rngs) -> Classifier:

@@ -12,14 +12,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from beit_jax.config import RunConfig, check, one_of
-from beit_jax.data.config import DataConfig, View
+from beit_jax.config import check, one_of
+from beit_jax.data.config import View
 from beit_jax.images.color import jitter_views, normalize, to_float
 from beit_jax.images.masking import MaskConfig, draw_masks
-from beit_jax.models.encoder import EncoderConfig
 from beit_jax.models.heads import MaskedImageModel
 from beit_jax.models.tokenizers import PRECISIONS, Tokenizer
-from beit_jax.tasks import Task
+from beit_jax.tasks import EncoderRunConfig, Task
 from beit_jax.tasks.tokenizer import token_statistics
 from beit_jax.weights.tokenizer import fingerprint, load_tokenizer
 
@@ -38,10 +37,8 @@ class TokenizerConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(RunConfig):
+class Config(EncoderRunConfig):
     task: str = 'pretrain'
-    data: DataConfig = DataConfig()
-    model: EncoderConfig = EncoderConfig()
     mask: MaskConfig = MaskConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
 
@@ -53,10 +50,6 @@ class Config(RunConfig):
             object.__setattr__(self, 'data', dataclasses.replace(self.data, repeat_views=views))
         check(not views or views == self.data.repeat_views, f'config.tokenizer.cache_views is {views} but views repeat every '
               f'config.data.repeat_views={self.data.repeat_views} epochs: leave one of them 0, or set both alike.')
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        return self.model.grid(self.data.image_size, self.data.image_size)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -117,7 +117,7 @@ class Tokenizer(Task):
         return {'architecture': 'dvae', **dataclasses.asdict(self.config.model), 'image_size': self.config.data.image_size,
                 'pixels': '0.8 x + 0.1 for x in [0, 1], RGB'}
 
-    def finish(self, params, workdir: Path, batches):
+    def finish(self, params, workdir: Path, batches, metrics):
         if jax.process_index() == 0:
             save_tokenizer(workdir / 'tokenizer', 'dvae', self.config.model, self.config.data.image_size, params)
 

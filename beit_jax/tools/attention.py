@@ -58,7 +58,7 @@ def run(options) -> None:
         source = ShapesSource(options.limit, model.image_size, 'easy', 'evaluate')
         images = np.stack([source.read(i).image for i in range(options.limit)])
     else:
-        images = load_images(options.images, model.image_size, options.limit)[0]
+        images = load_images(options.images, model.image_size, options.limit, model.crop)[0]
     maps = attention_maps(jax.device_get(model.attention(images, layer - 1)), model.grid, points, options.head - 1 if options.head else None)
     columns = [images] + [[overlay(image, rows[i], point) for image, rows in zip(images, maps)] for i, point in enumerate(points)]
     output = Path(options.output)

@@ -8,6 +8,7 @@ import numpy as np
 from beit_jax.config import check, one_of
 from beit_jax.data.images import image_batches
 from beit_jax.tools import arguments
+from beit_jax.train.metrics import class_name
 from beit_jax.weights.models import load_model, pad_rows
 
 WHAT = ('classes', 'features', 'tokens')
@@ -30,7 +31,8 @@ def run(options) -> None:
         parts.append({name: value[:len(images)] for name, value in made.items()})
         paths += names
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    classes = model.description.get('classes') or [str(i) for i in range(arrays['logits'].shape[1])] if options.what == 'classes' else []
+    names = model.description.get('classes', ())
+    classes = [class_name(names, i) for i in range(arrays['logits'].shape[1])] if options.what == 'classes' else names
     labels = _labels(paths, classes)
     if options.what == 'classes':
         _show(paths, labels, classes, arrays['logits'], options.top, options.output if suffix == '.csv' else '')

@@ -7,11 +7,13 @@ import runpy
 import statistics
 import sys
 
-from beit_jax.config import check, from_mapping
+from beit_jax.config import check, from_mapping, one_of
 from beit_jax.recipes import load_recipe
 from beit_jax.tasks import task_config
 from beit_jax.tools import arguments
 from beit_jax.train import loop
+
+CHOOSING_SEED = 1000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,28 +35,31 @@ def run_arm(study: Study, settings: str, seed: int, workdir: Path) -> float:
     if status:
         sys.exit(status)
     rows = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-    return [row[study.metric] for row in rows if study.metric in row][-1]
+    return round([row[study.metric] for row in rows if study.metric in row][-1], 6)
 
 
 def choose_rate(study: Study, settings: str, workdir: Path) -> float | None:
     """The learning rate that does best on the validation pictures, with a seed that no arm is tested with; None: the arm's own."""
     if len(study.rates) < 2:
         return study.rates[0] if study.rates else None
-    scores = {rate: run_arm(study, f'{settings},{study.validation},optimizer.lr={rate:g}', study.seeds, workdir / f'lr{rate:g}')
+    scores = {rate: run_arm(study, f'{settings},{study.validation},optimizer.lr={rate:g}', CHOOSING_SEED, workdir / f'choose_lr{rate:g}')
               for rate in study.rates}
     return max(scores, key=scores.get)
 
 
 def run(options) -> None:
     study = _load(options.study)
-    changes = {'seeds': options.seeds or study.seeds, 'rates': study.rates if options.choose_rates else ()}
+    for name in options.arms:
+        one_of('--arms', name, study.arms)
+    changes = {'seeds': options.seeds or study.seeds, 'rates': study.rates if options.choose_rates else (),
+               'arms': {name: settings for name, settings in study.arms.items() if name in options.arms or not options.arms}}
     study, workdir, rows = dataclasses.replace(study, **changes), Path(options.workdir), []
-    for name, settings in study.arms.items():
+    for name, arm in study.arms.items():
         folder = workdir / name.replace(' ', '_').replace(',', '')
-        rate = choose_rate(study, settings, folder)
-        settings = settings if rate is None else f'{settings},optimizer.lr={rate:g}'
-        values = [run_arm(study, settings, seed, folder / f'seed{seed}') for seed in range(study.seeds)]
+        rate = choose_rate(study, arm, folder)
+        settings = arm if rate is None else f'{arm},optimizer.lr={rate:g}'
         config = load_recipe(study.recipe, settings)
+        values = [run_arm(study, settings, seed, folder / f'lr{config.optimizer.lr:g}_seed{seed}') for seed in range(study.seeds)]
         rows.append({'arm': name, 'lr': config.optimizer.lr, 'steps': config.total_steps, 'values': values, 'mean': statistics.fmean(values),
                      'deviation': statistics.stdev(values) if len(values) > 1 else None})
     (workdir / 'results.json').write_text(json.dumps(rows, indent=1) + '\n')
@@ -77,6 +82,7 @@ def _arguments():
     parser.add_argument('--study', required=True, help='a file of configs/studies')
     parser.add_argument('--workdir', required=True, help='where every run and results.json go')
     parser.add_argument('--seeds', type=int, default=0, help='how many, instead of the study\'s')
+    parser.add_argument('--arms', nargs='+', default=[], help='only these (all)')
     parser.add_argument('--choose_rates', type=arguments.true_or_false, default=True,
                         help='whether to choose the learning rate of each arm, or to take that of the recipe (true)')
     return parser

@@ -5,6 +5,8 @@ import functools
 import itertools
 import json
 from pathlib import Path
+import sys
+import tempfile
 import time
 
 import jax
@@ -31,6 +33,7 @@ STOPPED = 75  # exit status: stopped by a signal after saving (EX_TEMPFAIL: try 
 FREE_SETTINGS = ('log_every', 'save_every', 'keep_checkpoints', 'mesh', 'profile', 'data.path', 'data.evaluate_path', 'data.workers',
                  'data.prefetch', 'tokenizer.path', 'tokenizer.cache_views', 'tokenizer.cache_path')
 
+HELD_OUT = 'set config.data.evaluate_path (folder), evaluate_split (tfds) or holdout'
 _NEVER = 2 ** 62
 
 
@@ -51,13 +54,12 @@ def train(config: RunConfig, workdir: Path) -> int:
     state, notes = run.restore_or_init(checkpoints, optimizer)
     start = int(state['step'])
     log = MetricsWriter(workdir, start, config.total_steps, active=jax.process_index() == 0)
-    for line in (run.summary() + (f'; resumed after step {start}' if start else ''), *notes):
-        log.say(line)
+    log.say('\n'.join([run.summary() + (f'; resumed after step {start}' if start else ''), *notes]))
     run.open_cache(start, log)
     evaluate = run.make_evaluation()
     train_step = steps.make_train_step(task, optimizer, schedule, mesh, config.total_steps)
 
-    clock = pending = None
+    clock = pending = evaluated = None
     for number, batch in zip(range(start + 1, config.total_steps + 1), run.train_batches(start)):
         if clock is None:
             train_step, note = _compile(train_step, state, batch)
@@ -78,7 +80,8 @@ def train(config: RunConfig, workdir: Path) -> int:
         if pending:  # before what is written below
             pending = run.write(log, clock, *pending)
         if evaluating:
-            log.write(number, evaluate(steps.averaged_params(state)))
+            evaluated = evaluate(steps.averaged_params(state))
+            log.write(number, evaluated)
         if saving:
             run.flush_cache(number)
             checkpoints.save(state, number, run.description())
@@ -88,7 +91,7 @@ def train(config: RunConfig, workdir: Path) -> int:
             log.close()
             return STOPPED
         clock.restart(number)
-    run.finish(steps.averaged_params(state))
+    run.finish(steps.averaged_params(state), evaluated, evaluate)
     checkpoints.close()
     log.say(f'done: {config.total_steps} steps; checkpoint {workdir / "checkpoints" / str(config.total_steps)}')
     log.close()
@@ -101,10 +104,14 @@ def evaluate(config: RunConfig, workdir: Path) -> int:
     Writes `predictions.csv` to the work directory where the task predicts classes.
     """
     run = _Run(config, workdir)
-    check(run.held_out is not None, 'there are no held-out images: set config.data.evaluate_path (folder), evaluate_split (tfds) or holdout.')
+    check(run.held_out is not None, f'there are no held-out images: {HELD_OUT}.')
     path = config.init or str(workdir)
-    params, fresh, _ = run.load_params(path)
-    check(not fresh, f'{path} has nothing for {", ".join(fresh)}: it cannot be evaluated before it is fine-tuned.')
+    params, fresh, notes = run.load_params(path)
+    check(not fresh, f'{path} has nothing for {", ".join(fresh)}: it cannot be evaluated before it is fine-tuned. Give another config.init, or '
+          '--config.init= for the newest checkpoint of --workdir.')
+    for note in notes if jax.process_index() == 0 else ():
+        print(note, file=sys.stderr)
+    _make_directory(workdir)
     with PredictionsWriter(workdir / 'predictions.csv', run.held_out, active=jax.process_index() == 0) as predictions:
         metrics = run.make_evaluation(predictions.write)(params)
     if jax.process_index() == 0:
@@ -128,6 +135,7 @@ class _Run:
         from beit_jax.data import pipeline  # here and not above: TensorFlow is loaded only by those who read data
         self.pipeline = pipeline
         pipeline.check_source(self.source, config.data)
+        check(self.held_out is not None or not self.task.needs_held_out, f'config.task={config.task} needs held-out images: {HELD_OUT}.')
 
     def summary(self) -> str:
         state = jax.tree.leaves(steps.abstract_params(self.task))
@@ -215,7 +223,7 @@ class _Run:
         without = batches(views=self.task.views, start_step=max(start, self.cached_from))
         ahead = None
         for batch in itertools.chain(with_tokenizer, without):
-            self._name_substituted(batch)
+            self._name_substituted(batch, self.source, 'another example took its place')
             placed = batch['view'], put_batch(self.mesh, batch, self.config.batch_size)
             if ahead is not None:
                 yield prepare(*ahead)
@@ -237,9 +245,10 @@ class _Run:
             return {name: value for name, value in batch.items() if name not in names} | made
         return prepare
 
-    def _name_substituted(self, batch):
+    @staticmethod
+    def _name_substituted(batch, source, what):
         for index in batch['index'][batch['substituted']]:
-            print(f'warning: {self.source.name(index)} cannot be read; another example took its place', flush=True)
+            print(f'warning: {source.name(index)} cannot be read; {what}', flush=True)
 
     def evaluation_batches(self, source: Source, frozen):
         """The batches of one pass over `source` on the devices, prepared."""
@@ -247,6 +256,7 @@ class _Run:
         batches = self.pipeline.evaluate_batches(source, self.config.batch_size, views, self.config.data, self.rows,
                                                  self.config.data.evaluate_crop)
         for batch in batches:
+            self._name_substituted(batch, source, 'it is left out')
             placed = put_batch(self.mesh, steps.model_inputs(batch), self.config.batch_size)
             yield placed | prepare(frozen, placed)
 
@@ -259,16 +269,17 @@ class _Run:
         step = steps.make_evaluate_step(self.task, self.mesh, state_shardings(self.mesh, steps.abstract_params(self.task)))
 
         def evaluate(params):
-            total, began = None, 0.0
+            total, counted, began = None, len(self.held_out), time.perf_counter()
             for number, batch in enumerate(self.evaluation_batches(self.held_out, self.frozen)):
                 sums, rows = jax.device_get(step(params, batch, number))
                 total = add_sums(total, sums)
                 if write_rows:
                     write_rows(rows)
-                began = began or time.perf_counter()  # without the first batch, which waits for the compiler
-            metrics, later = jax.device_get(summarize(total)), len(self.held_out) - self.config.batch_size
-            if write_rows and later > 0:
-                metrics['images_per_second'] = later / (time.perf_counter() - began)
+                if number == 0 and len(self.held_out) > self.config.batch_size:  # the first batch waits for the compiler
+                    counted, began = len(self.held_out) - self.config.batch_size, time.perf_counter()
+            seconds, metrics = time.perf_counter() - began, jax.device_get(summarize(total))
+            if write_rows:
+                metrics['images_per_second'] = counted / seconds
             return {f'eval/{name}': value for name, value in metrics.items()}
         return evaluate
 
@@ -283,9 +294,10 @@ class _Run:
         """jitted: any tree of arrays -> the same, whole on every device."""
         return jax.jit(lambda tree: tree, out_shardings=replicated(self.mesh))
 
-    def finish(self, params) -> None:
-        """Has the task write what else it owes."""
-        self.task.finish(jax.device_get(self._whole(params)), self.workdir, functools.partial(self.host_batches, self.frozen))
+    def finish(self, params, metrics: dict | None, evaluate) -> None:
+        """Has the task write what else it owes; metrics: of the last evaluation, None where the run was stopped between that and here."""
+        metrics = metrics or (evaluate(params) if self.held_out else {})
+        self.task.finish(jax.device_get(self._whole(params)), self.workdir, functools.partial(self.host_batches, self.frozen), metrics)
 
     def write(self, log: MetricsWriter, clock, step: int, metrics) -> None:
         """Logs a training step and refuses to go on where it went wrong."""
@@ -333,11 +345,16 @@ def _claim_workdir(config: RunConfig, workdir: Path) -> None:
         check(not differing, f'{workdir} holds a run of another config ({"; ".join(differing[:4])}{"; ..." if len(differing) > 4 else ""}): '
               'give that config, or another --workdir.')
     if jax.process_index() == 0:
-        try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(settings, indent=2) + '\n')
-        except OSError as error:
-            raise RequestError(f'--workdir={workdir} cannot be written: {error.strerror}.') from error
+        _make_directory(workdir)
+        path.write_text(json.dumps(settings, indent=2) + '\n')
+
+
+def _make_directory(workdir: Path) -> None:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=workdir).close()
+    except OSError as error:
+        raise RequestError(f'--workdir={workdir} cannot be written: {error.strerror}.') from error
 
 
 def _flatten(settings: dict, prefix: str = '') -> dict:

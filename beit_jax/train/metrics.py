@@ -72,20 +72,24 @@ class PredictionsWriter:
         if not (rows and self._active):
             return
         if self._file is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._path.open('w', newline='')
             top = range(1, rows['classes'].shape[1] + 1)
             csv.writer(self._file).writerow(['image', 'label', *(f'{name}{i}' for i in top for name in ('class', 'probability'))])
-        names, table = self._source.class_names or range(2 ** 31), csv.writer(self._file)
+        table, name = csv.writer(self._file), lambda number: class_name(self._source.class_names, number)
         for label, valid, classes, probabilities in zip(*(rows[name] for name in ('label', 'valid', 'classes', 'probabilities'))):
             if valid:
-                best = (cell for number, share in zip(classes, probabilities) for cell in (names[number], f'{share:.6f}'))
-                table.writerow([self._source.name(self._done), names[label], *best])
+                best = (cell for number, share in zip(classes, probabilities) for cell in (name(number), f'{share:.6f}'))
+                table.writerow([self._source.name(self._done), name(label), *best])
             self._done += 1
 
     def __exit__(self, *_):
         if self._file:
             self._file.close()
+
+
+def class_name(names, number: int) -> str:
+    """The name of a class, or its number where there are more classes than names."""
+    return names[number] if number < len(names) else str(number)
 
 
 def add_sums(total, sums):

@@ -22,10 +22,11 @@ RULES = (
     (r'(query|key|value|fc1|projection)/kernel$', P('fsdp', 'tensor')),
     (r'(query|value|fc1|projection)/bias$', P('tensor')),
     (r'(attention/out|fc2)/kernel$', P('tensor', 'fsdp')),
+    (r'head/classes/kernel$', P('fsdp')),  # 21841 classes do not divide
     (r'patch_embedding/kernel$', P(None, 'fsdp')),
     (r'position_bias/table$', P(None, 'tensor')),
     (r'(cls_token|mask_token|position_embedding|scale|scale1|scale2)$', P()),
-    (r'(patch_embedding|attention/out|fc2|norm\d?)/bias$', P()),
+    (r'(patch_embedding|attention/out|fc2|norm\d?|classes)/bias$', P()),
     # linear probes: small, and each of their own
     (r'(cls|mean|both)/(kernel|bias)$', P()),
     # discrete VAE: convolutions [rows, columns, inputs, outputs]

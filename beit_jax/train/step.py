@@ -15,7 +15,6 @@ import optax
 from beit_jax.models.layers import Divided
 from beit_jax.train.sharding import batch_sharding, replicated, state_shardings
 
-
 _AUGMENT = 0x617567  # sets the key of a batch apart from those of its rows
 
 
@@ -90,8 +89,7 @@ def make_prepare(task, mesh, *, train: bool):
     def prepare(frozen, batch):
         if parts == 1 or not train:
             return task.prepare(frozen, batch, train=train)
-        made = jax.lax.map(lambda part: task.prepare(frozen, part, train=train), _split(batch, parts))
-        return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), made)
+        return _join(jax.lax.map(lambda part: task.prepare(frozen, part, train=train), _split(batch, parts)))
 
     return jax.jit(prepare, in_shardings=(replicated(mesh), batch_sharding(mesh)), out_shardings=batch_sharding(mesh))
 
@@ -109,14 +107,15 @@ def make_train_step(task, optimizer, schedule, mesh, total_steps: int):
         step, params = state['step'], state['params']
         step_key = jax.random.fold_in(base_key, step)
         keys_B = jax.random.split(step_key, config.batch_size)
-        inputs = task.augment(model_inputs(batch), jax.random.fold_in(step_key, _AUGMENT))
+        batch_key = jax.random.fold_in(step_key, _AUGMENT)
 
         def gradients_and_sums(part, keys):
+            part = task.augment(part, batch_key, keys)
             loss = lambda params: task.loss(params, part, keys, progress=step / total_steps, train=True)
             (_, sums), gradients = jax.value_and_grad(loss, has_aux=True)(params)
             return gradients, sums
 
-        gradients, sums = _accumulate(gradients_and_sums, inputs, keys_B, config.accumulate_steps)
+        gradients, sums = _accumulate(gradients_and_sums, model_inputs(batch), keys_B, config.accumulate_steps)
         gradients = jax.tree.map(lambda gradient: gradient / sums['weight'], gradients)
         updates, optimizer_state = optimizer.update(gradients, state['optimizer'], params)
         bad_records = state['bad_records'] + jnp.sum(batch['substituted'], dtype=jnp.int32)
@@ -140,8 +139,22 @@ def model_inputs(batch: dict) -> dict:
 
 
 def _split(tree, parts: int):
-    """[B, ...] -> [parts, B / parts, ...]; part a has the rows a, a + parts, ... so that no row changes device."""
-    return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), tree)
+    """[B, ...] -> [parts, B / parts, ...]; part a has the rows a, a + parts, ... so that no row changes device.
+
+    Where a part has an even number of rows, pairs of rows (2k, 2k + 1) take the place of rows: mixup mixes them.
+    """
+    def split(x):
+        group = 1 if len(x) // parts % 2 else 2
+        return x.reshape(-1, parts, group, *x.shape[1:]).swapaxes(0, 1).reshape(parts, -1, *x.shape[1:])
+    return jax.tree.map(split, tree)
+
+
+def _join(tree):
+    """The inverse of `_split`."""
+    def join(x):
+        group = 1 if x.shape[1] % 2 else 2
+        return x.reshape(len(x), -1, group, *x.shape[2:]).swapaxes(0, 1).reshape(-1, *x.shape[2:])
+    return jax.tree.map(join, tree)
 
 
 def _accumulate(function, batch, keys_B, parts: int):

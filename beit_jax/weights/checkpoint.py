@@ -19,6 +19,7 @@ def find_checkpoint(path: str) -> Path:
     """
     directory = Path(path).absolute()
     if (directory / 'state').is_dir():
+        check(directory.name.isdigit(), f'{path}: a checkpoint keeps its number as its name; rename the directory to one.')
         return directory
     steps = [entry for entry in directory.glob('checkpoints/*') if entry.name.isdigit()]
     check(bool(steps), f'{path} is neither a checkpoint nor a work directory with one: give W or W/checkpoints/STEP.')

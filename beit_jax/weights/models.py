@@ -10,7 +10,7 @@ import numpy as np
 from beit_jax.config import check, one_of
 from beit_jax.images.color import normalize, to_float
 from beit_jax.models.encoder import EncoderConfig
-from beit_jax.models.heads import Classifier, MaskedImageModel, pool
+from beit_jax.models.heads import Classifier, MaskedImageModel, pool_both
 from beit_jax.weights.checkpoint import check_params, load_params
 
 ARCHITECTURES = ('beit_masked_image_model', 'beit_classifier')
@@ -42,14 +42,14 @@ class Model:
 
     def logits(self, images) -> jax.Array:
         """float32 [B, C] of the classes."""
-        check(self.architecture['architecture'] == 'beit_classifier', 'this checkpoint is of pre-training and has no classes: fine-tune it first, '
-              'or ask for features or tokens.')
+        check(self.architecture['architecture'] == 'beit_classifier', 'this checkpoint is of pre-training and has no classes: fine-tune it '
+              'first, or ask for features or tokens.')
         return self._logits(self.params, images)
 
     def tokens(self, images) -> jax.Array:
         """The visual tokens that are predicted for all patches, nothing hidden, int32 [B, P]."""
-        check(self.architecture['architecture'] == 'beit_masked_image_model', 'this checkpoint is of fine-tuning and predicts no tokens: ask for '
-              'classes or features, or give one of pre-training.')
+        check(self.architecture['architecture'] == 'beit_masked_image_model', 'this checkpoint is of fine-tuning and predicts no tokens: ask '
+              'for classes or features, or give one of pre-training.')
         return self._tokens(self.params, images)
 
     def features(self, images) -> dict[str, jax.Array]:
@@ -77,8 +77,7 @@ class Model:
     @functools.cached_property
     def _features(self):
         def features(params, images):
-            x_LBND = nnx.merge(self.graphdef, params).encoder(self._normalize(images), every_layer=True)
-            return {name: pool(x_LBND, name) for name in ('cls', 'mean')}
+            return nnx.merge(self.graphdef, params).encoder(self._normalize(images), every_layer=pool_both)
         return jax.jit(features)
 
     @functools.cached_property

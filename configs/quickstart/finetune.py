@@ -6,7 +6,7 @@ Variants: `scratch`, the same model from random weights; `long`, four times the 
 """
 from beit_jax.recipes import recipe, vary
 
-VARIANTS = {'scratch': {'init': '', 'optimizer': {'layer_decay': 1.0}}, 'long': {'total_steps': 800}}
+VARIANTS = {'scratch': {'init': '', 'optimizer': {'lr': 2e-3, 'layer_decay': 1.0}}, 'long': {'total_steps': 800}}
 
 
 def get_config(arg: str = ''):
@@ -25,5 +25,5 @@ def get_config(arg: str = ''):
         head_scale=1.0,
         erase=0.0,
         mix={'mixup': 0.0, 'cutmix': 0.0},
-        optimizer={'lr': 4e-3, 'final_lr': 1e-6, 'warmup_steps': 20, 'weight_decay': 0.05, 'clip_norm': 1.0, 'layer_decay': 0.85},
+        optimizer={'lr': 8e-3, 'final_lr': 1e-6, 'warmup_steps': 20, 'weight_decay': 0.05, 'clip_norm': 1.0, 'layer_decay': 0.85},
     ), arg, VARIANTS)

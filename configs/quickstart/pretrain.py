@@ -3,8 +3,8 @@
     python main.py --config=configs/quickstart/pretrain.py --workdir=runs/quickstart/pretrain
 
 It reads the tokenizer of configs/quickstart/tokenizer.py. On your own pictures: --config.data.name=folder --config.data.path=DIR.
-Expect (2 CPU cores, about 4 minutes): token_accuracy above five times majority_accuracy, and a ridge probe far above that of a random
-encoder (python -m beit_jax.tools.probe).
+Expect (2 CPU cores, about 4 minutes): token_accuracy above five times majority_accuracy, and linear probes far above those of a random
+encoder (configs/quickstart/probe.py).
 """
 from beit_jax.recipes import recipe, vary
 

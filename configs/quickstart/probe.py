@@ -3,7 +3,7 @@
     python main.py --config=configs/quickstart/probe.py --workdir=runs/quickstart/probe
 
 Variant: `random`, the same on an encoder with random weights. Prints a table of all layers and writes WORKDIR/probe.json.
-Expect (2 CPU cores, half a minute):
+Expect (2 CPU cores, three quarters of a minute): the best linear head above 0.55, with random weights about 0.25.
 """
 from beit_jax.recipes import recipe, vary
 
@@ -15,7 +15,7 @@ def get_config(arg: str = ''):
         'probe',
         encoder='runs/quickstart/pretrain',
         batch_size=100,
-        total_steps=400,
+        total_steps=200,
         log_every=100,
         save_every=1000,
         compute_dtype='float32',
@@ -23,5 +23,5 @@ def get_config(arg: str = ''):
               'evaluate_crop': 1.0, 'color_jitter': (0.0, 0.0, 0.0), 'mean': (0.5, 0.5, 0.5), 'std': (0.25, 0.25, 0.25)},
         model={'size': 'tiny', 'patch_size': 6, 'width': 64, 'depth': 4, 'heads': 2, 'hidden': 256, 'positions': 'absolute',
                'layer_scale': 0.0, 'drop_path': 0.0, 'unroll': 4},
-        optimizer={'lr': 2e-2, 'final_lr': 0.0, 'warmup_steps': 1, 'weight_decay': 1e-4, 'clip_norm': 0.0},
+        optimizer={'lr': 4e-2, 'final_lr': 0.0, 'warmup_steps': 1, 'weight_decay': 1e-4, 'clip_norm': 0.0},
     ), arg, VARIANTS)

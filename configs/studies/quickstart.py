@@ -8,7 +8,7 @@ other seeds, which decide the labelled pictures and every random draw. Four time
 STUDY = {
     'recipe': 'configs/quickstart/finetune.py',
     'arms': {'pre-trained': '', 'from scratch': 'scratch', 'pre-trained, longer': 'long', 'from scratch, longer': 'scratch,long'},
-    'rates': (2e-3, 4e-3, 8e-3),
+    'rates': (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
     'validation': 'data.evaluate_split=validation,data.num_evaluate_examples=1000',
     'seeds': 3,
 }

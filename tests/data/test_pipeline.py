@@ -11,7 +11,9 @@ import tensorflow as tf
 from beit_jax.data import transforms
 from beit_jax.data.config import DataConfig, View
 from beit_jax.data.pipeline import check_source, evaluate_batches, train_batches
+from beit_jax.data.rand_augment import parse_policy, rand_augment
 from beit_jax.data.sampler import Sampler
+from beit_jax.data.shapes import ShapesSource
 from beit_jax.data.sources import Example, FolderSource
 from beit_jax.errors import RequestError
 from tests.photos import write_photos
@@ -141,6 +143,8 @@ def test_bad_records_are_substituted_and_shift_nothing(spoiled):
 
 class _Repaired:
     """A source whose bad examples read as its first."""
+    class_names = ('class',) * 2000
+
     def __init__(self, source, bad):
         self.source, self.bad, self.name = source, bad, source.name
 
@@ -176,6 +180,8 @@ def test_a_bug_in_a_source_shows_as_itself(good):
 
 def test_pictures_that_come_decoded():
     class Pixels:
+        class_names = ('class',) * 2000
+
         def __len__(self):
             return 5
 
@@ -228,10 +234,37 @@ def test_check_source(good, spoiled, tmp_path):
     check_source(FolderSource(str(folder)), CONFIG)  # one alone
 
 
+def test_labels_that_no_class_has():
+    class Mislabelled(_Repaired):
+        def read(self, index):
+            return self.source.read(index)._replace(label=3 if index == 11 else index % 3)
+
+    source = Mislabelled(ShapesSource(13, 40, 'easy', 'train'), ())
+    source.class_names = ('a', 'b', 'c')
+    for batches in (train_batches(source, Sampler(13, 7, 0), VIEWS, CONFIG, np.arange(7)),
+                    evaluate_batches(source, 7, VIEWS, CONFIG, np.arange(7))):
+        with pytest.raises(RequestError, match='shapes/train/11 has the label 3, but there are 3 classes, 0 to 2'):
+            list(itertools.islice(batches, 3))
+
+
+def test_rand_augment_is_part_of_the_view():
+    """The picture of a view with a policy is the plain one, augmented by the number of its view; an evaluation's is not."""
+    views = [View('plain', 67), View('image', 67, rand_augment='rand-m9-mstd0.5-p1-inc1')]
+    source = ShapesSource(13, 40, 'easy', 'train')
+    batch = next(train_batches(source, Sampler(13, 7, 3), views, CONFIG, np.arange(7), start_step=5))
+    policy, fill = parse_policy(views[1].rand_augment), tuple(round(255 * mean) for mean in CONFIG.mean)
+    for plain, image, number in zip(batch['plain'], batch['image'], batch['view']):
+        np.testing.assert_array_equal(image, rand_augment(plain, policy, 3, int(number), fill))
+    evaluated = next(evaluate_batches(source, 7, views, CONFIG, np.arange(7)))
+    np.testing.assert_array_equal(evaluated['image'], evaluated['plain'])
+
+
 def test_golden():
     """Substitutes and flips of an old run come back on a new machine; the crops' golden test stands with the transforms."""
     class Halves:
         """Every second example is gone; the others are black on the left and white on the right."""
+        class_names = ('class',) * 2000
+
         def __len__(self):
             return 1009
 

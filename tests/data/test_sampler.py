@@ -51,16 +51,18 @@ def test_seed_and_shuffle():
     assert examples(Sampler(5, 7, 0, shuffle=False), 1).tolist() == [2, 3, 4, 0, 1, 2, 3]
 
 
-def test_repeated_augmentation():
+@pytest.mark.parametrize(('batch_size', 'spacing'), [(1024, 256), (32, 10)])
+def test_repeated_augmentation(batch_size, spacing):
     """Three times in an epoch's share, with three different views, and never beside itself: mixup mixes neighbours."""
-    sampler = Sampler(1009, 32, seed=2, repetitions=3)
-    positions = np.arange(3 * 1009 // 768 * 768)
+    sampler, window = Sampler(1009, batch_size, seed=2, repetitions=3), 3 * spacing
+    positions = np.arange(3 * 1009 // window * window)
     stream = sampler.examples(positions)
     assert np.all(np.unique(stream, return_counts=True)[1] == 3) and len(np.unique(sampler.views(positions))) == len(positions)
-    np.testing.assert_array_equal(stream.reshape(-1, 3, 256)[:, 0], Sampler(1009, 32, seed=2).examples(np.arange(768)).reshape(-1, 256))
+    plain = Sampler(1009, batch_size, seed=2).examples(np.arange(len(positions) // 3))
+    np.testing.assert_array_equal(stream.reshape(-1, 3, spacing)[:, 0].ravel(), plain)
     assert np.all(stream[::2] != stream[1::2])
     first = [np.flatnonzero(stream == example) for example in stream[:50]]
-    assert all(np.all(np.diff(places) == 256) for places in first)
+    assert all(np.all(np.diff(places) == spacing) for places in first)
 
 
 def test_views_are_counted_or_repeat():

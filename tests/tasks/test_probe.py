@@ -11,7 +11,7 @@ import pytest
 from beit_jax.errors import RequestError
 from beit_jax.models.heads import KINDS
 from beit_jax.tasks import make_task, task_config
-from beit_jax.tasks.probe import NeighboursConfig, nearest_neighbours
+from beit_jax.tasks.probe import NeighboursConfig, collect, nearest_neighbours
 from beit_jax.train import loop, step
 from tests import tiny
 
@@ -62,7 +62,7 @@ def test_features_of_every_layer(task):
     raw = task.prepare(task.frozen, batch, train=False)
     data = task.config.data
     images = (batch['image'] / np.float32(255) - np.float32(data.mean)) / np.float32(data.std)
-    x = nnx.merge(task.encoder, task.frozen['encoder'])(jnp.asarray(images), every_layer=True)
+    x = nnx.merge(task.encoder, task.frozen['encoder'])(jnp.asarray(images), every_layer=lambda x_BND: x_BND)
     np.testing.assert_allclose(raw['mean'], np.asarray(x)[:, :, 1:].mean(2).swapaxes(0, 1), atol=1e-5)
     np.testing.assert_allclose(raw['cls'], np.asarray(x)[:, :, 0].swapaxes(0, 1), atol=1e-5)
     host = jax.device_get(raw) | {'label': np.zeros(5, np.int32), 'valid': np.ones(5, np.float32)}
@@ -85,6 +85,17 @@ def test_nearest_neighbours_against_sklearn():
     np.testing.assert_array_equal(ours, theirs)
 
 
+def test_collect():
+    """Rows that do not count are left out."""
+    random = np.random.default_rng(0)
+    batches = [{'cls': random.normal(size=(4, 2, 3)), 'mean': random.normal(size=(4, 2, 3)), 'label': np.arange(4) + 4 * i,
+                'valid': np.array([1, 0, 1, 1 - i])} for i in range(2)]
+    found = collect(iter(batches), 10, np.float32)
+    assert found['label'].tolist() == [0, 2, 3, 4, 6]
+    np.testing.assert_allclose(found['mean'][3], batches[1]['mean'][0], rtol=1e-6)
+    assert len(collect(iter(batches), 4)['cls']) == 4
+
+
 def test_a_run(tmp_path, capfd, tokenizer_dir):
     """From a pre-trained checkpoint to a table of all layers; another encoder is not taken for the same run."""
     tiny.save_checkpoint(tmp_path / 'pretrain', make_task(task_config(tiny.settings(tokenizer_dir, model={'positions': 'shared_bias'}))))
@@ -98,12 +109,16 @@ def test_a_run(tmp_path, capfd, tokenizer_dir):
     assert 'best linear' in capfd.readouterr().out
     with pytest.raises(RequestError, match='another config'):
         loop.train(config(model={'positions': 'shared_bias'}, neighbours={'count': 3, 'images': 20}), tmp_path / 'probe')
+    with pytest.raises(RequestError, match='needs held-out images'):
+        loop.train(config(data={'num_evaluate_examples': 0}), tmp_path / 'other')
+    with pytest.raises(RequestError, match='a frozen encoder must see what it was trained on'):
+        loop.train(config(encoder=str(tmp_path / 'pretrain'), data={'mean': (0.1, 0.1, 0.1)}), tmp_path / 'other')
     with pytest.raises(RequestError, match='is of another model'):
         loop.train(config(encoder=str(tmp_path / 'pretrain'), model={'width': 32}), tmp_path / 'other')
 
 
 def test_bad_settings():
-    with pytest.raises(RequestError, match='config.encoder'):
+    with pytest.raises(RequestError, match=r'config\.encoder'):
         config(init='somewhere')
-    with pytest.raises(RequestError, match='labelled images'):
+    with pytest.raises(RequestError, match='one folder a class'):
         config().resolve(10, ())

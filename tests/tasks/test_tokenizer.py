@@ -1,5 +1,4 @@
 """The discrete VAE's losses against SciPy, and that it learns."""
-import functools
 
 from flax import nnx
 import jax
@@ -19,7 +18,6 @@ from beit_jax.train.sharding import make_mesh
 from beit_jax.train.step import abstract_params
 from tests.train.test_mesh import run_steps
 
-jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})  # compilation is most of the time of these tests
 SMALL = {'task': 'tokenizer', 'batch_size': 5, 'total_steps': 40, 'compute_dtype': 'float32', 'data': {'name': 'shapes', 'image_size': 12},
          'model': {'groups': 2, 'blocks': 1, 'width': 8, 'decoder_input': 8, 'vocabulary': 13}}
 
@@ -53,7 +51,7 @@ def test_token_statistics():
 
 def sums_of(task, params, images, valid, **options):
     keys, batch = jax.random.split(jax.random.key(0), len(images)), {'image': images, 'valid': valid}
-    return jit(lambda params, batch: task.loss(params, batch, keys, **options)[1])(params, batch)
+    return jax.jit(lambda params, batch: task.loss(params, batch, keys, **options)[1])(params, batch)
 
 
 @pytest.fixture(scope='module')

@@ -26,7 +26,7 @@ def options(module, *arguments):
 @pytest.fixture(scope='module')
 def classifier(tmp_path_factory):
     """(task, parameters, checkpoint)."""
-    task = make_task(task_config(tiny.classify_settings(head_scale=20.0)).resolve(37, SHAPES))
+    task = make_task(task_config(tiny.classify_settings(head_scale=20.0, data={'evaluate_crop': 1.0})).resolve(37, SHAPES))
     workdir = tmp_path_factory.mktemp('classifier')
     return task, tiny.save_checkpoint(workdir, task, classes=SHAPES), workdir
 
@@ -80,7 +80,7 @@ def test_table(classifier, images, tmp_path, capsys):
 def test_features_and_tokens(pretrained, images, tmp_path):
     task, params, workdir = pretrained
     model = nnx.merge(task.graphdef, params)
-    x = np.asarray(model.encoder(normalized(task, images[0]), every_layer=True))
+    x = np.asarray(model.encoder(normalized(task, images[0]), every_layer=lambda x_BND: x_BND))
     predict.run(options(predict, '--checkpoint', workdir, '--images', images[2], '--what', 'features', '--output', tmp_path / 'f.npz'))
     written = np.load(tmp_path / 'f.npz')
     np.testing.assert_allclose(written['mean'], x[:, :, 1:].mean(2).swapaxes(0, 1), atol=1e-4)
@@ -93,7 +93,7 @@ def test_attention_weights(pretrained, images):
     """Rows sum to one, and with the values they give what the block adds."""
     task, params, workdir = pretrained
     encoder, loaded = nnx.merge(task.graphdef, params).encoder, load_model(str(workdir))
-    before = np.asarray(encoder(normalized(task, images[0]), every_layer=True))[0]
+    before = np.asarray(encoder(normalized(task, images[0]), every_layer=lambda x_BND: x_BND))[0]
     weights = np.asarray(loaded.attention(images[0], 1))
     np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
     block = encoder.blocks['01']
@@ -145,8 +145,10 @@ def test_study(tmp_path, monkeypatch, capsys):
     def train(config, workdir):
         ran.append(workdir.relative_to(tmp_path))
         workdir.mkdir(parents=True, exist_ok=True)
-        score = {0.002: 0.5, 0.004: 0.7, 0.008: 0.6}[config.optimizer.lr] - 0.2 * (not config.init) + 0.01 * config.seed
-        assert config.data.evaluate_split == ('validation' if 'lr' in workdir.name else '') and config.data.subset_seed == config.seed
+        by_rate = {0.001: 0.4, 0.002: 0.5, 0.004: 0.7, 0.008: 0.6, 0.016: 0.2}
+        score = by_rate[config.optimizer.lr] - 0.2 * (not config.init) + 0.01 * (config.seed % 10)
+        assert config.data.evaluate_split == ('validation' if workdir.name.startswith('choose') else '')
+        assert config.data.subset_seed == config.seed
         (workdir / 'metrics.jsonl').write_text(json.dumps({'step': 1, 'eval/accuracy': score}) + '\n')
         return 0
     monkeypatch.setattr(study.loop, 'train', train)
@@ -156,9 +158,9 @@ def test_study(tmp_path, monkeypatch, capsys):
     assert [row['arm'] for row in rows] == ['pre-trained', 'from scratch', 'pre-trained, longer', 'from scratch, longer']
     assert all(row['lr'] == 0.004 for row in rows) and [row['steps'] for row in rows] == [200, 200, 800, 800]
     assert rows[0]['values'] == pytest.approx([0.70, 0.71, 0.72]) and rows[1]['mean'] == pytest.approx(0.51)
-    assert rows[0]['deviation'] == pytest.approx(0.01) and len(ran) == 4 * 6 and len(set(ran)) == len(ran)
+    assert rows[0]['deviation'] == pytest.approx(0.01) and len(ran) == 4 * 8 and len(set(ran)) == len(ran)
     assert '0.710 +- 0.010' in capsys.readouterr().out
     study.run(options(study, '--study', 'configs/studies/quickstart.py', '--workdir', tmp_path / 'one', '--seeds', 1, '--choose_rates', 'false'))
-    assert len(ran) == 4 * 6 + 4
+    assert len(ran) == 4 * 8 + 4
     with pytest.raises(RequestError, match='Studies are in configs/studies/'):
         study.run(options(study, '--study', 'nothing.py', '--workdir', tmp_path))

@@ -78,6 +78,13 @@ def test_images(tmp_path):
     paths = write_photos(tmp_path / 'photos')
     images, names = load_images(str(tmp_path / 'photos'), 23)
     assert images.shape == (len(paths), 23, 23, 3) and images.dtype == np.uint8 and names == sorted(map(str, paths))
+    crop = load_images(str(paths[0]), 23, crop=0.5)[0][0]
+    with Image.open(paths[0]) as whole:
+        side = round(0.5 * min(whole.size))
+        left, top = (whole.width - side) / 2, (whole.height - side) / 2
+        expected = whole.convert('RGB').resize((23, 23), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+    np.testing.assert_array_equal(crop, expected)
+    assert load_images(str(tmp_path / 'exact.npy'), 17, crop=0.5)[0].shape == (3, 17, 17, 3)
     np.save(tmp_path / 'wrong.npy', exact.astype(np.float32))
     (tmp_path / 'text.jpg').write_text('no image')
     np.save(tmp_path / 'none.npy', exact[:0])
@@ -96,7 +103,8 @@ def test_a_path_that_cannot_be_written(tmp_path):
     assert done.returncode == 2 and done.stderr.startswith('error: ') and 'file' in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize('tool', ['reconstruct', 'curves', 'predict', 'attention', 'study', 'benchmark', 'import_tokenizer', 'fit_tokenizer', 'evaluate_tokenizer',
+@pytest.mark.parametrize('tool', ['reconstruct', 'curves', 'predict', 'attention', 'study', 'benchmark', 'import_tokenizer', 'fit_tokenizer',
+                                  'evaluate_tokenizer',
                                   'tokenize'])
 def test_help_has_an_example(tool):
     done = tiny.run(['-m', f'beit_jax.tools.{tool}', '--help'])

@@ -11,13 +11,15 @@ from beit_jax.data.shapes import SHAPES
 from beit_jax.data.sources import open_source
 from beit_jax.errors import RequestError
 from beit_jax.tasks import make_task, task_config
-from beit_jax.train import loop, sharding
+from beit_jax.train import loop, sharding, step
+from beit_jax.train import optimizer as optimizers
 from beit_jax.train.distributed import Stop
+from beit_jax.train.metrics import PredictionsWriter
 from tests import tiny
 from tests.train.test_resume import assert_same_run, metrics_lines
 
 AUGMENTED = {'batch_size': 16, 'total_steps': 4, 'save_every': 2, 'evaluate_every': 4, 'ema_decay': 0.9, 'model': {'drop_path': 0.2},
-             'data': {'rand_augment': 'rand-m9-mstd0.5-inc1', 'labels_per_class': 3, 'num_examples': 200}}
+             'rand_augment': 'rand-m9-mstd0.5-inc1', 'data': {'labels_per_class': 3, 'num_examples': 200}}
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -38,8 +40,8 @@ def uninterrupted(tmp_path_factory):
 def test_resume_is_bitwise(uninterrupted, tmp_path, monkeypatch):
     """RandAugment, erasing, mixup, CutMix, drop path and the moving average all follow from the step."""
     config = task_config(tiny.classify_settings(**AUGMENTED))
-    for step in (1, 3):
-        monkeypatch.setattr(Stop, 'asked', lambda self, number, step=step: number == step)
+    for stop in (1, 3):
+        monkeypatch.setattr(Stop, 'asked', lambda self, number, stop=stop: number == stop)
         assert loop.train(config, tmp_path) == loop.STOPPED
     monkeypatch.undo()
     assert loop.train(config, tmp_path) == 0
@@ -53,6 +55,36 @@ def test_in_parts(uninterrupted, tmp_path):
     for row, wanted in zip(metrics_lines(tmp_path), metrics_lines(uninterrupted), strict=True):
         for name in wanted:
             assert row[name] == pytest.approx(wanted[name], abs=1e-5), (wanted['step'], name)
+
+
+def test_every_step_draws_anew(tmp_path):
+    """The same pictures at a learning rate of zero: only what is drawn differs. And the average that is kept is what is evaluated."""
+    config = task_config(tiny.classify_settings(batch_size=8, ema_decay=0.5, optimizer={'lr': 0.0, 'final_lr': 0.0}))
+    task, mesh = make_task(config.resolve(37, SHAPES)), loop.make_mesh(config.mesh)
+    optimizer = optimizers.make_optimizer(config.optimizer, lambda _: 0.0, step.abstract_params(task))
+    state = step.initial_state(task, optimizer, mesh, step.initial_params(task, 0))
+    train_step = step.make_train_step(task, optimizer, lambda _: 0.0, mesh, 5)
+    random = np.random.default_rng(0)
+    batch = {'image': random.integers(0, 256, (8, 20, 20, 3), np.uint8), 'label': np.arange(8, dtype=np.int32), 'valid': np.ones(8, np.float32),
+             'view': np.arange(8, dtype=np.uint32), 'substituted': np.zeros(8, bool)}
+    losses = []
+    for _ in range(3):
+        state, metrics = train_step(state, batch)
+        losses.append(float(metrics['grad_norm']))
+    assert len(set(losses)) == 3
+    assert step.averaged_params(state) is state['ema']
+
+
+def test_names_of_predictions(tmp_path):
+    """An image that could not be read has no row, and those after it keep their names."""
+    held_out = open_source(task_config(tiny.classify_settings(**EVALUATED)).data, 'evaluate')
+    with PredictionsWriter(tmp_path / 'p.csv', held_out, active=True) as predictions:
+        for _ in range(2):
+            predictions.write({'label': np.array([3, 1, 4]), 'valid': np.array([1.0, 0.0, 1.0]), 'classes': np.array([[5, 9], [2, 6], [5, 3]]),
+                               'probabilities': np.full((3, 2), 0.25)})
+    rows = list(csv.DictReader((tmp_path / 'p.csv').open()))
+    assert [row['image'] for row in rows] == [held_out.name(i) for i in (0, 2, 3, 5)]
+    assert [row['class2'] for row in rows] == [SHAPES[i] for i in (9, 3, 9, 3)]
 
 
 EVALUATED = {'batch_size': 24, 'data': {'num_evaluate_examples': 101, 'evaluate_crop': 1.0, 'mean': (0.5, 0.5, 0.5), 'std': (0.25, 0.25, 0.25)}}
@@ -99,7 +131,8 @@ def test_evaluation_on_any_mesh(checkpoint, tmp_path, monkeypatch, capfd):
     assert [row['label'] for row in tables[0]] == [SHAPES[held_out.label(i)] for i in range(101)]
     assert np.mean([row['class1'] == row['label'] for row in tables[0]]) == pytest.approx(results[0]['eval/accuracy'], abs=1e-6)
     for table in tables[1:]:
-        assert [[row['image'], row['label'], row['class1']] for row in table] == [[row['image'], row['label'], row['class1']] for row in tables[0]]
+        for name in ('image', 'label', 'class1'):
+            assert [row[name] for row in table] == [row[name] for row in tables[0]]
         np.testing.assert_allclose([float(row['probability5']) for row in table], [float(row['probability5']) for row in tables[0]], atol=1e-5)
 
 
@@ -110,5 +143,5 @@ def test_what_cannot_be_evaluated(tokenizer_dir, checkpoint, tmp_path):
         loop.evaluate(task_config(tiny.classify_settings(init=str(tmp_path / 'pretrain'), model={'positions': 'layer_bias'})), tmp_path / 'w')
     with pytest.raises(RequestError, match='is of another model'):
         loop.evaluate(task_config(tiny.classify_settings(init=str(checkpoint), model={'width': 32})), tmp_path / 'w')
-    with pytest.raises(RequestError, match='the head of .* is for 10 classes; this run has 12'):
+    with pytest.raises(RequestError, match=r'the head of .* is for 10 classes; this run has 12'):
         loop.evaluate(task_config(tiny.classify_settings(init=str(checkpoint), num_classes=12)), tmp_path / 'w')

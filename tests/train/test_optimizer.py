@@ -13,7 +13,7 @@ from beit_jax.errors import RequestError
 from beit_jax.recipes import load_recipe
 from beit_jax.tasks import make_task, task_config
 from beit_jax.train import optimizer as optimizers
-from beit_jax.train import step
+from beit_jax.train import step as steps
 from beit_jax.weights.checkpoint import path_string
 
 DEPTH = 3
@@ -75,9 +75,10 @@ def test_the_recipe_for_base_as_torch():
     settings['model'] |= {'width': 24, 'heads': 3, 'hidden': 29}
     settings['data'] |= {'image_size': 48}
     task = make_task(task_config(settings).resolve(1024, tuple('abcdefg')))
-    abstract = {path_string(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(step.abstract_params(task))}
+    abstract = {path_string(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(steps.abstract_params(task))}
     config = task.config.optimizer
-    assert (config.layer_decay, config.lr, config.weight_decay, task.config.model.depth) == (0.65, 4e-3, 0.05, 12) and len(abstract) == 12 * 18 + 7
+    assert (config.layer_decay, config.lr, config.weight_decay, task.config.model.depth) == (0.65, 4e-3, 0.05, 12)
+    assert len(abstract) == 12 * 18 + 7
     random = np.random.default_rng(0)
     values, *gradients = ({path: random.normal(size=leaf.shape).astype(np.float32) for path, leaf in abstract.items()} for _ in range(4))
 

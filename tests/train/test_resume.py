@@ -13,8 +13,8 @@ from beit_jax.errors import RequestError
 from beit_jax.tasks import task_config
 from beit_jax.tools import fit_tokenizer
 from beit_jax.train import loop
-from beit_jax.weights.checkpoint import load_params
 from beit_jax.train.distributed import Stop
+from beit_jax.weights.checkpoint import load_params
 from tests import tiny
 
 TIMINGS = ('images_per_second',)

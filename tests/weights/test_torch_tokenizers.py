@@ -1,5 +1,4 @@
 """Published tokenizers: files of torch.save through the importer, against the torch modules that wrote them."""
-import functools
 import json
 
 import dall_e
@@ -16,8 +15,6 @@ from beit_jax.weights.tokenizer import load_tokenizer
 from tests import tiny
 from tests.photos import write_photos
 from tests.weights.test_pickles import FORMATS, save
-
-jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 
 
 def convert(output, *inputs, **options):
@@ -60,10 +57,10 @@ def modules(**sizes):
 
 def compare(encoder, decoder, tokenizer, params, images):
     expected = torch_ids(encoder, images)
-    ids = np.asarray(jit(tokenizer.encode)(params, images))
+    ids = np.asarray(jax.jit(tokenizer.encode)(params, images))
     np.testing.assert_array_equal(ids, expected)
     assert len(np.unique(ids)) > 5
-    pictures, wanted = np.asarray(jit(tokenizer.decode)(params, ids[:8])), torch_pictures(decoder, expected[:8], tokenizer.vocabulary)
+    pictures, wanted = np.asarray(jax.jit(tokenizer.decode)(params, ids[:8])), torch_pictures(decoder, expected[:8], tokenizer.vocabulary)
     assert pictures.shape == wanted.shape and wanted.std() > 0.02 and np.abs(pictures - wanted).max() < 1e-4
 
 
@@ -150,10 +147,10 @@ def test_customized(zipped, tmp_path):
         logits = theirs.encoder(torch.from_numpy(images.transpose(0, 3, 1, 2)) * 2 - 1)
         expected = logits.argmax(1).flatten(1)
         wanted = theirs.decoder(theirs.codebook(expected).reshape(7, 5, 5, 11).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy() / 2 + 0.5
-    ids = np.asarray(jit(tokenizer.encode)(params, images))
+    ids = np.asarray(jax.jit(tokenizer.encode)(params, images))
     np.testing.assert_array_equal(ids, expected)
     assert len(np.unique(ids)) > 3
-    pictures = np.asarray(jit(tokenizer.decode)(params, ids))
+    pictures = np.asarray(jax.jit(tokenizer.decode)(params, ids))
     assert wanted.std() > 0.005 and np.abs(pictures - wanted.clip(0, 1)).max() < 1e-5
 
 

@@ -1,5 +1,4 @@
 """Our dVAE against the package dall_e with the same random weights, 1e-4 in float32."""
-import functools
 import json
 import math
 
@@ -16,7 +15,6 @@ from beit_jax.errors import RequestError
 from beit_jax.models.tokenizers.dvae import DVAE, Config, DVAEDecoder, DVAEEncoder, _conv, map_pixels, unmap_pixels
 from beit_jax.weights.tokenizer import load_tokenizer, save_tokenizer
 
-jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})  # compilation is most of the time of these tests
 TINY = Config(groups=3, blocks=1, width=12, decoder_input=7, vocabulary=53)
 
 
@@ -63,7 +61,7 @@ def test_encoder(groups, monkeypatch):
     images_BHWC = np.random.default_rng(0).random((3, 40, 24, 3), np.float32)
     with torch.no_grad():
         expected = theirs(torch.from_numpy(images_BHWC.transpose(0, 3, 1, 2))).permute(0, 2, 3, 1).numpy()
-    logits = np.asarray(jit(ours.__call__)(images_BHWC))
+    logits = np.asarray(jax.jit(ours.__call__)(images_BHWC))
     difference = np.abs(logits - expected).max()
     assert logits.shape == (3, 40 * 2 // 2 ** groups, 24 * 2 // 2 ** groups, 521) and logits.std() > 0.3 and difference < 1e-4, difference
     np.testing.assert_array_equal(logits.argmax(-1), expected.argmax(-1))
@@ -82,7 +80,7 @@ def test_decoder(groups, monkeypatch):
     codes_BhwV = np.random.default_rng(0).dirichlet(np.full(521, 0.05), (3, 5, 3)).astype(np.float32)
     with torch.no_grad():
         expected = theirs(torch.from_numpy(codes_BhwV.transpose(0, 3, 1, 2))).permute(0, 2, 3, 1).numpy()
-    pictures = np.asarray(jit(ours.__call__)(codes_BhwV))
+    pictures = np.asarray(jax.jit(ours.__call__)(codes_BhwV))
     difference = np.abs(pictures - expected).max()
     assert pictures.shape == (3, 5 * 2 ** (groups - 1), 3 * 2 ** (groups - 1), 6) and pictures.std() > 0.1 and difference < 1e-4, difference
 
@@ -147,15 +145,15 @@ def test_tokenizer_on_disk(saved):
 def test_encode_and_decode(saved):
     tokenizer, params = load_tokenizer(str(saved[0]), decoder=True)
     images_BSS3 = np.random.default_rng(0).random((3, 20, 20, 3), np.float32)
-    ids_BP = jit(tokenizer.encode)(params, images_BSS3)
+    ids_BP = jax.jit(tokenizer.encode)(params, images_BSS3)
     assert ids_BP.shape == (3, 25) and ids_BP.dtype == jnp.int32
     whole = abstract(DVAE, TINY)
     nnx.update(whole, jax.tree.map(jnp.asarray, params))
-    logits_BhwV = jit(whole.encoder.__call__)(0.8 * images_BSS3 + 0.1)
+    logits_BhwV = jax.jit(whole.encoder.__call__)(0.8 * images_BSS3 + 0.1)
     np.testing.assert_array_equal(ids_BP.reshape(3, 5, 5), logits_BhwV.argmax(-1))
-    pictures = jit(tokenizer.decode)(params, ids_BP)
+    pictures = jax.jit(tokenizer.decode)(params, ids_BP)
     assert pictures.shape == images_BSS3.shape and pictures.dtype == jnp.float32 and pictures.min() >= 0 and pictures.max() <= 1
-    location = jit(whole.decoder.__call__)(np.eye(53, dtype=np.float32)[ids_BP].reshape(3, 5, 5, 53))[..., :3]
+    location = jax.jit(whole.decoder.__call__)(np.eye(53, dtype=np.float32)[ids_BP].reshape(3, 5, 5, 53))[..., :3]
     np.testing.assert_allclose(pictures, ((torch.tensor(np.asarray(location)).sigmoid() - 0.1) / 0.8).clip(0, 1), atol=1e-5)
 
 
