@@ -6,7 +6,6 @@ import itertools
 import json
 from pathlib import Path
 import sys
-import tempfile
 import time
 
 import jax
@@ -17,13 +16,12 @@ from beit_jax import records
 from beit_jax.config import RunConfig, check
 from beit_jax.data.sampler import Sampler
 from beit_jax.data.sources import Source, Subset, open_source
-from beit_jax.errors import RequestError
 from beit_jax.tasks import make_task
 from beit_jax.train import optimizer as optimizers
 from beit_jax.train import step as steps
 from beit_jax.train.checkpoint import Checkpoints
 from beit_jax.train.distributed import Stop
-from beit_jax.train.metrics import MetricsWriter, PredictionsWriter, add_sums
+from beit_jax.train.metrics import MetricsWriter, PredictionsWriter, add_sums, writing
 from beit_jax.train.sharding import check_batch, local_rows, make_mesh, put_batch, replicated, state_shardings
 from beit_jax.train.token_cache import TokenCache
 from beit_jax.weights.checkpoint import check_params, load_params
@@ -111,11 +109,10 @@ def evaluate(config: RunConfig, workdir: Path) -> int:
           '--config.init= for the newest checkpoint of --workdir.')
     for note in notes if jax.process_index() == 0 else ():
         print(note, file=sys.stderr)
-    _make_directory(workdir)
     with PredictionsWriter(workdir / 'predictions.csv', run.held_out, active=jax.process_index() == 0) as predictions:
         metrics = run.make_evaluation(predictions.write)(params)
     if jax.process_index() == 0:
-        print(json.dumps({name: round(float(value), 6) for name, value in metrics.items()}))
+        print(json.dumps({name: float(value) for name, value in metrics.items()}))
     return 0
 
 
@@ -345,16 +342,8 @@ def _claim_workdir(config: RunConfig, workdir: Path) -> None:
         check(not differing, f'{workdir} holds a run of another config ({"; ".join(differing[:4])}{"; ..." if len(differing) > 4 else ""}): '
               'give that config, or another --workdir.')
     if jax.process_index() == 0:
-        _make_directory(workdir)
-        path.write_text(json.dumps(settings, indent=2) + '\n')
-
-
-def _make_directory(workdir: Path) -> None:
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=workdir).close()
-    except OSError as error:
-        raise RequestError(f'--workdir={workdir} cannot be written: {error.strerror}.') from error
+        with writing(workdir):
+            path.write_text(json.dumps(settings, indent=2) + '\n')
 
 
 def _flatten(settings: dict, prefix: str = '') -> dict:

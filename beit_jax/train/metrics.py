@@ -1,4 +1,5 @@
 """Where numbers go: `metrics.jsonl` (one object a logged step), TensorBoard events, the terminal, and `predictions.csv`."""
+import contextlib
 import csv
 import json
 from pathlib import Path
@@ -8,7 +9,19 @@ import numpy as np
 import tensorboardX
 from tqdm import tqdm
 
+from beit_jax.errors import RequestError
+
 SHOWN = ('loss', 'accuracy', 'token_accuracy', 'psnr', 'token_perplexity', 'lr', 'grad_norm', 'images_per_second')
+
+
+@contextlib.contextmanager
+def writing(workdir: Path):
+    """Makes the work directory; where it, or what the block writes, cannot be written, a RequestError says so."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise RequestError(f'--workdir={workdir} cannot be written: {error.strerror}.') from error
 
 
 class MetricsWriter:
@@ -72,7 +85,8 @@ class PredictionsWriter:
         if not (rows and self._active):
             return
         if self._file is None:
-            self._file = self._path.open('w', newline='')
+            with writing(self._path.parent):
+                self._file = self._path.open('w', newline='')
             top = range(1, rows['classes'].shape[1] + 1)
             csv.writer(self._file).writerow(['image', 'label', *(f'{name}{i}' for i in top for name in ('class', 'probability'))])
         table, name = csv.writer(self._file), lambda number: class_name(self._source.class_names, number)

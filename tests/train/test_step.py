@@ -8,6 +8,7 @@ import numpy as np
 
 from beit_jax.config import MeshConfig, OptimizerConfig
 from beit_jax.models.layers import TruncatedNormal, linear
+from beit_jax.tasks import Task
 from beit_jax.train import optimizer as optimizers
 from beit_jax.train import step
 from beit_jax.train.sharding import make_mesh, put_batch
@@ -18,9 +19,8 @@ class Line(nnx.Module):
         self.fc1 = linear(3, 5, TruncatedNormal(), dtype='float32', rngs=rngs)
 
 
-class Regression:
-    """Least squares; see `beit_jax.tasks.Task`."""
-    frozen, prepare_views = {}, ()
+class Regression(Task):
+    """Least squares."""
 
     def __init__(self, ema_decay):
         self.config = SimpleNamespace(seed=0, batch_size=7, accumulate_steps=1, ema_decay=ema_decay, optimizer=OptimizerConfig(lr=0.1))
