@@ -15,7 +15,7 @@ $(VENV)/installed: requirements.txt
 
 $(VENV)/installed-test: $(VENV)/installed requirements-test.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-test.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps DALL-E==0.1
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps DALL-E==0.1 timm==1.0.31
 	@touch $@
 
 quickstart: $(VENV)/installed
