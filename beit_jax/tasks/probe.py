@@ -152,10 +152,9 @@ def _unit_rows(x):
 def collect(batches, limit: int, dtype=np.float16) -> dict:
     """The valid rows of all batches, at most `limit`: `cls` and `mean` [N, L, D] of `dtype`, `label` int32 [N]. Half precision: a bank of
     ImageNet must fit the host."""
-    parts = [{name: batch[name][batch['valid'] > 0] for name in ('cls', 'mean', 'label')} for batch in batches]
-    total = min(limit, sum(len(part['label']) for part in parts))
-    return {name: np.concatenate([part.pop(name).astype(np.int32 if name == 'label' else dtype) for part in parts])[:total]
-            for name in ('cls', 'mean', 'label')}
+    dtypes = {'cls': dtype, 'mean': dtype, 'label': np.int32}
+    parts = [{name: batch[name][batch['valid'] > 0].astype(kind) for name, kind in dtypes.items()} for batch in batches]
+    return {name: np.concatenate([part.pop(name) for part in parts])[:limit] for name in dtypes}
 
 
 def _as_text(table: dict) -> str:
