@@ -6,7 +6,7 @@ Variants: `scratch`, the same model from random weights; `long`, four times the 
 """
 from beit_jax.recipes import recipe, vary
 
-VARIANTS = {'scratch': {'init': '', 'optimizer': {'lr': 2e-3, 'layer_decay': 1.0}}, 'long': {'total_steps': 800}}
+VARIANTS = {'scratch': {'init': '', 'optimizer': {'lr': 4e-3, 'layer_decay': 1.0}}, 'long': {'total_steps': 800}}
 
 
 def get_config(arg: str = ''):
