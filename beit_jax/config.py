@@ -74,7 +74,6 @@ class RunConfig:
         for name in ('log_every', 'save_every', 'keep_checkpoints'):
             check(getattr(self, name) > 0, f'{name} is {getattr(self, name)}: use at least 1.')
 
-
     def resolve(self, num_examples: int, class_names: tuple[str, ...]):
         """The settings with what the data decide: `total_steps` in place of `epochs`.
 

@@ -16,7 +16,7 @@ from beit_jax.data import transforms
 from beit_jax.data.config import DataConfig, View
 from beit_jax.data.rand_augment import parse_policy, rand_augment
 from beit_jax.data.sampler import Sampler
-from beit_jax.data.sources import Example, Source
+from beit_jax.data.sources import Example, Source, check_label
 from beit_jax.errors import RequestError
 
 Batch = dict[str, np.ndarray]
@@ -64,8 +64,7 @@ def train_batches(source: Source, sampler: Sampler, views: Sequence[View], confi
 
     load = functools.partial(_first_readable, source, candidate, box_and_flip, augment, views)
     for batch in _batches(range(start_step, _ENDLESS), examples, load, len(rows), config):
-        used = batch.pop('used')
-        _check_labels(source, used, batch['label'])
+        used = _pop_used(batch, source)
         for index in batch['index'][used < 0]:
             raise RequestError(f'{source.name(index)}: {_flaw(source, index) or "unreadable"}. {SUBSTITUTES} others, drawn to take its '
                                'place, are bad too. Remove or repair the bad files in config.data.path.')
@@ -90,9 +89,7 @@ def evaluate_batches(source: Source, batch_size: int, views: Sequence[View], con
                              lambda picture, *_: picture, views)
     steps = range(math.ceil(len(source) / batch_size))
     for step, batch in zip(steps, _batches(steps, examples, load, len(rows), config), strict=True):
-        used, positions = batch.pop('used'), examples(step)[0]
-        _check_labels(source, used, batch['label'])
-        good = used >= 0
+        good, positions = _pop_used(batch, source) >= 0, examples(step)[0]
         yield batch | {'substituted': ~good, 'valid': (good & (positions < len(source))).astype(np.float32)}
 
 
@@ -110,12 +107,12 @@ def check_source(source: Source, config: DataConfig) -> None:
           f'Remove or repair them, or raise config.data.max_bad_share ({config.max_bad_share:g}).')
 
 
-def _check_labels(source, indices, labels):
-    """Raises RequestError where an example that is used has a label that no class has."""
-    for index, label in zip(indices, labels):
-        if index >= 0 and not 0 <= label < max(1, len(source.class_names)):
-            raise RequestError(f'{source.name(index)} has the label {label}, but there are {len(source.class_names)} classes, 0 to '
-                               f'{len(source.class_names) - 1}: repair the data set.')
+def _pop_used(batch, source):
+    """Takes out of a batch which examples are used, int64 [R], -1 for none; raises RequestError where one has a label that no class has."""
+    used, labels = batch.pop('used'), batch['label']
+    for row in np.flatnonzero((used >= 0) & ((labels < 0) | (labels >= max(1, len(source.class_names))))):
+        check_label(source, used[row], labels[row])
+    return used
 
 
 def _flaw(source, index):

@@ -78,8 +78,7 @@ def _some_of_each_class(source: Source, number: int, seed: int) -> np.ndarray:
             label = source.label(int(index))
         except OSError:  # unreadable: not among those that are kept
             continue
-        check(0 <= label < len(missing), f'{source.name(int(index))} has the label {label}, but there are {len(missing)} classes: repair the '
-              'data set.')
+        check_label(source, int(index), label)
         if missing[label] > 0:
             missing[label] -= 1
             kept.append(index)
@@ -87,6 +86,13 @@ def _some_of_each_class(source: Source, number: int, seed: int) -> np.ndarray:
                 return np.sort(kept)
     names = ', '.join(np.array(source.class_names)[missing > 0][:3])
     raise RequestError(f'config.data.labels_per_class={number}, but there are fewer examples of {names}: lower it.')
+
+
+def check_label(source: Source, index: int, label: int) -> None:
+    """Raises RequestError where example `index` has a label that no class has; without classes every label is 0."""
+    count = len(source.class_names)
+    check(0 <= label < max(1, count), f'{source.name(index)} has the label {label}, but there are {count} classes, 0 to {count - 1}: repair '
+          'the data set.')
 
 
 def holdout(num_examples: int, share: float) -> tuple[np.ndarray, np.ndarray]:

@@ -57,6 +57,7 @@ class Task:
     prepare_views: tuple[View, ...] = ()  # the pictures that `prepare` alone reads; () where there is nothing to prepare
     frozen: Any = ()  # arrays that `prepare` needs and nobody learns
     needs_held_out: ClassVar[bool] = False
+    token_cache: Any = None  # the settings of a cache for what `prepare` makes (`TokenizerConfig`); None: there is none
 
     def fingerprint(self) -> str:
         """Says which `frozen` these are, so that a run goes on with no others; '' where there are none."""
@@ -76,9 +77,9 @@ class Task:
         """
         return params, (), []
 
-    def calibrate(self, batches: Batches):
-        """`frozen`, with what follows from the training images."""
-        return self.frozen
+    def calibrate(self, frozen, batches: Batches):
+        """`frozen`, which is on the devices by now, with what follows from the training images."""
+        return frozen
 
     def prepare(self, frozen, batch: dict, *, train: bool) -> dict:
         """Entries of the batch that are computed from `prepare_views` and not learned: what an image's view number decides, no more."""

@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import optax
 
 from beit_jax.config import check, one_of
-from beit_jax.data.config import View
+from beit_jax.data.config import DataConfig, View
 from beit_jax.data.rand_augment import parse_policy
 from beit_jax.images.color import jitter_views, normalize, to_float
 from beit_jax.images.mixing import MixConfig, draw_weights, erase, mix
 from beit_jax.models.encoder import EncoderConfig
 from beit_jax.models.heads import POOLINGS, Classifier
 from beit_jax.tasks import LabelledRunConfig, Task
+from beit_jax.weights.models import ARCHITECTURES
 from beit_jax.weights.positions import fit_positions
 
 TOP = 5
@@ -64,6 +65,7 @@ class Classify(Task):
         """The encoder with its positions fitted, and the head where it is for the same classes."""
         architecture = description['architecture']
         encoder, notes = adapt_encoder(params, architecture, self.config, source)
+        notes += [f'warning: {difference}' for difference in pixel_differences(architecture, self.config.data, source)]
         if architecture['architecture'] != 'beit_classifier':
             return {'encoder': encoder}, ('head',), notes
         head, named = params['head'], description.get('classes') or ()
@@ -125,18 +127,19 @@ def adapt_encoder(params, architecture: dict, config, source: str) -> tuple[dict
     Raises:
       RequestError: a checkpoint of something else, or one that differs in what no shape of an array shows.
     """
-    check(architecture['architecture'] in ('beit_masked_image_model', 'beit_classifier'),
+    check(architecture['architecture'] in ARCHITECTURES,
           f'{source} is a {architecture["architecture"]}: give a checkpoint of pre-training or of fine-tuning.')
     for name in ('heads', 'patch_size'):
         theirs, ours = architecture[name], getattr(config.model, name)
         check(theirs == ours, f'{source} has {name} {theirs}, config.model.{name} is {ours}: set it so.')
     encoder = {name: value for name, value in params['encoder'].items() if name != 'mask_token'}
-    encoder, notes = fit_positions(encoder, architecture['grid'], config.model.positions, config.grid)
-    for name in ('mean', 'std'):
-        theirs, ours = tuple(architecture[name]), getattr(config.data, name)
-        if theirs != ours:
-            notes.append(f'warning: {source} saw pixels with {name} {theirs}, config.data.{name} is {ours}')
-    return encoder, notes
+    return fit_positions(encoder, architecture['grid'], config.model.positions, config.grid)
+
+
+def pixel_differences(architecture: dict, data: DataConfig, source: str) -> list[str]:
+    """How the pixels that a checkpoint was trained on were normalised otherwise than `data` says, in words."""
+    return [f'{source} saw pixels with {name} {tuple(architecture[name])}, config.data.{name} is {getattr(data, name)}'
+            for name in ('mean', 'std') if tuple(architecture[name]) != getattr(data, name)]
 
 
 def _build(config: Config, rngs: nnx.Rngs) -> Classifier:

@@ -68,6 +68,10 @@ class Pretrain(Task):
     def prepare_views(self):
         return (View('token_image', self.config.grid[0] * self.tokenizer.factor, 'lanczos3'),)
 
+    @property
+    def token_cache(self):
+        return self.config.tokenizer if self.config.tokenizer.cache_views else None
+
     def fingerprint(self):
         return fingerprint(self.tokenizer, self.frozen)
 

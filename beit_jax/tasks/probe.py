@@ -24,7 +24,7 @@ from beit_jax.images.color import jitter_views, normalize, to_float
 from beit_jax.models.encoder import Encoder
 from beit_jax.models.heads import KINDS, LayerProbes, pool_both
 from beit_jax.tasks import LabelledRunConfig, Task
-from beit_jax.tasks.classify import adapt_encoder
+from beit_jax.tasks.classify import adapt_encoder, pixel_differences
 from beit_jax.weights.checkpoint import check_params, digest, load_params
 
 CALIBRATION = 2048  # training images that the features are standardised by
@@ -73,11 +73,11 @@ class Probe(Task):
     def build(self, rngs):
         return _heads(self.config, rngs)
 
-    def calibrate(self, batches):
+    def calibrate(self, frozen, batches):
         """The encoder with the mean and the deviation, float32 [L, D], of `cls` and `mean` over some training images."""
         features = collect(batches('train', CALIBRATION), CALIBRATION, np.float32)
         statistics = {name: {'mean': features[name].mean(0), 'deviation': features[name].std(0) + 1e-6} for name in ('cls', 'mean')}
-        return {'encoder': self.frozen['encoder'], 'statistics': statistics}
+        return frozen | {'statistics': statistics}
 
     def prepare(self, frozen, batch, *, train):
         """{'cls', 'mean': float32 [B, L, D]} after each block of the encoder."""
@@ -177,9 +177,10 @@ def make(config: Config) -> Probe:
     encoder, abstract = nnx.split(nnx.eval_shape(build))
     if config.encoder:
         params, description = load_params(config.encoder)
-        frozen, notes = adapt_encoder(params, description['architecture'], config, config.encoder)
-        warning = next((note for note in notes if note.startswith('warning: ')), '')
-        check(not warning, f'{warning.removeprefix("warning: ")}: a frozen encoder must see what it was trained on.')
+        architecture = description['architecture']
+        frozen, _ = adapt_encoder(params, architecture, config, config.encoder)
+        differing = pixel_differences(architecture, config.data, config.encoder)
+        check(not differing, f'{"; ".join(differing)}: a frozen encoder must see what it was trained on.')
         check_params(nnx.to_pure_dict(abstract), frozen, config.encoder)
     else:
         frozen = nnx.to_pure_dict(nnx.state(build()))

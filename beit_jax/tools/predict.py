@@ -8,7 +8,7 @@ import numpy as np
 from beit_jax.config import check, one_of
 from beit_jax.data.images import image_batches
 from beit_jax.tools import arguments
-from beit_jax.train.metrics import class_name
+from beit_jax.train.metrics import class_name, prediction_header, prediction_row
 from beit_jax.weights.models import load_model, pad_rows
 
 WHAT = ('classes', 'features', 'tokens')
@@ -54,7 +54,7 @@ def _show(paths, labels, classes, logits, top, output) -> None:
     top = min(top, len(classes))
     probabilities = np.asarray(jax.nn.softmax(logits))
     best = np.argsort(-probabilities, axis=-1, kind='stable')[:, :top]
-    rows = [[path, classes[label] if label >= 0 else '', *(cell for i in order for cell in (classes[i], f'{shares[i]:.6f}'))]
+    rows = [prediction_row(path, classes[label] if label >= 0 else '', [classes[i] for i in order], shares[order])
             for path, label, order, shares in zip(paths, labels, best, probabilities)]
     width = min(60, max(len(path) for path in paths))
     for path, row in zip(paths[:SHOWN], rows):
@@ -67,7 +67,7 @@ def _show(paths, labels, classes, logits, top, output) -> None:
     if output:
         with open(output, 'w', newline='') as file:
             table = csv.writer(file)
-            table.writerow(['image', 'label', *(f'{name}{i}' for i in range(1, top + 1) for name in ('class', 'probability'))])
+            table.writerow(prediction_header(top))
             table.writerows(rows)
 
 

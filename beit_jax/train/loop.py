@@ -155,7 +155,8 @@ class _Run:
     def frozen(self):
         """The arrays of the task that are not learned, on every device."""
         place = functools.partial(jax.device_put, device=replicated(self.mesh))
-        return place(self.task.calibrate(functools.partial(self.host_batches, place(self.task.frozen))))
+        frozen = place(self.task.frozen)
+        return place(self.task.calibrate(frozen, functools.partial(self.host_batches, frozen)))  # what is in place already stays there
 
     def restore_or_init(self, checkpoints: Checkpoints, optimizer):
         """(the state, lines that say what became of the checkpoint that it starts from)."""
@@ -182,16 +183,16 @@ class _Run:
         params, fresh, notes = self.task.adapt(params, description, self.source.class_names, path)
         abstract = steps.abstract_params(self.task)
         if fresh:
-            params = steps.fill_fresh(params, steps.initial_params(self.task, self.config.seed, place(abstract)), fresh)
+            params = steps.merge(params, steps.initial_params(self.task, self.config.seed, place(abstract), fresh))
         check_params(abstract, params, path)
         return params, fresh, notes
 
     def open_cache(self, start: int, log: MetricsWriter) -> None:
         """Where tokens are cached: checks what is there, and from which step on it suffices."""
         self.cache, self.cached_from = None, _NEVER
-        if self.config.task != 'pretrain' or not self.config.tokenizer.cache_views:
+        tokenizer, data = self.task.token_cache, self.config.data
+        if tokenizer is None:
             return
-        tokenizer, data = self.config.tokenizer, self.config.data
         directory = Path(tokenizer.cache_path or self.workdir / 'tokens')
         (view,), examples, batch_size = self.task.prepare_views, len(self.source), self.config.batch_size
         # as JSON gives it back
@@ -230,13 +231,12 @@ class _Run:
         """(numbers of this process's views, batch) -> the batch that the step takes: with tokens, computed or from the cache."""
         names = {view.name for view in self.task.prepare_views}
         compute = steps.make_prepare(self.task, self.mesh, train=True)
-        everywhere = jax.jit(lambda *arrays: arrays, out_shardings=replicated(self.mesh))
 
         def prepare(views, batch):
             if names <= batch.keys():
                 made = compute(self.frozen, {name: batch[name] for name in (*names, 'view')})
                 if self.cache:
-                    self.cache.put(*everywhere(batch['view'], made['tokens']))
+                    self.cache.put(*self._whole((batch['view'], made['tokens'])))
             else:
                 made = put_batch(self.mesh, {'tokens': self.cache.read(views)}, self.config.batch_size)
             return {name: value for name, value in batch.items() if name not in names} | made
@@ -249,13 +249,17 @@ class _Run:
 
     def evaluation_batches(self, source: Source, frozen):
         """The batches of one pass over `source` on the devices, prepared."""
-        prepare, views = steps.make_prepare(self.task, self.mesh, train=False), self.task.views + self.task.prepare_views
+        views = self.task.views + self.task.prepare_views
         batches = self.pipeline.evaluate_batches(source, self.config.batch_size, views, self.config.data, self.rows,
                                                  self.config.data.evaluate_crop)
         for batch in batches:
             self._name_substituted(batch, source, 'it is left out')
             placed = put_batch(self.mesh, steps.model_inputs(batch), self.config.batch_size)
-            yield placed | prepare(frozen, placed)
+            yield placed | self._prepare(frozen, placed)
+
+    @functools.cached_property  # compiled once a run, not once an evaluation
+    def _prepare(self):
+        return steps.make_prepare(self.task, self.mesh, train=False)
 
     def make_evaluation(self, write_rows: Callable[[dict], None] | None = None):
         """params -> metrics over all held-out images, each counted once, under keys eval/...

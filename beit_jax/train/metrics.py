@@ -87,18 +87,26 @@ class PredictionsWriter:
         if self._file is None:
             with writing(self._path.parent):
                 self._file = self._path.open('w', newline='')
-            top = range(1, rows['classes'].shape[1] + 1)
-            csv.writer(self._file).writerow(['image', 'label', *(f'{name}{i}' for i in top for name in ('class', 'probability'))])
+            csv.writer(self._file).writerow(prediction_header(rows['classes'].shape[1]))
         table, name = csv.writer(self._file), lambda number: class_name(self._source.class_names, number)
         for label, valid, classes, probabilities in zip(*(rows[name] for name in ('label', 'valid', 'classes', 'probabilities'))):
             if valid:
-                best = (cell for number, share in zip(classes, probabilities) for cell in (name(number), f'{share:.6f}'))
-                table.writerow([self._source.name(self._done), name(label), *best])
+                table.writerow(prediction_row(self._source.name(self._done), name(label), map(name, classes), probabilities))
             self._done += 1
 
     def __exit__(self, *_):
         if self._file:
             self._file.close()
+
+
+def prediction_header(top: int) -> list[str]:
+    """Column names of a table of predictions with the `top` best classes."""
+    return ['image', 'label', *(f'{name}{i}' for i in range(1, top + 1) for name in ('class', 'probability'))]
+
+
+def prediction_row(image: str, label: str, classes, probabilities) -> list[str]:
+    """A row of it: names of the best classes with their probabilities."""
+    return [image, label, *(cell for name, share in zip(classes, probabilities) for cell in (name, f'{share:.6f}'))]
 
 
 def class_name(names, number: int) -> str:

@@ -28,9 +28,11 @@ def abstract_state(task, optimizer):
     return jax.eval_shape(_state_of(task, optimizer), abstract_params(task))
 
 
-def initial_params(task, seed: int, shardings=None):
-    """Fresh parameters. Each depends on the seed and its path alone, and every device makes its own part only."""
+def initial_params(task, seed: int, shardings=None, below: tuple[str, ...] = ('',)):
+    """Fresh parameters, those whose paths start with one of `below`. Each depends on the seed and its path alone, and every device makes its
+    own part only."""
     key, leaves = jax.random.key(seed), nnx.to_flat_state(abstract_variables(task))
+    leaves = [(path, leaf) for path, leaf in leaves if '/'.join(path).startswith(below)]
     shardings = traverse_util.flatten_dict(shardings) if shardings else {}
     values = {}
     for path, leaf in leaves:
@@ -43,11 +45,9 @@ def initial_params(task, seed: int, shardings=None):
     return traverse_util.unflatten_dict(values)
 
 
-def fill_fresh(params, initial, prefixes: tuple[str, ...]):
-    """`params` and, of `initial`, what lies below one of the path `prefixes`."""
-    flat = traverse_util.flatten_dict(params, sep='/') | {
-        path: leaf for path, leaf in traverse_util.flatten_dict(initial, sep='/').items() if path.startswith(prefixes)}
-    return traverse_util.unflatten_dict(flat, sep='/')
+def merge(params, others):
+    """Two nested dicts of arrays in one; where both have an array, that of `others`."""
+    return traverse_util.unflatten_dict(traverse_util.flatten_dict(params) | traverse_util.flatten_dict(others))
 
 
 def initial_state(task, optimizer, mesh, params):

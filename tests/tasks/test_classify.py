@@ -55,7 +55,7 @@ def test_a_pretrained_encoder_is_adapted(pretrained):
         np.testing.assert_array_equal(block['attention']['position_bias']['table'], resize_bias_table(shared, (5, 5), (7, 7)))
     np.testing.assert_array_equal(params['encoder']['patch_embedding']['kernel'], theirs['encoder']['patch_embedding']['kernel'])
     assert 'shared' in notes[0] and '5 x 5 patches are interpolated to 7 x 7' in notes[1] and 'mean' in notes[2]
-    whole = step.fill_fresh(params, fresh(task), prefixes)
+    whole = step.merge(params, step.initial_params(task, 0, below=prefixes))
     jax.tree.map(lambda a, b: None if a.shape == b.shape else pytest.fail(), whole, step.abstract_params(task))
     # the official fine-tuning does not copy the last norm of pre-training
     np.testing.assert_array_equal(whole['head']['norm']['scale'], 1)
@@ -95,7 +95,7 @@ def test_a_head_for_other_classes(classes, message):
     task = make(classes, new_head=True)
     params, prefixes, notes = task.adapt(fresh(old, 1), describe(old), classes, 'C')
     assert prefixes == ('head/classes',) and 'replaced by a fresh one' in notes[0]
-    whole = step.fill_fresh(params, fresh(task), prefixes)
+    whole = step.merge(params, step.initial_params(task, 0, below=prefixes))
     assert whole['head']['classes']['kernel'].shape == (16, len(classes)) and whole['head']['norm'] is not None
 
 

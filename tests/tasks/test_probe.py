@@ -66,7 +66,7 @@ def test_features_of_every_layer(task):
     np.testing.assert_allclose(raw['mean'], np.asarray(x)[:, :, 1:].mean(2).swapaxes(0, 1), atol=1e-5)
     np.testing.assert_allclose(raw['cls'], np.asarray(x)[:, :, 0].swapaxes(0, 1), atol=1e-5)
     host = jax.device_get(raw) | {'label': np.zeros(5, np.int32), 'valid': np.ones(5, np.float32)}
-    frozen = task.calibrate(lambda split, limit: iter([host]))
+    frozen = task.calibrate(task.frozen, lambda split, limit: iter([host]))
     standard = task.prepare(frozen, batch, train=False)
     for name in ('cls', 'mean'):
         np.testing.assert_allclose(np.mean(standard[name], axis=0), 0, atol=1e-4)
