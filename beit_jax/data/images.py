@@ -52,24 +52,30 @@ def image_batches(path: str, size: int, batch_size: int, limit: int | None = Non
         for start in range(0, len(array), batch_size):
             chunk = array[start:start + batch_size]
             names = [f'{root.name}[{start + i}]' for i in range(len(chunk))]
-            yield np.stack([_square(Image.fromarray(image), size, crop) for image in chunk]), names
+            yield np.stack([square(Image.fromarray(image), size, crop) for image in chunk]), names
         return
     files = sorted(file for file in root.rglob('*') if file.suffix.lower() in SUFFIXES) if root.is_dir() else [root]
     check(bool(files), f'--images={path}: no {", ".join(SUFFIXES)} file in it.')
     for start in range(0, len(files[:limit]), batch_size):
         chunk = files[:limit][start:start + batch_size]
-        yield np.stack([_read(file, size, crop) for file in chunk]), [str(file) for file in chunk]
+        yield np.stack([square(read_image(file), size, crop) for file in chunk]), [str(file) for file in chunk]
 
 
-def _read(file: Path, size: int, crop: float) -> np.ndarray:
+def read_image(file: Path) -> Image.Image:
+    """The picture in a file, RGB.
+
+    Raises:
+      RequestError: it is no image.
+    """
     try:
         with Image.open(file) as image:
-            return _square(image.convert('RGB'), size, crop)
+            return image.convert('RGB')
     except (UnidentifiedImageError, OSError) as error:
         raise RequestError(f'{file} cannot be read as an image ({error}).') from error
 
 
-def _square(image: Image.Image, size: int, crop: float) -> np.ndarray:
+def square(image: Image.Image, size: int, crop: float = 1.0) -> np.ndarray:
+    """The central square of an RGB picture, uint8 [size, size, 3]; its side is `crop` times the shorter side of the picture."""
     side = max(1, round(crop * min(image.size)))
     left, top = (image.width - side) / 2, (image.height - side) / 2
     if image.size == (size, size) == (side, side):

@@ -32,6 +32,7 @@ class EncoderConfig:
     hidden: int = 0  # of the MLP
     positions: str = 'shared_bias'  # absolute | shared_bias | layer_bias
     layer_scale: float = 0.1  # initial value; 0 leaves LayerScale out
+    norm_eps: float = 1e-6  # of the LayerNorms; weights from Hugging Face's hub run with 1e-12
     drop_path: float = 0.1  # of the last block; grows linearly from 0
     unroll: int = 1  # blocks per step of the scan; the depth or more: no scan, slower to compile
     remat: bool = False  # recompute the blocks in the backward pass
@@ -76,8 +77,9 @@ class Encoder(nnx.Module):
         self.position_bias = RelativePositionBias(grid, config.heads, rngs=rngs) if config.positions == 'shared_bias' else None
         # Parameters are kept per layer: the TPU estimate favours it over slices of stacked arrays (docs/benchmarks.md).
         self.blocks = nnx.Dict({f'{i:02d}': Block(
-            i + 1, width, config.heads, config.hidden, layer_scale=config.layer_scale, kernel_init=kernel_init,
-            grid=grid if config.positions == 'layer_bias' else None, dtype=dtype, rngs=rngs) for i in range(config.depth)})
+            i + 1, width, config.heads, config.hidden, layer_scale=config.layer_scale, norm_eps=config.norm_eps,
+            kernel_init=kernel_init, dtype=dtype, rngs=rngs,
+            grid=grid if config.positions == 'layer_bias' else None) for i in range(config.depth)})
 
     def __call__(self, images_BHWC, mask_BP=None, *, keys_B=None, every_layer: Callable | None = None):
         """Encodes pictures of the grid's size.

@@ -9,8 +9,8 @@ from beit_jax.models.layers import Constant, TruncatedNormal, layer_norm, linear
 class MaskedTokenHead(nnx.Module):
     """The last norm and a linear layer to the vocabulary (modeling_pretrain.py: norm, lm_head)."""
 
-    def __init__(self, width: int, vocabulary: int, *, dtype, rngs: nnx.Rngs):
-        self.norm = layer_norm(width, dtype=dtype, rngs=rngs)
+    def __init__(self, width: int, vocabulary: int, *, norm_eps: float, dtype, rngs: nnx.Rngs):
+        self.norm = layer_norm(width, norm_eps, dtype=dtype, rngs=rngs)
         self.projection = linear(width, vocabulary, TruncatedNormal(), dtype=dtype, rngs=rngs)
 
     def __call__(self, x_BKD):
@@ -23,7 +23,7 @@ class MaskedImageModel(nnx.Module):
 
     def __init__(self, config: EncoderConfig, grid: tuple[int, int], vocabulary: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
         self.encoder = Encoder(config, grid, dtype=dtype, rngs=rngs)
-        self.head = MaskedTokenHead(config.width, vocabulary, dtype=dtype, rngs=rngs)
+        self.head = MaskedTokenHead(config.width, vocabulary, norm_eps=config.norm_eps, dtype=dtype, rngs=rngs)
 
     def __call__(self, images_BHWC, mask_BP, slots_BK, *, keys_B=None):
         """Logits of the tokens at the slots only, so that the large head never runs on patches whose token nobody asks for.
@@ -48,15 +48,17 @@ KINDS = ('cls', 'mean', 'both')  # what a linear probe reads
 class ClassificationHead(nnx.Module):
     """The mean of the patches (or CLS), a norm, and a linear layer to the classes, in float32 (modeling_finetune.py: fc_norm, head)."""
 
-    def __init__(self, width: int, num_classes: int, *, pooling: str, scale: float = 1.0, rngs: nnx.Rngs):
-        """`scale`: what the initial kernel is multiplied by."""
+    def __init__(self, width: int, num_classes: int, *, pooling: str, norm_eps: float, scale: float = 1.0, rngs: nnx.Rngs):
+        """`num_classes`: 0 leaves the linear layer out; `scale`: what its initial kernel is multiplied by."""
         self.pooling = pooling
-        self.norm = layer_norm(width, dtype=jnp.float32, rngs=rngs)
-        self.classes = linear(width, num_classes, TruncatedNormal(0.02 * scale, 2.0 * scale), dtype=jnp.float32, rngs=rngs)
+        self.norm = layer_norm(width, norm_eps, dtype=jnp.float32, rngs=rngs)
+        init = TruncatedNormal(0.02 * scale, 2.0 * scale)
+        self.classes = linear(width, num_classes, init, dtype=jnp.float32, rngs=rngs) if num_classes else None
 
     def __call__(self, x_BND):
-        """[B, N, D] -> logits float32 [B, C]."""
-        return self.classes(self.norm(pool(x_BND, self.pooling)))
+        """[B, N, D] -> logits float32 [B, C]; without classes what they would be made of, [B, D]."""
+        x_BD = self.norm(pool(x_BND, self.pooling))
+        return x_BD if self.classes is None else self.classes(x_BD)
 
 
 class Classifier(nnx.Module):
@@ -65,7 +67,7 @@ class Classifier(nnx.Module):
     def __init__(self, config: EncoderConfig, grid: tuple[int, int], num_classes: int, *, pooling: str = 'mean', head_scale: float = 1.0,
                  dtype=jnp.float32, rngs: nnx.Rngs):
         self.encoder = Encoder(config, grid, masked=False, dtype=dtype, rngs=rngs)
-        self.head = ClassificationHead(config.width, num_classes, pooling=pooling, scale=head_scale, rngs=rngs)
+        self.head = ClassificationHead(config.width, num_classes, pooling=pooling, norm_eps=config.norm_eps, scale=head_scale, rngs=rngs)
 
     def __call__(self, images_BHWC, *, keys_B=None):
         """Normalised pixels, float [B, height, width, 3], and the keys of `Encoder` -> logits float32 [B, C]."""

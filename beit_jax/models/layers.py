@@ -12,8 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-LAYER_NORM_EPS = 1e-6
-
 
 @dataclasses.dataclass(frozen=True)
 class TruncatedNormal:
@@ -78,10 +76,10 @@ def linear(inputs: int, outputs: int, kernel_init, *, bias_init=Constant(0.0), d
                       kernel_metadata={'initializer': kernel_init}, bias_metadata={'initializer': bias_init})
 
 
-def layer_norm(width: int, *, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm with float32 statistics over the last axis, eps 1e-6; the result has `dtype`."""
+def layer_norm(width: int, eps: float, *, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """LayerNorm with float32 statistics over the last axis; the result has `dtype`."""
     ones, zeros = Constant(1.0), Constant(0.0)
-    return nnx.LayerNorm(width, epsilon=LAYER_NORM_EPS, use_fast_variance=False, scale_init=ones, bias_init=zeros, dtype=dtype,
+    return nnx.LayerNorm(width, epsilon=eps, use_fast_variance=False, scale_init=ones, bias_init=zeros, dtype=dtype,
                          rngs=rngs, scale_metadata={'initializer': ones}, bias_metadata={'initializer': zeros})
 
 
@@ -162,13 +160,13 @@ class Mlp(nnx.Module):
 class Block(nnx.Module):
     """Pre-norm transformer block with LayerScale (where `layer_scale` > 0) and stochastic depth."""
 
-    def __init__(self, layer: int, width: int, heads: int, hidden: int, *, layer_scale: float, kernel_init: TruncatedNormal,
-                 grid: tuple[int, int] | None, dtype, rngs: nnx.Rngs):
+    def __init__(self, layer: int, width: int, heads: int, hidden: int, *, layer_scale: float, norm_eps: float,
+                 kernel_init: TruncatedNormal, grid: tuple[int, int] | None, dtype, rngs: nnx.Rngs):
         """`layer` counts from 1: the two kernels that write to the residual stream are divided by sqrt(2 * layer)."""
         out_init = Divided(kernel_init, math.sqrt(2 * layer))
-        self.norm1 = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.norm1 = layer_norm(width, norm_eps, dtype=dtype, rngs=rngs)
         self.attention = Attention(width, heads, kernel_init, out_init, grid=grid, dtype=dtype, rngs=rngs)
-        self.norm2 = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.norm2 = layer_norm(width, norm_eps, dtype=dtype, rngs=rngs)
         self.mlp = Mlp(width, hidden, kernel_init, out_init, dtype=dtype, rngs=rngs)
         self.scale1 = parameter(Constant(layer_scale), (width,), rngs) if layer_scale else None
         self.scale2 = parameter(Constant(layer_scale), (width,), rngs) if layer_scale else None

@@ -16,10 +16,10 @@ from beit_jax.data.config import DataConfig, View
 from beit_jax.data.rand_augment import parse_policy
 from beit_jax.images.color import jitter_views, normalize, to_float
 from beit_jax.images.mixing import MixConfig, draw_weights, erase, mix
+from beit_jax.models.architecture import ARCHITECTURES
 from beit_jax.models.encoder import EncoderConfig
 from beit_jax.models.heads import POOLINGS, Classifier
 from beit_jax.tasks import LabelledRunConfig, Task
-from beit_jax.weights.models import ARCHITECTURES
 from beit_jax.weights.positions import fit_positions
 
 TOP = 5
@@ -66,7 +66,7 @@ class Classify(Task):
         architecture = description['architecture']
         encoder, notes = adapt_encoder(params, architecture, self.config, source)
         notes += [f'warning: {difference}' for difference in pixel_differences(architecture, self.config.data, source)]
-        if architecture['architecture'] != 'beit_classifier':
+        if not architecture.get('num_classes'):
             return {'encoder': encoder}, ('head',), notes
         head, named = params['head'], description.get('classes') or ()
         width = head['classes']['bias'].shape[0]
@@ -133,7 +133,11 @@ def adapt_encoder(params, architecture: dict, config, source: str) -> tuple[dict
         theirs, ours = architecture[name], getattr(config.model, name)
         check(theirs == ours, f'{source} has {name} {theirs}, config.model.{name} is {ours}: set it so.')
     encoder = {name: value for name, value in params['encoder'].items() if name != 'mask_token'}
-    return fit_positions(encoder, architecture['grid'], config.model.positions, config.grid)
+    encoder, notes = fit_positions(encoder, architecture['grid'], config.model.positions, config.grid)
+    eps = architecture.get('norm_eps', config.model.norm_eps)
+    if eps != config.model.norm_eps:
+        notes.append(f'warning: {source} ran with norm_eps {eps:g}, config.model.norm_eps is {config.model.norm_eps:g}')
+    return encoder, notes
 
 
 def pixel_differences(architecture: dict, data: DataConfig, source: str) -> list[str]:

@@ -25,7 +25,8 @@ from beit_jax.models.encoder import Encoder
 from beit_jax.models.heads import KINDS, LayerProbes, pool_both
 from beit_jax.tasks import LabelledRunConfig, Task
 from beit_jax.tasks.classify import adapt_encoder, pixel_differences
-from beit_jax.weights.checkpoint import check_params, digest, load_params
+from beit_jax.weights.checkpoint import check_params, digest
+from beit_jax.weights.load import load_weights
 
 CALIBRATION = 2048  # training images that the features are standardised by
 
@@ -176,7 +177,7 @@ def make(config: Config) -> Probe:
         return Encoder(config.model, config.grid, masked=False, dtype=config.compute_dtype, rngs=nnx.Rngs(config.seed))
     encoder, abstract = nnx.split(nnx.eval_shape(build))
     if config.encoder:
-        params, description = load_params(config.encoder)
+        params, description = load_weights(config.encoder)
         architecture = description['architecture']
         frozen, _ = adapt_encoder(params, architecture, config, config.encoder)
         differing = pixel_differences(architecture, config.data, config.encoder)

@@ -8,6 +8,7 @@ import typing
 from beit_jax.config import check, from_mapping
 from beit_jax.data.config import DataConfig
 from beit_jax.errors import RequestError
+from beit_jax.weights.models import Model, load_model
 
 # which pictures there are, and how they are cropped
 DATA = ('name', 'path', 'evaluate_path', 'split', 'evaluate_split', 'holdout', 'level', 'num_examples', 'num_evaluate_examples', 'crop_scale',
@@ -42,6 +43,14 @@ def picture_size(options: argparse.Namespace, tokenizer) -> int:
     size = options.image_size or tokenizer.image_size
     check(size > 0 and size % tokenizer.factor == 0, f'--image_size={size} is not a multiple of {tokenizer.factor}, the pixels per token.')
     return size
+
+
+def load(path: str) -> Model:
+    """The model of a checkpoint or of a file of weights; says on stderr what had to be assumed or changed to read it."""
+    model = load_model(path)
+    for note in model.notes:
+        print(f'{path}: {note}', file=sys.stderr)
+    return model
 
 
 def true_or_false(text: str) -> bool:

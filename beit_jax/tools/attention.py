@@ -10,7 +10,6 @@ from beit_jax.data.images import load_images
 from beit_jax.errors import RequestError
 from beit_jax.tools import arguments
 from beit_jax.tools.reconstruct import CELL, grid_picture
-from beit_jax.weights.models import load_model
 
 POINTS = '0.25,0.25 0.75,0.25 0.5,0.5 0.25,0.75 0.75,0.75'
 _COLOURS = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], np.float32)  # inferno, at five places
@@ -47,7 +46,7 @@ def overlay(image, map_hw, point) -> np.ndarray:
 
 
 def run(options) -> None:
-    points, model = parse_points(options.points), load_model(options.checkpoint)
+    points, model = parse_points(options.points), arguments.load(options.checkpoint)
     depth, heads = model.architecture['depth'], model.architecture['heads']
     layer = options.layer if options.layer else depth
     check(1 <= layer <= depth, f'--layer={options.layer}: the encoder has layers 1 to {depth}.')
@@ -70,7 +69,7 @@ def run(options) -> None:
 def _arguments():
     parser = arguments.parser('attention', __doc__, 'python -m beit_jax.tools.attention --checkpoint runs/quickstart/pretrain --images shapes '
                               '--output attention.png')
-    parser.add_argument('--checkpoint', required=True, help='a checkpoint or a work directory, of pre-training or of fine-tuning')
+    parser.add_argument('--checkpoint', required=True, help='a checkpoint, a work directory, or a file or folder of PyTorch weights')
     parser.add_argument('--images', required=True, help='folder, image file, .npy array [B, H, W, 3], or `shapes` (the built-in pictures)')
     parser.add_argument('--output', required=True, help='the PNG to write')
     parser.add_argument('--points', default=POINTS, help=f'reference points x,y as shares of width and height ("{POINTS}")')

@@ -9,7 +9,7 @@ from beit_jax.config import check, one_of
 from beit_jax.data.images import image_batches
 from beit_jax.tools import arguments
 from beit_jax.train.metrics import class_name, prediction_header, prediction_row
-from beit_jax.weights.models import load_model, pad_rows
+from beit_jax.weights.models import pad_rows
 
 WHAT = ('classes', 'features', 'tokens')
 SHOWN = 20  # rows of the table on the terminal
@@ -22,7 +22,7 @@ def run(options) -> None:
     check(suffix in ('', '.npz', '.csv'), f'--output={options.output}: give a file that ends in .npz or .csv.')
     check(suffix != '.csv' or options.what == 'classes', f'--what={options.what} is an array: give an --output that ends in .npz.')
     check(bool(suffix) or options.what == 'classes', f'--what={options.what} needs an --output that ends in .npz.')
-    model = load_model(options.checkpoint)
+    model = arguments.load(options.checkpoint)
     compute = {'classes': lambda images: {'logits': model.logits(images)}, 'tokens': lambda images: {'tokens': model.tokens(images)},
                'features': lambda images: {name: value.swapaxes(0, 1) for name, value in model.features(images).items()}}[options.what]
     paths, parts = [], []
@@ -31,7 +31,7 @@ def run(options) -> None:
         parts.append({name: value[:len(images)] for name, value in made.items()})
         paths += names
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    names = model.description.get('classes', ())
+    names = model.classes
     classes = [class_name(names, i) for i in range(arrays['logits'].shape[1])] if options.what == 'classes' else names
     labels = _labels(paths, classes)
     if options.what == 'classes':
@@ -74,7 +74,7 @@ def _show(paths, labels, classes, logits, top, output) -> None:
 def _arguments():
     parser = arguments.parser('predict', __doc__, 'python -m beit_jax.tools.predict --checkpoint runs/quickstart/finetune --images DIR '
                               '--output predictions.csv')
-    parser.add_argument('--checkpoint', required=True, help='a checkpoint or a work directory')
+    parser.add_argument('--checkpoint', required=True, help='a checkpoint, a work directory, or a file or folder of PyTorch weights')
     parser.add_argument('--images', required=True, help='folder, image file, or .npy array [B, H, W, 3]')
     parser.add_argument('--what', default='classes', help='classes, features (of every layer: `cls` and `mean` [B, L, D]) or tokens (classes)')
     parser.add_argument('--output', default='', help='.csv (classes) or .npz: `logits`, `tokens`, or `cls` and `mean`; `paths`; `labels`')

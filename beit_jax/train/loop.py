@@ -24,7 +24,8 @@ from beit_jax.train.distributed import Stop
 from beit_jax.train.metrics import MetricsWriter, PredictionsWriter, add_sums, writing
 from beit_jax.train.sharding import check_batch, local_rows, make_mesh, put_batch, replicated, state_shardings
 from beit_jax.train.token_cache import TokenCache
-from beit_jax.weights.checkpoint import check_params, load_params
+from beit_jax.weights.checkpoint import check_params
+from beit_jax.weights.load import load_weights
 
 STOPPED = 75  # exit status: stopped by a signal after saving (EX_TEMPFAIL: try again)
 # What may change when a run is resumed, for it changes no result.
@@ -177,15 +178,15 @@ class _Run:
         return steps.initial_state(self.task, optimizer, self.mesh, params), notes
 
     def load_params(self, path: str):
-        """(the parameters of a checkpoint as this run's model takes them, prefixes of the paths that start fresh, lines for the user)."""
+        """(the parameters in a checkpoint or a file as this run's model takes them, prefixes of paths that start fresh, lines for the user)."""
         place = functools.partial(state_shardings, self.mesh)
-        params, description = load_params(path, place)
+        params, description = load_weights(path, place)
         params, fresh, notes = self.task.adapt(params, description, self.source.class_names, path)
         abstract = steps.abstract_params(self.task)
         if fresh:
             params = steps.merge(params, steps.initial_params(self.task, self.config.seed, place(abstract), fresh))
         check_params(abstract, params, path)
-        return params, fresh, notes
+        return params, fresh, [*description.get('notes', ()), *notes]
 
     def open_cache(self, start: int, log: MetricsWriter) -> None:
         """Where tokens are cached: checks what is there, and from which step on it suffices."""

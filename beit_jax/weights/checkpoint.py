@@ -11,6 +11,11 @@ from orbax.checkpoint import v1 as ocp
 from beit_jax.config import check
 
 
+def is_checkpoint(path: str | Path) -> bool:
+    """Whether `path` is a checkpoint of this package, or a work directory with one."""
+    return (Path(path) / 'state').is_dir() or bool(_steps(Path(path)))
+
+
 def find_checkpoint(path: str) -> Path:
     """The directory of one checkpoint: `path` itself, or the newest one of the work directory `path`.
 
@@ -21,9 +26,13 @@ def find_checkpoint(path: str) -> Path:
     if (directory / 'state').is_dir():
         check(directory.name.isdigit(), f'{path}: a checkpoint keeps its number as its name; rename the directory to one.')
         return directory
-    steps = [entry for entry in directory.glob('checkpoints/*') if entry.name.isdigit()]
+    steps = _steps(directory)
     check(bool(steps), f'{path} is neither a checkpoint nor a work directory with one: give W or W/checkpoints/STEP.')
     return max(steps, key=lambda entry: int(entry.name))
+
+
+def _steps(workdir: Path) -> list[Path]:
+    return [entry for entry in workdir.glob('checkpoints/*') if entry.name.isdigit()]
 
 
 def load_params(path: str, place: Callable | None = None):

@@ -1,24 +1,31 @@
-"""A model from a checkpoint alone: its description says what to build and how to show it pictures."""
+"""A model from a checkpoint or a file of weights alone: its description says what to build and how to show it pictures."""
+from collections.abc import Sequence
 import dataclasses
 import functools
+from pathlib import Path
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
-from beit_jax.config import check, one_of
+from beit_jax.config import check
+from beit_jax.data.images import read_image, square
 from beit_jax.images.color import normalize, to_float
-from beit_jax.models.encoder import EncoderConfig
-from beit_jax.models.heads import Classifier, MaskedImageModel, pool_both
-from beit_jax.weights.checkpoint import check_params, load_params
-
-ARCHITECTURES = ('beit_masked_image_model', 'beit_classifier')
+from beit_jax.models.architecture import abstract
+from beit_jax.models.heads import pool_both
+from beit_jax.weights.checkpoint import check_params
+from beit_jax.weights.load import load_weights
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """An encoder with its head. Pictures are uint8 [B, S, S, 3], S = image_size."""
+    """An encoder with its head, compiled on first use for each number of pictures.
+
+    Pictures are what `preprocess` makes of any: uint8 in [0, 255], or float in [0, 1], [B, S, S, 3], RGB, S = image_size. Normalisation
+    is part of the model.
+    """
     description: dict  # that of the checkpoint
     graphdef: nnx.GraphDef
     params: dict
@@ -26,6 +33,16 @@ class Model:
     @property
     def architecture(self) -> dict:
         return self.description['architecture']
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Their names; () where nobody has named them."""
+        return tuple(self.description.get('classes') or ())
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What had to be assumed or changed to read it."""
+        return tuple(self.description.get('notes', ()))
 
     @property
     def image_size(self) -> int:
@@ -38,30 +55,78 @@ class Model:
 
     @property
     def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
         return tuple(self.architecture['grid'])
 
+    def preprocess(self, images: Sequence[Image.Image | str | Path]) -> np.ndarray:
+        """Pillow images, of any size and mode, or paths of files -> uint8 [B, S, S, 3].
+
+        The central square of each (`crop`), bicubic, antialiased, as BEiT is evaluated.
+
+        Raises:
+          RequestError: a file that is no image.
+        """
+        check(not isinstance(images, (str, Path, Image.Image)) and len(images) > 0, 'give a list of images or paths, even for one.')
+        pictures = (image.convert('RGB') if isinstance(image, Image.Image) else read_image(Path(image)) for image in images)
+        return np.stack([square(picture, self.image_size, self.crop) for picture in pictures])
+
     def logits(self, images) -> jax.Array:
-        """float32 [B, C] of the classes."""
-        check(self.architecture['architecture'] == 'beit_classifier', 'this checkpoint is of pre-training and has no classes: fine-tune it '
-              'first, or ask for features or tokens.')
-        return self._logits(self.params, images)
+        """float32 [B, C] of the classes.
+
+        Raises:
+          RequestError: a model without classes, or images of another shape or range.
+        """
+        check(self.architecture.get('num_classes', 0) > 0, 'this checkpoint is of pre-training and has no classes: fine-tune it first, or ask '
+              'for features or tokens.')
+        return self._logits(self.params, self._checked(images))
 
     def tokens(self, images) -> jax.Array:
-        """The visual tokens that are predicted for all patches, nothing hidden, int32 [B, P]."""
-        check(self.architecture['architecture'] == 'beit_masked_image_model', 'this checkpoint is of fine-tuning and predicts no tokens: ask '
-              'for classes or features, or give one of pre-training.')
-        return self._tokens(self.params, images)
+        """The visual tokens that are predicted for all patches, nothing hidden, int32 [B, P].
 
-    def features(self, images) -> dict[str, jax.Array]:
-        """`cls` and `mean` (of the patches) after every block, before any norm, float32 [L, B, D]."""
-        return self._features(self.params, images)
+        Raises:
+          RequestError: a model without a head for tokens, or images of another shape or range.
+        """
+        check('vocabulary' in self.architecture, 'this checkpoint is of fine-tuning and predicts no tokens: ask for classes or features, or '
+              'give one of pre-training.')
+        return self._tokens(self.params, self._checked(images))
+
+    def features(self, images, layers: Sequence[int] | None = None, patches: bool = False) -> dict[str, jax.Array]:
+        """What blocks give, before any norm.
+
+        Args:
+          images: see above.
+          layers: blocks from 0, or from the last one, -1; None: all L.
+          patches: give those of each patch too.
+
+        Returns:
+          `cls` and `mean` (of the patches), float32 [len(layers), B, D]; with patches also `patches` [len(layers), B, rows, columns, D].
+
+        Raises:
+          RequestError: a block that is not there, or images of another shape or range.
+        """
+        depth = self.architecture['depth']
+        layers = range(depth) if layers is None else layers
+        check(all(-depth <= layer < depth for layer in layers), f'layers={list(layers)}: this encoder has {depth}, 0 to {depth - 1}.')
+        return self._features(self.params, self._checked(images), tuple(layer % depth for layer in layers), patches)
 
     def attention(self, images, layer: int) -> jax.Array:
         """How much each token of a layer (from 0) looks at each other one, CLS first, float32 [B, H, N, N]; rows sum to 1."""
-        return self._attention(self.params, images, layer)
+        return self._attention(self.params, self._checked(images), layer)
+
+    def _checked(self, images):
+        shape, dtype = np.shape(images), getattr(images, 'dtype', None)
+        side = self.image_size
+        check(shape[1:] == (side, side, 3) and (dtype == np.uint8 or (dtype is not None and np.issubdtype(dtype, np.floating))),
+              f'images of shape {shape} and type {dtype}: this model takes uint8, or float in [0, 1], [B, {side}, {side}, 3]; its preprocess '
+              'makes that of images of any size.')
+        if dtype != np.uint8 and not isinstance(images, jax.Array):  # those on a device are not fetched for it
+            check(bool(np.min(images) >= 0) and bool(np.max(images) <= 1), f'images from {np.min(images):g} to {np.max(images):g}: give uint8, '
+                  'or float in [0, 1]; they are normalised here.')
+        return images
 
     def _normalize(self, images):
-        return normalize(to_float(jnp.asarray(images)), self.architecture['mean'], self.architecture['std'])
+        pixels = to_float(images) if images.dtype == jnp.uint8 else images.astype(jnp.float32)
+        return normalize(pixels, self.architecture['mean'], self.architecture['std'])
 
     @functools.cached_property
     def _logits(self):
@@ -76,9 +141,13 @@ class Model:
 
     @functools.cached_property
     def _features(self):
-        def features(params, images):
-            return nnx.merge(self.graphdef, params).encoder(self._normalize(images), every_layer=pool_both)
-        return jax.jit(features)
+        def features(params, images, layers, patches):
+            def of_block(x_BND):
+                x_BhwD = x_BND[:, 1:].reshape(len(x_BND), *self.grid, -1).astype(jnp.float32)
+                return pool_both(x_BND) | ({'patches': x_BhwD} if patches else {})
+            made = nnx.merge(self.graphdef, params).encoder(self._normalize(images), every_layer=of_block)
+            return {name: x_LB[np.array(layers)] for name, x_LB in made.items()}
+        return jax.jit(features, static_argnums=(2, 3))
 
     @functools.cached_property
     def _attention(self):
@@ -86,24 +155,19 @@ class Model:
                        static_argnums=2)
 
 
-def load_model(path: str, dtype: str = 'float32') -> Model:
-    """The model of a checkpoint or of a work directory, of pre-training or of fine-tuning; its moving average where the run kept one.
+def load_model(path: str | Path, dtype: str = 'float32') -> Model:
+    """The model of anything that holds a BEiT.
+
+    Args:
+      path: a checkpoint, a work directory, a .pth, .bin or .safetensors file of the official code, timm or transformers, or a folder with one.
+      dtype: of the products and of the residual stream, 'float32' or 'bfloat16'.
 
     Raises:
-      RequestError: neither, or a checkpoint of something else.
+      RequestError: nothing of that, damaged, or refused.
     """
-    params, description = load_params(path)
-    architecture = description['architecture']
-    one_of(f'the architecture of {path}', architecture['architecture'], ARCHITECTURES)
-    config = EncoderConfig(**{field.name: architecture[field.name] for field in dataclasses.fields(EncoderConfig)})
-    grid = tuple(architecture['grid'])
-
-    def build():
-        if architecture['architecture'] == 'beit_classifier':
-            return Classifier(config, grid, architecture['num_classes'], pooling=architecture['pooling'], dtype=dtype, rngs=nnx.Rngs(0))
-        return MaskedImageModel(config, grid, architecture['vocabulary'], dtype=dtype, rngs=nnx.Rngs(0))
-    graphdef, abstract = nnx.split(nnx.eval_shape(build))
-    check_params(nnx.to_pure_dict(abstract), params, path)
+    params, description = load_weights(str(path))
+    graphdef, wanted = abstract(description['architecture'], dtype=dtype)
+    check_params(wanted, params, str(path))
     return Model(description, graphdef, params)
 
 

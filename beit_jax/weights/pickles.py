@@ -62,10 +62,16 @@ class Tensor(typing.NamedTuple):
 
 
 def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
-    """The tensors of a file of `torch.save`: a state dict (also one level down, under a name of WRAPPERS) or a whole module.
+    """The tensors of `read_torch_file` alone."""
+    return read_torch_file(path)[0]
+
+
+def read_torch_file(path: str | Path) -> tuple[dict[str, np.ndarray], dict]:
+    """A file of `torch.save`: a state dict (also one level down, under a name of WRAPPERS) or a whole module.
 
     Returns:
-      arrays by the names that PyTorch's `state_dict()` gives them (and, of a module, the buffers that it leaves out).
+      (arrays by the names that PyTorch's `state_dict()` gives them and, of a module, the buffers that it leaves out;
+      the numbers, texts, truth values and Nones of the `argparse.Namespace` that the official code keeps beside them as `args`).
 
     Raises:
       RequestError: not such a file, damaged, or it names or does anything that weights have no need of.
@@ -79,7 +85,7 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
         named = _named_tensors(tree)
         size = sum(math.prod(tensor.shape) * _dtype(tensor.storage).itemsize for tensor in named.values())
         check(size <= 2 * len(data), f'its tensors would take {size:,} bytes, the file has {len(data):,}')
-        return {name: _array(name, tensor, storages) for name, tensor in named.items()}
+        return {name: _array(name, tensor, storages) for name, tensor in named.items()}, _settings(tree)
     except RequestError as error:
         raise RequestError(f'{path} is refused: {error}. Nothing in it was run.') from error
     except Exception as error:  # whatever a forged file makes the parsers stumble over
@@ -291,6 +297,13 @@ def _named_tensors(tree) -> dict[str, Tensor]:
                 named[prefix + name] = value
         waiting += [(f'{prefix}{name}.', child) for name, child in members['_modules'].items() if child is not None]
     return named
+
+
+def _settings(tree) -> dict:
+    """What the official code was called with: the plain values of the Namespace `args`, {} where there is none."""
+    args = tree.get('args') if type(tree) is dict else None
+    state = args.state if type(args) is Record and args.name == 'argparse.Namespace' else {}
+    return {name: value for name, value in state.items() if type(name) is str and (value is None or type(value) in (bool, int, float, str))}
 
 
 def _dtype(storage: Storage) -> np.dtype:

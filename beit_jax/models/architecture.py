@@ -1,0 +1,53 @@
+"""A model from the description of its architecture that checkpoints carry: the fields of `EncoderConfig`, `grid`, and those of its head."""
+import dataclasses
+
+from flax import nnx
+
+from beit_jax.config import one_of
+from beit_jax.models.encoder import EncoderConfig
+from beit_jax.models.heads import Classifier, MaskedImageModel
+from beit_jax.models.presets import PRESETS
+
+ARCHITECTURES = ('beit_masked_image_model', 'beit_classifier')
+
+
+def build(architecture: dict, *, dtype='float32', rngs: nnx.Rngs) -> MaskedImageModel | Classifier:
+    """The module, freshly initialised.
+
+    Args:
+      architecture: `architecture` (of ARCHITECTURES), `grid`, the fields of `EncoderConfig` where they differ from the defaults, and
+        `vocabulary`, or `num_classes` (0: no head but its norm) and `pooling`.
+      dtype: of the products and of the residual stream.
+
+    Raises:
+      RequestError: another architecture, or sizes that do not fit one another.
+    """
+    kind, grid = architecture['architecture'], tuple(architecture['grid'])
+    one_of('the architecture', kind, ARCHITECTURES)
+    config = EncoderConfig(**{field.name: architecture[field.name] for field in dataclasses.fields(EncoderConfig) if field.name in architecture})
+    if kind == 'beit_masked_image_model':
+        return MaskedImageModel(config, grid, architecture['vocabulary'], dtype=dtype, rngs=rngs)
+    return Classifier(config, grid, architecture['num_classes'], pooling=architecture['pooling'], dtype=dtype, rngs=rngs)
+
+
+def abstract(architecture: dict, *, dtype='float32') -> tuple[nnx.GraphDef, dict]:
+    """(graphdef, parameters as a nested dict of jax.ShapeDtypeStruct) of `build`."""
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: build(architecture, dtype=dtype, rngs=nnx.Rngs(0))))
+    return graphdef, nnx.to_pure_dict(state)
+
+
+def in_words(architecture: dict) -> list[str]:
+    """What a person wants to know of a description: head, sizes, pictures; a line each."""
+    a, side, (rows, columns) = architecture, architecture['image_size'], architecture['grid']
+    if a['architecture'] == 'beit_masked_image_model':
+        head = f'pre-trained: predicts {a["vocabulary"]} tokens'
+    elif a['num_classes']:
+        head = f'classifier of {a["num_classes"]} classes, pooling {a["pooling"]}'
+    else:
+        head = f'encoder without classes or tokens; its last norm is for pooling {a["pooling"]}'
+    size = a['size'] if all(a[name] == value for name, value in PRESETS[a['size']].items()) else 'a size of its own'
+    return [head,
+            f'{size}: width {a["width"]}, {a["depth"]} blocks, {a["heads"]} heads, MLP {a["hidden"]}; positions {a["positions"]}, LayerScale '
+            f'{"yes" if a["layer_scale"] else "no"}, norm_eps {a.get("norm_eps", EncoderConfig.norm_eps):g}',
+            f'pictures of {side} x {side} pixels, {rows} x {columns} patches of {a["patch_size"]}; mean {tuple(a["mean"])}, std '
+            f'{tuple(a["std"])}, crop {a.get("crop", 1.0):g}']

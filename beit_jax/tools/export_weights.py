@@ -1,0 +1,81 @@
+"""Writes a model for PyTorch: as transformers, timm or the official code load it, with a model card. Needs no PyTorch.
+
+huggingface: model.safetensors, config.json, preprocessor_config.json. timm: model.safetensors, config.json. unilm: model.safetensors, and
+model.pth for torch.load, whose pickle names nothing but tensors (torch.load(weights_only=True) takes it)."""
+import hashlib
+import json
+from pathlib import Path
+
+import safetensors.numpy
+
+from beit_jax.config import one_of
+from beit_jax.records import whole_directory
+from beit_jax.tools import arguments
+from beit_jax.weights import export
+from beit_jax.weights.card import model_card
+from beit_jax.weights.checkpoint import find_checkpoint, is_checkpoint
+from beit_jax.weights.files import METADATA
+from beit_jax.weights.models import load_model
+from beit_jax.weights.names import DIALECTS
+from beit_jax.weights.torch_files import write_torch_file
+
+USUAL_EPS = 1e-6  # of the official code and of timm, which no file can change
+
+
+def run(options) -> None:
+    one_of('--format', options.format, DIALECTS)
+    model, dialect = load_model(options.input), options.format
+    params, architecture, classes, notes = model.params, model.architecture, list(model.classes), list(model.notes)
+    if dialect == 'timm' and 'vocabulary' in architecture:
+        params, architecture = export.headless(params, architecture)
+        notes.append('timm has no masked image model: mask token and token head are left out')
+    if dialect != 'huggingface' and architecture.get('norm_eps', USUAL_EPS) != USUAL_EPS:
+        notes.append(f'its norms ran with eps {architecture["norm_eps"]:g}; {dialect} has {USUAL_EPS:g}, so that results differ a little')
+    tensors, config, processor = export.to_tensors(params, architecture, dialect), {}, {}
+    if dialect == 'huggingface':
+        config, processor = export.huggingface_config(architecture, classes), export.huggingface_processor(architecture)
+    elif dialect == 'timm':
+        config = export.timm_config(architecture, classes)
+    # the official code has no file for it
+    pixels = {} if config else {METADATA: json.dumps({name: architecture[name] for name in ('mean', 'std')} | {
+        'crop': model.crop, 'classes': classes})}
+    with whole_directory(Path(options.output)) as directory:
+        safetensors.numpy.save_file(tensors, directory / 'model.safetensors', {'format': 'pt'} | pixels)
+        if dialect == 'unilm':
+            write_torch_file(directory / 'model.pth', tensors)
+        checksums = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(directory.iterdir())}
+        for name, content in (('config.json', config), ('preprocessor_config.json', processor)):
+            if content:
+                (directory / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + '\n')
+        described = model.description | {'architecture': architecture}
+        card = model_card(dialect, described, _metrics(options.input), checksums, notes, model=config.get('architectures', [''])[0])
+        (directory / 'README.md').write_text(card)
+    for note in notes:
+        print(f'note: {note}')
+    count = sum(tensor.size for tensor in tensors.values() if tensor.dtype.kind == 'f')
+    print(f'{count:,} parameters in {len(tensors)} tensors -> {options.output}: ' + ', '.join(
+        f'{name} {digest[:12]}' for name, digest in checksums.items()))
+
+
+def _metrics(path: str) -> dict:
+    """What the run of a checkpoint measured on held-out images at its step."""
+    if not is_checkpoint(path):
+        return {}
+    checkpoint = find_checkpoint(path)
+    log = checkpoint.parents[1] / 'metrics.jsonl'
+    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+    return {name.removeprefix('eval/'): value for row in rows if row['step'] == int(checkpoint.name)
+            for name, value in row.items() if name.startswith('eval/')}
+
+
+def _arguments():
+    parser = arguments.parser('export_weights', __doc__, 'python -m beit_jax.tools.export_weights --input runs/quickstart/finetune '
+                              '--format huggingface --output exported')
+    parser.add_argument('--input', required=True, metavar='PATH', help='a checkpoint, a work directory, or weights of another format')
+    parser.add_argument('--format', required=True, help=f'{", ".join(DIALECTS)}')
+    parser.add_argument('--output', required=True, metavar='DIR', help='the directory to write')
+    return parser
+
+
+if __name__ == '__main__':
+    arguments.main(run, _arguments())

@@ -1,0 +1,39 @@
+"""Converts PyTorch weights of BEiT to a checkpoint: of the official code, timm or transformers, pre-trained or fine-tuned. The architecture is
+read from the file. Needs no PyTorch, and runs nothing in the file."""
+from pathlib import Path
+
+import jax
+
+from beit_jax.records import whole_directory
+from beit_jax.tools import arguments
+from beit_jax.tools.inspect_weights import summary
+from beit_jax.train.checkpoint import Checkpoints
+from beit_jax.weights.torch_models import convert, examine
+
+
+def run(options) -> None:
+    found = examine(options.input)
+    for name in ('mean', 'std'):
+        if getattr(options, name):
+            found.architecture[name] = getattr(options, name)
+    params, description = convert(found)
+    with whole_directory(Path(options.output)) as directory:
+        checkpoints = Checkpoints(directory)
+        checkpoints.save({'params': jax.device_put(params)}, 0, description)
+        checkpoints.close()
+    print('\n'.join(summary(found)))
+    print(f'-> {options.output}: start from it with --config.init={options.output}, or beit_jax.load({options.output!r})')
+
+
+def _arguments():
+    parser = arguments.parser('import_weights', __doc__, 'python -m beit_jax.tools.import_weights --input beit_base_patch16_224_pt22k.pth '
+                              '--output weights/beit_base')
+    parser.add_argument('--input', required=True, metavar='PATH', help='.pth, .pt, .bin or .safetensors, an index of shards, or a folder')
+    parser.add_argument('--output', required=True, metavar='DIR', help='the directory to write: DIR/checkpoints/0')
+    parser.add_argument('--mean', type=float, nargs=3, help='of its pixels in [0, 1], where the file does not tell (0.5 0.5 0.5)')
+    parser.add_argument('--std', type=float, nargs=3, help='likewise')
+    return parser
+
+
+if __name__ == '__main__':
+    arguments.main(run, _arguments())

@@ -1,0 +1,80 @@
+"""Our models in PyTorch's names and layouts, with the JSON that each library wants beside the tensors."""
+from flax import traverse_util
+import numpy as np
+
+from beit_jax.models.layers import relative_position_index
+from beit_jax.weights import names
+from beit_jax.weights.processing import BICUBIC
+from beit_jax.weights.torch_models import INDEX, huggingface_settings
+
+
+def to_tensors(params, architecture: dict, dialect: str) -> dict[str, np.ndarray]:
+    """The parameters (nested dict) as a state dict of the dialect: contiguous float32, the numbers bit for bit.
+
+    `unilm` gets the buffers that its models have (`relative_position_index`, int64), so that it loads them strictly.
+    """
+    head, patch_size = names.head_kind(architecture), architecture['patch_size']
+    tensors = {names.to_name(path, dialect, head): names.to_torch(path, np.asarray(array), patch_size)
+               for path, array in traverse_util.flatten_dict(params, sep='/').items()}
+    if dialect == 'huggingface':
+        if is_headless(architecture):  # a BeitModel
+            tensors = {name.removeprefix('beit.'): array for name, array in tensors.items()}
+    else:
+        tensors = names.join_qkv(tensors)
+    if dialect == 'unilm':
+        index, table = relative_position_index(tuple(architecture['grid'])).astype(np.int64), '.relative_position_bias_table'
+        tensors |= {name.replace(table, INDEX): index for name in tensors if name.endswith(table)}
+    return {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+
+
+def is_headless(architecture: dict) -> bool:
+    """Whether a model has neither classes nor tokens."""
+    return architecture['architecture'] == 'beit_classifier' and not architecture['num_classes']
+
+
+def headless(params, architecture: dict) -> tuple[dict, dict]:
+    """A pre-trained model as timm has it, (parameters, architecture): without mask token and tokens, its last norm on CLS."""
+    encoder = {name: value for name, value in params['encoder'].items() if name != 'mask_token'}
+    return {'encoder': encoder, 'head': {'norm': params['head']['norm']}}, architecture | {
+        'architecture': 'beit_classifier', 'num_classes': 0, 'pooling': 'cls'}
+
+
+def huggingface_config(architecture: dict, classes: list[str]) -> dict:
+    """config.json of transformers (4 and 5)."""
+    tokens = architecture['architecture'] == 'beit_masked_image_model'
+    model = 'BeitForMaskedImageModeling' if tokens else 'BeitModel' if is_headless(architecture) else 'BeitForImageClassification'
+    labels = [] if tokens or is_headless(architecture) else classes or [f'LABEL_{i}' for i in range(architecture['num_classes'])]
+    return {'model_type': 'beit', 'architectures': [model], **huggingface_settings(architecture), 'use_mask_token': tokens,
+            'layer_norm_eps': architecture['norm_eps'], 'layer_scale_init_value': architecture['layer_scale'],
+            'drop_path_rate': architecture['drop_path'], 'torch_dtype': 'float32'} | (
+                {'id2label': {str(i): name for i, name in enumerate(labels)}, 'label2id': {name: i for i, name in enumerate(labels)}}
+                if labels else {})
+
+
+def huggingface_processor(architecture: dict) -> dict:
+    """preprocessor_config.json: shorter side, central crop, bicubic.
+
+    BEiT's own image processor squeezes pictures to a square; CLIP's resizes the shorter side and crops, which is how BEiT was evaluated.
+    """
+    side = architecture['image_size']
+    return {'image_processor_type': 'CLIPImageProcessor', 'do_convert_rgb': True,
+            'do_resize': True, 'size': {'shortest_edge': round(side / architecture.get('crop', 1.0))}, 'resample': BICUBIC,
+            'do_center_crop': True, 'crop_size': {'height': side, 'width': side}, 'do_rescale': True, 'rescale_factor': 1 / 255,
+            'do_normalize': True, 'image_mean': list(architecture['mean']), 'image_std': list(architecture['std'])}
+
+
+def timm_config(architecture: dict, classes: list[str]) -> dict:
+    """config.json of `timm.create_model('local-dir:DIR')`: the smallest of its models with every size overridden."""
+    side, width, hidden, num_classes = (architecture[name] for name in ('image_size', 'width', 'hidden', 'num_classes'))
+    ratio = hidden / width
+    model = {'img_size': side, 'patch_size': architecture['patch_size'], 'embed_dim': width, 'depth': architecture['depth'],
+             'num_heads': architecture['heads'], 'mlp_ratio': ratio if int(width * ratio) == hidden else (hidden + 0.5) / width,
+             'init_values': architecture['layer_scale'], 'use_abs_pos_emb': architecture['positions'] == 'absolute',
+             'use_rel_pos_bias': architecture['positions'] == 'layer_bias',
+             'use_shared_rel_pos_bias': architecture['positions'] == 'shared_bias',
+             'global_pool': {'mean': 'avg', 'cls': 'token'}[architecture['pooling']]}
+    pictures = {'input_size': [3, side, side], 'fixed_input_size': True, 'interpolation': 'bicubic', 'crop_mode': 'center',
+                'crop_pct': architecture.get('crop', 1.0), 'mean': list(architecture['mean']), 'std': list(architecture['std']),
+                'num_classes': num_classes, 'first_conv': 'patch_embed.proj', 'classifier': 'head'}
+    return {'architecture': 'beit_base_patch16_224', 'num_classes': num_classes, 'num_features': width, 'model_args': model,
+            'pretrained_cfg': pictures | ({'label_names': list(classes)} if classes else {})}

@@ -1,0 +1,112 @@
+"""Files and folders of PyTorch weights, as they stand there: safetensors or files of torch.save, whole or in shards, with the JSON beside.
+
+No PyTorch is needed, and nothing in a file is run.
+"""
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import safetensors
+
+from beit_jax.config import check
+from beit_jax.errors import RequestError
+from beit_jax.models.presets import Released, find_released
+from beit_jax.weights.pickles import read_torch_file
+
+# the weights of a folder, in order of preference
+WHOLE = ('model.safetensors', 'model.safetensors.index.json', 'pytorch_model.bin', 'pytorch_model.bin.index.json')
+SUFFIXES = ('.safetensors', '.pth', '.pt', '.bin')
+METADATA = 'beit_jax'  # the entry of a safetensors header in which we keep what no JSON beside it says
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What was found at a path."""
+    path: Path
+    tensors: dict[str, np.ndarray]
+    files: tuple[Path, ...]  # those that hold the tensors
+    config: dict  # config.json
+    processor: dict  # preprocessor_config.json
+    settings: dict  # what the file itself says: arguments of the official code, or our metadata
+
+    @property
+    def released(self) -> Released | None:
+        """The released weights that the file or folder is named after."""
+        path = self.path.absolute()
+        return find_released(path.name if path.is_dir() else path.stem)
+
+    def checksums(self) -> dict[str, str]:
+        """sha256 of each file that holds tensors."""
+        return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in self.files}
+
+
+def read_source(path: str | Path) -> Source:
+    """Reads a `.pth`, `.pt`, `.bin` or `.safetensors` file, an index of shards, or a folder with one of these.
+
+    Raises:
+      RequestError: none of these, damaged, or refused (see `beit_jax.weights.pickles`).
+    """
+    path = Path(path)
+    check(path.exists(), f'{path}: there is no such file or folder.')
+    weights = _find_weights(path) if path.is_dir() else path
+    if weights.name.endswith('.index.json'):
+        tensors, settings, files = *_read_shards(weights), tuple(sorted({weights.parent / name for name in _shards(weights).values()}))
+    else:
+        (tensors, settings), files = _read_file(weights), (weights,)
+    beside = path.is_dir() or weights.name in WHOLE  # a file of any other name may lie among strangers
+    config, processor = (_read_json(weights.parent / name) if beside else {} for name in ('config.json', 'preprocessor_config.json'))
+    return Source(path, tensors, files, config, processor, settings)
+
+
+def _find_weights(folder: Path) -> Path:
+    for name in WHOLE:
+        if (folder / name).is_file():
+            return folder / name
+    found = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES)
+    check(bool(found), f'{folder} holds neither a checkpoint nor a file of weights ({", ".join(SUFFIXES)}).')
+    check(len(found) == 1, f'{folder} holds several files of weights, {", ".join(file.name for file in found)}: give one of them.')
+    return found[0]
+
+
+def _read_file(path: Path) -> tuple[dict[str, np.ndarray], dict]:
+    if path.suffix != '.safetensors':
+        return read_torch_file(path)
+    try:
+        with safetensors.safe_open(path, 'np') as file:
+            settings = json.loads((file.metadata() or {}).get(METADATA, '{}'))
+            return {name: file.get_tensor(name) for name in file.keys()}, settings if isinstance(settings, dict) else {}  # noqa: SIM118
+    except (safetensors.SafetensorError, TypeError, ValueError) as error:
+        raise RequestError(f'{path} cannot be read as safetensors ({error}): it is damaged or truncated, or something else.') from error
+
+
+def _shards(index: Path) -> dict[str, str]:
+    """{name of a tensor: file} of an index."""
+    names = _read_json(index).get('weight_map')
+    check(isinstance(names, dict) and bool(names) and all(isinstance(file, str) and Path(file).name == file for file in names.values()),
+          f'{index} has no weight_map from tensors to files beside it: it is damaged.')
+    return names
+
+
+def _read_shards(index: Path) -> tuple[dict[str, np.ndarray], dict]:
+    names, tensors, settings = _shards(index), {}, {}
+    for file in sorted(set(names.values())):
+        check((index.parent / file).is_file(), f'{index} names {file}, which is not there: download all shards.')
+        found, settings = _read_file(index.parent / file)
+        wanted = {name for name, place in names.items() if place == file}
+        check(wanted == found.keys(), f'{index.parent / file} does not hold the tensors that {index.name} says: '
+              f'{", ".join(sorted(wanted ^ found.keys())[:3])}.')
+        tensors |= found
+    return tensors, settings
+
+
+def _read_json(path: Path) -> dict:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise RequestError(f'{path} cannot be read as JSON ({error}): it is damaged.') from error
+    check(isinstance(content, dict), f'{path} holds a {type(content).__name__}, not the settings of a model.')
+    return content

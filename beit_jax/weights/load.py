@@ -1,0 +1,30 @@
+"""Parameters from whatever holds a BEiT: a checkpoint or work directory of ours, or a file or folder of PyTorch weights."""
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from beit_jax.config import check
+from beit_jax.weights.checkpoint import is_checkpoint, load_params
+from beit_jax.weights.torch_models import convert, examine
+
+
+def load_weights(path: str, place: Callable | None = None) -> tuple[dict, dict]:
+    """The parameters of a model: their moving average where a run kept one.
+
+    Args:
+      path: a checkpoint, a work directory (its newest one), a file (.pth, .bin, .safetensors) or folder of PyTorch weights.
+      place: from the abstract parameters (nested dict of jax.ShapeDtypeStruct) to the shardings of each; None: the first device.
+
+    Returns:
+      (parameters as a nested dict of arrays, the description that checkpoints carry; `notes` in it says what was assumed or changed).
+
+    Raises:
+      RequestError: none of these, or damaged.
+    """
+    check(Path(path).exists(), f'{path}: there is no such checkpoint, work directory or file of weights.')
+    if is_checkpoint(path):
+        return load_params(path, place)
+    params, description = convert(examine(path))
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+    return jax.device_put(params, place(abstract) if place else jax.local_devices()[0]), description

@@ -1,0 +1,149 @@
+"""One table of names for both directions: ours, the official code's (`unilm`) and timm's, and Hugging Face's (the hub's layout).
+
+timm took its names from the official code, so both have one column. There query, key and value are one matrix, `attn.qkv.weight`; here its
+rows are called `attn.qkv.weight.query`, `.key` and `.value`, see `split_qkv` and `join_qkv`.
+"""
+import re
+
+import numpy as np
+
+DIALECTS = ('unilm', 'timm', 'huggingface')
+
+ENCODER = (
+    # ours, unilm and timm, huggingface
+    ('encoder/cls_token', 'cls_token', 'beit.embeddings.cls_token'),
+    ('encoder/mask_token', 'mask_token', 'beit.embeddings.mask_token'),
+    ('encoder/position_embedding', 'pos_embed', 'beit.embeddings.position_embeddings'),
+    ('encoder/patch_embedding/kernel', 'patch_embed.proj.weight', 'beit.embeddings.patch_embeddings.projection.weight'),
+    ('encoder/patch_embedding/bias', 'patch_embed.proj.bias', 'beit.embeddings.patch_embeddings.projection.bias'),
+    ('encoder/position_bias/table', 'rel_pos_bias.relative_position_bias_table',
+     'beit.encoder.relative_position_bias.relative_position_bias_table'),
+)
+OURS_BLOCK, UNILM_BLOCK, HUGGINGFACE_BLOCK = 'encoder/blocks/', 'blocks.', 'beit.encoder.layer.'  # and the number of the block
+BLOCK = (
+    ('norm1/scale', 'norm1.weight', 'layernorm_before.weight'),
+    ('norm1/bias', 'norm1.bias', 'layernorm_before.bias'),
+    ('attention/query/kernel', 'attn.qkv.weight.query', 'attention.attention.query.weight'),
+    ('attention/query/bias', 'attn.q_bias', 'attention.attention.query.bias'),
+    ('attention/key/kernel', 'attn.qkv.weight.key', 'attention.attention.key.weight'),
+    ('attention/value/kernel', 'attn.qkv.weight.value', 'attention.attention.value.weight'),
+    ('attention/value/bias', 'attn.v_bias', 'attention.attention.value.bias'),
+    ('attention/position_bias/table', 'attn.relative_position_bias_table',
+     'attention.attention.relative_position_bias.relative_position_bias_table'),
+    ('attention/out/kernel', 'attn.proj.weight', 'attention.output.dense.weight'),
+    ('attention/out/bias', 'attn.proj.bias', 'attention.output.dense.bias'),
+    ('scale1', 'gamma_1', 'lambda_1'),
+    ('norm2/scale', 'norm2.weight', 'layernorm_after.weight'),
+    ('norm2/bias', 'norm2.bias', 'layernorm_after.bias'),
+    ('mlp/fc1/kernel', 'mlp.fc1.weight', 'intermediate.dense.weight'),
+    ('mlp/fc1/bias', 'mlp.fc1.bias', 'intermediate.dense.bias'),
+    ('mlp/fc2/kernel', 'mlp.fc2.weight', 'output.dense.weight'),
+    ('mlp/fc2/bias', 'mlp.fc2.bias', 'output.dense.bias'),
+    ('scale2', 'gamma_2', 'lambda_2'),
+)
+_CLASSES = (
+    ('head/classes/kernel', 'head.weight', 'classifier.weight'),
+    ('head/classes/bias', 'head.bias', 'classifier.bias'),
+)
+HEADS = {
+    'tokens': (  # of a masked image model
+        ('head/norm/scale', 'norm.weight', 'layernorm.weight'),
+        ('head/norm/bias', 'norm.bias', 'layernorm.bias'),
+        ('head/projection/kernel', 'lm_head.weight', 'lm_head.weight'),
+        ('head/projection/bias', 'lm_head.bias', 'lm_head.bias'),
+    ),
+    'mean': (  # of a classifier by its pooling
+        ('head/norm/scale', 'fc_norm.weight', 'beit.pooler.layernorm.weight'),
+        ('head/norm/bias', 'fc_norm.bias', 'beit.pooler.layernorm.bias'),
+        *_CLASSES,
+    ),
+    'cls': (
+        ('head/norm/scale', 'norm.weight', 'beit.layernorm.weight'),
+        ('head/norm/bias', 'norm.bias', 'beit.layernorm.bias'),
+        *_CLASSES,
+    ),
+}
+
+
+def head_kind(architecture: dict) -> str:
+    """Which of HEADS a model has."""
+    return 'tokens' if architecture['architecture'] == 'beit_masked_image_model' else architecture['pooling']
+
+
+def to_name(path: str, dialect: str, head: str) -> str:
+    """The name of one of our paths ('encoder/blocks/07/mlp/fc1/bias') in a dialect; `head`: a key of HEADS."""
+    column = _column(dialect)
+    block = re.fullmatch(OURS_BLOCK + r'(\d+)/(.+)', path)
+    if block:
+        return f'{_block_prefix(dialect)}{int(block[1])}.{_lookup(BLOCK, 0, column)[block[2]]}'
+    return _lookup(ENCODER + HEADS[head], 0, column)[path]
+
+
+def to_path(name: str, dialect: str, head: str) -> str | None:
+    """Our path of a name in a dialect, or None: the inverse of `to_name`."""
+    column = _column(dialect)
+    block = re.fullmatch(re.escape(_block_prefix(dialect)) + r'(0|[1-9]\d{0,2})\.(.+)', name)
+    if not block:
+        return _lookup(ENCODER + HEADS[head], column, 0).get(name)
+    rest = _lookup(BLOCK, column, 0).get(block[2])
+    return rest and f'{OURS_BLOCK}{int(block[1]):02d}/{rest}'
+
+
+def to_torch(path: str, array: np.ndarray, patch_size: int) -> np.ndarray:
+    """One of our arrays as PyTorch lays it out: linear [outputs, inputs], the patches as a convolution, tokens with axes of length 1."""
+    if path == 'encoder/patch_embedding/kernel':  # [(row, column, channel), D] -> [D, channel, row, column]
+        return array.reshape(patch_size, patch_size, -1, array.shape[1]).transpose(3, 2, 0, 1)
+    if path.endswith('/kernel'):
+        return array.T
+    if path in ('encoder/cls_token', 'encoder/mask_token'):
+        return array[None, None]
+    return array[None] if path == 'encoder/position_embedding' else array
+
+
+def from_torch(path: str, array: np.ndarray) -> np.ndarray:
+    """The inverse of `to_torch`."""
+    if path == 'encoder/patch_embedding/kernel':
+        return array.transpose(2, 3, 1, 0).reshape(-1, array.shape[0])
+    if path.endswith('/kernel'):
+        return array.T
+    if path in ('encoder/cls_token', 'encoder/mask_token'):
+        return array[0, 0]
+    return array[0] if path == 'encoder/position_embedding' else array
+
+
+_PARTS = ('query', 'key', 'value')
+
+
+def split_qkv(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Each `*.qkv.weight` [3 D, D] as three of [D, D]; one whose rows do not divide by three stays as it is."""
+    split = {}
+    for name, array in tensors.items():
+        if name.endswith('.qkv.weight') and array.ndim == 2 and array.shape[0] % 3 == 0:
+            split |= {f'{name}.{part}': rows for part, rows in zip(_PARTS, np.split(array, 3))}
+        else:
+            split[name] = array
+    return split
+
+
+def join_qkv(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The inverse of `split_qkv`; the matrix stands where its queries stood."""
+    joined = {}
+    for name, array in tensors.items():
+        whole, _, part = name.rpartition('.')
+        if not whole.endswith('.qkv.weight'):
+            joined[name] = array
+        elif part == _PARTS[0]:
+            joined[whole] = np.concatenate([tensors[f'{whole}.{part}'] for part in _PARTS])
+    return joined
+
+
+def _column(dialect: str) -> int:
+    return 2 if dialect == 'huggingface' else 1
+
+
+def _block_prefix(dialect: str) -> str:
+    return HUGGINGFACE_BLOCK if dialect == 'huggingface' else UNILM_BLOCK
+
+
+def _lookup(rows, key: int, value: int) -> dict[str, str]:
+    return {row[key]: row[value] for row in rows}
