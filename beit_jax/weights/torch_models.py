@@ -26,6 +26,7 @@ from beit_jax.weights.processing import read_classes, read_processing
 INDEX = '.relative_position_index'  # a buffer that follows from the grid
 HEAD_WIDTH = 64  # of every released model, where no bias table shows the number of heads
 MAX_DEPTH = 200
+NO_FRACTIONS = 'biuSOU'  # kinds of dtypes that weights do not have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Examination:
     head: str  # a key of names.HEADS
     architecture: dict  # as checkpoints carry it; {} where it cannot be told
     classes: tuple[str, ...]  # their names; () where the file has none
-    tensors: dict[str, np.ndarray]  # by our paths, laid out as in the file
+    tensors: dict[str, np.ndarray]  # by our paths, laid out as in the file (query, key and value apart)
     notes: tuple[str, ...]  # what was assumed or will be changed
     problems: tuple[str, ...]  # why it cannot be imported
 
@@ -50,25 +51,26 @@ def examine(path: str | Path) -> Examination:
     source = read_source(path)
     dialect, tensors = _identify(source)
     head = _head(dialect, tensors)
-    by_path = {name: names.to_path(name, dialect, head) for name in tensors if not name.endswith(INDEX)}
-    problems = [f'unexpected: {name[:120]!a} {list(tensors[name].shape)}' for name, ours in by_path.items() if ours is None]
-    notes, flat = [], {ours: tensors[name] for name, ours in by_path.items() if ours is not None}
-    if head != 'tokens' and flat.pop('encoder/mask_token', None) is not None:
-        notes.append('the mask token is left out: a classifier hides nothing')
-    kinds = Counter(str(array.dtype) for array in flat.values())
-    problems += [f'{names.to_name(ours, dialect, head)} holds {array.dtype}, not numbers with a fraction' for ours, array in flat.items()
-                 if array.dtype.kind in 'biuSOU']
-    notes += [f'{count} tensors of {kind} are converted to float32' for kind, count in kinds.items() if kind != 'float32']
+    if head != 'tokens' and tensors.pop(names.to_name('encoder/mask_token', dialect, head), None) is not None:
+        notes = ['the mask token is left out: a classifier hides nothing']
+    else:
+        notes = []
+    split = names.split_qkv(tensors)
+    placed = {name: names.to_path(name, dialect, head) for name in split}
+    by_path = {path: split[name] for name, path in placed.items() if path}
     architecture = {}
     try:
-        architecture = _architecture(source, dialect, head, flat, notes)
-        problems += _differences(source, dialect, head, architecture, flat, tensors)
+        architecture = _architecture(source, dialect, head, by_path, notes)
+        problems = _differences(source, dialect, head, architecture, tensors)
     except RequestError as error:
-        problems.append(str(error))
+        problems = [str(error), *(f'unexpected: {name[:120]!a} {list(split[name].shape)}' for name, path in placed.items()
+                                  if not path and not name.endswith(INDEX))]
+    kinds = Counter(str(array.dtype) for array in tensors.values() if array.dtype.kind not in NO_FRACTIONS and array.dtype != np.float32)
+    notes += [f'{count} tensors of {kind} are converted to float32' for kind, count in kinds.items()]
     classes = read_classes(source) if architecture.get('num_classes') else ()
     if len(classes) not in (0, architecture.get('num_classes')):
         problems.append(f'the JSON names {len(classes)} classes, the head has {architecture["num_classes"]}')
-    return Examination(source, dialect, head, architecture, classes, flat, tuple(notes), tuple(problems))
+    return Examination(source, dialect, head, architecture, classes, by_path, tuple(notes), tuple(problems))
 
 
 def convert(found: Examination) -> tuple[dict, dict]:
@@ -88,15 +90,17 @@ def convert(found: Examination) -> tuple[dict, dict]:
 
 
 def _identify(source: Source) -> tuple[str, dict[str, np.ndarray]]:
-    """(dialect, the tensors by the dialect's own names, query, key and value apart)."""
-    path, tensors, model_type = source.path, source.tensors, source.config.get('model_type', 'beit')
+    """(dialect, the tensors by the dialect's own names)."""
+    path, tensors, model_type = source.path, dict(source.tensors), source.config.get('model_type', 'beit')
     check(model_type == 'beit', f'{path}: config.json says that it is a {str(model_type)[:40]!a}, not a BEiT.')
     if all(name.startswith('module.') for name in tensors):  # torch's DistributedDataParallel
         tensors = {name.removeprefix('module.'): array for name, array in tensors.items()}
-    biased = next((name for name in tensors if name.endswith(('attn.qkv.bias', 'attention.key.bias')) or name == 'dist_token'), None)
-    check(biased is None, f'{path} is a ViT or DeiT, not a BEiT: it has {biased}.')
-    if any(name.startswith(('embeddings.', 'encoder.layer.')) for name in tensors):  # a model without a head, saved alone
+    biased = [name for name in tensors if name.endswith(('attn.qkv.bias', 'attention.key.bias', 'k_proj.bias')) or name == 'dist_token']
+    check(not biased, f'{path} is a ViT or DeiT, not a BEiT: it has {"".join(biased[:1])}.')
+    if any(name.startswith(('embeddings.', 'encoder.layer.', 'layers.')) for name in tensors):  # a model without a head, saved alone
         tensors = {f'beit.{name}': array for name, array in tensors.items()}
+    check(not any(name.startswith('beit.layers.') for name in tensors), f'{path} has the names that transformers 5 uses in memory: write the '
+          "model with its save_pretrained, which keeps the hub's names.")
     check(not any(name.startswith(('decode_head.', 'auxiliary_head.')) for name in tensors), f'{path} is a segmentation model: only '
           'pre-trained models and classifiers can be imported.')
     if any(name.startswith(('beit.embeddings.', names.HUGGINGFACE_BLOCK)) for name in tensors):
@@ -105,7 +109,7 @@ def _identify(source: Source) -> tuple[str, dict[str, np.ndarray]]:
           f'Hugging Face: its tensors are called {", ".join(ascii(name[:80]) for name in list(tensors)[:3])}, ...')
     bare = any('bias_table' in name for name in tensors) and not any(name.endswith(INDEX) or name.startswith('lm_head.') for name in tensors)
     timm = bare or 'architecture' in source.config
-    return 'timm' if timm and not source.settings else 'unilm', names.split_qkv(tensors)
+    return 'timm' if timm and not source.settings else 'unilm', tensors
 
 
 def _head(dialect: str, tensors) -> str:
@@ -140,7 +144,7 @@ def _architecture(source: Source, dialect: str, head: str, flat, notes: list[str
     width, patch_size = _vote([*_sizes(flat, '/norm1/scale', 0), patch.shape[0]]), patch.shape[2]
     blocks = {int(path.split('/')[2]) for path in flat if path.startswith(names.OURS_BLOCK)}
     depth = max(blocks, default=-1) + 1
-    check(0 < depth <= MAX_DEPTH, f'it has {"no blocks" if not depth else f"a block {depth - 1}"}')
+    check(0 < depth <= min(MAX_DEPTH, 2 * len(blocks)), f'it has {len(blocks)} blocks{f", the last one is block {depth - 1}" if depth else ""}')
     hidden = _vote([*_sizes(flat, '/fc1/bias', 0), *_sizes(flat, '/fc1/kernel', 0), *_sizes(flat, '/fc2/kernel', 1)])
     check(hidden > 0, 'it has no MLP')
     kinds = {'absolute': 'encoder/position_embedding' in flat, 'shared_bias': 'encoder/position_bias/table' in flat,
@@ -192,29 +196,37 @@ def _config(source: Source, dialect: str) -> dict:
             'num_classes': source.config.get('num_classes') or 0}
 
 
-def _differences(source: Source, dialect: str, head: str, architecture: dict, flat, tensors) -> list[str]:
-    """What is not as the architecture has it: names, shapes, numbers, buffers, and the JSON beside."""
-    patch_size, grid = architecture['patch_size'], tuple(architecture['grid'])
-    _, wanted = abstract(architecture)
-    shapes = {path: names.to_torch(path, np.broadcast_to(np.float32(0), leaf.shape), patch_size).shape
-              for path, leaf in traverse_util.flatten_dict(wanted, sep='/').items()}
-    show = lambda path: names.to_name(path, dialect, head)
-    problems = [f'missing: {show(path)} {list(shape)}' for path, shape in shapes.items() if path not in flat]
-    problems += [f'unexpected: {show(path)} {list(flat[path].shape)}' for path in flat if path not in shapes]
-    for path in flat.keys() & shapes.keys():
-        array, shape = flat[path], shapes[path]
-        if array.shape != shape:
-            turned = ', its transpose' if array.shape == shape[::-1] else ''
-            problems.append(f'{show(path)} is {list(array.shape)}, expected {list(shape)}{turned}')
-        elif array.dtype.kind not in 'biuSOU' and not np.isfinite(array).all():
-            problems.append(f'{show(path)} has {np.count_nonzero(~np.isfinite(array))} numbers that are NaN or infinite')
-    index = relative_position_index(grid)
-    problems += [f'{name} is not the index of a grid of {grid[0]} x {grid[1]} patches' for name, array in tensors.items()
-                 if name.endswith(INDEX) and not np.array_equal(array, index)]
+def _differences(source: Source, dialect: str, head: str, architecture: dict, tensors) -> list[str]:
+    """What is not as the architecture has it, in the dialect's own names: tensors, shapes, numbers, buffers, and the JSON beside."""
+    grid, problems = tuple(architecture['grid']), []
+    shapes = _shapes(architecture, dialect, head)
+    for name in tensors.keys() | shapes.keys():
+        if name not in tensors:
+            problems.append(f'missing: {name} {list(shapes[name])}')
+        elif name.endswith(INDEX):
+            if not np.array_equal(tensors[name], relative_position_index(grid)):
+                problems.append(f'{name} is not the index of a grid of {grid[0]} x {grid[1]} patches')
+        elif name not in shapes:
+            problems.append(f'unexpected: {name[:120]!a} {list(tensors[name].shape)}')
+        elif tensors[name].shape != shapes[name]:
+            turned = ', its transpose' if tensors[name].shape == shapes[name][::-1] else ''
+            problems.append(f'{name} is {list(tensors[name].shape)}, expected {list(shapes[name])}{turned}')
+        elif tensors[name].dtype.kind in NO_FRACTIONS:
+            problems.append(f'{name} holds {tensors[name].dtype}, not numbers with a fraction')
+        elif not np.isfinite(tensors[name]).all():
+            problems.append(f'{name} has {np.count_nonzero(~np.isfinite(tensors[name]))} numbers that are NaN or infinite')
     if dialect == 'huggingface':
         problems += [f'config.json says {name} {source.config[name]!r}, the tensors {value!r}'
                      for name, value in huggingface_settings(architecture).items() if source.config.get(name, value) not in (value, [value] * 2)]
     return sorted(problems)
+
+
+def _shapes(architecture: dict, dialect: str, head: str) -> dict[str, tuple[int, ...]]:
+    """The state dict that the architecture has in a dialect: shapes by name."""
+    _, wanted = abstract(architecture)
+    nothing = {names.to_name(path, dialect, head): names.to_torch(path, np.broadcast_to(np.int8(0), leaf.shape), architecture['patch_size'])
+               for path, leaf in traverse_util.flatten_dict(wanted, sep='/').items()}
+    return {name: array.shape for name, array in names.join_qkv(nothing).items()}
 
 
 def huggingface_settings(architecture: dict) -> dict:

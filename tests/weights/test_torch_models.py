@@ -1,4 +1,5 @@
 """What a file of weights is found to be, in every form it comes in, and what is refused."""
+import argparse
 import json
 
 import ml_dtypes
@@ -48,7 +49,8 @@ def copy(folder, directory, **changed):
 @pytest.mark.parametrize('dialect', names.DIALECTS)
 @pytest.mark.parametrize('head', names.HEADS)
 def test_the_table_is_its_own_inverse(dialect, head):
-    paths = [row[0] for row in names.ENCODER + names.HEADS[head]] + [f'encoder/blocks/{i:02d}/{row[0]}' for row in names.BLOCK for i in (0, 7, 23)]
+    paths = [row[0] for row in names.ENCODER + names.HEADS[head]]
+    paths += [f'encoder/blocks/{i:02d}/{row[0]}' for row in names.BLOCK for i in (0, 7, 23)]
     theirs = [names.to_name(path, dialect, head) for path in paths]
     assert len(set(theirs)) == len(paths) and [names.to_path(name, dialect, head) for name in theirs] == paths
     for name in ('blocks.007.norm1.weight', 'blocks.1.norm3.weight', 'beit.encoder.layer.1', 'head', ''):
@@ -75,7 +77,7 @@ def test_forms(state, tmp_path):
         assert found.dialect == 'unilm' and not found.problems
         np.testing.assert_equal(convert(found)[0], expected)
     (tmp_path / 'b' / 'pytorch_model-00001-of-00002.bin').unlink()
-    with pytest.raises(RequestError, match='names pytorch_model-00001-of-00002.bin, which is not there'):
+    with pytest.raises(RequestError, match=r'names pytorch_model-00001-of-00002\.bin, which is not there'):
         examine(tmp_path / 'b')
 
 
@@ -95,14 +97,13 @@ def test_what_a_transformers_folder_says(folder, tmp_path):
     strange = copy(folder, tmp_path / 'strange', num_attention_heads=4, hidden_act='relu', image_size=[80, 80], intermediate_size=201)
     problems = ' '.join(examine(strange).problems)
     assert all(text in problems for text in ("hidden_act 'relu', the tensors 'gelu'", 'intermediate_size 201, the tensors 200',
-                                             'is [83, 2] expected [84, 4]'.replace('[83, 2] ', '').split(' expected')[0].strip()))
+                                             'relative_position_bias_table is [84, 2], expected [84, 4]'))
     assert 'image_size' not in problems
 
 
 def test_settings_of_the_official_code(state, tmp_path):
-    import argparse
-    path = save(state, tmp_path / 'a.pth', args=argparse.Namespace(imagenet_default_mean_and_std=True, layer_scale_init_value=1e-5, nothing=None))
-    found = examine(path)
+    args = argparse.Namespace(imagenet_default_mean_and_std=True, layer_scale_init_value=1e-5, nothing=None)
+    found = examine(save(state, tmp_path / 'a.pth', args=args))
     assert found.architecture['mean'] == [0.485, 0.456, 0.406] and found.architecture['layer_scale'] == 1e-5 and not found.notes
     named = examine(save(state, tmp_path / 'beit_base_patch16_224_pt22k.pth'))
     assert named.source.released.hub == 'microsoft/beit-base-patch16-224-pt22k' and named.architecture['mean'] == [0.5] * 3 and not named.notes
@@ -113,7 +114,7 @@ def test_other_numbers_are_converted_with_a_line(state, kind, tmp_path):
     dtype = getattr(torch, kind)
     half = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
     found = examine(save(half, tmp_path / 'half.pth'))
-    count = sum(value.is_floating_point() for value in state.values()) + 4  # query, key and value are one matrix there
+    count = sum(value.is_floating_point() for value in state.values())
     assert f'{count} tensors of {kind} are converted to float32' in found.notes
     params, _ = convert(found)
     expected = state['norm.weight'].to(dtype).float().numpy()
@@ -141,7 +142,7 @@ def test_every_fault_is_named_at_once(state, tmp_path):
         'missing: cls_token [1, 1, 128]', 'blocks.0.mlp.fc1.weight is [128, 200], expected [200, 128], its transpose',
         'lm_head.weight has 1 numbers that are NaN or infinite', 'blocks.1.attn.proj.bias holds int64, not numbers with a fraction',
         'rel_pos_bias.relative_position_index is not the index of a grid of 5 x 5 patches'}
-    with pytest.raises(RequestError, match=r'8 things are wrong(\n  .*){8}$'):
+    with pytest.raises(RequestError, match=r'8 things are wrong:(\n  .*){8}$'):
         load_model(tmp_path / 'damaged.pth')
 
 
@@ -152,8 +153,8 @@ def test_every_fault_is_named_at_once(state, tmp_path):
     ({'patch_embed__proj__weight': torch.ones(128, 1, 16, 16)}, 'not for square patches of three colours'),
     ({'drop': ('rel_pos_bias.relative_position_bias_table',)}, 'positions of 0 kinds'),
     ({'pos_embed': torch.ones(1, 26, 128)}, 'positions of 2 kinds'),
-    ({'blocks__170__norm1__weight': torch.ones(128)}, 'missing: blocks.100.attn.proj.bias'),
-    ({'blocks__900__norm1__weight': torch.ones(128)}, 'it has a block 900'),
+    ({'blocks__170__norm1__weight': torch.ones(128)}, 'it has 3 blocks, the last one is block 170'),
+    ({'blocks__900__norm1__weight': torch.ones(128)}, 'it has 3 blocks, the last one is block 900'),
     ({'rel_pos_bias__relative_position_bias_table': torch.ones(84, 3)}, 'width 128 is not a multiple of config.model.heads 3'),
     ({'rel_pos_bias__relative_position_bias_table': torch.ones(80, 2)}, 'of no square grid'),
     ({'rename': {'patch_embed.proj.weight': 'blocks.0.attn.qkv.bias'}}, 'is a ViT or DeiT, not a BEiT: it has blocks.0.attn.qkv.bias'),
@@ -188,7 +189,7 @@ def test_what_is_no_beit(folder, state, tmp_path):
     safetensors.torch.save_model(vit, str(tmp_path / 'vit.safetensors'))
     vit.save_pretrained(tmp_path / 'vit_folder')
     for path in ('vit.safetensors', 'vit_folder/model.safetensors'):
-        with pytest.raises(RequestError, match='is a ViT or DeiT|is no BEiT|not a BEiT'):
+        with pytest.raises(RequestError, match=r'is a ViT or DeiT|not a BEiT'):
             examine(tmp_path / path)
     safetensors.numpy.save_file({name: value.numpy() for name, value in state.items()} | {
         'lm_head.bias': np.ones(101, ml_dtypes.bfloat16)}, tmp_path / 'mixed.safetensors')
