@@ -3,7 +3,6 @@ import dataclasses
 
 from flax import nnx
 
-from beit_jax.config import one_of
 from beit_jax.models.encoder import EncoderConfig
 from beit_jax.models.heads import Classifier, MaskedImageModel
 from beit_jax.models.presets import PRESETS
@@ -15,16 +14,15 @@ def build(architecture: dict, *, dtype='float32', rngs: nnx.Rngs) -> MaskedImage
     """The module, freshly initialised.
 
     Args:
-      architecture: `architecture` (of ARCHITECTURES), `grid`, the fields of `EncoderConfig` where they differ from the defaults, and
-        `vocabulary`, or `num_classes` (0: no head but its norm) and `pooling`.
+      architecture: `architecture` (of ARCHITECTURES), `grid`, the fields of `EncoderConfig`, and `vocabulary`,
+        or `num_classes` (0: no head but its norm) and `pooling`.
       dtype: of the products and of the residual stream.
 
     Raises:
-      RequestError: another architecture, or sizes that do not fit one another.
+      RequestError: sizes that do not fit one another.
     """
     kind, grid = architecture['architecture'], tuple(architecture['grid'])
-    one_of('the architecture', kind, ARCHITECTURES)
-    config = EncoderConfig(**{field.name: architecture[field.name] for field in dataclasses.fields(EncoderConfig) if field.name in architecture})
+    config = EncoderConfig(**{field.name: architecture[field.name] for field in dataclasses.fields(EncoderConfig)})
     if kind == 'beit_masked_image_model':
         return MaskedImageModel(config, grid, architecture['vocabulary'], dtype=dtype, rngs=rngs)
     return Classifier(config, grid, architecture['num_classes'], pooling=architecture['pooling'], dtype=dtype, rngs=rngs)
@@ -48,6 +46,6 @@ def in_words(architecture: dict) -> list[str]:
     size = a['size'] if all(a[name] == value for name, value in PRESETS[a['size']].items()) else 'a size of its own'
     return [head,
             f'{size}: width {a["width"]}, {a["depth"]} blocks, {a["heads"]} heads, MLP {a["hidden"]}; positions {a["positions"]}, LayerScale '
-            f'{"yes" if a["layer_scale"] else "no"}, norm_eps {a.get("norm_eps", EncoderConfig.norm_eps):g}',
+            f'{"yes" if a["layer_scale"] else "no"}, norm_eps {a["norm_eps"]:g}',
             f'pictures of {side} x {side} pixels, {rows} x {columns} patches of {a["patch_size"]}; mean {tuple(a["mean"])}, std '
-            f'{tuple(a["std"])}, crop {a.get("crop", 1.0):g}']
+            f'{tuple(a["std"])}, crop {a["crop"]:g}']

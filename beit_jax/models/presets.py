@@ -23,8 +23,6 @@ class Released:
     top5: float = 0.0
     hub: str = ''
     timm: str = ''
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
 
 RELEASED = {

@@ -13,6 +13,7 @@ import jax
 
 from beit_jax.config import RunConfig, check, from_mapping, one_of
 from beit_jax.data.config import DataConfig, View
+from beit_jax.models.architecture import ARCHITECTURES
 from beit_jax.models.encoder import EncoderConfig
 
 # (split, number of images at most) -> batches of NumPy arrays, prepared, cropped as an evaluation does it
@@ -114,6 +115,15 @@ class Task:
 
         metrics: those of the last evaluation, eval/...; {} where nothing is held out.
         """
+
+
+def check_encoder(architecture: dict, model: EncoderConfig, source: str) -> None:
+    """Raises RequestError where a checkpoint has no encoder, or differs from `model` in what no shape of an array shows."""
+    check(architecture['architecture'] in ARCHITECTURES,
+          f'{source} is a {architecture["architecture"]}: give a checkpoint of pre-training or of fine-tuning.')
+    for name in ('heads', 'patch_size', 'norm_eps'):
+        theirs, ours = architecture[name], getattr(model, name)
+        check(theirs == ours, f'{source} has {name} {theirs}, config.model.{name} is {ours}: set it so.')
 
 
 def task_config(settings) -> RunConfig:

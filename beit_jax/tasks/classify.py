@@ -16,10 +16,9 @@ from beit_jax.data.config import DataConfig, View
 from beit_jax.data.rand_augment import parse_policy
 from beit_jax.images.color import jitter_views, normalize, to_float
 from beit_jax.images.mixing import MixConfig, draw_weights, erase, mix
-from beit_jax.models.architecture import ARCHITECTURES
 from beit_jax.models.encoder import EncoderConfig
 from beit_jax.models.heads import POOLINGS, Classifier
-from beit_jax.tasks import LabelledRunConfig, Task
+from beit_jax.tasks import LabelledRunConfig, Task, check_encoder
 from beit_jax.weights.positions import fit_positions
 
 TOP = 5
@@ -127,17 +126,9 @@ def adapt_encoder(params, architecture: dict, config, source: str) -> tuple[dict
     Raises:
       RequestError: a checkpoint of something else, or one that differs in what no shape of an array shows.
     """
-    check(architecture['architecture'] in ARCHITECTURES,
-          f'{source} is a {architecture["architecture"]}: give a checkpoint of pre-training or of fine-tuning.')
-    for name in ('heads', 'patch_size'):
-        theirs, ours = architecture[name], getattr(config.model, name)
-        check(theirs == ours, f'{source} has {name} {theirs}, config.model.{name} is {ours}: set it so.')
+    check_encoder(architecture, config.model, source)
     encoder = {name: value for name, value in params['encoder'].items() if name != 'mask_token'}
-    encoder, notes = fit_positions(encoder, architecture['grid'], config.model.positions, config.grid)
-    eps = architecture.get('norm_eps', config.model.norm_eps)
-    if eps != config.model.norm_eps:
-        notes.append(f'warning: {source} ran with norm_eps {eps:g}, config.model.norm_eps is {config.model.norm_eps:g}')
-    return encoder, notes
+    return fit_positions(encoder, architecture['grid'], config.model.positions, config.grid)
 
 
 def pixel_differences(architecture: dict, data: DataConfig, source: str) -> list[str]:

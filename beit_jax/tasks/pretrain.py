@@ -18,7 +18,7 @@ from beit_jax.images.color import jitter_views, normalize, to_float
 from beit_jax.images.masking import MaskConfig, draw_masks
 from beit_jax.models.heads import MaskedImageModel
 from beit_jax.models.tokenizers import PRECISIONS, Tokenizer
-from beit_jax.tasks import EncoderRunConfig, Task
+from beit_jax.tasks import EncoderRunConfig, Task, check_encoder
 from beit_jax.tasks.tokenizer import token_statistics
 from beit_jax.weights.tokenizer import fingerprint, load_tokenizer
 
@@ -80,6 +80,7 @@ class Pretrain(Task):
 
     def adapt(self, params, description, classes, source):
         """As it is: a run starts from a checkpoint of the same model."""
+        check_encoder(description['architecture'], self.config.model, source)
         wanted, found = self.tokenizer.vocabulary, description['architecture'].get('vocabulary')
         check(not found or wanted == found, f'the head of {source} predicts {found} tokens, the tokenizer of this run has {wanted}: give '
               'config.tokenizer.path the tokenizer that it was trained with.')

@@ -9,17 +9,17 @@ from pathlib import Path
 import safetensors.numpy
 
 from beit_jax.config import one_of
+from beit_jax.models.encoder import EncoderConfig
 from beit_jax.records import whole_directory
 from beit_jax.tools import arguments
 from beit_jax.weights import export
 from beit_jax.weights.card import model_card
 from beit_jax.weights.checkpoint import find_checkpoint, is_checkpoint
+from beit_jax.weights.facts import metadata
 from beit_jax.weights.files import METADATA
 from beit_jax.weights.models import load_model
 from beit_jax.weights.names import DIALECTS
 from beit_jax.weights.torch_files import write_torch_file
-
-USUAL_EPS = 1e-6  # of the official code and of timm, which no file can change
 
 
 def run(options) -> None:
@@ -29,18 +29,16 @@ def run(options) -> None:
     if dialect == 'timm' and 'vocabulary' in architecture:
         params, architecture = export.headless(params, architecture)
         notes.append('timm has no masked image model: mask token and token head are left out')
-    if dialect != 'huggingface' and architecture.get('norm_eps', USUAL_EPS) != USUAL_EPS:
-        notes.append(f'its norms ran with eps {architecture["norm_eps"]:g}; {dialect} has {USUAL_EPS:g}, so that results differ a little')
+    if dialect != 'huggingface' and architecture['norm_eps'] != EncoderConfig.norm_eps:  # theirs too, which no file can change
+        notes.append(f'its norms ran with eps {architecture["norm_eps"]:g}; {dialect} has {EncoderConfig.norm_eps:g}: results differ a little')
     tensors, config, processor = export.to_tensors(params, architecture, dialect), {}, {}
     if dialect == 'huggingface':
         config, processor = export.huggingface_config(architecture, classes), export.huggingface_processor(architecture)
     elif dialect == 'timm':
         config = export.timm_config(architecture, classes)
-    # the official code has no file for it
-    pixels = {} if config else {METADATA: json.dumps({name: architecture[name] for name in ('mean', 'std')} | {
-        'crop': model.crop, 'classes': classes})}
     with whole_directory(Path(options.output)) as directory:
-        safetensors.numpy.save_file(tensors, directory / 'model.safetensors', {'format': 'pt'} | pixels)
+        header = {METADATA: json.dumps(metadata(architecture, model.classes))} if dialect == 'unilm' else {}  # others have JSON for it
+        safetensors.numpy.save_file(tensors, directory / 'model.safetensors', {'format': 'pt'} | header)
         if dialect == 'unilm':
             write_torch_file(directory / 'model.pth', tensors)
         checksums = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(directory.iterdir())}
@@ -63,9 +61,10 @@ def _metrics(path: str) -> dict:
         return {}
     checkpoint = find_checkpoint(path)
     log = checkpoint.parents[1] / 'metrics.jsonl'
-    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+    lines = log.read_text().splitlines(keepends=True) if log.is_file() else []
+    rows = [json.loads(line) for line in lines if line.endswith('\n')]  # a run that was killed may have left half a line
     return {name.removeprefix('eval/'): value for row in rows if row['step'] == int(checkpoint.name)
-            for name, value in row.items() if name.startswith('eval/')}
+            for name, value in row.items() if name.startswith('eval/') and value is not None}
 
 
 def _arguments():

@@ -12,16 +12,13 @@ from beit_jax.weights.torch_models import convert, examine
 
 
 def run(options) -> None:
-    found = examine(options.input)
-    for name in ('mean', 'std'):
-        if getattr(options, name):
-            found.architecture[name] = getattr(options, name)
+    found = examine(options.input, options.mean, options.std)
     params, description = convert(found)
+    print('\n'.join(summary(found)))
     with whole_directory(Path(options.output)) as directory:
         checkpoints = Checkpoints(directory)
         checkpoints.save({'params': jax.device_put(params)}, 0, description)
         checkpoints.close()
-    print('\n'.join(summary(found)))
     print(f'-> {options.output}: start from it with --config.init={options.output}, or beit_jax.load({options.output!r})')
 
 

@@ -1,28 +1,19 @@
 """Says what a file of BEiT weights is: dialect, architecture, classes, parameters, number formats, and anything that is wrong with it."""
-from collections import Counter
-
 import jax
 
-from beit_jax.config import check
 from beit_jax.models.architecture import in_words
 from beit_jax.tools import arguments
 from beit_jax.weights.checkpoint import is_checkpoint
 from beit_jax.weights.models import load_model
-from beit_jax.weights.torch_models import Examination, examine
+from beit_jax.weights.torch_models import Examination, check_problems, examine
 
 DIALECTS = {'unilm': "the official code's", 'timm': "timm's", 'huggingface': "Hugging Face's"}
 
 
 def summary(found: Examination) -> list[str]:
     """Lines for a person."""
-    kinds = Counter(str(array.dtype) for array in found.tensors.values())
-    count = sum(array.size for array in found.tensors.values())
     released = found.source.released
-    lines = [f'{found.source.path}: {DIALECTS[found.dialect]} names, {count:,} parameters in {len(found.tensors)} tensors of '
-             f'{", ".join(sorted(kinds))}']
-    lines += in_words(found.architecture) if found.architecture else []
-    if found.classes:
-        lines.append(f'classes: {", ".join(found.classes[:5])}{", ..." if len(found.classes) > 5 else ""}')
+    lines = _lines(f'{found.source.path}: {DIALECTS[found.dialect]} names', found.tensors.values(), found.architecture, found.classes)
     if released:
         lines.append(f'named as one of the released weights: BEiT-{released.size} at {released.image_size} pixels'
                      + (f', {released.num_classes} classes' if released.num_classes else ', pre-trained')
@@ -30,15 +21,23 @@ def summary(found: Examination) -> list[str]:
     return lines + [f'note: {note}' for note in found.notes]
 
 
+def _lines(title: str, arrays, architecture: dict, classes) -> list[str]:
+    arrays = list(arrays)
+    lines = [f'{title}, {sum(array.size for array in arrays):,} parameters in {len(arrays)} tensors of '
+             + ', '.join(sorted({str(array.dtype) for array in arrays}))]
+    lines += in_words(architecture) if architecture else []
+    return lines + ([f'classes: {", ".join(classes[:5])}{", ..." if len(classes) > 5 else ""}'] if classes else [])
+
+
 def run(options) -> None:
     if is_checkpoint(options.input):
         model = load_model(options.input)
-        count = sum(leaf.size for leaf in jax.tree.leaves(model.params))
-        print('\n'.join([f'{options.input}: a checkpoint of this package, {count:,} parameters', *in_words(model.architecture)]))
+        lines = _lines(f'{options.input}: a checkpoint of this package', jax.tree.leaves(model.params), model.architecture, model.classes)
+        print('\n'.join([*lines, *(f'note: {note}' for note in model.notes)]))
         return
     found = examine(options.input)
     print('\n'.join(summary(found)))
-    check(not found.problems, f'{len(found.problems)} things are wrong with it:\n  ' + '\n  '.join(found.problems))
+    check_problems(found)
 
 
 def _arguments():

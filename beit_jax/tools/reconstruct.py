@@ -15,7 +15,8 @@ from beit_jax.images.masking import draw_masks
 from beit_jax.tasks import make_task, task_config
 from beit_jax.tools import arguments
 from beit_jax.train.step import abstract_params
-from beit_jax.weights.checkpoint import check_params, load_params
+from beit_jax.weights.checkpoint import check_params
+from beit_jax.weights.load import load_weights
 from beit_jax.weights.tokenizer import load_tokenizer
 
 COLUMNS = ('original', 'masked', 'tokenizer', 'model')
@@ -31,7 +32,7 @@ def load_run(workdir: str, tokenizer: str = ''):
     if tokenizer:
         config['tokenizer']['path'] = tokenizer
     task = make_task(task_config(config))
-    params, description = load_params(workdir)
+    params, description = load_weights(workdir)
     params, _, _ = task.adapt(params, description, (), workdir)
     check_params(abstract_params(task), params, workdir)
     return task, params

@@ -32,7 +32,7 @@ def find_checkpoint(path: str) -> Path:
 
 
 def _steps(workdir: Path) -> list[Path]:
-    return [entry for entry in workdir.glob('checkpoints/*') if entry.name.isdigit()]
+    return [entry for entry in workdir.glob('checkpoints/*') if entry.name.isdigit() and (entry / 'state').is_dir()]
 
 
 def load_params(path: str, place: Callable | None = None):

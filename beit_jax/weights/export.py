@@ -4,7 +4,7 @@ import numpy as np
 
 from beit_jax.models.layers import relative_position_index
 from beit_jax.weights import names
-from beit_jax.weights.processing import BICUBIC
+from beit_jax.weights.facts import BICUBIC
 from beit_jax.weights.torch_models import INDEX, huggingface_settings
 
 
@@ -58,7 +58,7 @@ def huggingface_processor(architecture: dict) -> dict:
     """
     side = architecture['image_size']
     return {'image_processor_type': 'CLIPImageProcessor', 'do_convert_rgb': True,
-            'do_resize': True, 'size': {'shortest_edge': round(side / architecture.get('crop', 1.0))}, 'resample': BICUBIC,
+            'do_resize': True, 'size': {'shortest_edge': round(side / architecture['crop'])}, 'resample': BICUBIC,
             'do_center_crop': True, 'crop_size': {'height': side, 'width': side}, 'do_rescale': True, 'rescale_factor': 1 / 255,
             'do_normalize': True, 'image_mean': list(architecture['mean']), 'image_std': list(architecture['std'])}
 
@@ -74,7 +74,7 @@ def timm_config(architecture: dict, classes: list[str]) -> dict:
              'use_shared_rel_pos_bias': architecture['positions'] == 'shared_bias',
              'global_pool': {'mean': 'avg', 'cls': 'token'}[architecture['pooling']]}
     pictures = {'input_size': [3, side, side], 'fixed_input_size': True, 'interpolation': 'bicubic', 'crop_mode': 'center',
-                'crop_pct': architecture.get('crop', 1.0), 'mean': list(architecture['mean']), 'std': list(architecture['std']),
+                'crop_pct': architecture['crop'], 'mean': list(architecture['mean']), 'std': list(architecture['std']),
                 'num_classes': num_classes, 'first_conv': 'patch_embed.proj', 'classifier': 'head'}
     return {'architecture': 'beit_base_patch16_224', 'num_classes': num_classes, 'num_features': width, 'model_args': model,
             'pretrained_cfg': pictures | ({'label_names': list(classes)} if classes else {})}

@@ -29,7 +29,9 @@ class Source:
     files: tuple[Path, ...]  # those that hold the tensors
     config: dict  # config.json
     processor: dict  # preprocessor_config.json
-    settings: dict  # what the file itself says: arguments of the official code, or our metadata
+    metadata: dict  # our own, in the header of a safetensors file
+    arguments: dict  # of the official code, in a file of torch.save
+    unused: tuple[str, ...]  # other weights in the file, such as a moving average
 
     @property
     def released(self) -> Released | None:
@@ -51,13 +53,12 @@ def read_source(path: str | Path) -> Source:
     path = Path(path)
     check(path.exists(), f'{path}: there is no such file or folder.')
     weights = _find_weights(path) if path.is_dir() else path
-    if weights.name.endswith('.index.json'):
-        tensors, settings, files = *_read_shards(weights), tuple(sorted({weights.parent / name for name in _shards(weights).values()}))
-    else:
-        (tensors, settings), files = _read_file(weights), (weights,)
+    files = _read_shards(weights) if weights.name.endswith('.index.json') else {weights: _read_file(weights)}
+    tensors = {name: array for content in files.values() for name, array in content['tensors'].items()}
+    first = next(iter(files.values()))
     beside = path.is_dir() or weights.name in WHOLE  # a file of any other name may lie among strangers
     config, processor = (_read_json(weights.parent / name) if beside else {} for name in ('config.json', 'preprocessor_config.json'))
-    return Source(path, tensors, files, config, processor, settings)
+    return Source(path, tensors, tuple(files), config, processor, first['metadata'], first['arguments'], first['unused'])
 
 
 def _find_weights(folder: Path) -> Path:
@@ -70,35 +71,35 @@ def _find_weights(folder: Path) -> Path:
     return found[0]
 
 
-def _read_file(path: Path) -> tuple[dict[str, np.ndarray], dict]:
+def _read_file(path: Path) -> dict:
+    """The entries of `Source` that one file has."""
     if path.suffix != '.safetensors':
-        return read_torch_file(path)
+        tensors, arguments, unused = read_torch_file(path)
+        return {'tensors': tensors, 'metadata': {}, 'arguments': arguments, 'unused': unused}
     try:
         with safetensors.safe_open(path, 'np') as file:
-            settings = json.loads((file.metadata() or {}).get(METADATA, '{}'))
-            return {name: file.get_tensor(name) for name in file.keys()}, settings if isinstance(settings, dict) else {}  # noqa: SIM118
-    except (safetensors.SafetensorError, TypeError, ValueError) as error:
+            metadata = json.loads((file.metadata() or {}).get(METADATA, '{}'))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except AttributeError as error:  # of NumPy, which does not have all types
+        raise RequestError(f'{path} holds numbers of a type that is no type of weights ({error}).') from error
+    except (safetensors.SafetensorError, TypeError, ValueError, RecursionError) as error:
         raise RequestError(f'{path} cannot be read as safetensors ({error}): it is damaged or truncated, or something else.') from error
+    return {'tensors': tensors, 'metadata': metadata if isinstance(metadata, dict) else {}, 'arguments': {}, 'unused': ()}
 
 
-def _shards(index: Path) -> dict[str, str]:
-    """{name of a tensor: file} of an index."""
+def _read_shards(index: Path) -> dict[Path, dict]:
+    """{file: what it holds} of an index."""
     names = _read_json(index).get('weight_map')
     check(isinstance(names, dict) and bool(names) and all(isinstance(file, str) and Path(file).name == file for file in names.values()),
           f'{index} has no weight_map from tensors to files beside it: it is damaged.')
-    return names
-
-
-def _read_shards(index: Path) -> tuple[dict[str, np.ndarray], dict]:
-    names, tensors, settings = _shards(index), {}, {}
-    for file in sorted(set(names.values())):
-        check((index.parent / file).is_file(), f'{index} names {file}, which is not there: download all shards.')
-        found, settings = _read_file(index.parent / file)
-        wanted = {name for name, place in names.items() if place == file}
-        check(wanted == found.keys(), f'{index.parent / file} does not hold the tensors that {index.name} says: '
-              f'{", ".join(sorted(wanted ^ found.keys())[:3])}.')
-        tensors |= found
-    return tensors, settings
+    shards = {}
+    for name in sorted(set(names.values())):
+        file = index.parent / name
+        check(file.is_file(), f'{index} names {name}, which is not there: download all shards.')
+        shards[file] = _read_file(file)
+        differing = {tensor for tensor, place in names.items() if place == name} ^ shards[file]['tensors'].keys()
+        check(not differing, f'{file} does not hold the tensors that {index.name} says: {", ".join(sorted(differing)[:3])}.')
+    return shards
 
 
 def _read_json(path: Path) -> dict:
@@ -106,7 +107,7 @@ def _read_json(path: Path) -> dict:
         return {}
     try:
         content = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(f'{path} cannot be read as JSON ({error}): it is damaged.') from error
     check(isinstance(content, dict), f'{path} holds a {type(content).__name__}, not the settings of a model.')
     return content

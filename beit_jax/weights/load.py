@@ -5,8 +5,11 @@ from pathlib import Path
 import jax
 
 from beit_jax.config import check
+from beit_jax.models.encoder import EncoderConfig
 from beit_jax.weights.checkpoint import is_checkpoint, load_params
 from beit_jax.weights.torch_models import convert, examine
+
+LATER = {'norm_eps': EncoderConfig.norm_eps, 'crop': 1.0}  # entries that older descriptions, or those of pre-training, do not have
 
 
 def load_weights(path: str, place: Callable | None = None) -> tuple[dict, dict]:
@@ -24,7 +27,8 @@ def load_weights(path: str, place: Callable | None = None) -> tuple[dict, dict]:
     """
     check(Path(path).exists(), f'{path}: there is no such checkpoint, work directory or file of weights.')
     if is_checkpoint(path):
-        return load_params(path, place)
+        params, description = load_params(path, place)
+        return params, description | {'architecture': LATER | description['architecture']}
     params, description = convert(examine(path))
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
     return jax.device_put(params, place(abstract) if place else jax.local_devices()[0]), description

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from beit_jax.config import check
+from beit_jax.config import COMPUTE_DTYPES, check, one_of
 from beit_jax.data.images import read_image, square
 from beit_jax.images.color import normalize, to_float
-from beit_jax.models.architecture import abstract
+from beit_jax.models.architecture import ARCHITECTURES, abstract
 from beit_jax.models.heads import pool_both
 from beit_jax.weights.checkpoint import check_params
 from beit_jax.weights.load import load_weights
@@ -51,7 +51,7 @@ class Model:
     @property
     def crop(self) -> float:
         """Side of the central square that the model is shown over the shorter side of a picture."""
-        return self.architecture.get('crop', 1.0)
+        return self.architecture['crop']
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -66,7 +66,8 @@ class Model:
         Raises:
           RequestError: a file that is no image.
         """
-        check(not isinstance(images, (str, Path, Image.Image)) and len(images) > 0, 'give a list of images or paths, even for one.')
+        check(isinstance(images, (list, tuple)) and len(images) > 0 and all(isinstance(image, (str, Path, Image.Image)) for image in images),
+              'give a list of Pillow images or paths, even for one.')
         pictures = (image.convert('RGB') if isinstance(image, Image.Image) else read_image(Path(image)) for image in images)
         return np.stack([square(picture, self.image_size, self.crop) for picture in pictures])
 
@@ -104,21 +105,27 @@ class Model:
         Raises:
           RequestError: a block that is not there, or images of another shape or range.
         """
-        depth = self.architecture['depth']
-        layers = range(depth) if layers is None else layers
-        check(all(-depth <= layer < depth for layer in layers), f'layers={list(layers)}: this encoder has {depth}, 0 to {depth - 1}.')
-        return self._features(self.params, self._checked(images), tuple(layer % depth for layer in layers), patches)
+        layers = range(self.architecture['depth']) if layers is None else layers
+        check(isinstance(layers, (list, tuple, range)) and len(layers) > 0, f'layers={layers}: give a list of blocks, even for one.')
+        return self._features(self.params, self._checked(images), tuple(map(self._block, layers)), patches)
 
     def attention(self, images, layer: int) -> jax.Array:
         """How much each token of a layer (from 0) looks at each other one, CLS first, float32 [B, H, N, N]; rows sum to 1."""
-        return self._attention(self.params, self._checked(images), layer)
+        return self._attention(self.params, self._checked(images), self._block(layer))
+
+    def _block(self, layer: int) -> int:
+        """The number of a block from 0."""
+        depth = self.architecture['depth']
+        check(isinstance(layer, int) and -depth <= layer < depth, f'there is no layer {layer}: this encoder has {depth}, 0 to {depth - 1}.')
+        return layer % depth
 
     def _checked(self, images):
-        shape, dtype = np.shape(images), getattr(images, 'dtype', None)
         side = self.image_size
-        check(shape[1:] == (side, side, 3) and (dtype == np.uint8 or (dtype is not None and np.issubdtype(dtype, np.floating))),
-              f'images of shape {shape} and type {dtype}: this model takes uint8, or float in [0, 1], [B, {side}, {side}, 3]; its preprocess '
-              'makes that of images of any size.')
+        wanted = f'this model takes an array of uint8, or of float in [0, 1], [B, {side}, {side}, 3]; its preprocess makes that of any images'
+        check(isinstance(images, (np.ndarray, jax.Array)), f'images are a {type(images).__name__}: {wanted}.')
+        shape, dtype = images.shape, images.dtype
+        check(dtype == np.uint8 or jnp.issubdtype(dtype, jnp.floating), f'images of type {dtype}: {wanted}.')
+        check(len(shape) == 4 and shape[0] > 0 and shape[1:] == (side, side, 3), f'images of shape {shape}: {wanted}.')
         if dtype != np.uint8 and not isinstance(images, jax.Array):  # those on a device are not fetched for it
             check(bool(np.min(images) >= 0) and bool(np.max(images) <= 1), f'images from {np.min(images):g} to {np.max(images):g}: give uint8, '
                   'or float in [0, 1]; they are normalised here.')
@@ -146,7 +153,7 @@ class Model:
                 x_BhwD = x_BND[:, 1:].reshape(len(x_BND), *self.grid, -1).astype(jnp.float32)
                 return pool_both(x_BND) | ({'patches': x_BhwD} if patches else {})
             made = nnx.merge(self.graphdef, params).encoder(self._normalize(images), every_layer=of_block)
-            return {name: x_LB[np.array(layers)] for name, x_LB in made.items()}
+            return {name: x_LB[np.array(layers, int)] for name, x_LB in made.items()}
         return jax.jit(features, static_argnums=(2, 3))
 
     @functools.cached_property
@@ -165,7 +172,9 @@ def load_model(path: str | Path, dtype: str = 'float32') -> Model:
     Raises:
       RequestError: nothing of that, damaged, or refused.
     """
+    one_of('dtype', dtype, COMPUTE_DTYPES)
     params, description = load_weights(str(path))
+    one_of(f'the architecture of {path}', description['architecture']['architecture'], ARCHITECTURES)
     graphdef, wanted = abstract(description['architecture'], dtype=dtype)
     check_params(wanted, params, str(path))
     return Model(description, graphdef, params)

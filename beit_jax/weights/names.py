@@ -129,12 +129,19 @@ def join_qkv(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The inverse of `split_qkv`; the matrix stands where its queries stood."""
     joined = {}
     for name, array in tensors.items():
-        whole, _, part = name.rpartition('.')
-        if not whole.endswith('.qkv.weight'):
+        whole, is_part = whole_qkv(name)
+        if not is_part:
             joined[name] = array
-        elif part == _PARTS[0]:
+        elif whole not in joined:
             joined[whole] = np.concatenate([tensors[f'{whole}.{part}'] for part in _PARTS])
     return joined
+
+
+def whole_qkv(name: str) -> tuple[str, bool]:
+    """(the name of the matrix that a name of `split_qkv` is a part of, true), or (name, false)."""
+    whole, _, part = name.rpartition('.')
+    is_part = whole.endswith('.qkv.weight') and part in _PARTS
+    return (whole if is_part else name), is_part
 
 
 def _column(dialect: str) -> int:

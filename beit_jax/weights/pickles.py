@@ -29,7 +29,7 @@ CALLS = frozenset({'torch._utils._rebuild_tensor_v2', 'torch._utils._rebuild_par
 STORAGES = {f'torch.{name}Storage': kind for name, kind in {
     'Float': '<f4', 'Double': '<f8', 'Half': '<f2', 'Long': '<i8', 'Int': '<i4', 'Short': '<i2', 'Char': 'i1', 'Byte': 'u1', 'Bool': '?',
     'BFloat16': ml_dtypes.bfloat16}.items()}
-WRAPPERS = ('weights', 'model', 'module', 'state_dict')  # under which a file may keep its tensors
+WRAPPERS = ('weights', 'model', 'module', 'state_dict', 'model_ema', 'state_dict_ema')  # under which a file may keep its tensors, best first
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 MAX_RANK, MAX_TENSORS, MAX_DEPTH, MAX_NAME = 32, 100_000, 64, 2000
 
@@ -66,12 +66,13 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
     return read_torch_file(path)[0]
 
 
-def read_torch_file(path: str | Path) -> tuple[dict[str, np.ndarray], dict]:
+def read_torch_file(path: str | Path) -> tuple[dict[str, np.ndarray], dict, tuple[str, ...]]:
     """A file of `torch.save`: a state dict (also one level down, under a name of WRAPPERS) or a whole module.
 
     Returns:
       (arrays by the names that PyTorch's `state_dict()` gives them and, of a module, the buffers that it leaves out;
-      the numbers, texts, truth values and Nones of the `argparse.Namespace` that the official code keeps beside them as `args`).
+      the numbers, texts, truth values and Nones of the `argparse.Namespace` that the official code keeps beside them as `args`;
+      names of WRAPPERS under which there are other tensors, such as a moving average).
 
     Raises:
       RequestError: not such a file, damaged, or it names or does anything that weights have no need of.
@@ -85,7 +86,7 @@ def read_torch_file(path: str | Path) -> tuple[dict[str, np.ndarray], dict]:
         named = _named_tensors(tree)
         size = sum(math.prod(tensor.shape) * _dtype(tensor.storage).itemsize for tensor in named.values())
         check(size <= 2 * len(data), f'its tensors would take {size:,} bytes, the file has {len(data):,}')
-        return {name: _array(name, tensor, storages) for name, tensor in named.items()}, _settings(tree)
+        return {name: _array(name, tensor, storages) for name, tensor in named.items()}, _arguments(tree), tuple(_wrappers(tree)[1:])
     except RequestError as error:
         raise RequestError(f'{path} is refused: {error}. Nothing in it was run.') from error
     except Exception as error:  # whatever a forged file makes the parsers stumble over
@@ -276,7 +277,7 @@ def _shown(text) -> str:
 def _named_tensors(tree) -> dict[str, Tensor]:
     """Tensors by the names of PyTorch's `state_dict()`."""
     if type(tree) is dict:
-        tree = next((tree[name] for name in WRAPPERS if type(tree.get(name)) is dict), tree)
+        tree = next((tree[name] for name in _wrappers(tree)), tree)
         strange = [name for name, value in tree.items() if type(name) is not str or type(value) is not Tensor]
         check(bool(tree) and not strange, f'it is neither a module nor a dict of tensors{f" ({_shown(strange[0])} is none)" if strange else ""}')
         return tree
@@ -299,7 +300,12 @@ def _named_tensors(tree) -> dict[str, Tensor]:
     return named
 
 
-def _settings(tree) -> dict:
+def _wrappers(tree) -> list[str]:
+    """Names of WRAPPERS under which a file has a dict."""
+    return [name for name in WRAPPERS if type(tree) is dict and type(tree.get(name)) is dict]
+
+
+def _arguments(tree) -> dict:
     """What the official code was called with: the plain values of the Namespace `args`, {} where there is none."""
     args = tree.get('args') if type(tree) is dict else None
     state = args.state if type(args) is Record and args.name == 'argparse.Namespace' else {}

@@ -1,15 +1,15 @@
 """BEiT models from PyTorch's names and layouts to ours: the official code's, timm's and Hugging Face's.
 
-The architecture is read from the tensors, and from the JSON beside them what tensors cannot show. Everything that is wrong with a file is
-found before anything is refused, so that one message lists all of it.
+The architecture is read from the tensors, and from what is said beside them what tensors cannot show. Everything that is wrong with a file
+is found before anything is refused, so that one message lists all of it.
 """
 from collections import Counter
-from collections.abc import Iterable
 import dataclasses
 import math
 from pathlib import Path
 
 from flax import traverse_util
+import ml_dtypes
 import numpy as np
 
 import beit_jax
@@ -20,13 +20,13 @@ from beit_jax.models.encoder import EncoderConfig
 from beit_jax.models.layers import num_relative_positions, relative_position_index
 from beit_jax.models.presets import PRESETS
 from beit_jax.weights import names
+from beit_jax.weights.facts import HALF, IMAGENET, Facts, read_facts, shown, usual_crop
 from beit_jax.weights.files import Source, read_source
-from beit_jax.weights.processing import read_classes, read_processing
 
 INDEX = '.relative_position_index'  # a buffer that follows from the grid
-HEAD_WIDTH = 64  # of every released model, where no bias table shows the number of heads
+HEAD_WIDTH = 64  # of every released model, where nothing shows the number of heads
 MAX_DEPTH = 200
-NO_FRACTIONS = 'biuSOU'  # kinds of dtypes that weights do not have
+PREFIXES = ('module.', '_orig_mod.', 'model.')  # of DistributedDataParallel, torch.compile, Lightning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,6 @@ class Examination:
     """What a file or folder of weights is, and what is wrong with it."""
     source: Source
     dialect: str  # of names.DIALECTS
-    head: str  # a key of names.HEADS
     architecture: dict  # as checkpoints carry it; {} where it cannot be told
     classes: tuple[str, ...]  # their names; () where the file has none
     tensors: dict[str, np.ndarray]  # by our paths, laid out as in the file (query, key and value apart)
@@ -42,35 +41,38 @@ class Examination:
     problems: tuple[str, ...]  # why it cannot be imported
 
 
-def examine(path: str | Path) -> Examination:
+def examine(path: str | Path, mean: tuple | None = None, std: tuple | None = None) -> Examination:
     """Reads a file or folder of weights and compares it, tensor by tensor, with the model that it says it is.
+
+    Args:
+      path: see `read_source`.
+      mean, std: of its pixels in [0, 1], instead of what is said there or assumed.
 
     Raises:
       RequestError: a file that cannot be read, or one that is of no BEiT.
     """
     source = read_source(path)
     dialect, tensors = _identify(source)
-    head = _head(dialect, tensors)
+    head, notes, problems, architecture, facts = _head(dialect, tensors), [], [], {}, Facts()
     if head != 'tokens' and tensors.pop(names.to_name('encoder/mask_token', dialect, head), None) is not None:
-        notes = ['the mask token is left out: a classifier hides nothing']
-    else:
-        notes = []
+        notes.append('the mask token is left out: a classifier hides nothing')
     split = names.split_qkv(tensors)
     placed = {name: names.to_path(name, dialect, head) for name in split}
     by_path = {path: split[name] for name, path in placed.items() if path}
-    architecture = {}
     try:
-        architecture = _architecture(source, dialect, head, by_path, notes)
-        problems = _differences(source, dialect, head, architecture, tensors)
+        sizes = _sizes(by_path)
+        facts = read_facts(source, dialect, sizes['image_size'])
+        architecture, assumed = _architecture(source, sizes, facts, head, mean, std)
+        problems += _differences(dialect, head, architecture, facts, tensors)
+        notes += [*facts.notes, *assumed]
     except RequestError as error:
-        problems = [str(error), *(f'unexpected: {name[:120]!a} {list(split[name].shape)}' for name, path in placed.items()
-                                  if not path and not name.endswith(INDEX))]
-    kinds = Counter(str(array.dtype) for array in tensors.values() if array.dtype.kind not in NO_FRACTIONS and array.dtype != np.float32)
+        problems += [str(error), *(f'unexpected: {name[:120]!a} {list(split[name].shape)}' for name, path in placed.items()
+                                   if not path and not name.endswith(INDEX))]
+    kinds = Counter(str(array.dtype) for array in tensors.values() if _has_fractions(array) and array.dtype != np.float32)
     notes += [f'{count} tensors of {kind} are converted to float32' for kind, count in kinds.items()]
-    classes = read_classes(source) if architecture.get('num_classes') else ()
-    if len(classes) not in (0, architecture.get('num_classes')):
-        problems.append(f'the JSON names {len(classes)} classes, the head has {architecture["num_classes"]}')
-    return Examination(source, dialect, head, architecture, classes, by_path, tuple(notes), tuple(problems))
+    notes += [f'{name}, other weights in the file, is not used' for name in source.unused]
+    return Examination(source, dialect, architecture, facts.classes if architecture.get('num_classes') else (), by_path, tuple(notes),
+                       tuple(problems))
 
 
 def convert(found: Examination) -> tuple[dict, dict]:
@@ -79,9 +81,7 @@ def convert(found: Examination) -> tuple[dict, dict]:
     Raises:
       RequestError: lists every problem of the file.
     """
-    path, problems = found.source.path, found.problems
-    check(not problems, f'{path} cannot be imported as a BEiT of {found.dialect}, {len(problems)} '
-          f'{"thing is" if len(problems) == 1 else "things are"} wrong:\n  ' + '\n  '.join(problems))
+    check_problems(found)
     flat = {ours: np.ascontiguousarray(names.from_torch(ours, array), np.float32) for ours, array in found.tensors.items()}
     source = {'files': found.source.checksums(), 'dialect': found.dialect}
     return traverse_util.unflatten_dict(flat, sep='/'), {
@@ -89,12 +89,21 @@ def convert(found: Examination) -> tuple[dict, dict]:
         'versions': {'beit_jax': beit_jax.__version__}}
 
 
+def check_problems(found: Examination) -> None:
+    """Raises RequestError with all that is wrong with a file, a line each."""
+    count = len(found.problems)
+    check(not count, f'{found.source.path} cannot be imported as a BEiT with names of {found.dialect}, {count} '
+          f'{"thing is" if count == 1 else "things are"} wrong:\n  ' + '\n  '.join(found.problems))
+
+
 def _identify(source: Source) -> tuple[str, dict[str, np.ndarray]]:
     """(dialect, the tensors by the dialect's own names)."""
     path, tensors, model_type = source.path, dict(source.tensors), source.config.get('model_type', 'beit')
-    check(model_type == 'beit', f'{path}: config.json says that it is a {str(model_type)[:40]!a}, not a BEiT.')
-    if all(name.startswith('module.') for name in tensors):  # torch's DistributedDataParallel
-        tensors = {name.removeprefix('module.'): array for name, array in tensors.items()}
+    check(model_type == 'beit', f'{path}: config.json says that it is a {shown(model_type)}, not a BEiT.')
+    check(bool(tensors), f'{path} holds no tensors.')
+    for prefix in PREFIXES:
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): array for name, array in tensors.items()}
     biased = [name for name in tensors if name.endswith(('attn.qkv.bias', 'attention.key.bias', 'k_proj.bias')) or name == 'dist_token']
     check(not biased, f'{path} is a ViT or DeiT, not a BEiT: it has {"".join(biased[:1])}.')
     if any(name.startswith(('embeddings.', 'encoder.layer.', 'layers.')) for name in tensors):  # a model without a head, saved alone
@@ -107,9 +116,11 @@ def _identify(source: Source) -> tuple[str, dict[str, np.ndarray]]:
         return 'huggingface', tensors
     check(any(name.startswith(('patch_embed.', names.UNILM_BLOCK)) for name in tensors), f'{path} is no BEiT of the official code, timm or '
           f'Hugging Face: its tensors are called {", ".join(ascii(name[:80]) for name in list(tensors)[:3])}, ...')
-    bare = any('bias_table' in name for name in tensors) and not any(name.endswith(INDEX) or name.startswith('lm_head.') for name in tensors)
-    timm = bare or 'architecture' in source.config
-    return 'timm' if timm and not source.settings else 'unilm', tensors
+    if source.metadata or source.arguments:
+        return 'unilm', tensors
+    indices = any(name.endswith(INDEX) or name.startswith('lm_head.') for name in tensors)  # which timm does not have
+    bare = any('bias_table' in name for name in tensors) and not indices
+    return 'timm' if bare or 'architecture' in source.config else 'unilm', tensors
 
 
 def _head(dialect: str, tensors) -> str:
@@ -120,58 +131,40 @@ def _head(dialect: str, tensors) -> str:
     return 'mean' if any(name.startswith(norm) for name in tensors) else 'cls'
 
 
-def _vote(values: Iterable[int | None]) -> int:
-    """The most frequent value, so that one damaged tensor does not decide; 0 where there is none."""
-    votes = Counter(value for value in values if value)
-    return votes.most_common(1)[0][0] if votes else 0
-
-
-def _sizes(flat: dict[str, np.ndarray], suffix: str, axis: int) -> list[int | None]:
-    """Lengths along an axis of all tensors whose path ends so."""
-    return [array.shape[axis] for path, array in flat.items() if path.endswith(suffix) and array.ndim > axis]
-
-
-def _architecture(source: Source, dialect: str, head: str, flat, notes: list[str]) -> dict:
-    """The description of the model that the tensors are of; adds to `notes` what had to be assumed.
+def _sizes(by_path: dict[str, np.ndarray]) -> dict:
+    """What the tensors show. Each size is the one that most of them have, so that a damaged one does not decide.
 
     Raises:
       RequestError: the tensors do not tell.
     """
-    patch, config = flat.get('encoder/patch_embedding/kernel'), _config(source, dialect)
-    check(patch is not None and patch.ndim == 4, 'the patch embedding, a convolution, is missing: the size of the patches cannot be told')
+    def vote(*places: tuple[str, int], of=lambda length: length) -> int:
+        """The most frequent length of an axis of the tensors whose paths end so; 0 where there is none."""
+        lengths = (of(array.shape[axis]) for path, array in by_path.items() for suffix, axis in places
+                   if path.endswith(suffix) and array.size and array.ndim > axis)
+        return next(iter(Counter(length for length in lengths if length).most_common(1)), (0,))[0]
+
+    patch = by_path.get('encoder/patch_embedding/kernel', np.empty(0))
+    check(patch.ndim == 4 and patch.size > 0, 'the patch embedding, a convolution, is missing: the size of the patches cannot be told')
     check(patch.shape[1] == 3 and patch.shape[2] == patch.shape[3], f'the patch embedding {list(patch.shape)} is not for square patches of '
           'three colours')
-    width, patch_size = _vote([*_sizes(flat, '/norm1/scale', 0), patch.shape[0]]), patch.shape[2]
-    blocks = {int(path.split('/')[2]) for path in flat if path.startswith(names.OURS_BLOCK)}
+    blocks = {int(path.split('/')[2]) for path in by_path if path.startswith(names.OURS_BLOCK)}
     depth = max(blocks, default=-1) + 1
     check(0 < depth <= min(MAX_DEPTH, 2 * len(blocks)), f'it has {len(blocks)} blocks{f", the last one is block {depth - 1}" if depth else ""}')
-    hidden = _vote([*_sizes(flat, '/fc1/bias', 0), *_sizes(flat, '/fc1/kernel', 0), *_sizes(flat, '/fc2/kernel', 1)])
-    check(hidden > 0, 'it has no MLP')
-    kinds = {'absolute': 'encoder/position_embedding' in flat, 'shared_bias': 'encoder/position_bias/table' in flat,
-             'layer_bias': any(path.endswith('attention/position_bias/table') for path in flat)}
+    kinds = {'absolute': 'encoder/position_embedding' in by_path, 'shared_bias': 'encoder/position_bias/table' in by_path,
+             'layer_bias': any(path.endswith('attention/position_bias/table') for path in by_path)}
     positions = [kind for kind, there in kinds.items() if there]
     check(len(positions) == 1, f'it has positions of {len(positions)} kinds ({", ".join(positions) or "none"}): a BEiT here has one of '
           f'{", ".join(kinds)}')
-    side = _vote([*map(_side_of_table, _sizes(flat, '/table', 0)), *(_root(tokens - 1) for tokens in _sizes(flat, '/position_embedding', 1))])
+    tables, embedding = (('bias/table', 0),), (('/position_embedding', 1),)
+    side = vote(*embedding, of=lambda tokens: _root(tokens - 1)) if positions == ['absolute'] else vote(*tables, of=_side_of_table)
     check(side > 0, 'its positions are of no square grid of patches')
-    heads = config.get('heads') or _vote(_sizes(flat, '/table', 1))
-    if not heads:
-        check(width % HEAD_WIDTH == 0, f'nothing tells its number of heads, and its width {width} is no multiple of {HEAD_WIDTH}')
-        heads = width // HEAD_WIDTH
-        notes.append(f'nothing tells the number of heads: {heads} of width {HEAD_WIDTH} are assumed, as in every released model')
-    scaled = any(path.endswith('/scale1') for path in flat)
-    sizes = {'width': width, 'depth': depth, 'heads': heads, 'hidden': hidden}
-    encoder = EncoderConfig(size=next((name for name, preset in PRESETS.items() if preset == sizes), 'base'), patch_size=patch_size, **sizes,
-                            positions=positions[0], layer_scale=config.get('layer_scale') or 0.1 if scaled else 0.0,
-                            norm_eps=config.get('norm_eps', 1e-6), drop_path=0.0)
-    if head == 'tokens':
-        kind = {'architecture': 'beit_masked_image_model',
-                'vocabulary': _vote(_sizes(flat, 'projection/bias', 0) + _sizes(flat, 'projection/kernel', 0))}
-    else:
-        num_classes = _vote(_sizes(flat, 'classes/bias', 0) + _sizes(flat, 'classes/kernel', 0)) or config.get('num_classes', 0)
-        kind = {'architecture': 'beit_classifier', 'num_classes': num_classes, 'pooling': head}
-    image_size = side * patch_size
-    return kind | dataclasses.asdict(encoder) | {'grid': [side, side], 'image_size': image_size} | read_processing(source, image_size, notes)
+    sizes = {'width': vote(('/norm1/scale', 0), ('patch_embedding/kernel', 0)), 'depth': depth, 'heads': vote(('bias/table', 1)),
+             'hidden': vote(('/fc1/bias', 0), ('/fc1/kernel', 0), ('/fc2/kernel', 1)), 'patch_size': patch.shape[2],
+             'vocabulary': vote(('projection/bias', 0), ('projection/kernel', 0)),
+             'num_classes': vote(('classes/bias', 0), ('classes/kernel', 0))}
+    check(sizes['hidden'] > 0, 'it has no MLP')
+    return sizes | {'positions': positions[0], 'scaled': any(path.endswith('/scale1') for path in by_path), 'grid': [side, side],
+                    'image_size': side * patch.shape[2]}
 
 
 def _root(number: int) -> int | None:
@@ -180,53 +173,89 @@ def _root(number: int) -> int | None:
 
 
 def _side_of_table(rows: int) -> int | None:
-    root = _root(rows - 3)
-    return (root + 1) // 2 if root and num_relative_positions(((root + 1) // 2,) * 2) == rows else None
+    """The side of the square grid whose bias table has so many rows."""
+    side = ((_root(rows - 3) or 0) + 1) // 2
+    return side if side and num_relative_positions((side, side)) == rows else None
 
 
-def _config(source: Source, dialect: str) -> dict:
-    """What the JSON, or the arguments in the file, say of the architecture that tensors may not show."""
-    if dialect == 'huggingface' and source.config:
-        config = source.config
-        classifier = 'BeitForImageClassification' in (config.get('architectures') or ())
-        return {'heads': config.get('num_attention_heads'), 'norm_eps': config.get('layer_norm_eps', 1e-12),  # the default there
-                'layer_scale': config.get('layer_scale_init_value'), 'num_classes': len(config.get('id2label') or (0, 1)) * classifier}
-    arguments = source.config.get('model_args') or {}
-    return {'heads': arguments.get('num_heads'), 'layer_scale': arguments.get('init_values') or source.settings.get('layer_scale_init_value'),
-            'num_classes': source.config.get('num_classes') or 0}
+def _architecture(source: Source, sizes: dict, facts: Facts, head: str, mean, std) -> tuple[dict, list[str]]:
+    """(the description that checkpoints carry, what had to be assumed for it).
+
+    Raises:
+      RequestError: sizes that do not fit one another.
+    """
+    assumed, width, heads = [], sizes['width'], facts.heads or sizes['heads']
+    if not heads:
+        check(width % HEAD_WIDTH == 0, f'nothing tells its number of heads, and its width {width} is no multiple of {HEAD_WIDTH}')
+        heads = width // HEAD_WIDTH
+        assumed.append(f'nothing tells the number of heads: {heads} of width {HEAD_WIDTH} are assumed, as in every released model')
+    check(width % heads == 0, f'its width {width} is no multiple of its {heads} heads')
+    shape = {'width': width, 'depth': sizes['depth'], 'heads': heads, 'hidden': sizes['hidden']}
+    encoder = EncoderConfig(
+        size=next((name for name, preset in PRESETS.items() if preset == shape), 'base'), **shape, patch_size=sizes['patch_size'],
+        positions=sizes['positions'], layer_scale=(facts.layer_scale or 0.1) if sizes['scaled'] else 0.0, drop_path=0.0,
+        norm_eps=EncoderConfig.norm_eps if facts.norm_eps is None else facts.norm_eps)
+    kind = {'architecture': 'beit_masked_image_model', 'vocabulary': sizes['vocabulary']} if head == 'tokens' else {
+        'architecture': 'beit_classifier', 'num_classes': sizes['num_classes'] or facts.num_classes or 0, 'pooling': head}
+    mean, std = mean or facts.mean, std or facts.std
+    if not (mean and std):
+        released = source.released
+        usual = IMAGENET if source.path.name.startswith('beitv2') else HALF
+        if released is None:
+            assumed.append('nothing tells how its pixels were normalised: '
+                           + ('mean and std 0.5 are assumed, as for the released weights of BEiT' if usual is HALF else
+                              "ImageNet's mean and std are assumed, as for the released weights of BEiT v2"))
+        mean, std = mean or usual['mean'], std or usual['std']
+    pictures = {'grid': sizes['grid'], 'image_size': sizes['image_size'], 'mean': list(mean), 'std': list(std),
+                'crop': facts.crop or usual_crop(sizes['image_size'])}
+    return kind | dataclasses.asdict(encoder) | pictures, assumed
 
 
-def _differences(source: Source, dialect: str, head: str, architecture: dict, tensors) -> list[str]:
-    """What is not as the architecture has it, in the dialect's own names: tensors, shapes, numbers, buffers, and the JSON beside."""
+def _differences(dialect: str, head: str, architecture: dict, facts: Facts, tensors) -> list[str]:
+    """What is not as the architecture has it, in the dialect's own names: tensors, shapes, numbers, buffers, and what is said beside."""
     grid, problems = tuple(architecture['grid']), []
     shapes = _shapes(architecture, dialect, head)
     for name in tensors.keys() | shapes.keys():
-        if name not in tensors:
-            problems.append(f'missing: {name} {list(shapes[name])}')
+        array, shape = tensors.get(name), shapes.get(name)
+        if array is None:
+            problems.append(f'missing: {name} {list(shape)}')
         elif name.endswith(INDEX):
-            if not np.array_equal(tensors[name], relative_position_index(grid)):
+            tokens = 1 + grid[0] * grid[1]
+            if array.shape != (tokens, tokens) or not np.array_equal(array, relative_position_index(grid)):
                 problems.append(f'{name} is not the index of a grid of {grid[0]} x {grid[1]} patches')
-        elif name not in shapes:
-            problems.append(f'unexpected: {name[:120]!a} {list(tensors[name].shape)}')
-        elif tensors[name].shape != shapes[name]:
-            turned = ', its transpose' if tensors[name].shape == shapes[name][::-1] else ''
-            problems.append(f'{name} is {list(tensors[name].shape)}, expected {list(shapes[name])}{turned}')
-        elif tensors[name].dtype.kind in NO_FRACTIONS:
-            problems.append(f'{name} holds {tensors[name].dtype}, not numbers with a fraction')
-        elif not np.isfinite(tensors[name]).all():
-            problems.append(f'{name} has {np.count_nonzero(~np.isfinite(tensors[name]))} numbers that are NaN or infinite')
-    if dialect == 'huggingface':
-        problems += [f'config.json says {name} {source.config[name]!r}, the tensors {value!r}'
-                     for name, value in huggingface_settings(architecture).items() if source.config.get(name, value) not in (value, [value] * 2)]
+        elif shape is None:
+            problems.append(f'unexpected: {name[:120]!a} {list(array.shape)}')
+        elif array.shape != shape:
+            turned = ', its transpose' if array.shape == shape[::-1] else ''
+            problems.append(f'{name} is {list(array.shape)}, expected {list(shape)}{turned}')
+        elif not _has_fractions(array):
+            problems.append(f'{name} holds {array.dtype}, not real numbers')
+        elif not np.isfinite(array).all():
+            problems.append(f'{name} has {np.count_nonzero(~np.isfinite(array))} numbers that are NaN or infinite')
+    said = facts.claims
+    for name, value in huggingface_settings(architecture).items() if said else ():
+        if said[name] not in (value, [value] * 2):
+            problems.append(f'config.json says {name} {shown(said[name])}, the tensors {value!r}')
+    num_classes = architecture.get('num_classes', 0)
+    if num_classes and len(facts.classes) not in (0, num_classes):
+        problems.append(f'{len(facts.classes)} classes are named, the head has {num_classes}')
     return sorted(problems)
+
+
+def _has_fractions(array: np.ndarray) -> bool:
+    return np.issubdtype(array.dtype, np.floating) or array.dtype == ml_dtypes.bfloat16
 
 
 def _shapes(architecture: dict, dialect: str, head: str) -> dict[str, tuple[int, ...]]:
     """The state dict that the architecture has in a dialect: shapes by name."""
     _, wanted = abstract(architecture)
-    nothing = {names.to_name(path, dialect, head): names.to_torch(path, np.broadcast_to(np.int8(0), leaf.shape), architecture['patch_size'])
-               for path, leaf in traverse_util.flatten_dict(wanted, sep='/').items()}
-    return {name: array.shape for name, array in names.join_qkv(nothing).items()}
+    shapes = {}
+    for path, leaf in traverse_util.flatten_dict(wanted, sep='/').items():
+        name, zeros = names.to_name(path, dialect, head), np.broadcast_to(np.int8(0), leaf.shape)  # takes no memory
+        shape = names.to_torch(path, zeros, architecture['patch_size']).shape
+        whole, is_part = names.whole_qkv(name)
+        shapes[whole] = (3 * shape[0], *shape[1:]) if is_part else shape
+    return shapes
 
 
 def huggingface_settings(architecture: dict) -> dict:

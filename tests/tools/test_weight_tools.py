@@ -12,9 +12,10 @@ import torch
 import beit_jax
 from beit_jax.errors import RequestError
 from beit_jax.models.presets import RELEASED, find_released
-from beit_jax.tasks import task_config
+from beit_jax.tasks import make_task, task_config
 from beit_jax.tools import export_weights, inspect_weights
-from beit_jax.train import loop
+from beit_jax.train import loop, step
+from beit_jax.train.checkpoint import Checkpoints
 from tests import photos, tiny, torch_models
 from tests.weights.test_round_trip import call
 
@@ -144,7 +145,7 @@ def test_inspect(finetuned, tmp_path, capsys):
         assert text in out, (text, out)
     del state['head.bias']
     torch.save(state, tmp_path / 'broken.pth')
-    with pytest.raises(RequestError, match=r'1 things are wrong with it:\n  missing: head.bias \[5\]'):
+    with pytest.raises(RequestError, match=r'1 thing is wrong:\n  missing: head.bias \[5\]'):
         call_inspect(tmp_path / 'broken.pth')
 
 
@@ -165,10 +166,30 @@ def test_load(finetuned, pictures):
             (lambda: model.preprocess(paths[0]), 'give a list'), (lambda: model.preprocess([]), 'give a list'),
             (lambda: model.logits(images[:, :60]), r'shape \(4, 60, 64, 3\)'), (lambda: model.logits(images[0]), 'this model takes'),
             (lambda: model.logits(images.astype(np.float32)), 'images from 0 to 255: give uint8'),
-            (lambda: model.logits(images.astype(np.int32)), 'type int32'), (lambda: model.features(images, layers=(2,)), '0 to 1'),
+            (lambda: model.logits(images.astype(np.int32)), 'type int32'), (lambda: model.logits(images[:0]), r'shape \(0, 64, 64, 3\)'),
+            (lambda: model.logits([images[0], images[1][:60]]), 'images are a list: this model takes'),
+            (lambda: model.features(images, layers=(2,)), 'there is no layer 2: this encoder has 2, 0 to 1'),
+            (lambda: model.features(images, layers=()), 'give a list of blocks'), (lambda: model.features(images, layers=1), 'give a list of'),
+            (lambda: model.attention(images, 2), 'there is no layer 2'), (lambda: model.preprocess([images[0]]), 'give a list of Pillow images'),
+            (lambda: beit_jax.load(finetuned, dtype='float31'), 'Did you mean float32'),
             (lambda: model.tokens(images), 'predicts no tokens'), (lambda: beit_jax.load('/nowhere'), 'no such')):
         with pytest.raises(RequestError, match=message):
             wrong()
+
+
+def test_older_checkpoints(tmp_path):
+    """A description from before there was an entry for the eps of the norms."""
+    task = make_task(task_config(tiny.classify_settings()).resolve(37, LABELS))
+    description = {name: value for name, value in task.describe().items() if name not in ('norm_eps', 'crop')}
+    checkpoints = Checkpoints(tmp_path / 'old')
+    checkpoints.save({'params': step.initial_params(task, 0)}, 1, {'task': 'classify', 'architecture': description, 'classes': LABELS})
+    checkpoints.close()
+    (tmp_path / 'old' / 'metrics.jsonl').write_text('{"step": 1, "eval/accuracy": 0.5, "eval/loss": null}\n{"step": 1, "eval/to')
+    call(export_weights, input=tmp_path / 'old', format='huggingface', output=tmp_path / 'new')
+    assert json.loads((tmp_path / 'new' / 'config.json').read_text())['layer_norm_eps'] == 1e-6
+    assert '| `accuracy` | 0.5 |' in (tmp_path / 'new' / 'README.md').read_text()
+    (tmp_path / 'new' / 'checkpoints' / '5').mkdir(parents=True)  # as the trainer of transformers may leave them
+    assert beit_jax.load(tmp_path / 'new').classes == LABELS
 
 
 def test_released_weights():
@@ -180,7 +201,7 @@ def test_released_weights():
         assert (f'| {released.top1} / {released.top5} |' in row) == bool(released.top1)
         if released.timm:
             config = torch_models.timm.models.get_pretrained_cfg(released.timm)
-            assert (config.num_classes, config.input_size[1], tuple(config.mean)) == (released.num_classes, released.image_size, released.mean)
+            assert (config.num_classes, config.input_size[1], tuple(config.mean)) == (released.num_classes, released.image_size, (0.5, 0.5, 0.5))
         assert find_released(name) == find_released(released.hub.partition('/')[2] or name) == released
     assert find_released('beit') is None
 

@@ -21,6 +21,7 @@ KINDS = {
     'classifier-384': SMALL | {'positions': 'layer_bias', 'side': 384, 'classes': 11},
     'classifier-shared': SMALL | {'positions': 'shared_bias', 'side': 80, 'classes': 11, 'layer_scale': 0.0},
     'vanilla-cls': SMALL | {'positions': 'absolute', 'side': 80, 'classes': 11, 'layer_scale': 0.0, 'pooling': 'cls'},
+    'two-classes': SMALL | {'positions': 'layer_bias', 'side': 48, 'classes': 2, 'width': 60, 'heads': 5},
     'headless': SMALL | {'positions': 'layer_bias', 'side': 80, 'classes': 0},
 }
 PUBLISHED = {
@@ -123,6 +124,13 @@ def test_round_trip(dialect, kind, tmp_path):
     if dialect == 'timm' and KINDS[kind].get('vocabulary'):
         pytest.skip('timm has no masked image model')
     check_round_trip(dialect, KINDS[kind], tmp_path)
+
+
+@pytest.mark.parametrize('kind', [{'positions': 'absolute', 'eps': 0.1, 'classes': 3},
+                                  {'positions': 'shared_bias', 'eps': 0.03, 'vocabulary': 31}])
+def test_what_only_json_says(kind, tmp_path):
+    """The eps of the norms, and without a bias table the number of heads: other ones give other logits."""
+    check_round_trip('huggingface', SMALL | {'width': 96, 'heads': 12, 'side': 48, 'layer_scale': 0.0} | kind, tmp_path)
 
 
 @pytest.mark.slow
