@@ -101,7 +101,8 @@ def test_a_head_for_other_classes(classes, message):
 
 def test_what_is_no_encoder_is_refused():
     task = make()
-    for changed, message in (({'model': {'heads': 4}}, r'C has heads 2, config.model.heads is 4'), ({'pooling': 'cls'}, "reads 'mean'")):
+    for changed, message in (({'model': {'heads': 4}}, r'C has heads 2, config.model.heads is 4'), ({'pooling': 'cls'}, "reads 'mean'"),
+                             ({'model': {'norm_eps': 1e-12}}, r'C has norm_eps 1e-06, config.model.norm_eps is 1e-12: set it so')):
         with pytest.raises(RequestError, match=message):
             make(**changed).adapt(fresh(task), describe(task), CLASSES, 'C')
     with pytest.raises(RequestError, match='C is a dvae: give a checkpoint of pre-training or of fine-tuning'):
