@@ -58,6 +58,7 @@ class RunConfig:
     keep_checkpoints: int = 3
     init: str = ''  # a checkpoint to start from; '' starts from random weights
     compute_dtype: str = 'bfloat16'
+    max_skipped_steps: int = 10  # in a row, for their loss or gradient is not finite, before the run stops
     ema_decay: float = 0.0  # of a moving average of the parameters, which is then evaluated and exported; 0: none
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
@@ -71,7 +72,7 @@ class RunConfig:
               f'batch_size {self.batch_size} is not a multiple of accumulate_steps {self.accumulate_steps}.')
         check(0 <= self.ema_decay < 1, f'ema_decay is {self.ema_decay}: use a number from 0 up to but not including 1.')
         one_of('compute_dtype', self.compute_dtype, COMPUTE_DTYPES)
-        for name in ('log_every', 'save_every', 'keep_checkpoints'):
+        for name in ('log_every', 'save_every', 'keep_checkpoints', 'max_skipped_steps'):
             check(getattr(self, name) > 0, f'{name} is {getattr(self, name)}: use at least 1.')
 
     def resolve(self, num_examples: int, class_names: tuple[str, ...]):

@@ -25,8 +25,8 @@ from beit_jax.models.encoder import Encoder
 from beit_jax.models.heads import KINDS, LayerProbes, pool_both
 from beit_jax.tasks import LabelledRunConfig, Task
 from beit_jax.tasks.classify import adapt_encoder, pixel_differences
-from beit_jax.weights.checkpoint import check_params, digest
 from beit_jax.weights.load import load_weights
+from beit_jax.weights.trees import check_params, digest
 
 CALIBRATION = 2048  # training images that the features are standardised by
 

@@ -1,5 +1,6 @@
 """The curves of a run: every metric of metrics.jsonl over the steps, as one picture; evaluations are dots."""
 import json
+import math
 from pathlib import Path
 
 import matplotlib
@@ -9,7 +10,7 @@ from beit_jax.config import check
 from beit_jax.tools import arguments
 
 matplotlib.use('Agg')
-LEFT_OUT = ('step', 'bad_records')
+LEFT_OUT = ('step', 'bad_records', 'skipped_steps', 'skipped_in_a_row')
 
 
 def read_metrics(path: Path) -> dict[str, tuple[list[int], list[float]]]:
@@ -20,7 +21,7 @@ def read_metrics(path: Path) -> dict[str, tuple[list[int], list[float]]]:
         for name in row.keys() - set(LEFT_OUT):
             steps, values = series.setdefault(name, ([], []))
             steps.append(row['step'])
-            values.append(row[name])
+            values.append(math.nan if row[name] is None else row[name])  # a loss that was not finite
     return series
 
 

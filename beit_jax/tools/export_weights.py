@@ -63,7 +63,7 @@ def _metrics(path: str) -> dict:
     log = checkpoint.parents[1] / 'metrics.jsonl'
     lines = log.read_text().splitlines(keepends=True) if log.is_file() else []
     rows = [json.loads(line) for line in lines if line.endswith('\n')]  # a run that was killed may have left half a line
-    return {name.removeprefix('eval/'): value for row in rows if row['step'] == int(checkpoint.name)
+    return {name.removeprefix('eval/'): value for row in rows if str(row['step']) == checkpoint.name
             for name, value in row.items() if name.startswith('eval/') and value is not None}
 
 

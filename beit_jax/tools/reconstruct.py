@@ -15,9 +15,9 @@ from beit_jax.images.masking import draw_masks
 from beit_jax.tasks import make_task, task_config
 from beit_jax.tools import arguments
 from beit_jax.train.step import abstract_params
-from beit_jax.weights.checkpoint import check_params
 from beit_jax.weights.load import load_weights
 from beit_jax.weights.tokenizer import load_tokenizer
+from beit_jax.weights.trees import check_params
 
 COLUMNS = ('original', 'masked', 'tokenizer', 'model')
 CELL, GAP, TITLE = 144, 6, 22

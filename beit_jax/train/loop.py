@@ -1,5 +1,6 @@
 """The one loop: a run is a pure function of (config, seed, step), so it can stop after any step and go on as if nothing had happened."""
 from collections.abc import Callable
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -16,6 +17,7 @@ from beit_jax import records
 from beit_jax.config import RunConfig, check
 from beit_jax.data.sampler import Sampler
 from beit_jax.data.sources import Source, Subset, open_source
+from beit_jax.errors import RequestError
 from beit_jax.tasks import make_task
 from beit_jax.train import optimizer as optimizers
 from beit_jax.train import step as steps
@@ -24,13 +26,13 @@ from beit_jax.train.distributed import Stop
 from beit_jax.train.metrics import MetricsWriter, PredictionsWriter, add_sums, writing
 from beit_jax.train.sharding import check_batch, local_rows, make_mesh, put_batch, replicated, state_shardings
 from beit_jax.train.token_cache import TokenCache
-from beit_jax.weights.checkpoint import check_params
 from beit_jax.weights.load import load_weights
+from beit_jax.weights.trees import check_params
 
 STOPPED = 75  # exit status: stopped by a signal after saving (EX_TEMPFAIL: try again)
 # What may change when a run is resumed, for it changes no result.
-FREE_SETTINGS = ('log_every', 'save_every', 'keep_checkpoints', 'mesh', 'profile', 'data.path', 'data.evaluate_path', 'data.workers',
-                 'data.prefetch', 'tokenizer.path', 'tokenizer.cache_views', 'tokenizer.cache_path')
+FREE_SETTINGS = ('log_every', 'save_every', 'keep_checkpoints', 'max_skipped_steps', 'mesh', 'profile', 'data.path', 'data.evaluate_path',
+                 'data.workers', 'data.prefetch', 'tokenizer.path', 'tokenizer.cache_views', 'tokenizer.cache_path')
 
 HELD_OUT = 'set config.data.evaluate_path (folder), evaluate_split (tfds) or holdout'
 _NEVER = 2 ** 62
@@ -46,10 +48,14 @@ def train(config: RunConfig, workdir: Path) -> int:
     stop.listen()
     run = _Run(config, workdir)
     _claim_workdir(run.config, workdir)
-    config, mesh, task = run.config, run.mesh, run.task
+    with contextlib.closing(Checkpoints(workdir, run.config.keep_checkpoints)) as checkpoints:  # however it ends, a save under way is finished
+        return _train(run, checkpoints, stop)
+
+
+def _train(run, checkpoints: Checkpoints, stop: Stop) -> int:
+    config, workdir, mesh, task = run.config, run.workdir, run.mesh, run.task
     schedule = optimizers.learning_rate(config.optimizer, config.total_steps, len(run.source) / config.batch_size)
     optimizer = optimizers.make_optimizer(config.optimizer, schedule, steps.abstract_params(task))
-    checkpoints = Checkpoints(workdir, config.keep_checkpoints)
     state, notes = run.restore_or_init(checkpoints, optimizer)
     start = int(state['step'])
     log = MetricsWriter(workdir, start, config.total_steps, active=jax.process_index() == 0)
@@ -85,13 +91,13 @@ def train(config: RunConfig, workdir: Path) -> int:
             run.flush_cache(number)
             checkpoints.save(state, number, run.description())
         if stopping and not last:
-            checkpoints.close()
+            checkpoints.wait()
             log.say(f'stopped by a signal: step {number} is saved. The same command goes on from there.')
             log.close()
             return STOPPED
         clock.restart(number)
     run.finish(steps.averaged_params(state), evaluated, evaluate)
-    checkpoints.close()
+    checkpoints.wait()
     log.say(f'done: {config.total_steps} steps; checkpoint {workdir / "checkpoints" / str(config.total_steps)}')
     log.close()
     return 0
@@ -161,21 +167,23 @@ class _Run:
 
     def restore_or_init(self, checkpoints: Checkpoints, optimizer):
         """(the state, lines that say what became of the checkpoint that it starts from)."""
-        config, step = self.config, checkpoints.latest
+        config = self.config
         abstract = steps.abstract_state(self.task, optimizer)
         shardings = state_shardings(self.mesh, abstract)
-        if step is not None:
-            saved = checkpoints.description(step)['data']
-            differing = records.differences(saved, self.fingerprint)
-            check(not differing, f'{self.workdir} holds a run on other data ({"; ".join(differing)}): give the data and the tokenizer of that '
-                  'run, or another --workdir.')
-            return checkpoints.restore(step, jax.tree.map(
-                lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings)), []
+        placed = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings)
+        state, lines = checkpoints.restore_newest(placed, self._check_data)
+        if state is not None:
+            return state, lines
         if jax.process_index() == 0:
             self._write_parameter_table()
         params, _, notes = self.load_params(config.init) if config.init else (
             steps.initial_params(self.task, config.seed, shardings['params']), (), [])
         return steps.initial_state(self.task, optimizer, self.mesh, params), notes
+
+    def _check_data(self, description: dict) -> None:
+        differing = records.differences(description['data'], self.fingerprint)
+        check(not differing, f'{self.workdir} holds a run on other data ({"; ".join(differing)}): give the data and the tokenizer of that '
+              'run, or another --workdir.')
 
     def load_params(self, path: str):
         """(the parameters in a checkpoint or a file as this run's model takes them, prefixes of paths that start fresh, lines for the user)."""
@@ -308,14 +316,29 @@ class _Run:
         if clock.laps == 1:
             log.say(f'a step takes {self.config.batch_size / rate:.3f} s')
         log.write(step, metrics | {'images_per_second': round(rate, 1)})
-        check(bool(np.isfinite(metrics['loss'])), f'the loss of step {step} is not finite: the newest checkpoint before it is good. Lower '
-              'config.optimizer.lr, or set config.optimizer.clip_norm.')
+        self._check_skipped(log, step, int(metrics['skipped_in_a_row']))
         seen = step * self.config.batch_size
         share = metrics['bad_records'] / seen
         # one bad record among the first few is not yet a bad data set
         check(share <= self.config.data.max_bad_share or metrics['bad_records'] <= 1,
               f'{int(metrics["bad_records"])} of {seen} examples could not be read ({share:.1%}), more than config.data.max_bad_share '
               f'({self.config.data.max_bad_share:.1%}): repair {self.config.data.path or self.config.data.name} or raise it.')
+
+
+    def _check_skipped(self, log: MetricsWriter, step: int, in_a_row: int) -> None:
+        """Says that steps were skipped, and refuses to go on after too many; their first batch is then in the work directory."""
+        if not in_a_row:
+            return
+        first = step - in_a_row + 1
+        log.say(f'warning: loss or gradient of step {step} is not finite: it is skipped, as are all since step {first}')
+        if in_a_row < self.config.max_skipped_steps:
+            return
+        batch = next(self.pipeline.train_batches(self.source, self.sampler, self.task.views + self.task.prepare_views, self.config.data,
+                                                 self.rows, first - 1))
+        path = self.workdir / f'skipped_step_{first}_process_{jax.process_index()}.npz'
+        np.savez(path, **batch)
+        raise RequestError(f'loss or gradient of {in_a_row} steps in a row, from step {first} on, were not finite. None of them changed the '
+                           f'parameters; the batch of step {first} is in {path}. Lower config.optimizer.lr, or set config.optimizer.clip_norm.')
 
 
 class _Clock:

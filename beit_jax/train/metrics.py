@@ -2,6 +2,7 @@
 import contextlib
 import csv
 import json
+import math
 from pathlib import Path
 import sys
 
@@ -45,7 +46,8 @@ class MetricsWriter:
         if not self._active:
             return
         numbers = {name: float(np.float32(value)) if isinstance(value, (np.ndarray, np.generic)) else value for name, value in metrics.items()}
-        self._file.write(json.dumps({'step': step} | numbers) + '\n')
+        valid = {name: value if math.isfinite(value) else None for name, value in numbers.items()}  # JSON has no NaN
+        self._file.write(json.dumps({'step': step} | valid) + '\n')
         for name, value in numbers.items():
             self._board.add_scalar(name, value, step)
         evaluated = {name: value for name, value in numbers.items() if name.startswith('eval/')}

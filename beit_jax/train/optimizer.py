@@ -6,7 +6,7 @@ import jax
 import optax
 
 from beit_jax.config import OptimizerConfig, check
-from beit_jax.weights.checkpoint import path_string
+from beit_jax.weights.trees import path_string
 
 # Norm scales, LayerScale, biases, CLS and absolute positions are not decayed; mask token and bias tables are (optim_factory.py:65).
 _NO_DECAY = re.compile(r'(^|/)(bias|scale|scale1|scale2|cls_token|position_embedding)$')

@@ -14,7 +14,7 @@ import numpy as np
 
 from beit_jax.config import MeshConfig, check
 from beit_jax.errors import RequestError
-from beit_jax.weights.checkpoint import path_string
+from beit_jax.weights.trees import path_string
 
 AXES = ('data', 'fsdp', 'tensor')
 RULES = (

@@ -1,8 +1,8 @@
 """The state of a run and the jitted functions: one that prepares a batch (tokens), a training step and an evaluation step.
 
-State: {'step' int32, 'params', 'optimizer', 'bad_records' int32} and, where it is wanted, 'ema': trees of arrays, laid over the mesh by
-`sharding.RULES`. Every random draw is keyed by the number of the view, or by (seed, step, row of the batch): it depends neither on the
-mesh nor on how the batch is accumulated.
+State: {'params', 'optimizer', the counts 'step', 'bad_records', 'skipped_steps' and 'skipped_in_a_row', int32} and, where it is wanted, 'ema':
+trees of arrays, laid over the mesh by `sharding.RULES`. Every random draw is keyed by the number of the view, or by (seed, step, row of the
+batch): it depends neither on the mesh nor on how the batch is accumulated.
 """
 import functools
 import zlib
@@ -75,7 +75,8 @@ def _state_of(task, optimizer):
     """params -> state."""
     def state(params):
         average = {'ema': jax.tree.map(jnp.copy, params)} if task.config.ema_decay else {}
-        return {'step': jnp.int32(0), 'params': params, 'optimizer': optimizer.init(params), 'bad_records': jnp.int32(0), **average}
+        counts = {name: jnp.int32(0) for name in ('step', 'bad_records', 'skipped_steps', 'skipped_in_a_row')}
+        return counts | {'params': params, 'optimizer': optimizer.init(params)} | average
     return state
 
 
@@ -98,7 +99,8 @@ def make_train_step(task, optimizer, schedule, mesh, total_steps: int):
     """jitted (state, batch) -> (state, metrics); the state is donated.
 
     batch: arrays of global batch size, rows over the mesh, with what `make_prepare` adds. metrics: float32 scalars, replicated: those of
-    the task and `lr`, `grad_norm` (before clipping), `param_norm`, `bad_records` (of the run so far).
+    the task and `lr`, `grad_norm` (before clipping), `param_norm`, `bad_records` and `skipped_steps` (of the run so far),
+    `skipped_in_a_row`. A step whose loss or gradient is not finite leaves parameters, moments and moving average as they were.
     """
     config = task.config
     base_key = jax.random.key(config.seed)
@@ -121,16 +123,23 @@ def make_train_step(task, optimizer, schedule, mesh, total_steps: int):
         bad_records = state['bad_records'] + jnp.sum(batch['substituted'], dtype=jnp.int32)
         metrics = task.summarize(sums) | {'lr': schedule(step), 'grad_norm': optax.tree.norm(gradients),
                                           'param_norm': optax.tree.norm(params), 'bad_records': bad_records}
-        params = optax.apply_updates(params, updates)
-        new_state = {'step': step + 1, 'params': params, 'optimizer': optimizer_state, 'bad_records': bad_records}
+        finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(metrics['grad_norm'])
+        skipped = {'skipped_steps': state['skipped_steps'] + ~finite, 'skipped_in_a_row': jnp.where(finite, 0, state['skipped_in_a_row'] + 1)}
+        learned = {'params': optax.apply_updates(params, updates), 'optimizer': optimizer_state}
         if config.ema_decay:
             decay = jnp.minimum(config.ema_decay, (1 + step) / (10 + step))  # the first steps are soon forgotten
-            new_state['ema'] = optax.incremental_update(params, state['ema'], 1 - decay)
-        return new_state, metrics
+            learned['ema'] = optax.incremental_update(learned['params'], state['ema'], 1 - decay)
+        learned = {name: jax.tree.map(functools.partial(_keep, finite), tree, state[name]) for name, tree in learned.items()}
+        return learned | skipped | {'step': step + 1, 'bad_records': bad_records}, metrics | skipped
 
     shardings = state_shardings(mesh, abstract_state(task, optimizer))
     return jax.jit(train_step, donate_argnums=0, in_shardings=(shardings, batch_sharding(mesh)),
                    out_shardings=(shardings, replicated(mesh)))
+
+
+def _keep(finite, new, old):
+    """`new`, or `old` after a step that is skipped; what counts steps (the optimizer's schedule) goes on."""
+    return new if jnp.issubdtype(new.dtype, jnp.integer) else jnp.where(finite, new, old)
 
 
 def model_inputs(batch: dict) -> dict:

@@ -1,14 +1,12 @@
-"""The parameters of a checkpoint of this package, and whether they are those that a model wants."""
+"""The parameters of a checkpoint of this package."""
 from collections.abc import Callable
-import hashlib
 from pathlib import Path
 
-from flax import traverse_util
 import jax
-import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from beit_jax.config import check
+from beit_jax.weights.integrity import reading, unseal, verify
 
 
 def is_checkpoint(path: str | Path) -> bool:
@@ -24,7 +22,6 @@ def find_checkpoint(path: str) -> Path:
     """
     directory = Path(path).absolute()
     if (directory / 'state').is_dir():
-        check(directory.name.isdigit(), f'{path}: a checkpoint keeps its number as its name; rename the directory to one.')
         return directory
     steps = _steps(directory)
     check(bool(steps), f'{path} is neither a checkpoint nor a work directory with one: give W or W/checkpoints/STEP.')
@@ -44,53 +41,22 @@ def load_params(path: str, place: Callable | None = None):
 
     Returns:
       (parameters as a nested dict of arrays, the checkpoint's description).
+
+    Raises:
+      RequestError: no checkpoint.
+      DamagedError: they are not what was saved.
     """
-    directory = find_checkpoint(path)
-    context = ocp.Context()
+    directory, context = find_checkpoint(path), ocp.Context()
     context.pytree.loading.partial_load = True
-    with context:
-        checkpointer = ocp.training.Checkpointer(directory.parent)
-        metadata = checkpointer.metadata(int(directory.name))
-        name = 'ema' if 'ema' in metadata.metadata else 'params'
+    with context, reading(directory):
+        metadata = ocp.metadata(directory)
+        description, arrays = unseal(metadata.custom_metadata, directory)
+        there = metadata.metadata if arrays is None else {name.partition('/')[0] for name in arrays}
+        name = 'ema' if 'ema' in there else 'params'
         abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata.metadata[name])
         one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         shardings = place(abstract) if place else jax.tree.map(lambda _: one, abstract)
         abstract = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings)
-        params = checkpointer.load(int(directory.name), {name: abstract})[name]
-        checkpointer.close()
-    return params, metadata.custom_metadata
-
-
-def check_params(abstract, params, source: str) -> None:
-    """Raises RequestError where `params` (arrays) do not have the names, shapes and dtypes of `abstract`."""
-    check_same(shapes(abstract), shapes(params), source)
-
-
-def digest(params, label: str = '') -> str:
-    """sha256 of `label` and of a nested dict of arrays with its names."""
-    found = hashlib.sha256(label.encode())
-    for name, leaf in sorted(traverse_util.flatten_dict(params, sep='/').items()):
-        found.update(name.encode() + np.ascontiguousarray(leaf).tobytes())
-    return found.hexdigest()
-
-
-def path_string(path) -> str:
-    """A key path of jax.tree_util as 'encoder/blocks/00/norm1/scale'."""
-    return jax.tree_util.keystr(path, simple=True, separator='/')
-
-
-def shapes(tree) -> dict:
-    """{path: (shape, dtype)} of the leaves of a tree."""
-    return {path_string(path): (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def check_same(wanted: dict, found: dict, source: str) -> None:
-    """Raises RequestError where two results of `shapes` differ; names the first three arrays."""
-    wrong = [f'{name} is {_show(found.get(name))}, the config wants {_show(wanted.get(name))}'
-             for name in sorted(wanted.keys() | found.keys()) if wanted.get(name) != found.get(name)]
-    check(not wrong, f'{source} is of another model ({len(wrong)} arrays differ): {"; ".join(wrong[:3])}{"; ..." if len(wrong) > 3 else ""}. '
-          'Change config.model to fit it, or use another checkpoint or work directory.')
-
-
-def _show(shape_and_dtype) -> str:
-    return f'{shape_and_dtype[1]}{list(shape_and_dtype[0])}' if shape_and_dtype else 'missing'
+        params = ocp.load(directory, {name: abstract})[name]
+    verify({name: params}, arrays, directory)
+    return params, description

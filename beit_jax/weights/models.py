@@ -15,8 +15,8 @@ from beit_jax.data.images import read_image, square
 from beit_jax.images.color import normalize, to_float
 from beit_jax.models.architecture import ARCHITECTURES, abstract
 from beit_jax.models.heads import pool_both
-from beit_jax.weights.checkpoint import check_params
 from beit_jax.weights.load import load_weights
+from beit_jax.weights.trees import check_params
 
 
 @dataclasses.dataclass(frozen=True)

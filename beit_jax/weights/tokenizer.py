@@ -11,7 +11,7 @@ import safetensors.numpy
 from beit_jax.config import check
 from beit_jax.errors import RequestError
 from beit_jax.models.tokenizers import make_tokenizer
-from beit_jax.weights.checkpoint import digest
+from beit_jax.weights.trees import digest
 
 WEIGHTS, DESCRIPTION = 'tokenizer.safetensors', 'tokenizer.json'
 

@@ -12,7 +12,7 @@ from beit_jax.errors import RequestError
 from beit_jax.tasks import make_task, task_config
 from beit_jax.train import optimizer as optimizers
 from beit_jax.train import sharding, step
-from beit_jax.weights.checkpoint import path_string
+from beit_jax.weights.trees import path_string
 from tests import tiny
 
 STEPS = 5

@@ -14,7 +14,7 @@ from beit_jax.recipes import load_recipe
 from beit_jax.tasks import make_task, task_config
 from beit_jax.train import optimizer as optimizers
 from beit_jax.train import step as steps
-from beit_jax.weights.checkpoint import path_string
+from beit_jax.weights.trees import path_string
 
 DEPTH = 3
 # What the recipe says of each parameter: decayed or not, and its layer (0 embeddings, i + 1 block i, DEPTH + 1 above).

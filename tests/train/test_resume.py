@@ -5,6 +5,7 @@ import signal
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -68,6 +69,47 @@ def test_lines_after_the_checkpoint_are_dropped(uninterrupted, tokenizer_dir, tm
     monkeypatch.undo()
     assert loop.train(config, tmp_path) == 0
     assert_same_run(tmp_path, uninterrupted)
+
+
+def test_a_damaged_checkpoint_is_passed_over(uninterrupted, tokenizer_dir, tmp_path, monkeypatch, capsys):
+    """The run goes on from the one before, aloud, and ends as if nothing had happened."""
+    config = task_config(tiny.settings(tokenizer_dir))
+    monkeypatch.setattr(Stop, 'asked', lambda self, number: number == 4)
+    assert loop.train(config, tmp_path) == loop.STOPPED
+    monkeypatch.undo()
+    arrays = max((tmp_path / 'checkpoints' / '4' / 'state').rglob('d/*'), key=lambda path: path.stat().st_size)
+    content = bytearray(arrays.read_bytes())
+    content[len(content) // 2] ^= 4
+    arrays.write_bytes(content)
+    with pytest.raises(RequestError, match='4 is damaged'):
+        loop.evaluate(config, tmp_path)
+    capsys.readouterr()
+    assert loop.train(config, tmp_path) == 0
+    assert 'WARNING: checkpoint' in (out := capsys.readouterr().out) and 'goes on from step 3' in out
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_a_run_of_bad_steps_ends(uninterrupted, tokenizer_dir, tmp_path, monkeypatch, capsys):
+    """Loss without a number from step 4 on: skipped, then refused; the parameters stay finite, and the batch is on disk."""
+    from beit_jax.tasks.pretrain import Pretrain
+    whole = Pretrain.loss
+
+    def loss(self, params, batch, keys_B, *, progress, train):
+        found, sums = whole(self, params, batch, keys_B, progress=progress, train=train)
+        bad = jnp.where(train & (progress * 7 > 2.5), jnp.nan, 0.0)  # step 4 is number 3 from 0
+        return found + bad, sums | {'loss': sums['loss'] + bad}
+    monkeypatch.setattr(Pretrain, 'loss', loss)
+    config = task_config(tiny.settings(tokenizer_dir, total_steps=7, max_skipped_steps=3, save_every=5))
+    with pytest.raises(RequestError, match=r'of 3 steps in a row, from step 4 on, were not finite.*skipped_step_4_process_0.npz'):
+        loop.train(config, tmp_path)
+    assert 'warning: loss or gradient of step 5 is not finite' in capsys.readouterr().out
+    rows = metrics_lines(tmp_path)
+    assert [row['skipped_steps'] for row in rows if 'loss' in row] == [0, 0, 0, 1, 2, 3]
+    assert next(row for row in rows if row['step'] == 4 and 'loss' in row)['loss'] is None
+    params, _ = load_params(str(tmp_path))
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(params))
+    batch, views = np.load(tmp_path / 'skipped_step_4_process_0.npz'), {'image', 'token_image', 'index', 'view'}
+    assert views <= set(batch.files) and batch['view'].tolist() == list(range(24, 32)), batch.files  # the fourth batch of 8
 
 
 def test_finished_run_is_left_alone(uninterrupted, tokenizer_dir):

@@ -1,9 +1,11 @@
 """The training step on the smallest task: one linear layer."""
+import itertools
 from types import SimpleNamespace
 
 import chex
 from flax import nnx
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from beit_jax.config import MeshConfig, OptimizerConfig
@@ -60,6 +62,30 @@ def test_moving_average():
         chex.assert_trees_all_close(state['ema'], average, rtol=1e-5, atol=1e-7)
         assert step.averaged_params(state) is state['ema']
     assert np.abs(average['fc1']['kernel'] - state['params']['fc1']['kernel']).max() > 1e-2
+
+
+class Diverging(Regression):
+    """The loss of some steps is not a number, that of others has a gradient that is not finite."""
+
+    def loss(self, params, batch, keys_B, *, progress, train):
+        loss, sums = super().loss(params, batch, keys_B, progress=progress, train=train)
+        number = jnp.round(progress * 9).astype(int)  # of the step, from 0
+        bad = jnp.where((number == 3) | (number == 4), jnp.nan, 0.0) + jnp.where(number == 6, jnp.inf, 0.0) * jnp.sum(params['fc1']['kernel'])
+        return loss + bad, sums | {'loss': loss + jnp.where(number == 6, 0.0, bad)}
+
+
+def test_what_is_not_finite_changes_nothing():
+    states = states_of(Diverging(0.4), 9)
+    for number, (before, after) in enumerate(itertools.pairwise(states)):
+        skipped = number in (3, 4, 6)
+        for name in ('params', 'ema'):
+            changed = [np.any(a != b) for a, b in zip(jax.tree.leaves(before[name]), jax.tree.leaves(after[name]))]
+            assert all(changed) != skipped and any(changed) != skipped
+        assert after['step'] == number + 1 and after['skipped_in_a_row'] == {3: 1, 4: 2, 6: 1}.get(number, 0)
+        assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(after))
+    assert states[-1]['skipped_steps'] == 3
+    counts = [leaf for leaf in jax.tree.leaves(states[-1]['optimizer']) if leaf.dtype.kind == 'i']
+    assert counts and all(count == 9 for count in counts)  # the schedule goes on
 
 
 def test_no_moving_average_unless_asked():
