@@ -99,6 +99,14 @@ def test_a_head_for_other_classes(classes, message):
     assert whole['head']['classes']['kernel'].shape == (16, len(classes)) and whole['head']['norm'] is not None
 
 
+def test_a_model_without_classes_gives_its_encoder():
+    """As timm's with num_classes=0: the whole head starts fresh."""
+    task = make()
+    described = {'architecture': describe(task)['architecture'] | {'num_classes': 0}}
+    params, prefixes, _ = task.adapt({'encoder': fresh(task)['encoder'], 'head': {'norm': {}}}, described, CLASSES, 'C')
+    assert prefixes == ('head',) and params.keys() == {'encoder'}
+
+
 def test_what_is_no_encoder_is_refused():
     task = make()
     for changed, message in (({'model': {'heads': 4}}, r'C has heads 2, config.model.heads is 4'), ({'pooling': 'cls'}, "reads 'mean'"),
