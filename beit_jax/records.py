@@ -1,6 +1,7 @@
-"""Written all or nothing: the JSON beside a file of arrays that says of what it is (compared in words), and directories."""
+"""Files that are whole: the JSON beside a file of arrays that says of what it is (compared in words), directories, lines, checksums."""
 from collections.abc import Iterator, Mapping
 import contextlib
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -19,6 +20,17 @@ def write(path: Path, content: Mapping) -> None:
 def differences(saved: Mapping, wanted: Mapping) -> list[str]:
     """'NAME was X, is Y' for each entry of `wanted` that `saved` has otherwise or not at all."""
     return [f'{name} was {saved.get(name)}, is {value}' for name, value in wanted.items() if saved.get(name) != value]
+
+
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a file with their ends, but for a last one that a killed run left without; [] where there is no file."""
+    return [line for line in (path.read_text().splitlines(keepends=True) if path.is_file() else ()) if line.endswith('\n')]
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes, hexadecimal."""
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 @contextlib.contextmanager

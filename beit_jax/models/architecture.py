@@ -10,6 +10,11 @@ from beit_jax.models.presets import PRESETS
 ARCHITECTURES = ('beit_masked_image_model', 'beit_classifier')
 
 
+def predicts_tokens(architecture: dict) -> bool:
+    """Whether a model is of pre-training; else it is a classifier."""
+    return architecture['architecture'] == 'beit_masked_image_model'
+
+
 def build(architecture: dict, *, dtype='float32', rngs: nnx.Rngs) -> MaskedImageModel | Classifier:
     """The module, freshly initialised.
 
@@ -21,9 +26,9 @@ def build(architecture: dict, *, dtype='float32', rngs: nnx.Rngs) -> MaskedImage
     Raises:
       RequestError: sizes that do not fit one another.
     """
-    kind, grid = architecture['architecture'], tuple(architecture['grid'])
+    grid = tuple(architecture['grid'])
     config = EncoderConfig(**{field.name: architecture[field.name] for field in dataclasses.fields(EncoderConfig)})
-    if kind == 'beit_masked_image_model':
+    if predicts_tokens(architecture):
         return MaskedImageModel(config, grid, architecture['vocabulary'], dtype=dtype, rngs=rngs)
     return Classifier(config, grid, architecture['num_classes'], pooling=architecture['pooling'], dtype=dtype, rngs=rngs)
 
@@ -37,7 +42,7 @@ def abstract(architecture: dict, *, dtype='float32') -> tuple[nnx.GraphDef, dict
 def in_words(architecture: dict) -> list[str]:
     """What a person wants to know of a description: head, sizes, pictures; a line each."""
     a, side, (rows, columns) = architecture, architecture['image_size'], architecture['grid']
-    if a['architecture'] == 'beit_masked_image_model':
+    if predicts_tokens(a):
         head = f'pre-trained: predicts {a["vocabulary"]} tokens'
     elif a['num_classes']:
         head = f'classifier of {a["num_classes"]} classes, pooling {a["pooling"]}'

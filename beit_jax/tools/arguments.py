@@ -8,7 +8,6 @@ import typing
 from beit_jax.config import check, from_mapping
 from beit_jax.data.config import DataConfig
 from beit_jax.errors import RequestError
-from beit_jax.weights.models import Model, load_model
 
 # which pictures there are, and how they are cropped
 DATA = ('name', 'path', 'evaluate_path', 'split', 'evaluate_split', 'holdout', 'level', 'num_examples', 'num_evaluate_examples', 'crop_scale',
@@ -45,8 +44,10 @@ def picture_size(options: argparse.Namespace, tokenizer) -> int:
     return size
 
 
-def load(path: str) -> Model:
-    """The model of a checkpoint or of a file of weights; says on stderr what had to be assumed or changed to read it."""
+def load(path: str):
+    """The `beit_jax.weights.models.Model` of a checkpoint or of a file of weights; says on stderr what had to be assumed or changed to
+    read it."""
+    from beit_jax.weights.models import load_model  # here and not above: tools without a model start without it
     model = load_model(path)
     for note in model.notes:
         print(f'{path}: {note}', file=sys.stderr)

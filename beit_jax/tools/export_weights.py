@@ -2,15 +2,15 @@
 
 huggingface: model.safetensors, config.json, preprocessor_config.json. timm: model.safetensors, config.json. unilm: model.safetensors, and
 model.pth for torch.load, whose pickle names nothing but tensors (torch.load(weights_only=True) takes it)."""
-import hashlib
 import json
 from pathlib import Path
 
 import safetensors.numpy
 
 from beit_jax.config import one_of
+from beit_jax.models.architecture import predicts_tokens
 from beit_jax.models.encoder import EncoderConfig
-from beit_jax.records import whole_directory
+from beit_jax.records import sha256, whole_directory, whole_lines
 from beit_jax.tools import arguments
 from beit_jax.weights import export
 from beit_jax.weights.card import model_card
@@ -26,7 +26,7 @@ def run(options) -> None:
     one_of('--format', options.format, DIALECTS)
     model, dialect = load_model(options.input), options.format
     params, architecture, classes, notes = model.params, model.architecture, list(model.classes), list(model.notes)
-    if dialect == 'timm' and 'vocabulary' in architecture:
+    if dialect == 'timm' and predicts_tokens(architecture):
         params, architecture = export.headless(params, architecture)
         notes.append('timm has no masked image model: mask token and token head are left out')
     if dialect != 'huggingface' and architecture['norm_eps'] != EncoderConfig.norm_eps:  # theirs too, which no file can change
@@ -41,7 +41,7 @@ def run(options) -> None:
         safetensors.numpy.save_file(tensors, directory / 'model.safetensors', {'format': 'pt'} | header)
         if dialect == 'unilm':
             write_torch_file(directory / 'model.pth', tensors)
-        checksums = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(directory.iterdir())}
+        checksums = {file.name: sha256(file) for file in sorted(directory.iterdir())}
         for name, content in (('config.json', config), ('preprocessor_config.json', processor)):
             if content:
                 (directory / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + '\n')
@@ -60,9 +60,7 @@ def _metrics(path: str) -> dict:
     if not is_checkpoint(path):
         return {}
     checkpoint = find_checkpoint(path)
-    log = checkpoint.parents[1] / 'metrics.jsonl'
-    lines = log.read_text().splitlines(keepends=True) if log.is_file() else []
-    rows = [json.loads(line) for line in lines if line.endswith('\n')]  # a run that was killed may have left half a line
+    rows = map(json.loads, whole_lines(checkpoint.parents[1] / 'metrics.jsonl'))
     return {name.removeprefix('eval/'): value for row in rows if str(row['step']) == checkpoint.name
             for name, value in row.items() if name.startswith('eval/') and value is not None}
 

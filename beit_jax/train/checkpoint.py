@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from beit_jax.config import check
+from beit_jax.weights.checkpoint import step_directories
 from beit_jax.weights.integrity import DamagedError, reading, seal, unseal, verify
 from beit_jax.weights.trees import check_same, shapes
 
@@ -21,7 +22,8 @@ class Checkpoints:
     """The checkpoints of a work directory; keeps the newest `keep`."""
 
     def __init__(self, workdir: str | Path, keep: int = 1):
-        self._directory, self._keep, self._pending = Path(workdir).absolute() / 'checkpoints', keep, None
+        self._workdir, self._keep, self._pending = Path(workdir).absolute(), keep, None
+        self._directory = self._workdir / 'checkpoints'
 
     @functools.cached_property  # made when it is first needed, for it stumbles over damaged checkpoints
     def _checkpointer(self):
@@ -31,7 +33,7 @@ class Checkpoints:
     @property
     def steps(self) -> list[int]:
         """Of which there is a checkpoint, newest first."""
-        return sorted((int(entry.name) for entry in self._directory.glob('*') if entry.name.isdigit()), reverse=True)
+        return [int(entry.name) for entry in step_directories(self._workdir)]
 
     def save(self, state, step: int, description: dict) -> None:
         """Starts to save; the arrays are copied before it returns. Raises what the save before it failed with."""
@@ -50,23 +52,26 @@ class Checkpoints:
         Raises:
           DamagedError: it is not what was saved.
         """
-        return self._read_description(step)[0]
-
-    def _read_description(self, step: int) -> tuple[dict, dict | None]:
         path = self._directory / str(step)
         with reading(path):
-            return unseal(ocp.metadata(path).custom_metadata, path)
+            return unseal(ocp.metadata(path).custom_metadata, path)[0]
 
-    def restore(self, step: int, abstract):
+    def restore(self, step: int, abstract, accept: Callable[[dict], None] = lambda description: None):
         """The arrays of a checkpoint, laid out as the shardings of `abstract` say.
+
+        `accept` gets the description of the checkpoint and refuses what does not belong to the run.
 
         Raises:
           DamagedError: they are not those that were saved.
-          RequestError: names, shapes or dtypes differ from `abstract`.
+          RequestError: names, shapes or dtypes differ from `abstract`, or what `accept` refuses.
         """
-        path, (_, arrays) = self._directory / str(step), self._read_description(step)
+        path = self._directory / str(step)
         with reading(path):
-            saved = shapes(ocp.metadata(path).metadata) if arrays is None else {
+            metadata = ocp.metadata(path)
+            description, arrays = unseal(metadata.custom_metadata, path)
+        accept(description)
+        with reading(path):
+            saved = shapes(metadata.metadata) if arrays is None else {
                 name: (tuple(shape), dtype) for name, (dtype, shape, _) in arrays.items()}
             check_same(shapes(abstract), saved, f'checkpoint {path}')
             state = ocp.load(path, abstract)
@@ -76,22 +81,20 @@ class Checkpoints:
     def restore_newest(self, abstract, accept: Callable[[dict], None]):
         """(the newest state that is whole, lines that name those that are not), or (None, []) where there is no checkpoint.
 
-        Args:
-          abstract: see `restore`.
-          accept: gets the description of a checkpoint and refuses what does not belong to the run.
+        abstract, accept: see `restore`.
 
         Raises:
-          RequestError: what `accept` and `restore` refuse, or no checkpoint is whole.
+          RequestError: what `restore` refuses, or no checkpoint is whole.
         """
         damaged = {}
         for step in self.steps:
             try:
-                accept(self.description(step))
-                state = self.restore(step, abstract)
+                state = self.restore(step, abstract, accept)
             except DamagedError as error:
                 damaged[step] = error
                 continue
-            self._set_aside(damaged)
+            if damaged:
+                self._set_aside(damaged)
             return state, [f'WARNING: {error}: it is set aside as {other}.damaged, the run goes on from step {step}'
                            for other, error in damaged.items()]
         check(not damaged, f'no checkpoint in {self._directory} is whole: {"; ".join(map(str, damaged.values()))}. Give another --workdir to '

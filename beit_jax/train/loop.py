@@ -324,7 +324,6 @@ class _Run:
               f'{int(metrics["bad_records"])} of {seen} examples could not be read ({share:.1%}), more than config.data.max_bad_share '
               f'({self.config.data.max_bad_share:.1%}): repair {self.config.data.path or self.config.data.name} or raise it.')
 
-
     def _check_skipped(self, log: MetricsWriter, step: int, in_a_row: int) -> None:
         """Says that steps were skipped, and refuses to go on after too many; their first batch is then in the work directory."""
         if not in_a_row:

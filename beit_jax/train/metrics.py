@@ -11,6 +11,7 @@ import tensorboardX
 from tqdm import tqdm
 
 from beit_jax.errors import RequestError
+from beit_jax.records import whole_lines
 
 SHOWN = ('loss', 'accuracy', 'token_accuracy', 'psnr', 'token_perplexity', 'lr', 'grad_norm', 'images_per_second')
 
@@ -34,9 +35,7 @@ class MetricsWriter:
         if not active:
             return
         path = workdir / 'metrics.jsonl'
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        kept = [line for line in lines if line.endswith('\n') and json.loads(line)['step'] <= start]
-        path.write_text(''.join(kept))
+        path.write_text(''.join(line for line in whole_lines(path) if json.loads(line)['step'] <= start))
         self._file = path.open('a', buffering=1)
         self._board = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'), purge_step=start + 1, flush_secs=10)
         self._bar = tqdm(total=total_steps, initial=start, unit='step', disable=not sys.stderr.isatty(), dynamic_ncols=True)

@@ -11,7 +11,7 @@ from beit_jax.weights.integrity import reading, unseal, verify
 
 def is_checkpoint(path: str | Path) -> bool:
     """Whether `path` is a checkpoint of this package, or a work directory with one."""
-    return (Path(path) / 'state').is_dir() or bool(_steps(Path(path)))
+    return (Path(path) / 'state').is_dir() or bool(_complete(Path(path)))
 
 
 def find_checkpoint(path: str) -> Path:
@@ -23,13 +23,18 @@ def find_checkpoint(path: str) -> Path:
     directory = Path(path).absolute()
     if (directory / 'state').is_dir():
         return directory
-    steps = _steps(directory)
-    check(bool(steps), f'{path} is neither a checkpoint nor a work directory with one: give W or W/checkpoints/STEP.')
-    return max(steps, key=lambda entry: int(entry.name))
+    complete = _complete(directory)
+    check(bool(complete), f'{path} is neither a checkpoint nor a work directory with one: give W or W/checkpoints/STEP.')
+    return complete[0]
 
 
-def _steps(workdir: Path) -> list[Path]:
-    return [entry for entry in workdir.glob('checkpoints/*') if entry.name.isdigit() and (entry / 'state').is_dir()]
+def step_directories(workdir: Path) -> list[Path]:
+    """`checkpoints/STEP` of a work directory, newest first."""
+    return sorted((entry for entry in workdir.glob('checkpoints/*') if entry.name.isdigit()), key=lambda entry: int(entry.name), reverse=True)
+
+
+def _complete(workdir: Path) -> list[Path]:
+    return [entry for entry in step_directories(workdir) if (entry / 'state').is_dir()]
 
 
 def load_params(path: str, place: Callable | None = None):

@@ -2,6 +2,7 @@
 from flax import traverse_util
 import numpy as np
 
+from beit_jax.models.architecture import predicts_tokens
 from beit_jax.models.layers import relative_position_index
 from beit_jax.weights import names
 from beit_jax.weights.facts import BICUBIC
@@ -29,7 +30,7 @@ def to_tensors(params, architecture: dict, dialect: str) -> dict[str, np.ndarray
 
 def is_headless(architecture: dict) -> bool:
     """Whether a model has neither classes nor tokens."""
-    return architecture['architecture'] == 'beit_classifier' and not architecture['num_classes']
+    return not predicts_tokens(architecture) and not architecture['num_classes']
 
 
 def headless(params, architecture: dict) -> tuple[dict, dict]:
@@ -41,7 +42,7 @@ def headless(params, architecture: dict) -> tuple[dict, dict]:
 
 def huggingface_config(architecture: dict, classes: list[str]) -> dict:
     """config.json of transformers (4 and 5)."""
-    tokens = architecture['architecture'] == 'beit_masked_image_model'
+    tokens = predicts_tokens(architecture)
     model = 'BeitForMaskedImageModeling' if tokens else 'BeitModel' if is_headless(architecture) else 'BeitForImageClassification'
     labels = [] if tokens or is_headless(architecture) else classes or [f'LABEL_{i}' for i in range(architecture['num_classes'])]
     return {'model_type': 'beit', 'architectures': [model], **huggingface_settings(architecture), 'use_mask_token': tokens,

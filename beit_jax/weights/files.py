@@ -3,7 +3,6 @@
 No PyTorch is needed, and nothing in a file is run.
 """
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import safetensors
 from beit_jax.config import check
 from beit_jax.errors import RequestError
 from beit_jax.models.presets import Released, find_released
+from beit_jax.records import sha256
 from beit_jax.weights.pickles import read_torch_file
 
 # the weights of a folder, in order of preference
@@ -41,7 +41,7 @@ class Source:
 
     def checksums(self) -> dict[str, str]:
         """sha256 of each file that holds tensors."""
-        return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in self.files}
+        return {file.name: sha256(file) for file in self.files}
 
 
 def read_source(path: str | Path) -> Source:

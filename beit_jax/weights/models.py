@@ -13,7 +13,7 @@ from PIL import Image
 from beit_jax.config import COMPUTE_DTYPES, check, one_of
 from beit_jax.data.images import read_image, square
 from beit_jax.images.color import normalize, to_float
-from beit_jax.models.architecture import ARCHITECTURES, abstract
+from beit_jax.models.architecture import ARCHITECTURES, abstract, predicts_tokens
 from beit_jax.models.heads import pool_both
 from beit_jax.weights.load import load_weights
 from beit_jax.weights.trees import check_params
@@ -87,7 +87,7 @@ class Model:
         Raises:
           RequestError: a model without a head for tokens, or images of another shape or range.
         """
-        check('vocabulary' in self.architecture, 'this checkpoint is of fine-tuning and predicts no tokens: ask for classes or features, or '
+        check(predicts_tokens(self.architecture), 'this checkpoint is of fine-tuning and predicts no tokens: ask for classes or features, or '
               'give one of pre-training.')
         return self._tokens(self.params, self._checked(images))
 

@@ -7,6 +7,8 @@ import re
 
 import numpy as np
 
+from beit_jax.models.architecture import predicts_tokens
+
 DIALECTS = ('unilm', 'timm', 'huggingface')
 
 ENCODER = (
@@ -67,7 +69,7 @@ HEADS = {
 
 def head_kind(architecture: dict) -> str:
     """Which of HEADS a model has."""
-    return 'tokens' if architecture['architecture'] == 'beit_masked_image_model' else architecture['pooling']
+    return 'tokens' if predicts_tokens(architecture) else architecture['pooling']
 
 
 def to_name(path: str, dialect: str, head: str) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import beit_jax
 from beit_jax.config import check
 from beit_jax.errors import RequestError
-from beit_jax.models.architecture import abstract
+from beit_jax.models.architecture import abstract, predicts_tokens
 from beit_jax.models.encoder import EncoderConfig
 from beit_jax.models.layers import num_relative_positions, relative_position_index
 from beit_jax.models.presets import PRESETS
@@ -260,7 +260,7 @@ def _shapes(architecture: dict, dialect: str, head: str) -> dict[str, tuple[int,
 
 def huggingface_settings(architecture: dict) -> dict:
     """What config.json says of a model, under its names there, as far as the tensors show it."""
-    tokens = architecture['architecture'] == 'beit_masked_image_model'
+    tokens = predicts_tokens(architecture)
     return {'hidden_size': architecture['width'], 'num_hidden_layers': architecture['depth'], 'num_attention_heads': architecture['heads'],
             'intermediate_size': architecture['hidden'], 'hidden_act': 'gelu', 'image_size': architecture['image_size'],
             'patch_size': architecture['patch_size'], 'num_channels': 3,

@@ -118,12 +118,13 @@ def load_strictly(theirs, kind, dialect, directory):
     return fresh.state_dict()
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', [*(pytest.param(kind, id=name) for name, kind in KINDS.items()),
+                                  *(pytest.param(kind, id=name, marks=pytest.mark.slow) for name, kind in PUBLISHED.items())])
 @pytest.mark.parametrize('dialect', ['unilm', 'timm', 'huggingface'])
 def test_round_trip(dialect, kind, tmp_path):
-    if dialect == 'timm' and KINDS[kind].get('vocabulary'):
+    if dialect == 'timm' and kind.get('vocabulary'):
         pytest.skip('timm has no masked image model')
-    check_round_trip(dialect, KINDS[kind], tmp_path)
+    check_round_trip(dialect, kind, tmp_path)
 
 
 @pytest.mark.parametrize('kind', [{'positions': 'absolute', 'eps': 0.1, 'classes': 3},
@@ -131,12 +132,3 @@ def test_round_trip(dialect, kind, tmp_path):
 def test_what_only_json_says(kind, tmp_path):
     """The eps of the norms, and without a bias table the number of heads: other ones give other logits."""
     check_round_trip('huggingface', SMALL | {'width': 96, 'heads': 12, 'side': 48, 'layer_scale': 0.0} | kind, tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('kind', PUBLISHED)
-@pytest.mark.parametrize('dialect', ['unilm', 'timm', 'huggingface'])
-def test_round_trip_of_published_sizes(dialect, kind, tmp_path):
-    if dialect == 'timm' and PUBLISHED[kind].get('vocabulary'):
-        pytest.skip('timm has no masked image model')
-    check_round_trip(dialect, PUBLISHED[kind], tmp_path)
