@@ -59,6 +59,8 @@ class RunConfig:
     init: str = ''  # a checkpoint to start from; '' starts from random weights
     compute_dtype: str = 'bfloat16'
     max_skipped_steps: int = 10  # in a row, for their loss or gradient is not finite, before the run stops
+    step_timeout: float = 1800.0  # seconds after which a step that has not ended ends the run, for something hangs; 0: never
+    accept_changes: bool = False  # go on in a work directory of another config or other data, with a warning of what changed
     ema_decay: float = 0.0  # of a moving average of the parameters, which is then evaluated and exported; 0: none
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
@@ -71,6 +73,7 @@ class RunConfig:
         check(self.accumulate_steps > 0 and self.batch_size % self.accumulate_steps == 0,
               f'batch_size {self.batch_size} is not a multiple of accumulate_steps {self.accumulate_steps}.')
         check(0 <= self.ema_decay < 1, f'ema_decay is {self.ema_decay}: use a number from 0 up to but not including 1.')
+        check(self.step_timeout >= 0, f'step_timeout is {self.step_timeout}: use a number of seconds, or 0.')
         one_of('compute_dtype', self.compute_dtype, COMPUTE_DTYPES)
         for name in ('log_every', 'save_every', 'keep_checkpoints', 'max_skipped_steps'):
             check(getattr(self, name) > 0, f'{name} is {getattr(self, name)}: use at least 1.')

@@ -10,10 +10,15 @@ import tempfile
 from beit_jax.config import check
 
 
-def write(path: Path, content: Mapping) -> None:
-    """Replaces the record; whoever is killed meanwhile leaves the old one."""
+def write(path: Path, content: Mapping, indent: int | None = None) -> None:
+    """Replaces the record as `replace` does."""
+    replace(path, json.dumps(content, indent=indent) + '\n')
+
+
+def replace(path: Path, text: str) -> None:
+    """Replaces the content of a file; whoever is killed meanwhile leaves the old one."""
     temporary = path.with_name(path.name + '.new')
-    temporary.write_text(json.dumps(content) + '\n')
+    temporary.write_text(text)
     os.replace(temporary, path)
 
 

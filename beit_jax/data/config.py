@@ -11,7 +11,7 @@ LEVELS = ('easy', 'medium', 'hard')
 class DataConfig:
     """Which images, and how they are cropped. Sizes are in pixels, shares and scales in [0, 1]."""
     name: str = 'folder'  # shapes | folder | tfds
-    path: str = ''  # folder: the images; tfds: the version directory that holds dataset_info.json
+    path: str = ''  # folder: the images; tfds: the version directory that holds dataset_info.json; local, or gs://..., s3://...
     evaluate_path: str = ''  # folder: held-out images; '' holds out a share of `path`
     holdout: float = 0.0  # the share of `path` that is held out where there is no evaluate_path
     split: str = 'train'  # tfds
@@ -31,6 +31,10 @@ class DataConfig:
     color_jitter: tuple[float, float, float] = (0.4, 0.4, 0.4)  # brightness, contrast, saturation; on the device
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    index: str = ''  # a folder, yours, that keeps lists of files and records, so that the next start need not make them; '': none
+    chunk: int = 0  # examples that lie side by side and are read in one go; 0: each on its own
+    window: int = 16  # chunks whose examples are shuffled together
+    lanes: int = 1  # parts of an epoch that are read side by side, each for its own rows of a batch; the number of hosts, or a multiple
     workers: int = 0  # parallel decodes; 0: one per core
     prefetch: int = 2  # batches read ahead
     max_bad_share: float = 0.01  # of unreadable examples, above which a run stops
@@ -40,6 +44,13 @@ class DataConfig:
         one_of('config.data.level', self.level, LEVELS)
         check(self.name != 'tfds' or not self.evaluate_path, 'config.data.evaluate_path is for folders: with data.name=tfds the held-out '
               'images are config.data.evaluate_split, or a share config.data.holdout.')
+        check('://' not in self.index, f'config.data.index={self.index!r} is not local: lists are mapped into memory. Give a local folder.')
+        check(self.chunk >= 0, f'config.data.chunk is {self.chunk}: use a number of examples, or 0.')
+        check(self.window > 0 and self.lanes > 0, f'config.data.window is {self.window} and lanes {self.lanes}: use at least 1.')
+        check(self.chunk > 0 or self.lanes == 1, f'config.data.lanes={self.lanes} is for chunks: set config.data.chunk too, or leave it 1.')
+        check(not self.chunk or self.name != 'shapes', 'config.data.chunk is for stored images, shapes are drawn: leave it 0.')
+        check(not self.chunk or (self.repeated_augmentation == 1 and not self.repeat_views), 'config.data.chunk excludes '
+              'config.data.repeated_augmentation, repeat_views and tokenizer.cache_views: leave it 0, or those as they are.')
         check(self.image_size > 0, f'config.data.image_size is {self.image_size}: use at least 1.')
         for name in ('crop_scale', 'crop_ratio'):
             low, high = getattr(self, name)

@@ -34,7 +34,7 @@ def train_batches(source: Source, sampler: Sampler, views: Sequence[View], confi
     Yields:
       each view's name: uint8 [R, size, size, 3], one and the same crop; `label` int32 [R]; `index` int64 [R], the example that the
       sampler asked for; `view` uint32 [R], the number that seeds what is drawn for the picture (modulo 2 ** 32); `substituted` bool [R],
-      true where that example was bad and another was used; `valid` float32 [R], ones.
+      true where that example was bad; `used` int64 [R], the one that is there instead; `valid` float32 [R], ones.
 
     Raises:
       RequestError: an example and all that could take its place are bad.
@@ -64,7 +64,7 @@ def train_batches(source: Source, sampler: Sampler, views: Sequence[View], confi
 
     load = functools.partial(_first_readable, source, candidate, box_and_flip, augment, views)
     for batch in _batches(range(start_step, _ENDLESS), examples, load, len(rows), config):
-        used = _pop_used(batch, source)
+        used = _checked_used(batch, source)
         for index in batch['index'][used < 0]:
             raise RequestError(f'{source.name(index)}: {_flaw(source, index) or "unreadable"}. {SUBSTITUTES} others, drawn to take its '
                                'place, are bad too. Remove or repair the bad files in config.data.path.')
@@ -76,7 +76,7 @@ def evaluate_batches(source: Source, batch_size: int, views: Sequence[View], con
     """One pass over `source` in order, in batches as `train_batches` makes them, of the central square of `share` of the shorter side.
 
     The last batch is filled up with example 0. `valid` is 0 there, and for a bad example, whose pixels and label are 0 and
-    `substituted` true. Every host yields ceil(N / batch_size) batches.
+    `substituted` true, `used` -1. Every host yields ceil(N / batch_size) batches.
     """
     def examples(step):
         positions = step * batch_size + np.asarray(rows, np.int64)
@@ -89,7 +89,8 @@ def evaluate_batches(source: Source, batch_size: int, views: Sequence[View], con
                              lambda picture, *_: picture, views)
     steps = range(math.ceil(len(source) / batch_size))
     for step, batch in zip(steps, _batches(steps, examples, load, len(rows), config), strict=True):
-        good, positions = _pop_used(batch, source) >= 0, examples(step)[0]
+        used, positions = _checked_used(batch, source), examples(step)[0]
+        good = used >= 0
         yield batch | {'substituted': ~good, 'valid': (good & (positions < len(source))).astype(np.float32)}
 
 
@@ -107,9 +108,9 @@ def check_source(source: Source, config: DataConfig) -> None:
           f'Remove or repair them, or raise config.data.max_bad_share ({config.max_bad_share:g}).')
 
 
-def _pop_used(batch, source):
-    """Takes out of a batch which examples are used, int64 [R], -1 for none; raises RequestError where one has a label that no class has."""
-    used, labels = batch.pop('used'), batch['label']
+def _checked_used(batch, source):
+    """Which examples a batch uses, int64 [R], -1 for none; raises RequestError where one has a label that no class has."""
+    used, labels = batch['used'], batch['label']
     for row in np.flatnonzero((used >= 0) & ((labels < 0) | (labels >= max(1, len(source.class_names))))):
         check_label(source, used[row], labels[row])
     return used

@@ -1,16 +1,16 @@
 """Where examples come from: each source is a numbered list of images with labels. Nothing here needs TensorFlow."""
 import hashlib
-import os
 import typing
 
 import numpy as np
 
 from beit_jax.config import check
+from beit_jax.data import storage
 from beit_jax.data.config import DataConfig
+from beit_jax.data.listing import Listing
 from beit_jax.data.sampler import permutation
 from beit_jax.errors import RequestError
 
-EXTENSIONS = ('.jpg', '.jpeg', '.png')
 _HOLDOUT_KEY = 20210615  # not the run's seed: every run on the same data holds out the same examples
 
 
@@ -35,6 +35,9 @@ class Source(typing.Protocol):
     def label(self, index: int) -> int:
         """The label of example `index`, at less cost than `read` where that is possible."""
 
+    def read_many(self, start: int, stop: int) -> list[Example | OSError]:
+        """Examples `start` .. `stop` - 1, with an OSError in the place of each that cannot be read: for stored data, read in one go."""
+
 
 def open_source(config: DataConfig, split: str) -> Source | None:
     """The examples of `split`, 'train' or 'evaluate'; None where nothing is held out.
@@ -56,14 +59,14 @@ def _open(config, train):
         check(train or split != 'train', "config.data.evaluate_split='train' would evaluate on the training pictures: give another name.")
         return ShapesSource(num_examples, config.image_size, config.level, split) if num_examples else None
     if config.name == 'folder':
-        source = FolderSource(config.path)
+        source = FolderSource(config.path, index=config.index)
         if config.evaluate_path:
-            return source if train else FolderSource(config.evaluate_path, source.class_names, 'config.data.evaluate_path')
+            return source if train else FolderSource(config.evaluate_path, source.class_names, 'config.data.evaluate_path', config.index)
     else:
         from beit_jax.data.tfrecords import TfdsSource
         if config.evaluate_split:
-            return TfdsSource(config.path, config.split if train else config.evaluate_split)
-        source = TfdsSource(config.path, config.split)
+            return TfdsSource(config.path, config.split if train else config.evaluate_split, config.index)
+        source = TfdsSource(config.path, config.split, config.index)
     kept, held_out = holdout(len(source), config.holdout)
     indices = kept if train else held_out
     return source if len(indices) == len(source) else Subset(source, indices) if len(indices) else None
@@ -121,53 +124,61 @@ class Subset:
     def label(self, index: int) -> int:
         return self.source.label(int(self.indices[index]))
 
+    def read_many(self, start: int, stop: int) -> list[Example | OSError]:
+        indices = self.indices[start:stop]
+        runs = np.split(indices, np.flatnonzero(np.diff(indices) != 1) + 1)  # each of neighbours in the other source
+        return [example for run in runs if len(run) for example in self.source.read_many(int(run[0]), int(run[-1]) + 1)]
+
 
 class FolderSource:
-    """All .jpg, .jpeg and .png files below a folder, sorted by path; hidden files and folders are left out.
+    """All .jpg, .jpeg and .png files below a folder, sorted by folder, then by name; hidden files and folders are left out.
 
     Where all of them lie in sub-folders, the first-level sub-folder is the class; else every label is 0 and `class_names` is ().
     `class_names` may be given, so that held-out images count their classes as the training images do; `key` is the setting that
-    messages name.
+    messages name. The list of files is kept in the folder `index`, unless that is ''.
     """
 
-    def __init__(self, path: str, class_names: tuple[str, ...] | None = None, key: str = 'config.data.path'):
+    def __init__(self, path: str, class_names: tuple[str, ...] | None = None, key: str = 'config.data.path', index: str = ''):
         check(bool(path), f'{key} is empty: set it to a folder of images.')
-        check(os.path.exists(path), f'{key}={path!r} does not exist: set it to a folder of images.')
-        check(os.path.isdir(path), f'{key}={path!r} is a file: set it to the folder that holds the images.')
-        self.path, manifest = path, sorted(_walk(path, key))
-        check(bool(manifest), f'{key}={path!r} holds no image: looked for {", ".join(EXTENSIONS)} there and in its sub-folders.')
-        self._files = [file for file, _ in manifest]
-        self.fingerprint = hashlib.sha256(b''.join(os.fsencode(f'{file}\t{size}\n') for file, size in manifest)).hexdigest()
-        folders = [file.partition(os.sep)[0] for file in self._files] if all(os.sep in file for file in self._files) else []
-        self.class_names = tuple(sorted(set(folders))) if class_names is None else class_names
-        unknown = sorted(set(folders) - set(self.class_names)) if self.class_names else ()
+        kind = _kind(path, key)
+        check(bool(kind), f'{key}={path!r} does not exist: set it to a folder of images.')
+        check(kind == 'folder', f'{key}={path!r} is a file: set it to the folder that holds the images.')
+        self.path, self._listing = path, Listing(path, key, index)
+        self.fingerprint = self._listing.fingerprint
+        classes = [folder.partition('/')[0] for folder in self._listing.folders]
+        classes = classes if all(classes) else []  # some images are not in a sub-folder
+        self.class_names = tuple(sorted(set(classes))) if class_names is None else class_names
+        unknown = sorted(set(classes) - set(self.class_names)) if self.class_names else ()
         check(not unknown, f'{key}={path!r} has the class {unknown and unknown[0]!r}, which the training images do not have.')
-        check(bool(folders) or not self.class_names, f'{key}={path!r} has images outside class folders: sort them as the training images.')
+        check(bool(classes) or not self.class_names, f'{key}={path!r} has images outside class folders: sort them as the training images.')
         number = {name: label for label, name in enumerate(self.class_names)}
-        self._labels = np.array([number[folder] for folder in folders] if number else [0] * len(self._files), np.int32)
+        self._labels = [number[name] for name in classes] if number else [0] * len(self._listing.folders)  # of each folder
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._listing)
 
     def name(self, index: int) -> str:
-        return os.path.join(self.path, self._files[index])
+        return storage.join(self.path, self._listing.file(index))
 
     def read(self, index: int) -> Example:
-        with open(self.name(index), 'rb') as file:
-            return Example(file.read(), self.label(index))
+        return Example(storage.read(self.name(index)), self.label(index))
 
     def label(self, index: int) -> int:
-        return int(self._labels[index])
+        return self._labels[self._listing.folder(index)]
+
+    def read_many(self, start: int, stop: int) -> list[Example | OSError]:
+        return [_or_error(self.read, index) for index in range(start, stop)]
 
 
-def _walk(path, key):
-    """(path below `path`, size in bytes) of each image; -1 is the size of a broken link, which shows as a bad record later."""
-    def refuse(error):
-        raise RequestError(f'{key}={path!r}: cannot list {error.filename!r} ({error.strerror}).')
+def _kind(path, key):
+    try:
+        return storage.kind(path)
+    except OSError as error:
+        raise RequestError(f'{key}={path!r} cannot be read ({error}).') from error
 
-    for folder, folders, files in os.walk(path, onerror=refuse, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith('.')]
-        for name in files:
-            if name.lower().endswith(EXTENSIONS) and not name.startswith('.'):
-                file = os.path.join(folder, name)
-                yield os.path.relpath(file, path), os.path.getsize(file) if os.path.exists(file) else -1
+
+def _or_error(read, index):
+    try:
+        return read(index)
+    except OSError as error:
+        return error

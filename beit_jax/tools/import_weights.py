@@ -4,6 +4,7 @@ from pathlib import Path
 
 import jax
 
+from beit_jax.config import check
 from beit_jax.records import whole_directory
 from beit_jax.tools import arguments
 from beit_jax.tools.inspect_weights import summary
@@ -19,6 +20,7 @@ def run(options) -> None:
         checkpoints = Checkpoints(directory)
         checkpoints.save({'params': jax.device_put(params)}, 0, description)
         checkpoints.close()
+        check(not checkpoints.owed, '\n'.join(checkpoints.warnings()))
     print(f'-> {options.output}: start from it with --config.init={options.output}, or beit_jax.load({options.output!r})')
 
 

@@ -5,8 +5,9 @@ checksum of each array), so it can be read without this package: `orbax.checkpoi
 alone.
 """
 from collections.abc import Callable
-import functools
+import contextlib
 from pathlib import Path
+import shutil
 
 import jax
 from jax.experimental import multihost_utils
@@ -19,32 +20,72 @@ from beit_jax.weights.trees import check_same, shapes
 
 
 class Checkpoints:
-    """The checkpoints of a work directory; keeps the newest `keep`."""
+    """The checkpoints of a work directory; keeps the newest `keep`. A save that fails is told by `warnings`, and ends nothing."""
 
     def __init__(self, workdir: str | Path, keep: int = 1):
-        self._workdir, self._keep, self._pending = Path(workdir).absolute(), keep, None
+        self._workdir, self._keep, self._checkpointer, self._pending = Path(workdir).absolute(), keep, None, None
         self._directory = self._workdir / 'checkpoints'
-
-    @functools.cached_property  # made when it is first needed, for it stumbles over damaged checkpoints
-    def _checkpointer(self):
-        policies = ocp.training.preservation_policies
-        return ocp.training.Checkpointer(self._directory, preservation_policy=policies.LatestN(self._keep))
+        self._warnings, self.owed = [], False  # whether the newest save failed
 
     @property
     def steps(self) -> list[int]:
         """Of which there is a checkpoint, newest first."""
         return [int(entry.name) for entry in step_directories(self._workdir)]
 
-    def save(self, state, step: int, description: dict) -> None:
-        """Starts to save; the arrays are copied before it returns. Raises what the save before it failed with."""
-        self.wait()
-        self._pending = self._checkpointer.save_async(step, state, force=True, custom_metadata=seal(description, state))
+    def path(self, step: int) -> Path:
+        return self._directory / str(step)
 
-    def wait(self) -> None:
-        """Until the last save is on disk; raises what it failed with."""
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
+    def save(self, state, step: int, description: dict) -> None:
+        """Starts to save; the arrays are copied before it returns."""
+        self.wait()
+        with self._saving(step):
+            if self._checkpointer is None:  # made when it is first needed, for it stumbles over damaged checkpoints
+                policy = ocp.training.preservation_policies.LatestN(self._keep)
+                self._checkpointer = ocp.training.Checkpointer(self._directory, preservation_policy=policy)
+            self._pending = step, self._checkpointer.save_async(step, state, force=True, custom_metadata=seal(description, state))
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Until the last save is on disk or has failed, or for `seconds`."""
+        if self._pending is None:
+            return
+        (step, response), self._pending = self._pending, None
+        with self._saving(step):
+            try:
+                response.result(seconds)
+            except TimeoutError:
+                if seconds is None:
+                    raise
+                self._pending = step, response
+
+    def warnings(self) -> list[str]:
+        """Lines on the saves that failed since they were last asked for."""
+        self.wait(0)
+        warnings, self._warnings = self._warnings, []
+        return warnings
+
+    @contextlib.contextmanager
+    def _saving(self, step: int):
+        try:
+            yield
+            self.owed = False
+        except Exception as error:  # storage answers with errors of many types
+            reason = ' '.join(str(error).split())
+            newest = f'the newest is that of step {self.steps[0]}' if self.steps else 'there is none'
+            self._warnings.append(f'WARNING: the checkpoint of step {step} could not be written ({reason[:300]}): {newest}. Make room or '
+                                  f'repair {self._directory}; the next save tries again.')
+            self.owed = True
+            self._abandon()
+
+    def _abandon(self):
+        """Frees the space of what was half written, and forgets the checkpointer, which would tell of the failure again and again."""
+        with contextlib.suppress(Exception):  # told already
+            self._checkpointer.close()
+        self._checkpointer = None
+        self._remove_unfinished()
+
+    def _remove_unfinished(self):
+        for unfinished in self._directory.glob('*.orbax-checkpoint-tmp*') if jax.process_index() == 0 else ():
+            shutil.rmtree(unfinished, ignore_errors=True)
 
     def description(self, step: int) -> dict:
         """The JSON that was saved with a checkpoint.
@@ -52,7 +93,7 @@ class Checkpoints:
         Raises:
           DamagedError: it is not what was saved.
         """
-        path = self._directory / str(step)
+        path = self.path(step)
         with reading(path):
             return unseal(ocp.metadata(path).custom_metadata, path)[0]
 
@@ -65,7 +106,7 @@ class Checkpoints:
           DamagedError: they are not those that were saved.
           RequestError: names, shapes or dtypes differ from `abstract`, or what `accept` refuses.
         """
-        path = self._directory / str(step)
+        path = self.path(step)
         with reading(path):
             metadata = ocp.metadata(path)
             description, arrays = unseal(metadata.custom_metadata, path)
@@ -86,6 +127,7 @@ class Checkpoints:
         Raises:
           RequestError: what `restore` refuses, or no checkpoint is whole.
         """
+        self._remove_unfinished()  # by a process that was killed
         damaged = {}
         for step in self.steps:
             try:
@@ -104,10 +146,10 @@ class Checkpoints:
     def _set_aside(self, steps) -> None:
         """Out of the way of the same steps, which are soon saved again."""
         for step in steps if jax.process_index() == 0 else ():
-            (self._directory / str(step)).rename(self._directory / f'{step}.damaged')
+            self.path(step).rename(self._directory / f'{step}.damaged')
         multihost_utils.sync_global_devices('damaged checkpoints are set aside')
 
     def close(self) -> None:
         self.wait()
-        if '_checkpointer' in vars(self):  # made
+        if self._checkpointer is not None:
             self._checkpointer.close()

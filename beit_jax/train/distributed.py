@@ -4,20 +4,22 @@ import signal
 
 import jax
 from jax.experimental import multihost_utils
+import numpy as np
 
 from beit_jax.config import check
 
 
-def start(coordinator: str, num_processes: int, process_id: int) -> None:
+def start(coordinator: str, num_processes: int, process_id: int, heartbeat_seconds: int = 100) -> None:
     """Joins the other processes where there are any. Call it before anything else of JAX.
 
     coordinator: 'host:port' of process 0 with the two numbers, or '' to go by the environment (TPU pod, SLURM, Open MPI).
+    heartbeat_seconds: after which a process that is not heard of counts as dead; the others then end.
     """
     if coordinator:
         check(0 <= process_id < num_processes, f'--process_id={process_id} is not in 0 ... --num_processes={num_processes} - 1.')
-        jax.distributed.initialize(coordinator, num_processes, process_id)
+        jax.distributed.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=heartbeat_seconds)
     elif _is_cluster(os.environ):
-        jax.distributed.initialize()
+        jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat_seconds)
 
 
 def _is_cluster(environment) -> bool:
@@ -36,15 +38,28 @@ class Stop:
 
     def listen(self) -> None:
         signals = [signal.SIGINT] if jax.process_count() > 1 else [signal.SIGINT, signal.SIGTERM]
-        for number in signals:  # with several processes the coordination service hears SIGTERM
+        for number in signals:
             signal.signal(number, self._hear)
 
     def _hear(self, number, frame):
-        self._signal = signal.Signals(number).name
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        if jax.process_count() > 1:
+            signal.raise_signal(signal.SIGTERM)  # which the coordination service hears, so that all processes stop at one step
+        else:
+            self._signal = number
+
+    @property
+    def heard(self) -> bool:
+        """Whether a lone process was asked to stop: it may do so anywhere, where several must agree on a step."""
+        return self._signal is not None
 
     def asked(self, step: int) -> bool:
         """Whether to stop after `step`; with several processes they all say the same, and all must ask at every step."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
-        return self._signal is not None
+        return self.heard
+
+
+def agreed(found: bool) -> bool:
+    """What process 0 found, in all processes."""
+    return found if jax.process_count() == 1 else bool(multihost_utils.broadcast_one_to_all(np.array(found)))

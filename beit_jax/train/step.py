@@ -144,7 +144,7 @@ def _keep(finite, new, old):
 
 def model_inputs(batch: dict) -> dict:
     """The batch without what only the run's bookkeeping needs."""
-    return {name: value for name, value in batch.items() if name not in ('index', 'substituted')}
+    return {name: value for name, value in batch.items() if name not in ('index', 'used', 'substituted')}
 
 
 def _split(tree, parts: int):

@@ -68,7 +68,8 @@ def test_batches_have_the_promised_form(good):
     for step, batch in enumerate(train(good, 3)):
         forms = {key: (value.dtype, value.shape) for key, value in batch.items()}
         assert forms == {'image': (np.uint8, (7, 67, 67, 3)), 'tokens': (np.uint8, (7, 31, 31, 3)), 'label': (np.int32, (7,)),
-                         'index': (np.int64, (7,)), 'view': (np.uint32, (7,)), 'substituted': (bool, (7,)), 'valid': (np.float32, (7,))}
+                         'index': (np.int64, (7,)), 'view': (np.uint32, (7,)), 'substituted': (bool, (7,)), 'used': (np.int64, (7,)),
+                         'valid': (np.float32, (7,))}
         sampler = Sampler(len(good), 7, 5)
         np.testing.assert_array_equal(batch['index'], sampler.examples(sampler.positions(step, ROWS)))
         assert batch['label'].tolist() == [good.read(i).label for i in batch['index']]

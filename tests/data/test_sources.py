@@ -21,10 +21,10 @@ def write(root, *files):
 def test_folder_with_classes(tmp_path):
     path = write(tmp_path, 'b/z.JPG', 'a/deep/y.jpeg', 'a/x.png', 'a/.hidden.png', '.git/no.png', 'a/notes.txt', 'c/none.gif')
     source = FolderSource(path)
-    assert [source.name(i) for i in range(len(source))] == [f'{path}/a/deep/y.jpeg', f'{path}/a/x.png', f'{path}/b/z.JPG']
+    assert [source.name(i) for i in range(len(source))] == [f'{path}/a/x.png', f'{path}/a/deep/y.jpeg', f'{path}/b/z.JPG']
     assert source.class_names == ('a', 'b')
-    assert [source.read(i) for i in range(3)] == [(b'\1\1', 0), (b'\2\2\2', 0), (b'\0', 1)]
-    assert source.fingerprint == hashlib.sha256(b'a/deep/y.jpeg\t2\na/x.png\t3\nb/z.JPG\t1\n').hexdigest()
+    assert [source.read(i) for i in range(3)] == [(b'\2\2\2', 0), (b'\1\1', 0), (b'\0', 1)]
+    assert source.fingerprint == hashlib.sha256(b'a/x.png\t3\na/deep/y.jpeg\t2\nb/z.JPG\t1\n').hexdigest()
 
 
 def test_flat_folder(tmp_path):
@@ -47,6 +47,20 @@ def test_broken_link_is_a_bad_record(tmp_path):
     assert len(source) == 2
     with pytest.raises(OSError):
         source.read(1)
+
+
+def test_read_many(tmp_path):
+    """As `read` one by one, with the error in its place; a subset asks the other source for its runs of neighbours."""
+    source = FolderSource(write(tmp_path, *(f'{i:02}.jpg' for i in range(13))))
+    (tmp_path / '04.jpg').unlink()
+    many = source.read_many(2, 11)
+    assert isinstance(many.pop(2), OSError)
+    assert [example.image for example in many] == [bytes([i] * (i + 1)) for i in (2, 3, *range(5, 11))]
+    asked, read_many = [], source.read_many
+    source.read_many = lambda *span: asked.append(span) or read_many(*span)
+    subset = Subset(source, [0, 2, 3, 5, 6, 7, 12, 11])
+    assert subset.read_many(1, 8) == [source.read(i) for i in (2, 3, 5, 6, 7, 12, 11)] and subset.read_many(3, 3) == []
+    assert asked == [(2, 4), (5, 8), (12, 13), (11, 12)]
 
 
 @pytest.mark.parametrize('path, words', [
@@ -105,6 +119,15 @@ def test_shapes():
     assert open_source(DataConfig(name='shapes', num_evaluate_examples=0), 'evaluate') is None
 
 
+@pytest.mark.parametrize('settings, words', [
+    ({'lanes': 2}, 'lanes=2 is for chunks'), ({'chunk': -1}, 'chunk is -1'), ({'chunk': 5, 'window': 0}, 'window is 0'),
+    ({'chunk': 5, 'repeat_views': 3}, 'chunk excludes'), ({'chunk': 5, 'repeated_augmentation': 3}, 'chunk excludes'),
+    ({'chunk': 5, 'name': 'shapes'}, 'chunk is for stored images'), ({'index': 'gs://bucket'}, 'index=.* is not local')])
+def test_bad_settings(settings, words):
+    with pytest.raises(RequestError, match=rf'config.data.{words}'):
+        DataConfig(**settings)
+
+
 def test_no_tensorflow():
-    code = 'import sys; from beit_jax.data import config, sampler, shapes, sources; assert "tensorflow" not in sys.modules'
+    code = 'import sys; from beit_jax.data import chunks, config, sampler, shapes, sources; assert "tensorflow" not in sys.modules'
     subprocess.run([sys.executable, '-c', code], check=True)

@@ -104,8 +104,7 @@ def test_a_path_that_cannot_be_written(tmp_path):
 
 
 @pytest.mark.parametrize('tool', ['reconstruct', 'curves', 'predict', 'attention', 'study', 'benchmark', 'import_tokenizer', 'fit_tokenizer',
-                                  'evaluate_tokenizer',
-                                  'tokenize'])
+                                  'evaluate_tokenizer', 'tokenize', 'check_data'])
 def test_help_has_an_example(tool):
     done = tiny.run(['-m', f'beit_jax.tools.{tool}', '--help'])
     assert done.returncode == 0 and f'python -m beit_jax.tools.{tool}' in done.stdout

@@ -1,15 +1,19 @@
 """Pre-training on photograph files of many kinds, and on files that are broken."""
 import json
+import re
 import shutil
 
+import numpy as np
 from PIL import Image
 import pytest
 
 from beit_jax.errors import RequestError
 from beit_jax.tasks import task_config
 from beit_jax.train import loop
+from beit_jax.train.distributed import Stop
 from tests import tiny
 from tests.photos import write_photos
+from tests.train.test_resume import assert_same_run
 
 
 def folder_settings(tokenizer_dir, directory, **data):
@@ -46,7 +50,60 @@ def test_bad_records_are_replaced_and_counted(tokenizer_dir, tmp_path, capsys):
         counts.append([row['bad_records'] for row in rows(tmp_path / name)])
     assert counts[0] == counts[1] and counts[0][-1] >= 3  # 64 draws from 43 files: each is seen at least once
     out = capsys.readouterr().out
-    assert all(f'{name} cannot be read; another example took its place' in out for name in ('cut.jpg', 'text.jpg', 'dot.png'))
+    assert all(re.search(rf'{name} cannot be read; .*/photos/.* takes its place', out) for name in ('cut.jpg', 'text.jpg', 'dot.png'))
+
+
+@pytest.fixture(scope='module')
+def ten_thousand(tmp_path_factory):
+    """10,000 JPEG files of which 100 are cut off, empty, text, or of one pixel; and the names of those."""
+    folder, rng = tmp_path_factory.mktemp('ten_thousand'), np.random.default_rng(0)
+    wholes = []
+    for _ in range(16):
+        Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8)).save(folder / 'made.jpg', quality=50)
+        wholes.append((folder / 'made.jpg').read_bytes())
+    Image.new('RGB', (1, 1)).save(folder / 'made.jpg')
+    spoiled = [wholes[0][:-100], b'', b'not an image', (folder / 'made.jpg').read_bytes()]
+    (folder / 'made.jpg').unlink()
+    bad = set(rng.choice(10_000, 100, replace=False).tolist())
+    for i in range(10_000):
+        (folder / f'{i:04}.jpg').write_bytes(spoiled[i % 4] if i in bad else wholes[i % 16])
+    return folder, {f'{i:04}.jpg' for i in bad}
+
+
+def test_a_hundred_bad_files_of_ten_thousand(ten_thousand, tokenizer_dir, tmp_path, monkeypatch, capsys):
+    """An epoch ends well, names each once and counts them; and a run that stops and goes on uses the same substitutes."""
+    folder, bad = ten_thousand
+    config = task_config(tiny.settings(tokenizer_dir, batch_size=80, total_steps=125, log_every=25, evaluate_every=0, save_every=1000, data={
+        'name': 'folder', 'path': str(folder), 'max_bad_share': 0.02}))
+    assert loop.train(config, tmp_path / 'once') == 0
+    once = re.findall(r'warning: .*/(.*) cannot be read; .*/(.*) takes its place', capsys.readouterr().out)
+    assert {name for name, _ in once} == bad and len(once) == 100 and rows(tmp_path / 'once')[-1]['bad_records'] == 100
+    assert bad.isdisjoint(substitute for _, substitute in once)
+    monkeypatch.setattr(Stop, 'asked', lambda self, number: number == 60)
+    assert loop.train(config, tmp_path / 'again') == loop.STOPPED
+    monkeypatch.undo()
+    assert loop.train(config, tmp_path / 'again') == 0
+    out = capsys.readouterr().out
+    again = re.findall(r'warning: .*/(.*) cannot be read; .*/(.*) takes its place', out)
+    assert list(dict.fromkeys(again)) == once, 'what was read ahead of the stop is named again'
+    assert_same_run(tmp_path / 'again', tmp_path / 'once')
+
+
+def test_chunks(tokenizer_dir, tmp_path, monkeypatch):
+    """A run in chunks goes on exactly, and is another run than one without."""
+    write_photos(tmp_path / 'photos')
+    in_chunks, one_by_one = (folder_settings(tokenizer_dir, tmp_path / 'photos', **data) for data in (
+        {'chunk': 3, 'window': 2, 'lanes': 2}, {}))
+    for name, config in (('chunks', in_chunks), ('singles', one_by_one)):
+        assert loop.train(config, tmp_path / name) == 0
+    assert rows(tmp_path / 'chunks')[-1]['loss'] != rows(tmp_path / 'singles')[-1]['loss']
+    monkeypatch.setattr(Stop, 'asked', lambda self, number: number == 2)
+    assert loop.train(in_chunks, tmp_path / 'again') == loop.STOPPED
+    monkeypatch.undo()
+    assert loop.train(in_chunks, tmp_path / 'again') == 0
+    assert_same_run(tmp_path / 'again', tmp_path / 'chunks')
+    with pytest.raises(RequestError, match=r'config.data.chunk was 3, is 0'):
+        loop.train(one_by_one, tmp_path / 'again')
 
 
 def test_too_many_bad_records_end_the_run(tokenizer_dir, tmp_path, monkeypatch):

@@ -1,0 +1,109 @@
+"""Files by their path: local ones through os, all others ('gs://bucket/folder') through fsspec. What cannot be read is an OSError."""
+from collections.abc import Callable, Iterator
+import contextlib
+import os
+import posixpath
+
+from beit_jax.errors import RequestError
+
+
+def is_remote(path: str) -> bool:
+    return '://' in path
+
+
+def join(*parts: str) -> str:
+    """One path of several; empty parts count for nothing."""
+    return posixpath.join(*filter(None, parts))
+
+
+def kind(path: str) -> str:
+    """'folder', 'file', or '' where there is nothing."""
+    if not is_remote(path):
+        return 'folder' if os.path.isdir(path) else 'file' if os.path.exists(path) else ''
+    try:
+        return 'folder' if _remote(path, 'info')['type'] == 'directory' else 'file'
+    except FileNotFoundError:
+        return ''
+
+
+def list_folder(folder: str, endings: tuple[str, ...] = ('',)) -> tuple[list[str], list[tuple[str, int]]]:
+    """(names of the folders, (name, size in bytes) of each file whose name, in lower case, ends so), sorted; hidden ones are left out.
+
+    Links are followed; -1 is the size of a broken one.
+    """
+    folders, files = (_list_remote if is_remote(folder) else _list_local)(folder, endings)
+    return sorted(folders), sorted(files)
+
+
+def read(path: str) -> bytes:
+    """All of a file."""
+    if is_remote(path):
+        return _remote(path, 'cat_file')
+    with open(path, 'rb') as file:
+        return file.read()
+
+
+@contextlib.contextmanager
+def ranges(path: str) -> Iterator[Callable[[int, int], bytes]]:
+    """A function (start, length) -> these bytes of a file, fewer at its end."""
+    if is_remote(path):
+        yield lambda start, length: _remote(path, 'cat_file', start=start, end=start + length)
+        return
+    file = os.open(path, os.O_RDONLY)
+    try:
+        yield lambda start, length: os.pread(file, length, start)
+    finally:
+        os.close(file)
+
+
+def _list_local(folder, endings):
+    folders, files = [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name, size = entry.name, -1
+            if name.startswith('.'):
+                continue
+            wanted = name.lower().endswith(endings)
+            try:
+                if entry.is_dir():
+                    folders.append(name)
+                    continue
+                if wanted:
+                    size = entry.stat().st_size
+            except OSError:  # a link that leads nowhere, or in a circle
+                pass
+            if wanted:
+                files.append((name, size))
+    return folders, files
+
+
+def _list_remote(folder, endings):
+    folders, files = [], []
+    for entry in _remote(folder, 'ls', detail=True):
+        path = entry['name'].rstrip('/')
+        name = path.rpartition('/')[2]
+        if name.startswith('.') or folder.rstrip('/').endswith(path):  # stores without folders list an empty file in the folder's place
+            continue
+        if entry['type'] == 'directory':
+            folders.append(name)
+        elif name.lower().endswith(endings):
+            files.append((name, -1 if entry['size'] is None else entry['size']))
+    return folders, files
+
+
+def _remote(path, method, **arguments):
+    """What `method` of the path's file system says of it."""
+    import fsspec  # here, for local paths do without it
+    try:
+        system, own_path = fsspec.core.url_to_fs(path, use_listings_cache=False)  # which would hold all names
+    except ImportError as error:
+        package = getattr(error.__cause__ or error, 'name', None) or 'its package'
+        raise RequestError(f'{path!r} cannot be opened: pip install {package} ({error}).') from error
+    except ValueError as error:
+        raise RequestError(f'{path!r} cannot be opened: {error}. It takes local paths, gs://, s3:// and what else fsspec knows.') from error
+    try:
+        return getattr(system, method)(own_path, **arguments)
+    except OSError:
+        raise
+    except Exception as error:  # each store has errors of its own
+        raise OSError(f'{path}: {error}') from error

@@ -1,0 +1,71 @@
+"""Storage that is full or read-only while a run writes: it warns, goes on, and loses nothing that a later start would need."""
+import subprocess
+
+import pytest
+
+from beit_jax.tasks import task_config
+from beit_jax.train import loop
+from beit_jax.train.distributed import Stop
+from tests import tiny
+from tests.train.test_resume import assert_same_run, uninterrupted  # noqa: F401, a fixture
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 4 MB."""
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', tmp_path], capture_output=True, check=False).returncode:
+        pytest.skip('mounting a file system takes rights that this process does not have')
+    yield tmp_path
+    subprocess.run(['umount', tmp_path], check=True)
+
+
+def fill(disk):
+    subprocess.run(['dd', 'if=/dev/zero', f'of={disk / "filler"}', 'bs=1k'], capture_output=True, check=False)
+
+
+def read_only(path):
+    subprocess.run(['mount', '--bind', path, path], check=True)
+    subprocess.run(['mount', '-o', 'remount,bind,ro', path], check=True)
+
+
+SPOIL = {'full': (fill, lambda disk: (disk / 'filler').unlink()),
+         'read-only': (lambda disk: read_only(disk / 'run/checkpoints'),
+                       lambda disk: subprocess.run(['umount', disk / 'run/checkpoints'], check=True))}
+
+
+@pytest.mark.parametrize('how', SPOIL)
+@pytest.mark.parametrize('mended', [0, 4])
+def test_a_disk_that_takes_no_more(how, mended, uninterrupted, tokenizer_dir, small_disk, monkeypatch, capfd):  # noqa: F811
+    """From step 2 on, until step 4 or to the end; the run saves after steps 3 and 5. A first start has saved step 1."""
+    spoil, mend = SPOIL[how]
+    config, workdir = task_config(tiny.settings(tokenizer_dir)), small_disk / 'run'
+    monkeypatch.setattr(Stop, 'asked', lambda self, step: step == 1)
+    assert loop.train(config, workdir) == loop.STOPPED
+
+    def asked(self, step):
+        if step in (2, mended):
+            (spoil if step == 2 else mend)(small_disk)
+        return False
+    monkeypatch.setattr(Stop, 'asked', asked)
+    status = loop.train(config, workdir)
+    out, err = capfd.readouterr()
+    assert 'Traceback' not in out + err
+    assert out.count('WARNING: the checkpoint of step 3 could not be written') == 1 and 'the newest is that of step 1' in out
+    assert out.count('cannot be written') == (how == 'full'), 'the metrics, once'
+    if mended:
+        assert status == 0
+    else:
+        assert status == loop.UNSAVED and 'error: not everything is written' in out
+        assert 'step 5/5  loss' in out, 'it went on to the end'
+        mend(small_disk)
+        monkeypatch.undo()
+        assert loop.train(config, workdir) == 0
+        assert 'resumed after step 1' in capfd.readouterr().out
+    assert_same_run(workdir, uninterrupted)
+    assert not list((workdir / 'checkpoints').glob('*tmp*')), 'nothing half written is left'
+
+
+def test_what_cannot_be_written_at_the_start(tokenizer_dir, small_disk):
+    subprocess.run(['mount', '-o', 'remount,ro', small_disk], check=True)
+    result = tiny.run(tiny.arguments(small_disk / 'run', tokenizer_dir))
+    assert result.returncode == 2 and 'Read-only file system' in result.stderr and 'Traceback' not in result.stderr
