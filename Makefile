@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 QUICK := runs/quickstart
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: quickstart test test-slow lint clean
+.PHONY: quickstart test test-slow test-faults lint clean
 
 $(VENV)/installed: requirements.txt
 	@echo "== installing requirements.txt into $(VENV) (once; a minute or two)"
@@ -40,6 +40,10 @@ test: $(VENV)/installed-test
 # what trains for minutes or takes published sizes; alone on the machine about a quarter of an hour
 test-slow: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m slow -rP --durations=0
+
+# real runs ended at random moments: 30 of one process, and those of two; alone on the machine about half an hour
+test-faults: $(VENV)/installed-test
+	BEIT_JAX_FAULT_TRIALS=30 $(BIN)/python -m pytest -m "slow or not slow" -rP --durations=0 tests/train/test_faults.py
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -31,13 +31,22 @@ def vary(config: ConfigDict, argument: str, variants: dict[str, dict]) -> Config
     for part in filter(None, (argument or '').split(',')):
         key, equals, value = part.partition('=')
         if equals:
-            flat = _flat(config)
-            check(key in flat, f'config.{key} is not a setting.{nearest(key, flat)}')
-            _change(config, _nest(key, _parse(key, value, flat[key])))
+            override(config, key, value)
         else:
             check(part in variants, f'this recipe has no variant {part!r}.{nearest(part, variants)} Variants: {", ".join(variants)}.')
             _change(config, variants[part])
     return config
+
+
+def override(config: ConfigDict, key: str, text: str) -> None:
+    """Sets config.KEY to what `text` says.
+
+    Raises:
+      RequestError: no such setting, or a value of another kind.
+    """
+    flat = _flat(config)
+    check(key in flat, f'config.{key} is not a setting.{nearest(key, flat)}')
+    _change(config, _nest(key, _parse(key, text, flat[key])))
 
 
 def load_recipe(path: str, variant: str = '') -> ConfigDict:
@@ -110,6 +119,8 @@ def _parse(key, text, current):
         check(text.lower() in ('true', 'false'), f'config.{key}={text}: use true or false.')
         return text.lower() == 'true'
     try:
+        if isinstance(current, tuple):
+            return tuple(kind(part) for kind, part in zip(map(type, current), text.strip('()').split(','), strict=True))
         return type(current)(text)
     except (TypeError, ValueError) as error:
         raise RequestError(f'config.{key}={text}: it takes {type(current).__name__}.') from error

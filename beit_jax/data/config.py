@@ -4,6 +4,7 @@ import dataclasses
 from beit_jax.config import check, one_of
 
 SOURCES = ('shapes', 'folder', 'tfds')
+IMAGE_OPS = ('simd', 'tensorflow')
 LEVELS = ('easy', 'medium', 'hard')
 
 
@@ -35,6 +36,7 @@ class DataConfig:
     chunk: int = 0  # examples that lie side by side and are read in one go; 0: each on its own
     window: int = 16  # chunks whose examples are shuffled together
     lanes: int = 1  # parts of an epoch that are read side by side, each for its own rows of a batch; the number of hosts, or a multiple
+    image_ops: str = 'simd'  # what decodes and resizes: simd | tensorflow (slower, takes no other library, rounds otherwise)
     workers: int = 0  # parallel decodes; 0: one per core
     prefetch: int = 2  # batches read ahead
     max_bad_share: float = 0.01  # of unreadable examples, above which a run stops
@@ -42,6 +44,7 @@ class DataConfig:
     def __post_init__(self):
         one_of('config.data.name', self.name, SOURCES)
         one_of('config.data.level', self.level, LEVELS)
+        one_of('config.data.image_ops', self.image_ops, IMAGE_OPS)
         check(self.name != 'tfds' or not self.evaluate_path, 'config.data.evaluate_path is for folders: with data.name=tfds the held-out '
               'images are config.data.evaluate_split, or a share config.data.holdout.')
         check('://' not in self.index, f'config.data.index={self.index!r} is not local: lists are mapped into memory. Give a local folder.')

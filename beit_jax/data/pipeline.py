@@ -3,28 +3,48 @@
 A bad record (not an image, truncated, too small, unreadable) never shifts the others: another example takes its place, the same one
 on every run.
 """
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+import concurrent.futures
 import functools
 import math
 import os
+from types import ModuleType
 
 import numpy as np
 import tensorflow as tf
 
 from beit_jax.config import check
-from beit_jax.data import transforms
+from beit_jax.data import tensorflow_images
 from beit_jax.data.config import DataConfig, View
 from beit_jax.data.rand_augment import parse_policy, rand_augment
 from beit_jax.data.sampler import Sampler
-from beit_jax.data.sources import Example, Source, check_label
+from beit_jax.data.sources import Source, check_label
+from beit_jax.data.transforms import DRAWS, MIN_SIDE, center_box, flipped, random_box, whole_box
 from beit_jax.errors import RequestError
 
 Batch = dict[str, np.ndarray]
 SUBSTITUTES = 8  # examples that may take the place of a bad one; they are read only when it is bad
 CHECKED = 32  # examples that check_source reads
 _ENDLESS = 2**62  # steps
-_NO_PIXELS = np.zeros([0, 0, 3], np.uint8)
-_BLACK = Example(np.zeros([transforms.MIN_SIDE, transforms.MIN_SIDE, 3], np.uint8), 0)
+_BEGUN = 2  # batches that are made at a time, so that no thread waits for the last row of one
+_PARTS = 4  # of a batch, for each thread
+_BLACK = np.zeros([MIN_SIDE, MIN_SIDE, 3], np.uint8)
+
+
+def image_ops(config: DataConfig) -> ModuleType:
+    """What decodes and resizes: `tensorflow_images` or its like.
+
+    Raises:
+      RequestError: a library is not installed.
+    """
+    if config.image_ops == 'tensorflow':
+        return tensorflow_images
+    try:
+        from beit_jax.data import simd_images
+    except ImportError as error:
+        raise RequestError(f'config.data.image_ops=simd takes simplejpeg and cykooz_resizer ({error}): install requirements.txt, or set '
+                           'config.data.image_ops=tensorflow, which is slower.') from error
+    return simd_images
 
 
 def train_batches(source: Source, sampler: Sampler, views: Sequence[View], config: DataConfig, rows: np.ndarray,
@@ -43,30 +63,26 @@ def train_batches(source: Source, sampler: Sampler, views: Sequence[View], confi
         positions = sampler.positions(step, rows)
         return sampler.views(positions), sampler.examples(positions)
 
-    def candidate(view, index, attempt):
-        """`index`, then others drawn from (seed, view), then -1."""
-        if not 0 < attempt <= SUBSTITUTES:
-            return -1 if attempt else index
-        key = np.array([sampler.seed, view], np.int64).astype(np.uint64)
-        return int(np.random.Philox(key=key).random_raw(int(attempt))[-1] % len(source))
+    def candidates(view, index):
+        """`index`, then others drawn from (seed, view)."""
+        yield index
+        yield from (int(number % len(source)) for number in _bits(sampler.seed, view, 0, SUBSTITUTES))
 
     def box_and_flip(view):
-        seed, flip_seed = tf.stack([sampler.seed, view]), tf.stack([sampler.seed, -1 - view])  # the crop's seed has no negative one
-        flip = config.flip & (tf.random.stateless_uniform([], flip_seed, alg='philox') < 0.5)
-        return lambda height, width: transforms.random_box(seed, height, width, config.crop_scale, config.crop_ratio), flip
+        flip, *draws = ((_bits(sampler.seed, view, 2, 1 + DRAWS) >> np.uint64(11)) * 2.0 ** -53).tolist()
+        return lambda height, width: random_box(draws, height, width, config.crop_scale, config.crop_ratio), config.flip and flip < 0.5
 
     def augment(picture, view, number):
         if not view.rand_augment:
             return picture
-        policy, fill = parse_policy(view.rand_augment), tuple(min(255, round(255 * mean)) for mean in config.mean)
-        change = lambda pixels, number: rand_augment(pixels, policy, sampler.seed, int(number), fill)
-        return tf.ensure_shape(tf.numpy_function(change, [picture, number], tf.uint8), picture.shape)
+        return rand_augment(picture, parse_policy(view.rand_augment), sampler.seed, number, tuple(min(255, round(255 * mean))
+                                                                                                  for mean in config.mean))
 
-    load = functools.partial(_first_readable, source, candidate, box_and_flip, augment, views)
-    for batch in _batches(range(start_step, _ENDLESS), examples, load, len(rows), config):
+    load = functools.partial(_load, source, image_ops(config), candidates, box_and_flip, augment, views)
+    for batch in _batches(range(start_step, _ENDLESS), examples, load, views, len(rows), config):
         used = _checked_used(batch, source)
         for index in batch['index'][used < 0]:
-            raise RequestError(f'{source.name(index)}: {_flaw(source, index) or "unreadable"}. {SUBSTITUTES} others, drawn to take its '
+            raise RequestError(f'{source.name(index)}: {_flaw(source, index, config) or "unreadable"}. {SUBSTITUTES} others, drawn to take its '
                                'place, are bad too. Remove or repair the bad files in config.data.path.')
         yield batch | {'substituted': used != batch['index'], 'valid': np.ones(len(rows), np.float32)}
 
@@ -83,12 +99,11 @@ def evaluate_batches(source: Source, batch_size: int, views: Sequence[View], con
         return positions, np.where(positions < len(source), positions, 0)
 
     def box_and_flip(_):
-        return lambda height, width: transforms.center_box(height, width, share), tf.constant(False)
+        return lambda height, width: center_box(height, width, share), False
 
-    load = functools.partial(_first_readable, source, lambda _, index, attempt: -1 if attempt else index, box_and_flip,
-                             lambda picture, *_: picture, views)
+    load = functools.partial(_load, source, image_ops(config), lambda _, index: [index], box_and_flip, lambda picture, *_: picture, views)
     steps = range(math.ceil(len(source) / batch_size))
-    for step, batch in zip(steps, _batches(steps, examples, load, len(rows), config), strict=True):
+    for step, batch in zip(steps, _batches(steps, examples, load, views, len(rows), config), strict=True):
         used, positions = _checked_used(batch, source), examples(step)[0]
         good = used >= 0
         yield batch | {'substituted': ~good, 'valid': (good & (positions < len(source))).astype(np.float32)}
@@ -101,7 +116,7 @@ def check_source(source: Source, config: DataConfig) -> None:
       RequestError: the share of bad ones is above `config.max_bad_share`. One alone does not count, unless it is all there is.
     """
     indices = np.unique(np.linspace(0, len(source) - 1, CHECKED).round().astype(int))
-    bad = [f'{source.name(index)} ({flaw})' for index in indices if (flaw := _flaw(source, index))]
+    bad = [f'{source.name(index)} ({flaw})' for index in indices if (flaw := _flaw(source, index, config))]
     share = 0.0 if len(bad) == 1 < len(indices) else len(bad) / len(indices)
     check(share <= config.max_bad_share,
           f'{len(bad)} of {len(indices)} examples looked at cannot be used: {", ".join(bad[:3])}{", ..." * (len(bad) > 3)}.\n'
@@ -116,53 +131,76 @@ def _checked_used(batch, source):
     return used
 
 
-def _flaw(source, index):
+def _flaw(source, index, config):
     try:
-        return transforms.find_flaw(source.read(int(index)).image)  # any other error of `read` is a bug and shows as itself
+        image_ops(config).decode_crop(source.read(int(index)).image, whole_box)  # any other error of `read` is a bug and shows as itself
     except OSError as error:
         return error.strerror or str(error)
+    return None
 
 
-def _first_readable(source: Source, candidate: Callable, box_and_flip: Callable, augment: Callable, views, view_number,
-                    index) -> tf.data.Dataset:
-    """A dataset of one element, from the first readable example of `candidate(view_number, index, attempt)`, attempt 0, 1, ...
+def _bits(seed, number, purpose, count):
+    """uint64 [count], the same on every machine and release. Purposes: 0 permutations and substitutes, 1 windows, 2 crops and flips."""
+    key = np.array([seed, number], np.int64).astype(np.uint64)
+    return np.random.Philox(key=key, counter=np.array([0, 0, 0, purpose], np.uint64)).random_raw(count)
 
-    `used` says which it is; -1: none, and a black picture.
-    """
-    def read(*view_index_attempt):
-        used = candidate(*view_index_attempt)
+
+def _load(source: Source, images: ModuleType, candidates: Callable[..., Iterable[int]], box_and_flip: Callable, augment: Callable,
+          views: Sequence[View], number: int, index: int) -> list:
+    """The pictures of the views, the label, and the index of the first readable of `candidates(number, index)`, which they show; or, where
+    none is, black pictures, 0 and -1."""
+    box_of, flip = box_and_flip(number)
+    for used in candidates(number, index):
         try:
-            image, label = source.read(int(used)) if used >= 0 else _BLACK
+            image, label = source.read(used)
+            crop = images.decode_crop(image, box_of)
+            break
         except OSError:
-            image, label = b'', 0
-        encoded, pixels = (b'', image) if isinstance(image, np.ndarray) else (image, _NO_PIXELS)
-        return b'' if transforms.header_flaw(image) else encoded, pixels, np.int32(label), np.int64(used)  # nothing is too small to decode
-
-    def attempt(number):
-        read_types = [tf.string, tf.uint8, tf.int32, tf.int64]
-        encoded, pixels, label, used = tf.numpy_function(read, [view_number, index, number], read_types)
-        box_of, flip = box_and_flip(view_number)
-        crop = transforms.decode_crop(tf.ensure_shape(encoded, []), box_of, tf.ensure_shape(pixels, [None, None, 3]))
-        crop = tf.cond(flip, lambda: tf.reverse(crop, [1]), lambda: crop)
-        pictures = {view.name: augment(transforms.resize(crop, view), view, view_number) for view in views}
-        return {**pictures, 'label': tf.ensure_shape(label, []), 'index': index, 'view': tf.cast(view_number, tf.uint32),
-                'used': tf.ensure_shape(used, [])}
-
-    return tf.data.Dataset.range(SUBSTITUTES + 2).map(attempt).ignore_errors().take(1)
+            continue
+    else:
+        crop, label, used, flip = _BLACK, 0, -1, False
+    turn = flipped if flip else lambda picture: picture  # after resizing: there is less to turn
+    return [*(augment(turn(picture), view, number) for picture, view in zip(images.resize(crop, views), views)), label, used]
 
 
-def _batches(steps: range, examples: Callable, load: Callable, num_rows: int, config: DataConfig) -> Iterator[Batch]:
-    """Batches of `num_rows` elements `load(view number, index)`, in order, for the (view numbers, indices) of `examples(step)`."""
-    workers = config.workers or len(os.sched_getaffinity(0))
+def _aligned(shape):
+    """np.empty, uint8, at an address that TensorFlow can use as it is."""
+    size, alignment = math.prod(shape), 64
+    memory = np.empty(size + alignment, np.uint8)
+    start = -memory.ctypes.data % alignment
+    return memory[start:start + size].reshape(shape)
 
-    def rows(step):
-        return [tf.ensure_shape(each, [num_rows]) for each in tf.numpy_function(examples, [step], [tf.int64, tf.int64])]
 
-    dataset = tf.data.Dataset.range(steps.start, steps.stop).map(rows).unbatch()  # from_generator would change the process's malloc
-    # Not map: only a dataset per example can skip errors, and interleaving those costs nothing more (measured).
-    dataset = dataset.interleave(load, cycle_length=workers, block_length=1, num_parallel_calls=workers, deterministic=True)
-    dataset = dataset.batch(num_rows, drop_remainder=True).prefetch(config.prefetch)
+def _batches(steps: range, examples: Callable, load: Callable, views: Sequence[View], num_rows: int, config: DataConfig) -> Iterator[Batch]:
+    """Batches of `num_rows` of what `load(view number, index)` makes, in order, for the (view numbers, indices) of `examples(step)`."""
+    workers, failures = config.workers or len(os.sched_getaffinity(0)), []
+    pool = concurrent.futures.ThreadPoolExecutor(workers)  # what reads, decodes and resizes releases the interpreter's lock
+
+    def make(step):
+        numbers, indices = examples(step)
+        batch = [*(_aligned([num_rows, view.size, view.size, 3]) for view in views), np.empty(num_rows, np.int32), np.empty(num_rows, np.int64)]
+
+        def fill(rows):
+            for row in rows.tolist():
+                for array, value in zip(batch, load(int(numbers[row]), int(indices[row]))):
+                    array[row] = value
+        try:
+            for _ in pool.map(fill, np.array_split(np.arange(num_rows), min(num_rows, _PARTS * workers))):
+                pass
+        except Exception as error:
+            failures.append(error)
+            raise
+        return [*batch, indices, numbers.astype(np.uint32)]
+
+    types = [tf.uint8] * len(views) + [tf.int32, tf.int64, tf.int64, tf.uint32]
+    dataset = tf.data.Dataset.range(steps.start, steps.stop).map(lambda step: tf.numpy_function(make, [step], types),
+                                                                 num_parallel_calls=_BEGUN, deterministic=True)
     options = tf.data.Options()
-    options.threading.private_threadpool_size = workers  # the trainer's own threads are not TensorFlow's to take
-    options.threading.max_intra_op_parallelism = 1
-    return dataset.with_options(options).as_numpy_iterator()
+    options.threading.private_threadpool_size = _BEGUN  # the trainer's own threads are not TensorFlow's to take
+    try:
+        for arrays in dataset.prefetch(config.prefetch).with_options(options).as_numpy_iterator():
+            yield dict(zip([*(view.name for view in views), 'label', 'used', 'index', 'view'], arrays, strict=True))
+    except tf.errors.OpError as error:
+        raise (failures or [error])[0] from None  # as itself, not as TensorFlow wraps it
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -11,7 +11,7 @@ from beit_jax.errors import RequestError
 
 # which pictures there are, and how they are cropped
 DATA = ('name', 'path', 'evaluate_path', 'split', 'evaluate_split', 'holdout', 'level', 'num_examples', 'num_evaluate_examples', 'crop_scale',
-        'crop_ratio', 'flip', 'evaluate_crop', 'workers')
+        'crop_ratio', 'flip', 'evaluate_crop', 'index', 'image_ops', 'workers')
 
 
 def parser(tool: str, description: str, example: str) -> argparse.ArgumentParser:
@@ -35,6 +35,19 @@ def data_config(options: argparse.Namespace, **settings) -> DataConfig:
     data = from_mapping(DataConfig, {name: getattr(options, f'data.{name}') for name in DATA} | settings, 'data.')
     check(data.name == 'shapes' or bool(data.path), 'give --data.path, or --data.name shapes for the built-in pictures.')
     return data
+
+
+def recipe_config(options: argparse.Namespace):
+    """The settings of --config=RECIPE.py[:variant], changed by --config.KEY=VALUE, for a parser that `main` lets have such."""
+    from beit_jax.recipes import load_recipe, override
+    from beit_jax.tasks import task_config
+    path, _, variant = options.config.partition(':')
+    config = load_recipe(path, variant)
+    for argument in options.overrides:
+        key, equals, value = argument.removeprefix('--config.').partition('=')
+        check(argument.startswith('--config.') and bool(equals), f'{argument} is not an option: settings are given as --config.KEY=VALUE.')
+        override(config, key, value)
+    return task_config(config)
 
 
 def picture_size(options: argparse.Namespace, tokenizer) -> int:
@@ -62,8 +75,12 @@ def true_or_false(text: str) -> bool:
 
 def main(run: Callable[[argparse.Namespace], None], arguments: argparse.ArgumentParser) -> None:
     """Runs a tool on the command line and exits with its status."""
+    options, overrides = arguments.parse_known_args()
+    if overrides and 'config' not in options:
+        arguments.error(f'unrecognized arguments: {" ".join(overrides)}')
+    options.overrides = overrides
     try:
-        run(arguments.parse_args())
+        run(options)
     except RequestError as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(2)

@@ -1,6 +1,7 @@
 """Speed, measured side by side with a peer in one run, in turns, so that both see the same machine in the same mood.
 
 masks   blockwise masks: our jitted function against the official algorithm as a NumPy loop, and their share of a BEiT-B step, on one core
+input   images per second of a recipe's input, stage by stage, against the Pillow pipelines of BEiT's official code, timm and torchvision
 """
 import argparse
 import json
@@ -107,25 +108,54 @@ def _machine() -> str:
 
 
 def run(options: argparse.Namespace) -> None:
-    check(options.repeats > 0 and options.batch > 0, 'use at least 1 for --repeats and for --batch.')
     check(not options.json or options.json.parent.is_dir(), f'--json={options.json}: its folder does not exist.')
+    check(options.repeats > 0, 'use at least 1 for --repeats.')
+    result = {'masks': _run_masks, 'input': _run_input}[options.what](options)
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + '\n')
+
+
+def _run_masks(options) -> dict:
+    check(options.batch > 0, 'use at least 1 for --batch.')
     result = benchmark_masks(options.batch, options.repeats)
     print(f'{result["machine"]}, {result["cores"]} core; jax {result["jax"]} on {result["device"]}; {options.repeats} repeats\n'
           f'{"masks/s":10}{"median":>10}{"min":>10}{"max":>10}{"share of a step":>18}')
     for name, speed in result['masks_per_second'].items():
         print(f'{name:10}{speed["median"]:10,.0f}{speed["min"]:10,.0f}{speed["max"]:10,.0f}{result["share_of_step"][name]:18.4%}')
     print(f'ratio {result["ratio"]:.2f}; BEiT-B forward and backward, float32: {result["step_seconds_per_image"]:.2f} s an image')
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + '\n')
+    return result
+
+
+def _run_input(options) -> dict:
+    from beit_jax.tools.input_benchmark import BATCH, benchmark_input
+    check(options.images >= BATCH and options.cores > 0, f'use at least {BATCH} for --images and 1 for --cores.')
+    result = {'machine': _machine()} | benchmark_input(arguments.recipe_config(options), options.images, options.repeats, options.cores)
+    print(f'{result["machine"]}, {result["cores"]} core(s); {result["task"]}, views {", ".join(result["views"])}; {result["images"]} files of '
+          f'{result["bytes_per_image"] / 1e3:.0f} KB; {result["repeats"]} repeats\n'
+          f'{"milliseconds of a core an image":32}{"median":>8}{"min":>8}{"max":>8}')
+    for name, spread in result['core_milliseconds'].items():
+        print(f'{name:32}' + ''.join(f'{spread[key]:8.3f}' for key in ('median', 'min', 'max') if key in spread))
+    for name, ratio in result['ratio'].items():
+        rates = [result['images_per_second_and_core'][key] for key in (name, f'{name}, its peer')]
+        print(f'{name}: {rates[0]:,.0f} images/s and core, its peer {rates[1]:,.0f}; ratio {ratio:.2f}')
+    print('mean difference from Pillow, grey levels: '
+          + ', '.join(f'{size} pixels {error:.3f}' for size, error in result['grey_levels_from_pillow'].items()))
+    return result
 
 
 def _arguments() -> argparse.ArgumentParser:
     parser = arguments.parser('benchmark', __doc__, 'python -m beit_jax.tools.benchmark masks --json masks.json')
     what = parser.add_subparsers(dest='what', required=True)
     masks = what.add_parser('masks', help='blockwise masks against the official algorithm', epilog=parser.epilog)
-    masks.add_argument('--json', type=Path, help='also write the result here')
-    masks.add_argument('--repeats', type=int, default=5, help='of each way, in turns (default 5)')
     masks.add_argument('--batch', type=int, default=256, help='masks a call (default 256)')
+    reading = what.add_parser('input', help="a recipe's input against PyTorch's", epilog='example: python -m beit_jax.tools.benchmark input '
+                              '--config=configs/pretrain_imagenet1k.py --config.data.path=/imagenet/train')
+    reading.add_argument('--config', required=True, help='RECIPE.py[:variant]; change it with --config.KEY=VALUE')
+    reading.add_argument('--images', type=int, default=500, help='that are read, evenly spread over the data set (default 500)')
+    reading.add_argument('--cores', type=int, default=1, help='for our pipeline; the peers have one (default 1)')
+    for each in (masks, reading):
+        each.add_argument('--json', type=Path, help='also write the result here')
+        each.add_argument('--repeats', type=int, default=5, help='of each way, in turns (default 5)')
     return parser
 
 

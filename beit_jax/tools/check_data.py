@@ -4,6 +4,7 @@ from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+import functools
 import hashlib
 import io
 import json
@@ -23,6 +24,7 @@ from tqdm import tqdm
 from beit_jax.config import check
 from beit_jax.data.config import DataConfig
 from beit_jax.data.sources import Source, open_source
+from beit_jax.data.transforms import BadImageError, whole_box
 from beit_jax.tools import arguments
 
 SMALL, LONG, SIDE = 32, 10, 224  # a shorter side to wonder about, an aspect ratio to wonder about, and what models are shown; pixels
@@ -45,13 +47,17 @@ class Look(typing.NamedTuple):
     oddities: tuple[str, ...] = ()  # training can use it, but is it meant?
 
 
-def look_at(source: Source, index: int, find_flaw: Callable) -> Look:
-    """Reads an example and decodes it by `transforms.find_flaw`; called from many threads."""
+def look_at(source: Source, index: int, decode: Callable) -> Look:
+    """Reads an example and decodes it; called from many threads."""
     try:
         image, label = source.read(index)
     except OSError as error:
         return Look(error.strerror or str(error))
-    flaw = find_flaw(image) or ''
+    try:
+        decode(image)
+        flaw = ''
+    except BadImageError as error:
+        flaw = str(error)
     if isinstance(image, np.ndarray):
         (height, width), form, mode, oddities = image.shape[:2], 'array', 'RGB', []
     else:
@@ -106,16 +112,15 @@ def spread(source: Source, limit: int) -> np.ndarray:
     return np.unique(np.linspace(0, len(source) - 1, min(limit or len(source), len(source))).astype(np.int64))
 
 
-def measure(source: Source, held_out: Source | None, limit: int, workers: int) -> dict:
+def measure(source: Source, held_out: Source | None, limit: int, workers: int, decode: Callable) -> dict:
     """What there is to say of a data set, under the names that --json has; where `limit` leaves examples out, estimated from the others.
 
     Memory: 33 bytes an example, and what names the faulty ones.
     """
-    from beit_jax.data.transforms import find_flaw  # starts TensorFlow, before the clock
     indices, began = spread(source, limit), time.perf_counter()
     rows, formats, modes = np.zeros(len(indices), ROW), Counter(), Counter()
     corrupt, suspicious = defaultdict(lambda: array('q')), defaultdict(lambda: array('q'))  # reason -> indices
-    for row, look in enumerate(in_threads(lambda index: look_at(source, index, find_flaw), indices, workers, 'decoding')):
+    for row, look in enumerate(in_threads(lambda index: look_at(source, index, decode), indices, workers, 'decoding')):
         rows[row] = not look.flaw, look.label, look.digest, look.bytes, look.width, look.height
         if look.flaw:
             corrupt[look.flaw].append(indices[row])
@@ -272,7 +277,9 @@ def run(options) -> None:
     Image.MAX_IMAGE_PIXELS = None  # only headers are read with Pillow,
     warnings.filterwarnings('ignore', module='PIL')  # and what it says of them names no file
     source = open_source(data, 'train')
-    figures = measure(source, open_source(data, 'evaluate'), options.limit, data.workers or len(os.sched_getaffinity(0)))
+    from beit_jax.data.pipeline import image_ops  # here, because it starts TensorFlow
+    decode = functools.partial(image_ops(data).decode_crop, box_of=whole_box)
+    figures = measure(source, open_source(data, 'evaluate'), options.limit, data.workers or len(os.sched_getaffinity(0)), decode)
     figures['empty_classes'] += empty_folders(data, source)
     share = figures['corrupt_share']
     figures['problems'] = problems(figures, options.max_bad_share)

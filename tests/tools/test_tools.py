@@ -1,4 +1,6 @@
 """The tools on a small run: what they write, and the requests that they refuse."""
+import json
+
 import numpy as np
 from PIL import Image
 import pytest
@@ -10,7 +12,7 @@ from beit_jax.tools import curves, reconstruct
 from beit_jax.train import loop
 from beit_jax.weights.tokenizer import load_tokenizer
 from tests import tiny
-from tests.photos import write_photos
+from tests.photos import write_many_photos, write_photos
 
 
 @pytest.fixture(scope='module')
@@ -108,3 +110,23 @@ def test_a_path_that_cannot_be_written(tmp_path):
 def test_help_has_an_example(tool):
     done = tiny.run(['-m', f'beit_jax.tools.{tool}', '--help'])
     assert done.returncode == 0 and f'python -m beit_jax.tools.{tool}' in done.stdout
+
+
+def test_benchmark_of_the_input(tmp_path):
+    write_many_photos(tmp_path / 'photos', 40)
+    (tmp_path / 'photos' / 'text.jpg').write_text('not a picture')
+    command = ['-m', 'beit_jax.tools.benchmark', 'input', '--config=configs/pretrain_imagenet1k.py:base', f'--config.data.path={tmp_path}/photos',
+               '--config.data.crop_scale=(0.5,1.0)']
+    done = tiny.run([*command, '--images=41', '--repeats=1', f'--json={tmp_path}/figures.json'])
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / 'figures.json').read_text())
+    assert figures['images'] == 40 and 100e3 < figures['bytes_per_image'] < 110e3 and 'training: ' in done.stdout
+    stages = {'training', 'training, its peer', 'evaluation', 'evaluation, its peer', 'read', 'decode the crop', 'resize to 224', 'resize to 112',
+              'batch and the rest', 'transfer'}
+    assert figures['core_milliseconds'].keys() == stages
+    assert all(0 < error < 0.3 for error in figures['grey_levels_from_pillow'].values())
+    assert min(figures['ratio'].values()) > 1
+    for wrong, message in (('--cores=999', 'cores'), ('--config.data.nope=1', 'config.data.nope is not a setting'), ('--nope', 'is not an option'),
+                           ('--config.data.crop_scale=1', 'it takes tuple'), ('--config.data.path=/nowhere', '/nowhere')):
+        refused = tiny.run([*command, wrong])
+        assert refused.returncode == 2 and message in refused.stderr and len(refused.stderr.splitlines()) <= 2, refused.stderr

@@ -11,7 +11,7 @@ from beit_jax.data.shapes import SHAPES
 from beit_jax.data.sources import open_source
 from beit_jax.errors import RequestError
 from beit_jax.tasks import make_task, task_config
-from beit_jax.train import loop, sharding, step
+from beit_jax.train import loop, run, sharding, step
 from beit_jax.train import optimizer as optimizers
 from beit_jax.train.distributed import Stop
 from beit_jax.train.metrics import PredictionsWriter
@@ -26,7 +26,7 @@ AUGMENTED = {'batch_size': 16, 'total_steps': 4, 'save_every': 2, 'evaluate_ever
 def one_device():
     """Compiling for eight is most of what these tests would take; test_resume.py does it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, 'make_mesh', lambda config: sharding.make_mesh(config, jax.devices()[:1]))
+        patch.setattr(run, 'make_mesh', lambda config: sharding.make_mesh(config, jax.devices()[:1]))
         yield
 
 
@@ -100,7 +100,7 @@ def checkpoint(tmp_path_factory):
 
 
 def evaluate_here(checkpoint, workdir, devices, monkeypatch, capfd):
-    monkeypatch.setattr(loop, 'make_mesh', lambda config: sharding.make_mesh(config, jax.devices()[:devices]))
+    monkeypatch.setattr(run, 'make_mesh', lambda config: sharding.make_mesh(config, jax.devices()[:devices]))
     capfd.readouterr()
     config = task_config(tiny.classify_settings(**EVALUATED, init=str(checkpoint), head_scale=20.0))
     assert loop.evaluate(config, workdir) == 0
