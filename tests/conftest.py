@@ -18,9 +18,13 @@ def pytest_configure(config):
 
 @pytest.fixture(scope='session', autouse=True)
 def compilation_cache(tmp_path_factory):
-    """Runs that are stopped and started again compile the same step many times."""
-    jax.config.update('jax_compilation_cache_dir', str(tmp_path_factory.mktemp('compiled')))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+    """Runs that are stopped and started again compile the same step many times: in this process, in others of pytest-xdist, and in those
+    that tests start."""
+    shared = tmp_path_factory.getbasetemp()
+    directory = str((shared.parent if 'PYTEST_XDIST_WORKER' in os.environ else shared) / 'compiled')
+    jax.config.update('jax_compilation_cache_dir', directory)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+    os.environ |= {'JAX_COMPILATION_CACHE_DIR': directory, 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2'}
 
 
 @pytest.fixture(scope='session')

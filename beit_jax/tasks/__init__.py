@@ -4,6 +4,7 @@ Everything that a task reports is a sum over examples, so that parts of a batch,
 """
 from collections.abc import Callable, Iterator
 import dataclasses
+import functools
 import importlib
 from pathlib import Path
 from typing import Any, ClassVar
@@ -67,6 +68,11 @@ class Task:
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         """The module that is learned, freshly initialised."""
         raise NotImplementedError
+
+    @functools.cached_property
+    def abstract(self) -> nnx.State:
+        """The parameters as the module declares them: shapes, dtypes and initialisers."""
+        return nnx.state(nnx.eval_shape(lambda: self.build(nnx.Rngs(0))), nnx.Param)
 
     def adapt(self, params, description: dict, classes: tuple[str, ...], source: str) -> tuple[dict, tuple[str, ...], list[str]]:
         """What this run makes of a checkpoint: (its parameters for this model, path prefixes that start fresh, lines that say what was done).

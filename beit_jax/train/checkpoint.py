@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from beit_jax.config import check
+from beit_jax.train.distributed import agreed
 from beit_jax.weights.checkpoint import step_directories
 from beit_jax.weights.integrity import DamagedError, reading, seal, unseal, verify
 from beit_jax.weights.trees import check_same, shapes
@@ -35,8 +36,13 @@ class Checkpoints:
     def path(self, step: int) -> Path:
         return self._directory / str(step)
 
-    def save(self, state, step: int, description: dict) -> None:
-        """Starts to save; the arrays are copied before it returns."""
+    def save(self, state, step: int, description: dict, must: bool = True) -> None:
+        """Starts to save; the arrays are copied before it returns. Waits for the save before, or, unless it `must`, leaves this one out then."""
+        self.wait(None if must else 0)
+        if not must and agreed(self._pending is not None):
+            self._warnings.append(f'WARNING: storage is slow: step {step} is not saved, for the save before it is not done. Raise '
+                                  'config.save_every.')
+            return
         self.wait()
         with self._saving(step):
             if self._checkpointer is None:  # made when it is first needed, for it stumbles over damaged checkpoints

@@ -77,11 +77,11 @@ def _train(run, stop: Stop, closed_later: Callable) -> int:
             continue
         stepper.write()  # before what is written below
         if saving:
-            run.save(checkpoints, state, number)
+            run.save(checkpoints, state, number, must=stopping or number == config.total_steps)
         if evaluating and not stopping:
             stopping = not evaluated(number)
             if stopping and not saving:
-                run.save(checkpoints, state, number)
+                run.save(checkpoints, state, number, must=True)
         if stopping:
             return _end(STOPPED, number, log, checkpoints)
         stepper.clock.restart(number)

@@ -125,18 +125,18 @@ class Run:
         self.cached_from = -(-self.cache.complete_at // batch_size)
         log.say(f'tokens are computed up to step {self.cached_from} and from then on read from {directory}')
 
-    def save(self, checkpoints: Checkpoints, state, step: int) -> None:
+    def save(self, checkpoints: Checkpoints, state, step: int, must: bool) -> None:
         if self.cache:
             self.cache.flush(step * self.config.batch_size)
-        checkpoints.save(state, step, self.description())
+        checkpoints.save(state, step, self.description(), must)
 
     def _write_parameter_table(self):
-        table = optimizers.parameter_table(steps.abstract_variables(self.task), self.config.optimizer.layer_decay)
+        table = optimizers.parameter_table(self.task.abstract, self.config.optimizer.layer_decay)
         with writing(self.workdir):
             (self.workdir / 'parameters.txt').write_text(table)
 
     def train_batches(self, start: int):
-        """Endless batches on the devices, read one ahead of the step and ready for it: with tokens, computed or from the cache."""
+        """The batches of the run on the devices, read one ahead of the step and ready for it: with tokens, computed or from the cache."""
         prepare = self._make_preparation()
         source, sampler = chunked(self.source, self.sampler, self.rows)
         batches = functools.partial(self.pipeline.train_batches, source, sampler, config=self.config.data, rows=self.rows)
@@ -144,12 +144,14 @@ class Run:
                                           max(0, self.cached_from - start))
         without = batches(views=self.task.views, start_step=max(start, self.cached_from))
         ahead = None
-        for batch in itertools.chain(with_tokenizer, without):
+        for batch in itertools.islice(itertools.chain(with_tokenizer, without), self.config.total_steps - start):
             self._name_bad(batch, self.source)
             placed = batch['view'], put_batch(self.mesh, batch, self.config.batch_size)
             if ahead is not None:
                 yield prepare(*ahead)
             ahead = placed
+        if ahead is not None:
+            yield prepare(*ahead)
 
     def _make_preparation(self):
         """(numbers of this process's views, batch) -> the batch that the step takes: with tokens, computed or from the cache."""

@@ -20,7 +20,7 @@ _AUGMENT = 0x617567  # sets the key of a batch apart from those of its rows
 
 def abstract_params(task):
     """Shapes and dtypes of the parameters."""
-    return nnx.to_pure_dict(abstract_variables(task))
+    return nnx.to_pure_dict(task.abstract)
 
 
 def abstract_state(task, optimizer):
@@ -31,7 +31,7 @@ def abstract_state(task, optimizer):
 def initial_params(task, seed: int, shardings=None, below: tuple[str, ...] = ('',)):
     """Fresh parameters, those whose paths start with one of `below`. Each depends on the seed and its path alone, and every device makes its
     own part only."""
-    key, leaves = jax.random.key(seed), nnx.to_flat_state(abstract_variables(task))
+    key, leaves = jax.random.key(seed), nnx.to_flat_state(task.abstract)
     leaves = [(path, leaf) for path, leaf in leaves if '/'.join(path).startswith(below)]
     shardings = traverse_util.flatten_dict(shardings) if shardings else {}
     values = {}
@@ -58,11 +58,6 @@ def initial_state(task, optimizer, mesh, params):
 def averaged_params(state):
     """What is evaluated and exported: the moving average where there is one, else the parameters."""
     return state.get('ema', state['params'])
-
-
-def abstract_variables(task) -> nnx.State:
-    """The parameters as the module declares them: shapes, dtypes and initialisers."""
-    return nnx.state(nnx.eval_shape(lambda: task.build(nnx.Rngs(0))), nnx.Param)
 
 
 @functools.lru_cache(maxsize=256)

@@ -34,9 +34,9 @@ def patch(file: int) -> None:
             return step(state, batch)
         return noted_step, line
 
-    def noted_save(self, state, step, description):
+    def noted_save(self, state, step, *rest):
         note(file, 'save', number=step)
-        save(self, state, step, description)
+        save(self, state, step, *rest)
 
     def noted_evaluation(self, *arguments):
         for batch in evaluation(self, *arguments):

@@ -94,7 +94,7 @@ def end_somewhere(process, workdir, before: int, rng: random.Random) -> str:
 @pytest.mark.parametrize('seed', range(FIRST_SEED, FIRST_SEED + TRIALS))
 def test_ended_at_a_random_moment(seed, uninterrupted, tokenizer_dir, files, tmp_path):
     rng, workdir = random.Random(seed), tmp_path / 'run'
-    cache = {'JAX_COMPILATION_CACHE_DIR': str(uninterrupted.parent / 'compiled')} if seed % 2 else {}
+    cache = {} if seed % 5 else {'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'compiled')}  # some compile for long, most hardly
     log = []
     for _ in range(rng.randint(1, 2) if TRIALS > 5 else 1):
         before = len(notes(workdir))

@@ -3,17 +3,26 @@ import json
 import re
 import shutil
 
+import jax
 import numpy as np
 from PIL import Image
 import pytest
 
 from beit_jax.errors import RequestError
 from beit_jax.tasks import task_config
-from beit_jax.train import loop
+from beit_jax.train import loop, run, sharding
 from beit_jax.train.distributed import Stop
 from tests import tiny
 from tests.photos import write_photos
 from tests.train.test_resume import assert_same_run
+
+
+@pytest.fixture(scope='module', autouse=True)
+def one_device():
+    """These tests are of the input."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, 'make_mesh', lambda config: sharding.make_mesh(config, jax.devices()[:1]))
+        yield
 
 
 def folder_settings(tokenizer_dir, directory, **data):
@@ -73,13 +82,13 @@ def ten_thousand(tmp_path_factory):
 def test_a_hundred_bad_files_of_ten_thousand(ten_thousand, tokenizer_dir, tmp_path, monkeypatch, capsys):
     """An epoch ends well, names each once and counts them; and a run that stops and goes on uses the same substitutes."""
     folder, bad = ten_thousand
-    config = task_config(tiny.settings(tokenizer_dir, batch_size=80, total_steps=125, log_every=25, evaluate_every=0, save_every=1000, data={
+    config = task_config(tiny.settings(tokenizer_dir, batch_size=400, total_steps=25, log_every=5, evaluate_every=0, save_every=1000, data={
         'name': 'folder', 'path': str(folder), 'max_bad_share': 0.02}))
     assert loop.train(config, tmp_path / 'once') == 0
     once = re.findall(r'warning: .*/(.*) cannot be read; .*/(.*) takes its place', capsys.readouterr().out)
     assert {name for name, _ in once} == bad and len(once) == 100 and rows(tmp_path / 'once')[-1]['bad_records'] == 100
     assert bad.isdisjoint(substitute for _, substitute in once)
-    monkeypatch.setattr(Stop, 'asked', lambda self, number: number == 60)
+    monkeypatch.setattr(Stop, 'asked', lambda self, number: number == 12)
     assert loop.train(config, tmp_path / 'again') == loop.STOPPED
     monkeypatch.undo()
     assert loop.train(config, tmp_path / 'again') == 0

@@ -41,7 +41,7 @@ def uninterrupted(tmp_path_factory, tokenizer_dir):
     return workdir
 
 
-@pytest.mark.parametrize('stops', [(1,), (2,), (3,), (4,), (1, 2, 4)])
+@pytest.mark.parametrize('stops', [(3,), (1, 2, 4)])
 def test_resume_is_bitwise(stops, uninterrupted, tokenizer_dir, tmp_path, monkeypatch):
     config = task_config(tiny.settings(tokenizer_dir))
     for step in stops:

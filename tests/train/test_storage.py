@@ -1,10 +1,12 @@
 """Storage that is full or read-only while a run writes: it warns, goes on, and loses nothing that a later start would need."""
 import subprocess
+import threading
 
 import pytest
 
 from beit_jax.tasks import task_config
 from beit_jax.train import loop
+from beit_jax.train.checkpoint import Checkpoints
 from beit_jax.train.distributed import Stop
 from tests import tiny
 from tests.train.test_resume import assert_same_run, uninterrupted  # noqa: F401, a fixture
@@ -63,6 +65,36 @@ def test_a_disk_that_takes_no_more(how, mended, uninterrupted, tokenizer_dir, sm
         assert 'resumed after step 1' in capfd.readouterr().out
     assert_same_run(workdir, uninterrupted)
     assert not list((workdir / 'checkpoints').glob('*tmp*')), 'nothing half written is left'
+
+
+def test_slow_storage(uninterrupted, tokenizer_dir, tmp_path, monkeypatch, capsys):  # noqa: F811
+    """The save of step 1 takes until step 4 is done: the run does not wait for it, but for the last one."""
+    started, done = Checkpoints.save, threading.Event()
+
+    def save(self, state, step, *rest):
+        started(self, state, step, *rest)
+        if step == 1:
+            number, response = self._pending
+            self._pending = number, Slow(response, done)
+    monkeypatch.setattr(Checkpoints, 'save', save)
+    monkeypatch.setattr(Stop, 'asked', lambda self, step: step == 4 and done.set())
+    assert loop.train(task_config(tiny.settings(tokenizer_dir, save_every=1)), tmp_path) == 0
+    out = capsys.readouterr().out
+    assert [f'storage is slow: step {step} is not saved' in out for step in range(1, 6)] == [False, True, True, False, False]
+    assert_same_run(tmp_path, uninterrupted)
+    assert Checkpoints(tmp_path).steps == [5, 4, 1]
+
+
+class Slow:
+    """A save that is done when the event is set."""
+
+    def __init__(self, response, done):
+        self.response, self.done = response, done
+
+    def result(self, seconds=None):
+        if not self.done.wait(seconds):
+            raise TimeoutError
+        return self.response.result()
 
 
 def test_what_cannot_be_written_at_the_start(tokenizer_dir, small_disk):
