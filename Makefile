@@ -10,12 +10,12 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 $(VENV)/installed: requirements.txt
 	@echo "== installing requirements.txt into $(VENV) (once; a minute or two)"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -r requirements.txt
 	@touch $@
 
 $(VENV)/installed-test: $(VENV)/installed requirements-test.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-test.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps DALL-E==0.1 timm==1.0.31
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -r requirements-test.txt
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --no-deps DALL-E==0.1 timm==1.0.31
 	@touch $@
 
 quickstart: $(VENV)/installed

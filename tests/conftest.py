@@ -13,7 +13,8 @@ jax.config.update('jax_num_cpu_devices', 8)
 def pytest_configure(config):
     """Compilation is most of the time of tests that run for seconds; those that run for minutes want fast code."""
     if config.getoption('-m') != 'slow':
-        os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
+        os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + (
+            ' --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true')
 
 
 @pytest.fixture(scope='session', autouse=True)

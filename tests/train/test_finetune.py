@@ -60,7 +60,7 @@ def test_in_parts(uninterrupted, tmp_path):
 def test_every_step_draws_anew(tmp_path):
     """The same pictures at a learning rate of zero: only what is drawn differs. And the average that is kept is what is evaluated."""
     config = task_config(tiny.classify_settings(batch_size=8, ema_decay=0.5, optimizer={'lr': 0.0, 'final_lr': 0.0}))
-    task, mesh = make_task(config.resolve(37, SHAPES)), loop.make_mesh(config.mesh)
+    task, mesh = make_task(config.resolve(37, SHAPES)), run.make_mesh(config.mesh)
     optimizer = optimizers.make_optimizer(config.optimizer, lambda _: 0.0, step.abstract_params(task))
     state = step.initial_state(task, optimizer, mesh, step.initial_params(task, 0))
     train_step = step.make_train_step(task, optimizer, lambda _: 0.0, mesh, 5)

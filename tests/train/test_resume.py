@@ -176,6 +176,7 @@ def test_another_vocabulary_than_the_head(uninterrupted, tmp_path):
         loop.train(task_config(tiny.settings(tmp_path / 'other')), uninterrupted)
 
 
+@pytest.mark.slow  # test_faults.py does it at random moments
 def test_sigterm_of_a_real_process(tokenizer_dir, tmp_path):
     """SIGTERM while training: the step is finished and saved, status 75, and the next start ends as if nothing had been."""
     changed = {'total_steps': 80, 'log_every': 1, 'evaluate_every': 0, 'save_every': 1000}

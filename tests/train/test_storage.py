@@ -35,8 +35,8 @@ SPOIL = {'full': (fill, lambda disk: (disk / 'filler').unlink()),
                        lambda disk: subprocess.run(['umount', disk / 'run/checkpoints'], check=True))}
 
 
-@pytest.mark.parametrize('how', SPOIL)
-@pytest.mark.parametrize('mended', [0, 4])
+@pytest.mark.parametrize(('how', 'mended'), [('full', 0), ('read-only', 4), pytest.param('full', 4, marks=pytest.mark.slow),
+                                             pytest.param('read-only', 0, marks=pytest.mark.slow)])
 def test_a_disk_that_takes_no_more(how, mended, uninterrupted, tokenizer_dir, small_disk, monkeypatch, capfd):  # noqa: F811
     """From step 2 on, until step 4 or to the end; the run saves after steps 3 and 5. A first start has saved step 1."""
     spoil, mend = SPOIL[how]
