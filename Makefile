@@ -10,12 +10,12 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 $(VENV)/installed: requirements.txt
 	@echo "== installing requirements.txt into $(VENV) (once; a minute or two)"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -r requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
 $(VENV)/installed-test: $(VENV)/installed requirements-test.txt
-	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -r requirements-test.txt
-	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --no-deps DALL-E==0.1 timm==1.0.31
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps DALL-E==0.1 timm==1.0.31
 	@touch $@
 
 quickstart: $(VENV)/installed
@@ -35,7 +35,7 @@ quickstart: $(VENV)/installed
 		--arms "pre-trained" "from scratch"
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # what trains for minutes or takes published sizes; alone on the machine about a quarter of an hour
 test-slow: $(VENV)/installed-test

@@ -17,6 +17,11 @@ def pytest_configure(config):
             ' --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true')
 
 
+def pytest_collection_modifyitems(items):
+    """Whole runs first: at the end a worker of pytest-xdist would be alone with them."""
+    items.sort(key=lambda item: (not item.nodeid.startswith('tests/train/test_faults'), not item.nodeid.startswith('tests/train')))
+
+
 @pytest.fixture(scope='session', autouse=True)
 def compilation_cache(tmp_path_factory):
     """Runs that are stopped and started again compile the same step many times: in this process, in others of pytest-xdist, and in those

@@ -79,6 +79,7 @@ def ten_thousand(tmp_path_factory):
     return folder, {f'{i:04}.jpg' for i in bad}
 
 
+@pytest.mark.slow
 def test_a_hundred_bad_files_of_ten_thousand(ten_thousand, tokenizer_dir, tmp_path, monkeypatch, capsys):
     """An epoch ends well, names each once and counts them; and a run that stops and goes on uses the same substitutes."""
     folder, bad = ten_thousand

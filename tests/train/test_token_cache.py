@@ -79,6 +79,7 @@ def test_resume(without, tokenizer_dir, tmp_path, monkeypatch, prepared):
     assert len(prepared) == CACHED_FROM
 
 
+@pytest.mark.slow
 def test_lost_or_late_cache(without, tokenizer_dir, tmp_path, monkeypatch, prepared):
     """Switched on at step 4 or lost at step 12: what is not known is computed again, and from the next epoch on two epochs long."""
     stopping_after(monkeypatch, 4)
