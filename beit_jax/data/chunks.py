@@ -10,7 +10,7 @@ from beit_jax.data.sampler import Sampler
 from beit_jax.data.sources import Example, Source
 
 READERS = 8  # chunks that are read at once
-_WAITING = 64  # rows that a pipeline may have asked for and not read yet
+_LATE = 2  # steps: a pipeline asks for the examples of two batches before it has read the first
 
 
 def chunked(source: Source, sampler: Sampler, rows: np.ndarray) -> tuple['Source | ChunkedSource', 'Sampler | ReadAhead']:
@@ -22,9 +22,8 @@ def chunked(source: Source, sampler: Sampler, rows: np.ndarray) -> tuple['Source
     if not sampler.chunk:
         return source, sampler
     width, span = sampler.batch_size // sampler.lanes, sampler.window * sampler.chunk
-    late = 2 + _WAITING // width  # steps: those asked for are read so much later
-    ahead = max(1, span // width - late)  # steps: chunks are read so much earlier
-    windows = math.ceil((ahead + late) * width / span) + 1  # that are in use at a time
+    ahead = max(1, span // width - _LATE)  # steps: chunks are read so much earlier
+    windows = math.ceil((ahead + _LATE) * width / span) + 1  # that are in use at a time
     lanes = len(np.unique(np.asarray(rows) // width))
     chunks = ChunkedSource(source, sampler.chunk, lanes * windows * (sampler.window + 1))  # intervals and windows cut chunks in two
     return chunks, ReadAhead(sampler, chunks, ahead)

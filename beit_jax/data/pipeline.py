@@ -16,8 +16,8 @@ import tensorflow as tf
 from beit_jax.config import check
 from beit_jax.data import tensorflow_images
 from beit_jax.data.config import DataConfig, View
-from beit_jax.data.rand_augment import parse_policy, rand_augment
-from beit_jax.data.sampler import Sampler
+from beit_jax.data.rand_augment import fill_color, parse_policy, rand_augment
+from beit_jax.data.sampler import Sampler, random_bits
 from beit_jax.data.sources import Source, check_label
 from beit_jax.data.transforms import DRAWS, MIN_SIDE, center_box, flipped, random_box, whole_box
 from beit_jax.errors import RequestError
@@ -66,17 +66,16 @@ def train_batches(source: Source, sampler: Sampler, views: Sequence[View], confi
     def candidates(view, index):
         """`index`, then others drawn from (seed, view)."""
         yield index
-        yield from (int(number % len(source)) for number in _bits(sampler.seed, view, 0, SUBSTITUTES))
+        yield from (int(number % len(source)) for number in random_bits(SUBSTITUTES, sampler.seed, view))
 
     def box_and_flip(view):
-        flip, *draws = ((_bits(sampler.seed, view, 2, 1 + DRAWS) >> np.uint64(11)) * 2.0 ** -53).tolist()
+        flip, *draws = ((random_bits(1 + DRAWS, sampler.seed, view, (0, 0, 0, 2)) >> np.uint64(11)) * 2.0 ** -53).tolist()
         return lambda height, width: random_box(draws, height, width, config.crop_scale, config.crop_ratio), config.flip and flip < 0.5
 
     def augment(picture, view, number):
         if not view.rand_augment:
             return picture
-        return rand_augment(picture, parse_policy(view.rand_augment), sampler.seed, number, tuple(min(255, round(255 * mean))
-                                                                                                  for mean in config.mean))
+        return rand_augment(picture, parse_policy(view.rand_augment), sampler.seed, number, fill_color(config.mean))
 
     load = functools.partial(_load, source, image_ops(config), candidates, box_and_flip, augment, views)
     for batch in _batches(range(start_step, _ENDLESS), examples, load, views, len(rows), config):
@@ -137,12 +136,6 @@ def _flaw(source, index, config):
     except OSError as error:
         return error.strerror or str(error)
     return None
-
-
-def _bits(seed, number, purpose, count):
-    """uint64 [count], the same on every machine and release. Purposes: 0 permutations and substitutes, 1 windows, 2 crops and flips."""
-    key = np.array([seed, number], np.int64).astype(np.uint64)
-    return np.random.Philox(key=key, counter=np.array([0, 0, 0, purpose], np.uint64)).random_raw(count)
 
 
 def _load(source: Source, images: ModuleType, candidates: Callable[..., Iterable[int]], box_and_flip: Callable, augment: Callable,

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from beit_jax.config import check
+from beit_jax.data.sampler import random_bits
 
 LIMIT = 10.0  # the largest magnitude
 _KEY = 0x72616E64  # sets these draws apart from others by the same numbers
@@ -85,14 +86,18 @@ _NAMES, _NORMAL = tuple(OPERATIONS), NormalDist()
 
 def draw(policy: Policy, seed: int, view: int) -> list[tuple[str, float, int]]:
     """The operations of a view in order: (name, magnitude in [0, 10], sign)."""
-    key = np.array([seed ^ _KEY, view], np.int64).astype(np.uint64)
-    raw = np.random.Philox(key=key).random_raw(4 * policy.layers).reshape(-1, 4)  # raw bits are the same in every release of NumPy
+    raw = random_bits(4 * policy.layers, seed ^ _KEY, view).reshape(-1, 4)
     drawn = []
     for which, used, deviate, sign in (raw + 0.5) / 2.0 ** 64:
         if used < policy.probability:
             magnitude = policy.magnitude + policy.deviation * _NORMAL.inv_cdf(deviate)
             drawn.append((_NAMES[int(which * len(_NAMES))], min(max(magnitude, 0.0), LIMIT), 1 if sign < 0.5 else -1))
     return drawn
+
+
+def fill_color(mean: tuple[float, float, float]) -> tuple[int, int, int]:
+    """What a picture is moved away from shows: the mean of the pixels, in [0, 255]."""
+    return tuple(min(255, round(255 * value)) for value in mean)
 
 
 def rand_augment(picture: np.ndarray, policy: Policy, seed: int, view: int, fill: tuple[int, int, int]) -> np.ndarray:

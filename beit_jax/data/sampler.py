@@ -1,4 +1,5 @@
 """Which example stands at which position of the run: a pure function of (seed, step), so that a run can go on from any step."""
+from collections.abc import Sequence
 import functools
 
 import numpy as np
@@ -9,18 +10,24 @@ from beit_jax.config import check
 @functools.lru_cache(maxsize=2)  # a batch straddles two epochs at most, unless there are fewer examples than a batch has rows
 def permutation(num_examples: int, seed: int, epoch: int) -> np.ndarray:
     """The numbers 0 .. num_examples - 1 (int64, read-only) in the order that (seed, epoch) gives: the same on every machine and release."""
-    return _order(num_examples, seed, epoch, [0, 0, 0, 0])
+    return _order(num_examples, seed, epoch)
 
 
 @functools.lru_cache(maxsize=64)
 def _within(length: int, seed: int, epoch: int, lane: int, window: int) -> np.ndarray:
     """The order of the places of a window, as `permutation`; random bits that no permutation of that epoch takes."""
-    return _order(length, seed, epoch, [0, lane, window, 1])
+    return _order(length, seed, epoch, (0, lane, window, 1))
 
 
-def _order(number, seed, epoch, counter):
-    key = np.array([seed, epoch], np.int64).astype(np.uint64)
-    order = np.argsort(np.random.Philox(key=key, counter=np.array(counter, np.uint64)).random_raw(number), kind='stable')
+def random_bits(count: int, seed: int, number: int, counter: Sequence[int] = (0, 0, 0, 0)) -> np.ndarray:
+    """uint64 [count] that (seed, number, counter) give: the same on every machine and release. The last of `counter` says what for: 0 orders,
+    substitutes and RandAugment (which has seeds of its own), 1 windows, 2 crops and flips."""
+    key = np.array([seed, number], np.int64).astype(np.uint64)
+    return np.random.Philox(key=key, counter=np.array(counter, np.uint64)).random_raw(count)
+
+
+def _order(number, seed, epoch, counter=(0, 0, 0, 0)):
+    order = np.argsort(random_bits(number, seed, epoch, counter), kind='stable')
     order.setflags(write=False)
     return order
 

@@ -98,6 +98,11 @@ def check_label(source: Source, index: int, label: int) -> None:
           'the data set.')
 
 
+def spread(source: Source, limit: int) -> np.ndarray:
+    """At most `limit` indices (int64), evenly spread; all where it is 0."""
+    return np.unique(np.linspace(0, len(source) - 1, min(limit or len(source), len(source))).astype(np.int64))
+
+
 def holdout(num_examples: int, share: float) -> tuple[np.ndarray, np.ndarray]:
     """Sorted indices (kept, held out): round(share * N) held out, at least one and not all, where `share` > 0 and N > 1."""
     held_out = min(max(1, round(share * num_examples)), num_examples - 1) if share else 0
@@ -167,7 +172,7 @@ class FolderSource:
         return self._labels[self._listing.folder(index)]
 
     def read_many(self, start: int, stop: int) -> list[Example | OSError]:
-        return [_or_error(self.read, index) for index in range(start, stop)]
+        return [or_error(self.read, index) for index in range(start, stop)]
 
 
 def _kind(path, key):
@@ -177,8 +182,9 @@ def _kind(path, key):
         raise RequestError(f'{key}={path!r} cannot be read ({error}).') from error
 
 
-def _or_error(read, index):
+def or_error(read, *arguments) -> Example | OSError:
+    """What `read` gives, or the OSError that it raises."""
     try:
-        return read(index)
+        return read(*arguments)
     except OSError as error:
         return error

@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from beit_jax.config import check
 from beit_jax.data import storage
 from beit_jax.data.shards import ArrayRecords, TFRecords
-from beit_jax.data.sources import Example
+from beit_jax.data.sources import Example, or_error
 from beit_jax.errors import RequestError
 
 _TFRECORD, _ARRAY_RECORD = tfds.core.FileFormat.TFRECORD, tfds.core.FileFormat.ARRAY_RECORD
@@ -69,12 +69,8 @@ class TfdsSource:
         return self.read(index).label
 
     def read_many(self, start: int, stop: int) -> list[Example | OSError]:
-        def example(index, record):
-            try:
-                return record if isinstance(record, OSError) else self._example(index, record)
-            except OSError as error:
-                return error
-        return [example(index, record) for index, record in enumerate(self._records.read_many(start, stop), start)]
+        return [record if isinstance(record, OSError) else or_error(self._example, index, record)
+                for index, record in enumerate(self._records.read_many(start, stop), start)]
 
     def _example(self, index, record):
         try:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from beit_jax.config import check
 from beit_jax.data.config import DataConfig
-from beit_jax.data.sources import Source, open_source
+from beit_jax.data.sources import Source, open_source, spread
 from beit_jax.data.transforms import BadImageError, whole_box
 from beit_jax.tools import arguments
 
@@ -105,11 +105,6 @@ def in_threads(function: Callable, indices: np.ndarray, workers: int, title: str
             for result in pool.map(function, indices[start:start + BLOCK].tolist()):
                 yield result
                 progress.update()
-
-
-def spread(source: Source, limit: int) -> np.ndarray:
-    """At most `limit` indices, evenly spread; all where it is 0."""
-    return np.unique(np.linspace(0, len(source) - 1, min(limit or len(source), len(source))).astype(np.int64))
 
 
 def measure(source: Source, held_out: Source | None, limit: int, workers: int, decode: Callable) -> dict:

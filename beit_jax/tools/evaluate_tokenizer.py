@@ -12,7 +12,7 @@ from PIL import Image
 
 from beit_jax.config import check
 from beit_jax.data.config import View
-from beit_jax.data.sources import Subset, open_source
+from beit_jax.data.sources import Subset, open_source, spread
 from beit_jax.images.color import to_float
 from beit_jax.images.quality import WINDOW, psnr, ssim
 from beit_jax.models.tokenizers import PRECISIONS, make_tokenizer
@@ -80,7 +80,7 @@ def read_batches(options, size: int):
     from beit_jax.data import pipeline
     data = arguments.data_config(options, image_size=size)
     source = open_source(data, 'evaluate') or open_source(data, 'train')
-    source = Subset(source, np.unique(np.linspace(0, len(source) - 1, min(options.limit, len(source))).astype(int)))
+    source = Subset(source, spread(source, options.limit))
     pipeline.check_source(source, data)
     for batch in pipeline.evaluate_batches(source, options.batch, (View('image', size, 'lanczos3'),), data, np.arange(options.batch),
                                            data.evaluate_crop):

@@ -14,10 +14,10 @@ from PIL import Image, ImageEnhance
 
 from beit_jax.config import RunConfig, check
 from beit_jax.data.config import View
-from beit_jax.data.rand_augment import parse_policy, rand_augment
+from beit_jax.data.rand_augment import fill_color, parse_policy, rand_augment
 from beit_jax.data.sampler import Sampler
-from beit_jax.data.sources import Source, Subset, open_source
-from beit_jax.data.transforms import DRAWS, BadImageError, center_box, random_box
+from beit_jax.data.sources import Source, Subset, open_source, spread
+from beit_jax.data.transforms import DRAWS, center_box, random_box
 from beit_jax.tasks import make_task
 
 BATCH = 32  # images
@@ -36,12 +36,10 @@ def benchmark_input(config: RunConfig, images: int, repeats: int, cores: int) ->
     available = sorted(os.sched_getaffinity(0))
     check(cores <= len(available), f'--cores={cores}, but this process has {len(available)}.')
     os.sched_setaffinity(0, available[-cores:])  # before TensorFlow and JAX start their threads
-    import jax
-
     from beit_jax.data import pipeline
     data, source, views = config.data, open_source(config.data, 'train'), views_of(config)
     ops = pipeline.image_ops(data)
-    chosen = Subset(source, np.unique(np.linspace(0, len(source), min(images, len(source)), endpoint=False).astype(int)))
+    chosen = Subset(source, spread(source, images))
     chosen = Subset(chosen, _usable(chosen, ops))
     check(len(chosen) >= BATCH, f'{len(chosen)} of the {images} images looked at can be used: it takes {BATCH}.')
     files = [chosen.read(i).image for i in range(len(chosen))]
@@ -49,12 +47,12 @@ def benchmark_input(config: RunConfig, images: int, repeats: int, cores: int) ->
     rows, sampler = np.arange(BATCH), Sampler(len(chosen), BATCH, config.seed)
     ways = {
         'training': lambda: pipeline.train_batches(chosen, sampler, views, data, rows),
-        'training, its peer': lambda: _peer(chosen, *training_peer(config, views)),
+        'training, its peer': lambda: _peer(chosen, training_peer(config, views)),
         'evaluation': lambda: itertools.chain.from_iterable(
             pipeline.evaluate_batches(chosen, BATCH, views[:1], data, rows, data.evaluate_crop) for _ in itertools.count()),
-        'evaluation, its peer': lambda: _peer(chosen, *evaluation_peer(config, views[0])),
+        'evaluation, its peer': lambda: _peer(chosen, evaluation_peer(config, views[0])),
     }
-    stages = _Stages(ops, config, views, files, chosen, jax)
+    stages = _Stages(ops, config, views, files, chosen)
     seconds = {name: [] for name in (*ways, *stages.names)}
     for _ in range(repeats):
         for name, batches in ways.items():
@@ -81,7 +79,7 @@ def _usable(source: Source, ops) -> list[int]:
     def usable(index):
         try:
             return ops.decode_crop(source.read(index).image, center_box) is not None
-        except BadImageError:
+        except OSError:
             return False
     return [index for index in range(len(source)) if usable(index)]
 
@@ -93,20 +91,19 @@ def _seconds(batches: Iterator, images: int, ahead: int) -> float:
     count, began = math.ceil(images / BATCH), time.perf_counter()
     for _ in range(count):
         next(batches)
-    seconds = (time.perf_counter() - began) / (count * BATCH)
-    del batches
-    return seconds
+    return (time.perf_counter() - began) / (count * BATCH)
 
 
-def _peer(source: Source, picture: Callable, rng: random.Random) -> Iterator[list[np.ndarray]]:
+def _peer(source: Source, picture: Callable) -> Iterator[list[np.ndarray]]:
     """Reads, prepares and stacks a batch as a worker of torch's DataLoader does."""
+    rng = random.Random(0)
     while True:
         for start in range(0, len(source) - BATCH + 1, BATCH):
             made = [picture(Image.open(io.BytesIO(source.read(index).image)), rng) for index in range(start, start + BATCH)]
             yield [np.stack(each) for each in zip(*made)]
 
 
-def training_peer(config: RunConfig, views) -> tuple[Callable, random.Random]:
+def training_peer(config: RunConfig, views) -> Callable:
     """BEiT's official order (datasets.py:33-56): colour jitter of the whole image, flip, one crop in two sizes, to float. For the other
     tasks timm's: crop, flip, RandAugment, to float."""
     data = config.data
@@ -128,10 +125,10 @@ def training_peer(config: RunConfig, views) -> tuple[Callable, random.Random]:
                 resized = Image.fromarray(_augment(np.asarray(resized), rng.getrandbits(40), view, data.mean))
             made.append(to_float(resized, data.mean, data.std) if view is views[0] else to_float(resized, (-0.125,) * 3, (1.25,) * 3))
         return made
-    return picture, random.Random(0)
+    return picture
 
 
-def evaluation_peer(config: RunConfig, view: View) -> tuple[Callable, random.Random]:
+def evaluation_peer(config: RunConfig, view: View) -> Callable:
     """torchvision's: the shorter side to size / share, the central square, to float."""
     def picture(image: Image.Image, _):
         image = image.convert('RGB')
@@ -140,11 +137,11 @@ def evaluation_peer(config: RunConfig, view: View) -> tuple[Callable, random.Ran
         image = image.resize((round(image.width * scale), round(image.height * scale)), FILTERS[view.method])
         left, top = (image.width - view.size) // 2, (image.height - view.size) // 2
         return [to_float(image.crop((left, top, left + view.size, top + view.size)), config.data.mean, config.data.std)]
-    return picture, random.Random(0)
+    return picture
 
 
 def _augment(picture: np.ndarray, number: int, view: View, mean) -> np.ndarray:
-    return rand_augment(picture, parse_policy(view.rand_augment), 0, number, tuple(round(255 * value) for value in mean))
+    return rand_augment(picture, parse_policy(view.rand_augment), 0, number, fill_color(mean))
 
 
 def color_jitter(image: Image.Image, amounts, rng: random.Random) -> Image.Image:
@@ -168,9 +165,9 @@ def to_float(image: Image.Image, mean, std) -> np.ndarray:
 class _Stages:
     """The parts of our pipeline, each on its own, in one thread."""
 
-    def __init__(self, ops, config, views, files, source, jax):
+    def __init__(self, ops, config, views, files, source):
         rng, data = np.random.default_rng(0), config.data
-        self._ops, self._views, self._files, self._source, self._jax, self._data = ops, views, files, source, jax, data
+        self._ops, self._views, self._files, self._source, self._data = ops, views, files, source, data
         draws = [rng.random(DRAWS).tolist() for _ in files]
         self._boxes = [lambda height, width, draw=draw: random_box(draw, height, width, data.crop_scale, data.crop_ratio) for draw in draws]
         self._crops = [ops.decode_crop(file, box) for file, box in zip(files, self._boxes)]
@@ -179,6 +176,7 @@ class _Stages:
 
     def measure(self) -> Iterator[tuple[str, float]]:
         """Seconds an image of each."""
+        import jax
         yield 'read', self._time(self._source.read, range(len(self._files)))
         yield 'decode the crop', self._time(self._ops.decode_crop, self._files, self._boxes)
         for view in self._views:
@@ -190,7 +188,7 @@ class _Stages:
                 yield f'RandAugment of {view.size}', self._time(augment, pictures, range(len(pictures)))
         batch = [np.zeros([BATCH, view.size, view.size, 3], np.uint8) for view in self._views]
         count = range(len(self._files) // BATCH)
-        yield 'transfer', self._time(lambda _: self._jax.block_until_ready(self._jax.device_put(batch)), count) / BATCH
+        yield 'transfer', self._time(lambda _: jax.block_until_ready(jax.device_put(batch)), count) / BATCH
 
     @staticmethod
     def _time(run: Callable, *arguments) -> float:

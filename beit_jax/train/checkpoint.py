@@ -38,11 +38,12 @@ class Checkpoints:
 
     def save(self, state, step: int, description: dict, must: bool = True) -> None:
         """Starts to save; the arrays are copied before it returns. Waits for the save before, or, unless it `must`, leaves this one out then."""
-        self.wait(None if must else 0)
-        if not must and agreed(self._pending is not None):
-            self._warnings.append(f'WARNING: storage is slow: step {step} is not saved, for the save before it is not done. Raise '
-                                  'config.save_every.')
-            return
+        if not must:
+            self.wait(0)
+            if agreed(self._pending is not None):
+                self._warnings.append(f'WARNING: storage is slow: step {step} is not saved, for the save before it is not done. Raise '
+                                      'config.save_every.')
+                return
         self.wait()
         with self._saving(step):
             if self._checkpointer is None:  # made when it is first needed, for it stumbles over damaged checkpoints

@@ -22,12 +22,7 @@ AUGMENTED = {'batch_size': 16, 'total_steps': 4, 'save_every': 2, 'evaluate_ever
              'rand_augment': 'rand-m9-mstd0.5-inc1', 'data': {'labels_per_class': 3, 'num_examples': 200}}
 
 
-@pytest.fixture(scope='module', autouse=True)
-def one_device():
-    """Compiling for eight is most of what these tests would take; test_resume.py does it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, 'make_mesh', lambda config: sharding.make_mesh(config, jax.devices()[:1]))
-        yield
+pytestmark = pytest.mark.usefixtures('one_device')
 
 
 @pytest.fixture(scope='module')

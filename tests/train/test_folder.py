@@ -3,26 +3,19 @@ import json
 import re
 import shutil
 
-import jax
 import numpy as np
 from PIL import Image
 import pytest
 
 from beit_jax.errors import RequestError
 from beit_jax.tasks import task_config
-from beit_jax.train import loop, run, sharding
+from beit_jax.train import loop
 from beit_jax.train.distributed import Stop
 from tests import tiny
 from tests.photos import write_photos
 from tests.train.test_resume import assert_same_run
 
-
-@pytest.fixture(scope='module', autouse=True)
-def one_device():
-    """These tests are of the input."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, 'make_mesh', lambda config: sharding.make_mesh(config, jax.devices()[:1]))
-        yield
+pytestmark = pytest.mark.usefixtures('one_device')
 
 
 def folder_settings(tokenizer_dir, directory, **data):
