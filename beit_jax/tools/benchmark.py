@@ -131,7 +131,7 @@ def _run_input(options) -> dict:
     check(options.images >= BATCH and options.cores > 0, f'use at least {BATCH} for --images and 1 for --cores.')
     result = {'machine': _machine()} | benchmark_input(arguments.recipe_config(options), options.images, options.repeats, options.cores)
     print(f'{result["machine"]}, {result["cores"]} core(s); {result["task"]}, views {", ".join(result["views"])}; {result["images"]} files of '
-          f'{result["bytes_per_image"] / 1e3:.0f} KB; {result["repeats"]} repeats\n'
+          f'{result["bytes_per_image"] / 1e3:.0f} KB; {result["repeats"]} repeats; the peer works {result["peer"]}\n'
           f'{"milliseconds of a core an image":32}{"median":>8}{"min":>8}{"max":>8}')
     for name, spread in result['core_milliseconds'].items():
         print(f'{name:32}' + ''.join(f'{spread[key]:8.3f}' for key in ('median', 'min', 'max') if key in spread))

@@ -1,6 +1,7 @@
 """How fast a recipe's input is, stage by stage, against the PyTorch way of doing the same, written with Pillow and NumPy as those do it."""
 from collections.abc import Callable, Iterator
 import functools
+import importlib.util
 import io
 import itertools
 import math
@@ -47,10 +48,10 @@ def benchmark_input(config: RunConfig, images: int, repeats: int, cores: int) ->
     rows, sampler = np.arange(BATCH), Sampler(len(chosen), BATCH, config.seed)
     ways = {
         'training': lambda: pipeline.train_batches(chosen, sampler, views, data, rows),
-        'training, its peer': lambda: _peer(chosen, training_peer(config, views)),
+        'training, its peer': lambda: _loaded(_Peer(chosen, training_peer, config, views)),
         'evaluation': lambda: itertools.chain.from_iterable(
             pipeline.evaluate_batches(chosen, BATCH, views[:1], data, rows, data.evaluate_crop) for _ in itertools.count()),
-        'evaluation, its peer': lambda: _peer(chosen, evaluation_peer(config, views[0])),
+        'evaluation, its peer': lambda: _loaded(_Peer(chosen, evaluation_peer, config, views)),
     }
     stages = _Stages(ops, config, views, files, chosen)
     seconds = {name: [] for name in (*ways, *stages.names)}
@@ -64,6 +65,7 @@ def benchmark_input(config: RunConfig, images: int, repeats: int, cores: int) ->
     of_stages = sum(median[name] for name in stages.names if name != 'transfer')
     return {
         'task': config.task, 'image_ops': data.image_ops, 'cores': cores, 'images': len(chosen), 'repeats': repeats,
+        'peer': "in a worker of torch's DataLoader" if _has_torch() else 'without torch, as a worker of its DataLoader would',
         'bytes_per_image': statistics.mean(map(len, files)),
         'views': [f'{view.size} {view.method} {view.rand_augment}'.strip() for view in views],
         'core_milliseconds': {name: {'median': 1e3 * median[name], 'min': 1e3 * min(values), 'max': 1e3 * max(values)}
@@ -94,13 +96,30 @@ def _seconds(batches: Iterator, images: int, ahead: int) -> float:
     return (time.perf_counter() - began) / (count * BATCH)
 
 
-def _peer(source: Source, picture: Callable) -> Iterator[list[np.ndarray]]:
-    """Reads, prepares and stacks a batch as a worker of torch's DataLoader does."""
-    rng = random.Random(0)
-    while True:
-        for start in range(0, len(source) - BATCH + 1, BATCH):
-            made = [picture(Image.open(io.BytesIO(source.read(index).image)), rng) for index in range(start, start + BATCH)]
-            yield [np.stack(each) for each in zip(*made)]
+class _Peer:
+    """A data set as torch has them: what a peer makes of each image."""
+
+    def __init__(self, source: Source, kind: Callable, config: RunConfig, views):
+        self._source, self._kind, self._arguments, self._rng = source, kind, (config, views), random.Random(0)
+
+    def __len__(self):
+        return len(self._source)
+
+    def __getitem__(self, index):
+        return self._kind(*self._arguments)(Image.open(io.BytesIO(self._source.read(index).image)), self._rng)
+
+
+def _has_torch() -> bool:
+    return importlib.util.find_spec('torch') is not None
+
+
+def _loaded(peer: _Peer) -> Iterator:
+    """Endless batches of a peer, by a worker of torch's DataLoader; without torch as such a worker makes them."""
+    batches = itertools.cycle([range(start, start + BATCH) for start in range(0, len(peer) - BATCH + 1, BATCH)])
+    if not _has_torch():
+        return ([np.stack(each) for each in zip(*map(peer.__getitem__, rows))] for rows in batches)
+    from torch.utils.data import DataLoader
+    return iter(DataLoader(peer, batch_sampler=batches, num_workers=1, multiprocessing_context='spawn'))
 
 
 def training_peer(config: RunConfig, views) -> Callable:
@@ -128,8 +147,10 @@ def training_peer(config: RunConfig, views) -> Callable:
     return picture
 
 
-def evaluation_peer(config: RunConfig, view: View) -> Callable:
+def evaluation_peer(config: RunConfig, views) -> Callable:
     """torchvision's: the shorter side to size / share, the central square, to float."""
+    view = views[0]
+
     def picture(image: Image.Image, _):
         image = image.convert('RGB')
         side = round(view.size / config.data.evaluate_crop)

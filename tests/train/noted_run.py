@@ -3,13 +3,14 @@
     python -m tests.train.noted_run NOTES --config=... --workdir=...
 
 NOTES gets a JSON line for each phase (compile, step, evaluation, save) as it begins; that of a step has the numbers of its views and the
-examples that the sampler asked for.
+examples that the sampler asked for. STEP_SECONDS in the environment makes steps last longer.
 """
 import json
 import os
 from pathlib import Path
 import runpy
 import sys
+import time
 
 from beit_jax.train import loop
 from beit_jax.train.checkpoint import Checkpoints
@@ -31,6 +32,7 @@ def patch(file: int) -> None:
             mine = lambda name: [int(x) for shard in sorted(batch[name].addressable_shards, key=lambda shard: shard.index[0].start or 0)
                                  for x in shard.data]
             note(file, 'step', number=int(state['step']) + 1, views=mine('view'), examples=mine('index'))
+            time.sleep(float(os.environ.get('STEP_SECONDS', '0')))
             return step(state, batch)
         return noted_step, line
 

@@ -106,12 +106,12 @@ def test_ended_at_a_random_moment(seed, uninterrupted, tokenizer_dir, files, tmp
     assert consumed(workdir) == consumed(uninterrupted)
 
 
-def start_pair(workdir, tokenizer_dir, files):
+def start_pair(workdir, tokenizer_dir, files, **environment):
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
     return [tiny.start([*command(workdir, tokenizer_dir, files), f'--coordinator=127.0.0.1:{port}', '--num_processes=2', f'--process_id={i}',
-                        '--heartbeat_seconds=10'], JAX_NUM_CPU_DEVICES='1') for i in range(2)]
+                        '--heartbeat_seconds=10'], JAX_NUM_CPU_DEVICES='1', **environment) for i in range(2)]
 
 
 def merged(workdir) -> dict[int, tuple]:
@@ -132,7 +132,7 @@ def test_two_processes(number, victim, uninterrupted, tokenizer_dir, files, tmp_
     for process in start_pair(whole, tokenizer_dir, files):
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0, out + err
-    pair = start_pair(workdir, tokenizer_dir, files)
+    pair = start_pair(workdir, tokenizer_dir, files, STEP_SECONDS='0.4')  # JAX looks once a second whether a signal has come
     wait_for(pair[0], workdir, 0, 'step', 2 * 6)
     pair[victim].send_signal(number)
     for i, process in enumerate(pair):
