@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 QUICK := runs/quickstart
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: quickstart test test-slow test-faults lint clean
+.PHONY: quickstart test test-slow test-faults bench-tpu lint clean
 
 $(VENV)/installed: requirements.txt
 	@echo "== installing requirements.txt into $(VENV) (once; a minute or two)"
@@ -44,6 +44,11 @@ test-slow: $(VENV)/installed-test
 # real runs ended at random moments: 30 of one process, and those of two; alone on the machine about half an hour
 test-faults: $(VENV)/installed-test
 	BEIT_JAX_FAULT_TRIALS=30 $(BIN)/python -m pytest -m "slow or not slow" -rP --durations=0 tests/train/test_faults.py
+
+# the TPU compiler's estimates of training steps, on a machine without a TPU; about half an hour
+bench-tpu: $(VENV)/installed-test
+	$(BIN)/pip install --quiet --disable-pip-version-check "jax[tpu]"
+	$(BIN)/python -m pytest -m slow -rP --durations=0 tests/tools/test_plan_estimates.py
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

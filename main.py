@@ -25,13 +25,13 @@ _PROCESS_ID = flags.DEFINE_integer('process_id', 0, 'Which of them this is, from
 _HEARTBEAT = flags.DEFINE_integer('heartbeat_seconds', 100, 'A process that is not heard of for so long is dead, and ends the others.')
 
 
-def main(_) -> int:
+def main(_) -> int | None:
     logging.set_verbosity(logging.FATAL)  # Orbax tells what it does to every file, and of failures with many stacks; they are raised as well
     try:
         config = task_config(_CONFIG.value)
         distributed.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _HEARTBEAT.value)
         run = {'train': loop.train, 'evaluate': loop.evaluate}[_MODE.value]
-        return run(config, Path(_WORKDIR.value))
+        distributed.leave(run(config, Path(_WORKDIR.value)))
     except RequestError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2

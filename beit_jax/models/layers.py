@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from beit_jax.models.attention import attend, row_major, weights
+
 
 @dataclasses.dataclass(frozen=True)
 class TruncatedNormal:
@@ -79,7 +81,7 @@ def linear(inputs: int, outputs: int, kernel_init, *, bias_init=Constant(0.0), d
 def layer_norm(width: int, eps: float, *, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """LayerNorm with float32 statistics over the last axis; the result has `dtype`."""
     ones, zeros = Constant(1.0), Constant(0.0)
-    return nnx.LayerNorm(width, epsilon=eps, use_fast_variance=False, scale_init=ones, bias_init=zeros, dtype=dtype,
+    return nnx.LayerNorm(width, epsilon=eps, use_fast_variance=True, scale_init=ones, bias_init=zeros, dtype=dtype,
                          rngs=rngs, scale_metadata={'initializer': ones}, bias_metadata={'initializer': zeros})
 
 
@@ -111,8 +113,8 @@ class RelativePositionBias(nnx.Module):
         self.table = parameter(Constant(0.0), (num_relative_positions(grid), heads), rngs)
 
     def __call__(self) -> jax.Array:
-        """float32 [H, N, N], added to the attention logits (query, key)."""
-        return self.table[...][relative_position_index(self.grid)].transpose(2, 0, 1)
+        """float32 [H, N, N] (key, query), added to the attention logits."""
+        return self.table[...][relative_position_index(self.grid).T].transpose(2, 0, 1)
 
 
 class Attention(nnx.Module):
@@ -127,23 +129,55 @@ class Attention(nnx.Module):
         self.out = linear(width, width, out_init, dtype=dtype, rngs=rngs)
         self.position_bias = RelativePositionBias(grid, heads, rngs=rngs) if grid else None
 
-    def __call__(self, x_BND, bias_HNN=None):
-        """x: [B, N, D]; bias: float32 [H, N, N] shared by the layers, or None. Returns [B, N, D]."""
-        v_BHNK = self._split(self.value(x_BND))
-        y_BHNK = jnp.einsum('bhqs,bhsk->bhqk', self.weights(x_BND, bias_HNN).astype(v_BHNK.dtype), v_BHNK)
-        return self.out(y_BHNK.transpose(0, 2, 1, 3).reshape(x_BND.shape))
+    def __call__(self, x_BND, bias_HNN=None, scale_D=None):
+        """x: [B, N, D]; bias: float32 [H, N, N] (key, query) shared by the layers, or None; scale: what the result is multiplied by, [D] or
+        None. Returns [B, N, D]."""
+        q_BDN, k_BDN, query_bias_D = self._queries_and_keys(x_BND)
+        read_BDN = attend(q_BDN, k_BDN, _columns(x_BND, self.value.kernel[...]), query_bias_D, self._bias(x_BND, bias_HNN))
+        # The weights of a token add up to 1: the values' bias can as well be added after them.
+        kernel_DD = self.out.kernel[...]
+        kernel_DD, bias_D = scaled(scale_D, kernel_DD, self.out.bias[...] + self.value.bias[...] @ kernel_DD)
+        return jnp.einsum('bdn,de->bne', read_BDN, kernel_DD.astype(x_BND.dtype)) + bias_D.astype(x_BND.dtype)
 
     def weights(self, x_BND, bias_HNN=None):
-        """How much each token (query) looks at each other one, float32 [B, H, N, N]: rows sum to 1."""
-        if self.position_bias is not None:
-            bias_HNN = self.position_bias()
-        q_BHNK, k_BHNK = self._split(self.query(x_BND)), self._split(self.key(x_BND))
-        q_BHNK = q_BHNK * (q_BHNK.shape[-1] ** -0.5)
-        logits_BHNN = jnp.einsum('bhqk,bhsk->bhqs', q_BHNK, k_BHNK, preferred_element_type=jnp.float32)
-        return jax.nn.softmax(logits_BHNN if bias_HNN is None else logits_BHNN + bias_HNN)
+        """How much each token looks at each other one, float32 [B, H, N, N] (query, key): rows sum to 1."""
+        return weights(*self._queries_and_keys(x_BND), self._bias(x_BND, bias_HNN)).swapaxes(2, 3)
 
-    def _split(self, y_BND):
-        return y_BND.reshape(*y_BND.shape[:2], self.heads, -1).transpose(0, 2, 1, 3)
+    def _queries_and_keys(self, x_BND):
+        """Queries without their bias and keys, [B, D, N] each, and that bias [D]; queries and bias divided by the root of their width."""
+        scale = (x_BND.shape[-1] // self.heads) ** -0.5
+        return _columns(x_BND, self.query.kernel[...] * scale), _columns(x_BND, self.key.kernel[...]), self.query.bias[...] * scale
+
+    def _bias(self, x_BND, bias_HNN):
+        if self.position_bias is not None:
+            return self.position_bias()
+        return jnp.zeros((self.heads, *x_BND.shape[1:2] * 2)) if bias_HNN is None else bias_HNN
+
+
+def _columns(x_BND, kernel_DE):
+    """[B, N, D] and a kernel [D, E] -> their product, a column for each token: [B, E, N]."""
+    return jnp.einsum('bnd,de->ben', x_BND, kernel_DE.astype(x_BND.dtype))
+
+
+def scaled(scale_D, kernel, bias_D):
+    """Kernel and bias of a linear layer whose result LayerScale multiplies, in one: no pass over the tokens is needed. `scale_D`: or None."""
+    return (kernel, bias_D) if scale_D is None else (kernel * scale_D, bias_D * scale_D)
+
+
+@jax.custom_vjp
+def gelu(x):
+    """x * Phi(x), computed in float32. What its gradient needs is computed beside it, so that the backward pass only multiplies."""
+    return _gelu_and_slope(x)[0]
+
+
+def _gelu_and_slope(x):
+    wide = x.astype(jnp.float32)
+    share = 0.5 * (1 + jax.lax.erf(wide * math.sqrt(0.5)))
+    slope = share + wide * jnp.exp(-0.5 * wide * wide) * (1 / math.sqrt(2 * math.pi))
+    return (wide * share).astype(x.dtype), slope.astype(x.dtype)
+
+
+gelu.defvjp(_gelu_and_slope, lambda slope, gradient: (gradient * slope,))
 
 
 class Mlp(nnx.Module):
@@ -153,8 +187,10 @@ class Mlp(nnx.Module):
         self.fc1 = linear(width, hidden, kernel_init, dtype=dtype, rngs=rngs)
         self.fc2 = linear(hidden, width, out_init, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x_BND):
-        return self.fc2(jax.nn.gelu(self.fc1(x_BND), approximate=False))
+    def __call__(self, x_BND, scale_D=None):
+        """scale: what the result is multiplied by, [D] or None."""
+        kernel_FD, bias_D = scaled(scale_D, self.fc2.kernel[...], self.fc2.bias[...])
+        return gelu(self.fc1(x_BND)) @ kernel_FD.astype(x_BND.dtype) + bias_D.astype(x_BND.dtype)
 
 
 class Block(nnx.Module):
@@ -173,13 +209,13 @@ class Block(nnx.Module):
 
     def __call__(self, x_BND, bias_HNN=None, keep_2B=None):
         """keep: float32 [2, B], what each image's attention and MLP branch is multiplied by (0 drops it), or None."""
-        x_BND = self._add(x_BND, self.attention(self.norm1(x_BND), bias_HNN), self.scale1, keep_2B, 0)
-        return self._add(x_BND, self.mlp(self.norm2(x_BND)), self.scale2, keep_2B, 1)
+        x_BND = row_major(x_BND)
+        scale1_D, scale2_D = (None if scale is None else scale[...] for scale in (self.scale1, self.scale2))
+        x_BND = self._add(x_BND, self.attention(self.norm1(x_BND), bias_HNN, scale1_D), keep_2B, 0)
+        return self._add(x_BND, self.mlp(self.norm2(x_BND), scale2_D), keep_2B, 1)
 
     @staticmethod
-    def _add(x_BND, branch_BND, scale_D, keep_2B, which):
-        if scale_D is not None:
-            branch_BND = branch_BND * scale_D[...].astype(branch_BND.dtype)
+    def _add(x_BND, branch_BND, keep_2B, which):
         if keep_2B is not None:
             branch_BND = branch_BND * keep_2B[which, :, None, None].astype(branch_BND.dtype)
         return x_BND + branch_BND

@@ -103,9 +103,10 @@ class Pretrain(Task):
                                                      keys_B=drop_keys_B if train else None)
         targets_BK = jnp.take_along_axis(tokens_BP, slots_BK, axis=1)
         weights_BK = weights_BK * batch['valid'][:, None]
+        label_logits_BK = jnp.take_along_axis(logits_BKV, targets_BK[..., None], axis=-1)[..., 0]
         loss = jnp.sum(optax.softmax_cross_entropy_with_integer_labels(logits_BKV, targets_BK) * weights_BK)
         sums = {'loss': loss, 'weight': jnp.sum(weights_BK), 'images': jnp.sum(batch['valid']),
-                'correct': jnp.sum((jnp.argmax(logits_BKV, -1) == targets_BK) * weights_BK),
+                'correct': jnp.sum((label_logits_BK >= jnp.max(logits_BKV, axis=-1)) * weights_BK),  # one pass less than argmax
                 'token_counts': jnp.zeros(self.tokenizer.vocabulary).at[targets_BK].add(weights_BK)}
         return loss, sums
 
@@ -125,6 +126,18 @@ def _build(config: Config, vocabulary: int, rngs: nnx.Rngs) -> MaskedImageModel:
     return MaskedImageModel(config.model, config.grid, vocabulary, dtype=config.compute_dtype, rngs=rngs)
 
 
+@dataclasses.dataclass(frozen=True)
+class GivenTokens:
+    """Stands in for a tokenizer where every batch brings its tokens."""
+    vocabulary: int = 8192
+    factor: int = 8  # pixels per token: DALL-E's
+
+
+def make_on_given_tokens(config: Config, tokenizer=GivenTokens()) -> Pretrain:
+    """The task without the parameters of its tokenizer: its steps take batches that have `tokens` already."""
+    return Pretrain(config, tokenizer, nnx.graphdef(nnx.eval_shape(lambda: _build(config, tokenizer.vocabulary, nnx.Rngs(0)))), None)
+
+
 def make(config: Config) -> Pretrain:
     check(bool(config.tokenizer.path), 'config.tokenizer.path is empty: give the directory of a tokenizer '
           '(python main.py --config=configs/quickstart/tokenizer.py --workdir=W writes W/tokenizer).')
@@ -134,5 +147,4 @@ def make(config: Config) -> Pretrain:
           f'{size / tokenizer.factor:g} x {size / tokenizer.factor:g} tokens, but the encoder has {side} x {side} patches '
           f'(config.data.image_size={config.data.image_size}, config.model.patch_size={config.model.patch_size}): change these, or set '
           f'config.tokenizer.image_size={side * tokenizer.factor}.')
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: _build(config, tokenizer.vocabulary, nnx.Rngs(0))))
-    return Pretrain(config, tokenizer, graphdef, frozen)
+    return dataclasses.replace(make_on_given_tokens(config, tokenizer), frozen=frozen)

@@ -71,19 +71,12 @@ def benchmark_masks(batch: int, repeats: int) -> dict:
 
 def _seconds_of_a_step(repeats: int) -> float:
     """Seconds per image, forward and backward, float32, of a BEiT-B whose tokens are drawn at random."""
-    from types import SimpleNamespace
-
     from flax import nnx
     import jax
 
-    from beit_jax.tasks.pretrain import Config, Pretrain
-    config = Config(total_steps=1, compute_dtype='float32')
-    tokenizer = SimpleNamespace(vocabulary=8192, factor=8)
-    task = Pretrain(config, tokenizer, None, None)
-    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: task.build(nnx.Rngs(0))))
-    task = Pretrain(config, tokenizer, None, graphdef)
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32) * 0.02, nnx.to_pure_dict(abstract))
+    from beit_jax.tasks.pretrain import Config, make_on_given_tokens
+    task, rng = make_on_given_tokens(Config(total_steps=1, compute_dtype='float32')), np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32) * 0.02, nnx.to_pure_dict(task.abstract))
     batch = {'image': rng.integers(0, 256, (STEP_BATCH, 224, 224, 3), np.uint8),
              'tokens': rng.integers(0, 8192, (STEP_BATCH, 196), np.uint16), 'view': np.arange(STEP_BATCH, dtype=np.uint32),
              'valid': np.ones(STEP_BATCH, np.float32)}

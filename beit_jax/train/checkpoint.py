@@ -45,6 +45,7 @@ class Checkpoints:
                                       'config.save_every.')
                 return
         self.wait()
+        self._remove_unfinished()  # threads of a save that failed may have written after it was abandoned
         with self._saving(step):
             if self._checkpointer is None:  # made when it is first needed, for it stumbles over damaged checkpoints
                 policy = ocp.training.preservation_policies.LatestN(self._keep)

@@ -4,6 +4,7 @@ Axes: `data` splits the batch; `fsdp` splits the batch and the parameters; `tens
 data x fsdp. The first rule whose pattern is found in an array's path decides, every array must have one, and the optimizer's moments
 match the rule of their parameter because their path ends with its path.
 """
+import functools
 import math
 import re
 
@@ -50,6 +51,15 @@ def make_mesh(config: MeshConfig, devices=None) -> jax.sharding.Mesh:
     check(math.prod(sizes) == count, f'config.mesh data x fsdp x tensor = {" x ".join(map(str, sizes))} does not make the '
           f'{count} devices there are: change config.mesh (one axis may be -1).')
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=devices)
+
+
+def on_mesh(mesh, function):
+    """`function`, which when it is traced knows the mesh that it will run on."""
+    @functools.wraps(function)
+    def traced(*arguments):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*arguments)
+    return traced
 
 
 def batch_sharding(mesh) -> NamedSharding:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from beit_jax.models.layers import Divided
-from beit_jax.train.sharding import batch_sharding, replicated, state_shardings
+from beit_jax.train.sharding import batch_sharding, on_mesh, replicated, state_shardings
 
 _AUGMENT = 0x617567  # sets the key of a batch apart from those of its rows
 
@@ -87,7 +87,7 @@ def make_prepare(task, mesh, *, train: bool):
             return task.prepare(frozen, batch, train=train)
         return _join(jax.lax.map(lambda part: task.prepare(frozen, part, train=train), _split(batch, parts)))
 
-    return jax.jit(prepare, in_shardings=(replicated(mesh), batch_sharding(mesh)), out_shardings=batch_sharding(mesh))
+    return jax.jit(on_mesh(mesh, prepare), in_shardings=(replicated(mesh), batch_sharding(mesh)), out_shardings=batch_sharding(mesh))
 
 
 def make_train_step(task, optimizer, schedule, mesh, total_steps: int):
@@ -128,7 +128,7 @@ def make_train_step(task, optimizer, schedule, mesh, total_steps: int):
         return learned | skipped | {'step': step + 1, 'bad_records': bad_records}, metrics | skipped
 
     shardings = state_shardings(mesh, abstract_state(task, optimizer))
-    return jax.jit(train_step, donate_argnums=0, in_shardings=(shardings, batch_sharding(mesh)),
+    return jax.jit(on_mesh(mesh, train_step), donate_argnums=0, in_shardings=(shardings, batch_sharding(mesh)),
                    out_shardings=(shardings, replicated(mesh)))
 
 
@@ -182,5 +182,5 @@ def make_evaluate_step(task, mesh, params_shardings):
         rows = sums.pop('rows', {})
         return sums, rows
 
-    return jax.jit(evaluate_step, in_shardings=(params_shardings, batch_sharding(mesh), replicated(mesh)),
+    return jax.jit(on_mesh(mesh, evaluate_step), in_shardings=(params_shardings, batch_sharding(mesh), replicated(mesh)),
                    out_shardings=replicated(mesh))

@@ -97,6 +97,16 @@ class Slow:
         return self.response.result()
 
 
+@pytest.mark.slow
+def test_a_full_disk_does_not_hold_up_the_process(tokenizer_dir, small_disk):
+    """Orbax has threads that wait for five minutes after a save that failed."""
+    fill(small_disk)
+    with open(small_disk / 'filler', 'r+b') as filler:
+        filler.truncate((small_disk / 'filler').stat().st_size - 100_000)
+    result = tiny.run(tiny.arguments(small_disk / 'run', tokenizer_dir), timeout=150)
+    assert result.returncode == loop.UNSAVED and 'could not be written' in result.stdout and 'Traceback' not in result.stderr, result
+
+
 def test_what_cannot_be_written_at_the_start(tokenizer_dir, small_disk):
     subprocess.run(['mount', '-o', 'remount,ro', small_disk], check=True)
     result = tiny.run(tiny.arguments(small_disk / 'run', tokenizer_dir))

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import jax
 
 from beit_jax.config import check, from_mapping, one_of
+from beit_jax.models.platform import target_platform
 
 KINDS = ('dvae', 'customized', 'kmeans', 'random_projection')
 # bfloat16_3x: three bfloat16 products for one on a TPU, which keeps all but one in ten thousand of float32's ids; elsewhere it is float32, for
@@ -60,5 +61,5 @@ def check_vocabulary(size: int) -> None:
 
 def dtype_and_precision(precision: str) -> dict:
     """What flax and JAX call one of PRECISIONS: {'dtype', 'precision'}."""
-    passes = 'float32' if precision == 'bfloat16_3x' and jax.default_backend() != 'tpu' else precision
+    passes = 'float32' if precision == 'bfloat16_3x' and target_platform() != 'tpu' else precision
     return {'dtype': 'bfloat16' if precision == 'bfloat16' else 'float32', 'precision': passes}

@@ -1,0 +1,120 @@
+import dataclasses
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from beit_jax.errors import RequestError
+from beit_jax.recipes import load_recipe
+from beit_jax.tasks import task_config
+from beit_jax.tasks.pretrain import make_on_given_tokens
+from beit_jax.tools import jaxprs, plan
+from beit_jax.tools.tpu_estimate import estimate
+from beit_jax.train import step as steps
+
+HLO = '''HloModule step
+
+%fused (p: f32[5]) -> f32[5] {
+  ROOT %gather = f32[8,5]{1,0} all-gather(%p), replica_groups=[2,4]<=[8], dimensions={0}
+}
+
+%body (p: (s32[], f32[5])) -> (s32[], f32[5]) {
+  %dot.1 = f32[5]{0} fusion(%p), kind=kOutput, metadata={op_name="jit(step)/layer_3/dot"}, backend_config={"estimated_cycles":"100"}
+}
+
+ENTRY %main (p: f32[5]) -> f32[5] {
+  %loop = (s32[], f32[5]) while(%t), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"12"}}
+  %loop.2 = (s32[], f32[5]) while(%t), condition=%c, body=%body
+  %dot.7 = f32[5]{0} fusion(%p), kind=kOutput, calls=%fused, metadata={op_name="jit(step)/layer_1/dot"}, backend_config={"estimated_cycles":"7"}
+  %reduce = (f32[10]{0}, f32[6,5]{1,0}) all-reduce(%a, %b), replica_groups={{0,1,2,3}}, to_apply=%add
+  %scatter = bf16[3,5]{1,0} reduce-scatter(%a), replica_groups=[4,2]<=[8], to_apply=%add
+  ROOT %sum = f32[5]{0} fusion(%dot.7), metadata={op_name="jit(step)/add"}, backend_config={"estimated_cycles":"3"}
+}
+'''
+
+
+def recipe(**changed):
+    return dataclasses.replace(task_config(load_recipe('configs/pretrain_imagenet1k.py')), **changed)
+
+
+def test_estimate():
+    found = estimate(HLO, trips=2)
+    assert found.cycles == 14 * 100 + 7 + 3
+    assert dict(found.operations) == {'jit(step)/layer_#/dot': 1407, 'jit(step)/add': 3}
+    assert dict(found.received) == {'all-gather': 160 * 3 / 4, 'all-reduce': 160 * 2 * 3 / 4, 'reduce-scatter': 30}
+
+
+def test_product_flops():
+    """Of what XLA counts, which knows no loops, and of a convolution by hand."""
+    def layers(x, w):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
+    assert jaxprs.product_flops(layers, jnp.zeros((3, 5)), jnp.zeros((7, 5, 5))) == 7 * 2 * 3 * 5 * 5
+    convolve = lambda x, w: jax.lax.conv_general_dilated(x, w, (1, 1), 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    assert jaxprs.product_flops(convolve, jnp.zeros((2, 11, 13, 3)), jnp.zeros((5, 7, 3, 17))) == 2 * (2 * 7 * 7 * 17) * (5 * 7 * 3)
+    product = jax.jit(jax.value_and_grad(lambda x: jnp.einsum('bij,bjk->bik', x, x).sum()))
+    x = jnp.zeros((3, 19, 19))
+    assert jaxprs.product_flops(product, x) == pytest.approx(product.lower(x).compile().cost_analysis()['flops'], rel=0.1)
+
+
+def test_flops_of_base():
+    """54 GMAC an image and step of BEiT-B with the head on 75 slots (forward 1, backward 2), counted by hand."""
+    config = recipe()
+    task = make_on_given_tokens(config)
+    batch = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for part in plan._batch(task, config, True) for name, leaf in part.items()}
+    state = {'params': steps.abstract_params(task)}
+    found = plan._flops('step', task, config, (state, batch)) / config.batch_size
+    tokens, width = 197, 768
+    products = 196 * 768 * width + 12 * (12 * tokens * width ** 2 + 2 * tokens ** 2 * width) + 75 * width * 8192
+    jitter = 3 * 224 * 224 * 3
+    assert found == pytest.approx(3 * 2 * (products + jitter), rel=1e-4)
+
+
+@pytest.mark.parametrize(('arguments', 'message'), [
+    (['--topology=v9:2x2'], r'--topology=v9:2x2 is unknown: give KIND:SHAPE, for example v5e:2x2'),
+    (['--topology=v5e:2x2', '--json=/nowhere/plan.json'], r'--json=/nowhere/plan.json: its folder does not exist'),
+    (['--topology=v5e:2x2', '--config.model.sise=large'], r'config.model.sise is not a setting. Did you mean model.size?'),
+])
+def test_bad_requests(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: True)
+    monkeypatch.setattr('sys.argv', ['plan', '--config=configs/pretrain_imagenet1k.py', *arguments])
+    with pytest.raises(SystemExit, match='2'):
+        plan.arguments.main(plan.run, plan._arguments())
+    assert message in capsys.readouterr().err
+
+
+def test_without_the_compiler(monkeypatch):
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(RequestError, match=r'pip install "jax\[tpu\]"'):
+        plan._devices('v5e:2x2')
+
+
+def test_what_does_not_fit():
+    class Program:
+        def trace(self, *inputs):
+            return self
+
+        def lower(self):
+            return self
+
+        def compile(self):
+            raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used '
+                                             '22.01G of 15.75G hbm. Exceeded hbm capacity by 6.26G.\n\nTotal hbm usage >= 22.52G:')
+    with pytest.raises(RequestError, match=r'has 15.75G of memory, this step takes 22.01G, 6.26G too much: lower config.batch_size .2048.'):
+        plan._compile(Program(), (), recipe())
+
+
+def test_search_batch(monkeypatch, capsys):
+    """A chip that takes 90 images, and is fastest with 48."""
+    monkeypatch.setattr(plan, '_devices', lambda topology: [0] * 4)
+
+    def planned(config, topology):
+        images = config.batch_size // 4
+        if images > 90:
+            raise RequestError('too much')
+        return {'images_per_second': 1000 - abs(images - 48), 'memory': images * 1e8}
+    monkeypatch.setattr(plan, 'plan', planned)
+    config = recipe(batch_size=4 * 12)
+    found = plan.search_batch(config, 'v5e:2x2')
+    assert found['largest_images_per_chip'] == 80 and found['fastest_images_per_chip'] == 48
+    assert '96 images a chip: too much' in capsys.readouterr().out

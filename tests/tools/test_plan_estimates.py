@@ -1,0 +1,24 @@
+"""The TPU compiler's estimates must not get worse: `make bench-tpu`."""
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests import tiny
+
+# cycles with libtpu 0.0.42.1: docs/benchmarks.md
+CYCLES = {('configs/pretrain_imagenet1k.py', 'v5e:2x2', 64): 95_598_557}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='takes the compiler of the TPU: pip install "jax[tpu]"')
+@pytest.mark.parametrize(('recipe', 'topology', 'images'), CYCLES)
+def test_no_slower(recipe, topology, images, tmp_path):
+    result = subprocess.run(
+        [sys.executable, '-m', 'beit_jax.tools.plan', f'--config={recipe}', f'--topology={topology}', f'--config.batch_size={4 * images}',
+         f'--json={tmp_path / "plan.json"}'], cwd=tiny.REPOSITORY, capture_output=True, text=True, timeout=1800, check=False)
+    assert result.returncode == 0, result.stderr
+    print(result.stdout)
+    assert json.loads((tmp_path / 'plan.json').read_text())['cycles'] < 1.05 * CYCLES[recipe, topology, images]
