@@ -13,6 +13,12 @@ from beit_jax.errors import RequestError
 COMPUTE_DTYPES = ('float32', 'bfloat16')
 
 
+def check(condition: bool, message: str) -> None:
+    """Raises `RequestError(message)` unless `condition`."""
+    if not condition:
+        raise RequestError(message)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """AdamW with linear warm-up and a cosine to `final_lr`; defaults are BEiT's pre-training (paper, Table 9)."""
@@ -26,6 +32,12 @@ class OptimizerConfig:
     weight_decay: float = 0.05
     clip_norm: float = 3.0  # global norm; 0 leaves gradients as they are
     layer_decay: float = 1.0  # lr scale per layer counted from the head
+
+    def __post_init__(self):
+        for name in ('lr', 'final_lr', 'warmup_steps', 'warmup_epochs', 'eps', 'weight_decay', 'clip_norm', 'layer_decay'):
+            check(getattr(self, name) >= 0, f'config.optimizer.{name} is {getattr(self, name)}: use 0 or more.')
+        for name in ('beta1', 'beta2'):
+            check(0 <= getattr(self, name) < 1, f'config.optimizer.{name} is {getattr(self, name)}: use 0 or more, below 1.')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,12 +99,6 @@ class RunConfig:
         if not self.epochs:
             return self
         return dataclasses.replace(self, total_steps=max(1, int(self.epochs * num_examples / self.batch_size)), epochs=0.0)
-
-
-def check(condition: bool, message: str) -> None:
-    """Raises `RequestError(message)` unless `condition`."""
-    if not condition:
-        raise RequestError(message)
 
 
 def one_of(name: str, value: str, allowed: typing.Iterable[str]) -> None:

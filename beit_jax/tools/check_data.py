@@ -268,6 +268,7 @@ def _listed(entries: Iterable[str]) -> list[str]:
 def run(options) -> None:
     check(options.limit >= 0, f'--limit is {options.limit}: use a number of examples, or 0 for all.')
     check(0 <= options.max_bad_share <= 1, f'--max_bad_share is {options.max_bad_share}: use a share from 0 to 1.')
+    check(not options.json or Path(options.json).absolute().parent.is_dir(), f'--json={options.json}: its folder does not exist.')
     data = arguments.data_config(options)
     Image.MAX_IMAGE_PIXELS = None  # only headers are read with Pillow,
     warnings.filterwarnings('ignore', module='PIL')  # and what it says of them names no file

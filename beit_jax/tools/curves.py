@@ -7,6 +7,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from beit_jax.config import check
+from beit_jax.records import whole_lines
 from beit_jax.tools import arguments
 
 matplotlib.use('Agg')
@@ -16,7 +17,7 @@ LEFT_OUT = ('step', 'bad_records', 'skipped_steps', 'skipped_in_a_row')
 def read_metrics(path: Path) -> dict[str, tuple[list[int], list[float]]]:
     """{metric: (steps, values)} of a metrics.jsonl."""
     series = {}
-    for line in path.read_text().splitlines():
+    for line in whole_lines(path):
         row = json.loads(line)
         for name in row.keys() - set(LEFT_OUT):
             steps, values = series.setdefault(name, ([], []))

@@ -9,6 +9,7 @@ import sys
 
 from beit_jax.config import check, from_mapping, one_of
 from beit_jax.recipes import load_recipe
+from beit_jax.records import whole_lines
 from beit_jax.tasks import task_config
 from beit_jax.tools import arguments
 from beit_jax.train import loop
@@ -34,7 +35,7 @@ def run_arm(study: Study, settings: str, seed: int, workdir: Path) -> float:
     status = loop.train(config, workdir)
     if status:
         sys.exit(status)
-    rows = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    rows = [json.loads(line) for line in whole_lines(workdir / 'metrics.jsonl')]
     return round([row[study.metric] for row in rows if study.metric in row][-1], 6)
 
 

@@ -7,28 +7,42 @@ import jax
 
 from beit_jax import records
 from beit_jax.config import RunConfig, check
+from beit_jax.errors import RequestError
 from beit_jax.train.metrics import writing
 
+FILE = 'config.json'  # in a work directory
 # What may change when a run is resumed, for it changes no result.
 FREE_SETTINGS = ('log_every', 'save_every', 'keep_checkpoints', 'max_skipped_steps', 'step_timeout', 'accept_changes', 'mesh', 'profile',
-                 'data.path', 'data.evaluate_path', 'data.index', 'data.workers', 'data.prefetch',
+                 'data.path', 'data.evaluate_path', 'data.index', 'data.workers', 'data.prefetch', 'data.max_bad_share',
                  'tokenizer.path', 'tokenizer.cache_views', 'tokenizer.cache_path')
 
 
-def claim_workdir(config: RunConfig, workdir: Path) -> list[str]:
-    """Writes config.json; refuses a work directory that holds the run of another config, or tells what changes."""
-    settings, changes = json.loads(json.dumps(dataclasses.asdict(config))), []
-    path = workdir / 'config.json'
-    if path.exists():
-        old, new = _flatten(json.loads(path.read_text())), _flatten(settings)
-        free = lambda name: any(name == prefix or name.startswith(prefix + '.') for prefix in FREE_SETTINGS)
-        differing = [f'config.{name} was {old.get(name)!r}, is {new.get(name)!r}' for name in sorted(old.keys() | new.keys())
-                     if old.get(name) != new.get(name) and not free(name)]
-        changes = refuse_changes(config, differing, f'{workdir} holds a run of another config', 'give that config')
+def config_changes(config: RunConfig, workdir: Path) -> list[str]:
+    """Refuses a work directory that holds the run of another config, or tells what changes."""
+    path = workdir / FILE
+    if not path.exists():
+        return []
+    try:
+        old = _flatten(json.loads(path.read_text()))
+    except (ValueError, AttributeError) as error:
+        raise RequestError(f'{path} is damaged ({error}): remove it, and the run goes on with the config that you give.') from error
+    new = _flatten(_settings(config))
+    free = lambda name: any(name == prefix or name.startswith(prefix + '.') for prefix in FREE_SETTINGS)
+    differing = [f'config.{name} was {old.get(name)!r}, is {new.get(name)!r}' for name in sorted(old.keys() | new.keys())
+                 if old.get(name) != new.get(name) and not free(name)]
+    return refuse_changes(config, differing, f'{workdir} holds a run of another config', 'give that config')
+
+
+def write_config(config: RunConfig, workdir: Path) -> None:
+    """What the next start compares its config with. Written when nothing is left to refuse, so that a refused start leaves no trace."""
     if jax.process_index() == 0:
         with writing(workdir):
-            records.write(path, settings, indent=2)
-    return changes
+            records.write(workdir / FILE, _settings(config), indent=2)
+
+
+def _settings(config: RunConfig) -> dict:
+    """As JSON gives it back."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def refuse_changes(config: RunConfig, differing: list[str], what: str, remedy: str) -> list[str]:

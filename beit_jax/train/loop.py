@@ -13,7 +13,7 @@ import jax
 from beit_jax.config import RunConfig, check
 from beit_jax.train import optimizer as optimizers
 from beit_jax.train import step as steps
-from beit_jax.train.changes import claim_workdir
+from beit_jax.train.changes import config_changes, write_config
 from beit_jax.train.checkpoint import Checkpoints
 from beit_jax.train.distributed import Stop, agreed
 from beit_jax.train.metrics import MetricsWriter, PredictionsWriter
@@ -34,7 +34,7 @@ def train(config: RunConfig, workdir: Path) -> int:
     stop = Stop()
     stop.listen()
     run = Run(config, workdir)
-    run.notes += claim_workdir(run.config, workdir)
+    run.notes += config_changes(run.config, workdir)
     with contextlib.ExitStack() as closing:  # however the run ends, a save under way is finished
         return _train(run, stop, lambda resource: closing.enter_context(contextlib.closing(resource)))
 
@@ -45,6 +45,7 @@ def _train(run, stop: Stop, closed_later: Callable) -> int:
     optimizer = optimizers.make_optimizer(config.optimizer, schedule, steps.abstract_params(task))
     checkpoints = closed_later(Checkpoints(workdir, config.keep_checkpoints))
     state = run.restore_or_init(checkpoints, optimizer)
+    write_config(config, workdir)
     start = int(state['step'])
     log = closed_later(MetricsWriter(workdir, start, config.total_steps, active=jax.process_index() == 0))
     log.say('\n'.join([run.summary() + (f'; resumed after step {start}' if start else ''), *run.notes]))

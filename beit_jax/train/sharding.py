@@ -47,8 +47,9 @@ def make_mesh(config: MeshConfig, devices=None) -> jax.sharding.Mesh:
     check(sizes.count(-1) <= 1 and all(size == -1 or size > 0 for size in sizes),
           f'config.mesh is {sizes}: use positive numbers, and -1 (what is left) at most once.')
     known = math.prod(size for size in sizes if size != -1)
+    wanted = sizes
     sizes = [count // known if size == -1 else size for size in sizes]
-    check(math.prod(sizes) == count, f'config.mesh data x fsdp x tensor = {" x ".join(map(str, sizes))} does not make the '
+    check(math.prod(sizes) == count, f'config.mesh data x fsdp x tensor = {" x ".join(map(str, wanted))} does not make the '
           f'{count} devices there are: change config.mesh (one axis may be -1).')
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=devices)
 

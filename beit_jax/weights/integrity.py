@@ -65,7 +65,8 @@ def reading(path: Path):
     except (RequestError, MemoryError, jax.errors.JaxRuntimeError):  # not the file's fault
         raise
     except Exception as error:
-        raise DamagedError(f'checkpoint {path} is damaged ({type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]})') from error
+        reason = str(error).strip().partition('\n')[0].partition(' See full TensorStore details')[0]
+        raise DamagedError(f'checkpoint {path} is damaged ({type(error).__name__}: {reason[:200]})') from error
 
 
 def seal(description: dict, tree) -> dict:

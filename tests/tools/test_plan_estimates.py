@@ -9,7 +9,8 @@ import pytest
 from tests import tiny
 
 # cycles with libtpu 0.0.42.1: docs/benchmarks.md
-CYCLES = {('configs/pretrain_imagenet1k.py', 'v5e:2x2', 64): 95_598_557}
+CYCLES = {('configs/pretrain_imagenet1k.py', 'v5e:2x2', 64): 94_372_435,
+          ('configs/pretrain_imagenet1k.py:large', 'v5p:2x2x1', 128): 307_972_200}
 
 
 @pytest.mark.slow
