@@ -145,11 +145,13 @@ def _compile(program, inputs, config):
     try:
         return traced.lower().compile(), traced
     except jax.errors.JaxRuntimeError as error:
-        used = re.search(r'Used ([\d.]+\w) of ([\d.]+\w) hbm. Exceeded hbm capacity by ([\d.]+\w)', str(error))
-        if not used:
+        if 'RESOURCE_EXHAUSTED' not in str(error):
             raise
-        raise RequestError(f'a chip has {used[2]} of memory, this step takes {used[1]}, {used[3]} too much: lower config.batch_size '
-                           f'({config.batch_size}), set config.model.remat=true, or raise accumulate_steps or config.mesh.fsdp.') from error
+        sizes = re.search(r'Used (?P<used>[\d.]+\w) of (?P<limit>[\d.]+\w) hbm', str(error)) or re.search(
+            r'temporaries \((?P<used>[\d.]+\w)\) exceeds available HBM \((?P<limit>[\d.]+\w)\)', str(error))
+        what = f'a chip has {sizes["limit"]} of memory, this step takes {sizes["used"]}' if sizes else str(error).splitlines()[0]
+        raise RequestError(f'{what}: lower config.batch_size ({config.batch_size}), set config.model.remat=true, or raise '
+                           'config.accumulate_steps or config.mesh.fsdp.') from error
 
 
 def _flops(name: str, task, config, inputs) -> int:
