@@ -26,7 +26,7 @@ def config_changes(config: RunConfig, workdir: Path) -> list[str]:
         old = _flatten(json.loads(path.read_text()))
     except (ValueError, AttributeError) as error:
         raise RequestError(f'{path} is damaged ({error}): remove it, and the run goes on with the config that you give.') from error
-    new = _flatten(_settings(config))
+    new = _flatten(settings_of(config))
     free = lambda name: any(name == prefix or name.startswith(prefix + '.') for prefix in FREE_SETTINGS)
     differing = [f'config.{name} was {old.get(name)!r}, is {new.get(name)!r}' for name in sorted(old.keys() | new.keys())
                  if old.get(name) != new.get(name) and not free(name)]
@@ -37,11 +37,11 @@ def write_config(config: RunConfig, workdir: Path) -> None:
     """What the next start compares its config with. Written when nothing is left to refuse, so that a refused start leaves no trace."""
     if jax.process_index() == 0:
         with writing(workdir):
-            records.write(workdir / FILE, _settings(config), indent=2)
+            records.write(workdir / FILE, settings_of(config), indent=2)
 
 
-def _settings(config: RunConfig) -> dict:
-    """As JSON gives it back."""
+def settings_of(config: RunConfig) -> dict:
+    """The config as JSON gives it back."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 

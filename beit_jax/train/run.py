@@ -1,6 +1,5 @@
 """What a run has: its data, task and mesh, checked before the first step; where it starts; its batches; its evaluation; what it writes."""
 from collections.abc import Callable
-import dataclasses
 import functools
 import itertools
 import json
@@ -20,7 +19,7 @@ from beit_jax.errors import RequestError
 from beit_jax.tasks import make_task
 from beit_jax.train import optimizer as optimizers
 from beit_jax.train import step as steps
-from beit_jax.train.changes import refuse_changes
+from beit_jax.train.changes import refuse_changes, settings_of
 from beit_jax.train.checkpoint import Checkpoints
 from beit_jax.train.metrics import MetricsWriter, add_sums, writing
 from beit_jax.train.sharding import check_batch, local_rows, make_mesh, put_batch, replicated, state_shardings
@@ -59,7 +58,7 @@ class Run:
 
     def description(self) -> dict:
         return {'task': self.config.task, 'architecture': self.task.describe(), 'classes': self.source.class_names, 'data': self.fingerprint,
-                'config': json.loads(json.dumps(dataclasses.asdict(self.config))),
+                'config': settings_of(self.config),
                 'versions': {'beit_jax': beit_jax.__version__, 'jax': jax.__version__}}
 
     @functools.cached_property  # once a run, not once a save: a tokenizer may have hundreds of megabytes
