@@ -45,7 +45,7 @@ test-slow: $(VENV)/installed-test
 test-faults: $(VENV)/installed-test
 	BEIT_JAX_FAULT_TRIALS=30 $(BIN)/python -m pytest -m "slow or not slow" -rP --durations=0 tests/train/test_faults.py
 
-# the TPU compiler's estimates of training steps, on a machine without a TPU; about half an hour
+# the TPU compiler's estimates of training steps, on a machine without a TPU; several minutes each
 bench-tpu: $(VENV)/installed-test
 	$(BIN)/pip install --quiet --disable-pip-version-check "jax[tpu]"
 	$(BIN)/python -m pytest -m slow -rP --durations=0 tests/tools/test_plan_estimates.py
