@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from beit_jax.config import check, nearest
 from beit_jax.errors import RequestError
+from beit_jax.overrides import change, flat, override
 from beit_jax.tasks import TASKS
 
 
@@ -22,7 +23,7 @@ def recipe(task: str, **settings) -> ConfigDict:
     """
     assert task in TASKS, task
     config = ConfigDict(_defaults(importlib.import_module(f'beit_jax.tasks.{task}').Config))
-    _change(config, settings)
+    change(config, settings)
     return config
 
 
@@ -34,19 +35,8 @@ def vary(config: ConfigDict, argument: str, variants: dict[str, dict]) -> Config
             override(config, key, value)
         else:
             check(part in variants, f'this recipe has no variant {part!r}.{nearest(part, variants)} Variants: {", ".join(variants)}.')
-            _change(config, variants[part])
+            change(config, variants[part])
     return config
-
-
-def override(config: ConfigDict, key: str, text: str) -> None:
-    """Sets config.KEY to what `text` says.
-
-    Raises:
-      RequestError: no such setting, or a value of another kind.
-    """
-    flat = _flat(config)
-    check(key in flat, f'config.{key} is not a setting.{nearest(key, flat)}')
-    _change(config, _nest(key, _parse(key, text, flat[key])))
 
 
 def load_recipe(path: str, variant: str = '') -> ConfigDict:
@@ -80,7 +70,7 @@ def _check_overrides(argv):
     if not given:
         return
     path, _, variant = given[-1].partition(':')
-    keys = _flat(load_recipe(path, variant))
+    keys = flat(load_recipe(path, variant))
     for argument in argv:
         key = argument.partition('=')[0].removeprefix('--config.')
         check(key in keys or not argument.startswith('--config.'), f'config.{key} is not a setting of this recipe.{nearest(key, keys)}')
@@ -91,36 +81,3 @@ def _defaults(cls) -> dict:
     hints = typing.get_type_hints(cls)
     return {field.name: _defaults(hints[field.name]) if dataclasses.is_dataclass(hints[field.name]) else field.default
             for field in dataclasses.fields(cls)}
-
-
-def _change(config: ConfigDict, settings: dict, where: str = '') -> None:
-    for key, value in settings.items():
-        check(key in config, f'config.{where}{key} is not a setting.{nearest(key, config)}')
-        if isinstance(value, dict):
-            _change(config[key], value, f'{where}{key}.')
-        else:
-            config[key] = value
-
-
-def _flat(config: ConfigDict, prefix: str = '') -> dict:
-    flat = {}
-    for key, value in config.items():
-        flat |= _flat(value, f'{prefix}{key}.') if isinstance(value, ConfigDict) else {prefix + key: value}
-    return flat
-
-
-def _nest(key: str, value) -> dict:
-    first, _, rest = key.partition('.')
-    return {first: _nest(rest, value) if rest else value}
-
-
-def _parse(key, text, current):
-    if isinstance(current, bool):
-        check(text.lower() in ('true', 'false'), f'config.{key}={text}: use true or false.')
-        return text.lower() == 'true'
-    try:
-        if isinstance(current, tuple):
-            return tuple(kind(part) for kind, part in zip(map(type, current), text.strip('()').split(','), strict=True))
-        return type(current)(text)
-    except (TypeError, ValueError) as error:
-        raise RequestError(f'config.{key}={text}: it takes {type(current).__name__}.') from error

@@ -2,6 +2,8 @@
 import argparse
 from collections.abc import Callable
 import dataclasses
+import json
+from pathlib import Path
 import sys
 import typing
 
@@ -38,16 +40,29 @@ def data_config(options: argparse.Namespace, **settings) -> DataConfig:
 
 
 def recipe_config(options: argparse.Namespace):
-    """The settings of --config=RECIPE.py[:variant], changed by --config.KEY=VALUE, for a parser that `main` lets have such."""
-    from beit_jax.recipes import load_recipe, override
+    """The settings of --config=RECIPE.py[:variant], or of a run's config.json, which takes no ml_collections, changed by --config.KEY=VALUE, for
+    a parser that `main` lets have such."""
+    from beit_jax.overrides import override
     from beit_jax.tasks import task_config
-    path, _, variant = options.config.partition(':')
-    config = load_recipe(path, variant)
+    config = _run_config(options.config) if options.config.endswith('.json') else _recipe(options.config)
     for argument in options.overrides:
         key, equals, value = argument.removeprefix('--config.').partition('=')
         check(argument.startswith('--config.') and bool(equals), f'{argument} is not an option: settings are given as --config.KEY=VALUE.')
         override(config, key, value)
     return task_config(config)
+
+
+def _recipe(text: str):
+    from beit_jax.recipes import load_recipe
+    path, _, variant = text.partition(':')
+    return load_recipe(path, variant)
+
+
+def _run_config(path: str) -> dict:
+    try:
+        return json.loads(Path(path).read_text())
+    except ValueError as error:
+        raise RequestError(f'--config={path} is not JSON ({error}): give a recipe or the config.json of a run.') from error
 
 
 def picture_size(options: argparse.Namespace, tokenizer) -> int:

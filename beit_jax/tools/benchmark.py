@@ -2,6 +2,7 @@
 
 masks   blockwise masks: our jitted function against the official algorithm as a NumPy loop, and their share of a BEiT-B step, on one core
 input   images per second of a recipe's input, stage by stage, against the Pillow pipelines of BEiT's official code, timm and torchvision
+step    images per second of a pre-training step on the device at hand, and its share of what a matrix product reaches, against PyTorch
 """
 import argparse
 import json
@@ -18,6 +19,7 @@ import numpy as np
 from beit_jax.config import check
 from beit_jax.tools import arguments
 
+PEERS = ('eager', 'eager-fused', 'compiled', 'compiled-fused')  # of PyTorch; fused: scaled_dot_product_attention
 GRID, ROUNDS, STEP_BATCH = (14, 14), 10, 4  # patches; batches of masks a repeat; images a step
 
 
@@ -103,7 +105,7 @@ def _machine() -> str:
 def run(options: argparse.Namespace) -> None:
     check(not options.json or options.json.parent.is_dir(), f'--json={options.json}: its folder does not exist.')
     check(options.repeats > 0, 'use at least 1 for --repeats.')
-    result = {'masks': _run_masks, 'input': _run_input}[options.what](options)
+    result = {'masks': _run_masks, 'input': _run_input, 'step': _run_step}[options.what](options)
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + '\n')
 
@@ -136,6 +138,23 @@ def _run_input(options) -> dict:
     return result
 
 
+def _run_step(options) -> dict:
+    from beit_jax.tools.step_benchmark import benchmark_step
+    result = {'machine': _machine()} | benchmark_step(arguments.recipe_config(options), options.repeats, tuple(options.peer))
+    print(f'{result["machine"]}, {os.cpu_count()} cores; {result["devices"]} x {result["device"]}; jax {result["jax"]}; '
+          f'{result["compute_dtype"]}, batch {result["batch_size"]}; {result["repeats"]} repeats; a matrix product makes '
+          f'{result["product_flops_per_second"] / 1e12:.3f} TFLOP/s\n'
+          f'{"":54}{"median s":>10}{"min":>8}{"max":>8}{"images/s":>10}{"utilisation":>13}')
+    for row in result['rows']:
+        print(f'{row["name"] + ": " + row["what"]:54}{row["seconds"]["median"]:10.3f}{row["seconds"]["min"]:8.3f}{row["seconds"]["max"]:8.3f}'
+              f'{row["images_per_second"]:10,.1f}{row["utilisation"]:13.1%}')
+    for what, ratio in result['ratio'].items():
+        print(f'{what}: the best of PyTorch takes {ratio:.2f} times as long')
+    print('seconds to compile: ' + ', '.join(f'{name} {seconds:.0f}' for name, seconds in result['compile_seconds'].items())
+          + '; memory: ' + ', '.join(f'{name} {size / 1e9:.2f} GB' for name, size in result['peak_memory'].items() if size))
+    return result
+
+
 def _arguments() -> argparse.ArgumentParser:
     parser = arguments.parser('benchmark', __doc__, 'python -m beit_jax.tools.benchmark masks --json masks.json')
     what = parser.add_subparsers(dest='what', required=True)
@@ -146,10 +165,21 @@ def _arguments() -> argparse.ArgumentParser:
     reading.add_argument('--config', required=True, help='RECIPE.py[:variant]; change it with --config.KEY=VALUE')
     reading.add_argument('--images', type=int, default=500, help='that are read, evenly spread over the data set (default 500)')
     reading.add_argument('--cores', type=int, default=1, help='for our pipeline; the peers have one (default 1)')
-    for each in (masks, reading):
+    step = what.add_parser('step', help="a recipe's pre-training step against PyTorch's", epilog='example: python -m '
+                           'beit_jax.tools.benchmark step --config=configs/pretrain_imagenet1k.py --config.batch_size=256 --peer')
+    step.add_argument('--config', required=True, help="RECIPE.py[:variant] or a run's config.json; change it with --config.KEY=VALUE")
+    step.add_argument('--peer', nargs='*', choices=PEERS, default=[], action=_AllPeers, help='variants of PyTorch; without a name all')
+    for each in (masks, reading, step):
         each.add_argument('--json', type=Path, help='also write the result here')
         each.add_argument('--repeats', type=int, default=5, help='of each way, in turns (default 5)')
     return parser
+
+
+class _AllPeers(argparse.Action):
+    """--peer without a value names all."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, values or list(PEERS))
 
 
 if __name__ == '__main__':

@@ -1,8 +1,8 @@
 """Does a recipe's training step fit a TPU, and how fast is it? The TPU's own compiler says so, on a machine without one.
 
 It compiles the real step for the topology, takes minutes, and needs the compiler: pip install "jax[tpu]". With an empty
-config.tokenizer.path, pre-training is planned on given tokens; with a tokenizer, that is part of the step. All figures are estimates of
-the compiler: cycles do not count what chips wait for one another.
+config.tokenizer.path, pre-training is planned on given tokens; with a tokenizer or --dall_e, that is part of the step. All figures are
+estimates of the compiler: cycles do not count what chips wait for one another.
 """
 import argparse
 import dataclasses
@@ -16,8 +16,6 @@ import time
 from beit_jax.config import RunConfig, check
 from beit_jax.errors import RequestError
 from beit_jax.tools import arguments
-
-IMAGES, CLASSES = 1_281_167, 1000  # of ImageNet-1k, where a recipe leaves them to the data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,38 +33,22 @@ CHIPS = {'v4': Chip(262_144, 1.05e9, 1.228e12, 32 * 2**30, 2), 'v5e': Chip(131_0
 EXAMPLES = 'v5e:2x2, v5e:4x4, v5e:16x16, v5p:2x2x1, v5p:4x4x4, v6e:4x4, v6e:16x16'
 
 
-def plan(config: RunConfig, topology: str) -> dict:
-    """Compiles the training step and gives what the compiler says of it; sizes and cycles are those of one chip.
+def plan(config: RunConfig, topology: str, dall_e: bool = False) -> dict:
+    """Compiles the training step and gives what the compiler says of it; sizes and cycles are those of one chip. `dall_e`: with DALL-E's
+    tokenizer where the config has none.
 
     Raises:
       RequestError: no such topology, a batch or a mesh that does not divide, a step that does not fit.
     """
     import jax
 
-    from beit_jax.tasks import make_task
-    from beit_jax.tasks.pretrain import make_on_given_tokens
-    from beit_jax.train import optimizer as optimizers
-    from beit_jax.train import step as steps
-    from beit_jax.train.sharding import check_batch, make_mesh, on_mesh
-
+    from beit_jax.tools.programs import step_programs
+    from beit_jax.train.sharding import make_mesh
     chip, devices = CHIPS.get(topology.partition(':')[0]), _devices(topology)
     mesh = make_mesh(config.mesh, devices)
-    check_batch(mesh, config.batch_size, config.accumulate_steps)
-    config = config.resolve(IMAGES, tuple(map(str, range(CLASSES))))
-    given = config.task == 'pretrain' and not config.tokenizer.path
-    task = on_mesh(mesh, make_on_given_tokens if given else make_task)(config)
-    schedule = optimizers.learning_rate(config.optimizer, config.total_steps, IMAGES / config.batch_size)
-    optimizer = optimizers.make_optimizer(config.optimizer, schedule, steps.abstract_params(task))
-    batch, made = _batch(task, config, given)
-    step = steps.make_train_step(task, optimizer, schedule, mesh, config.total_steps)
-    programs = {'step': (step, steps.abstract_state(task, optimizer), batch | made)}
-    if task.prepare_views and not given:
-        programs['tokenizer'] = steps.make_prepare(task, mesh, train=True), _abstract(task.frozen), batch
-
     parts = {}
-    for name, (program, *inputs) in programs.items():
-        flops = _flops(name, task, config, inputs) // len(devices)
-        parts[name] = {'flops': flops} | _examine(program, inputs, config, topology)
+    for name, program in step_programs(config, mesh, dall_e).items():
+        parts[name] = {'flops': program.flops // len(devices)} | _examine(program, config, topology)
     cycles, flops = (sum(part[name] for part in parts.values()) for name in ('cycles', 'flops'))
     seconds = cycles / chip.hertz
     return {
@@ -76,13 +58,13 @@ def plan(config: RunConfig, topology: str) -> dict:
         'memory': max(part['memory'] for part in parts.values()), 'memory_limit': chip.memory}
 
 
-def _examine(program, inputs, config, topology: str) -> dict:
+def _examine(program, config, topology: str) -> dict:
     """What the compiler says of one program. Kernels, of which it says nothing, count by the schedule of their instructions."""
     from beit_jax.tools import jaxprs
     from beit_jax.tools.tpu_estimate import estimate
     from beit_jax.tools.tpu_kernels import kernel_cycles
     began = time.perf_counter()
-    compiled, traced = _compile(program, inputs, config)
+    compiled, traced = _compile(program, config)
     seconds, memory = time.perf_counter() - began, compiled.memory_analysis()
     found = estimate(compiled.as_text(), trips=getattr(getattr(config, 'model', None), 'depth', 1))
     kernels = [(equation, times) for equation, times in jaxprs.equations(traced.jaxpr) if equation.primitive.name == 'pallas_call']
@@ -116,32 +98,14 @@ def _devices(topology: str):
         raise RequestError(f'{unknown} ({str(error).splitlines()[0][:200]})') from error
 
 
-def _batch(task, config, given: bool):
-    """(shapes of what a training batch has, of what is made of it before the step)."""
-    import jax
-    import jax.numpy as jnp
-    size, shape = config.batch_size, jax.ShapeDtypeStruct
-    views = task.views if given else task.views + task.prepare_views
-    batch = {view.name: shape((size, view.size, view.size, 3), jnp.uint8) for view in views}
-    batch |= {name: shape((size,), dtype) for name, dtype in (
-        ('label', jnp.int32), ('view', jnp.uint32), ('valid', jnp.float32), ('substituted', jnp.bool_))}
-    tokens = {'tokens': shape((size, config.grid[0] * config.grid[1]), jnp.uint16)} if config.task == 'pretrain' else {}
-    return batch, tokens
-
-
-def _abstract(tree):
-    import jax
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
-
-
-def _compile(program, inputs, config):
+def _compile(program, config):
     """(the compiled program, what was traced).
 
     Raises:
       RequestError: it does not fit.
     """
     import jax
-    traced = program.trace(*inputs)
+    traced = program.function.trace(*program.inputs)
     try:
         return traced.lower().compile(), traced
     except jax.errors.JaxRuntimeError as error:
@@ -152,23 +116,6 @@ def _compile(program, inputs, config):
         what = f'a chip has {sizes["limit"]} of memory, this step takes {sizes["used"]}' if sizes else str(error).splitlines()[0]
         raise RequestError(f'{what}: lower config.batch_size ({config.batch_size}), set config.model.remat=true, or raise '
                            'config.accumulate_steps or config.mesh.fsdp.') from error
-
-
-def _flops(name: str, task, config, inputs) -> int:
-    """Of the method: the products of the forward pass, and twice as much for the backward pass; what is recomputed does not count."""
-    import jax
-
-    from beit_jax.tools import jaxprs
-    from beit_jax.train.step import model_inputs
-    *_, batch = inputs
-    if name == 'tokenizer':
-        return jaxprs.product_flops(lambda frozen, batch: task.prepare(frozen, batch, train=True), *inputs)
-    keys_B = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), config.batch_size))
-    key = jax.eval_shape(lambda: jax.random.key(0))
-
-    def forward(state, key, keys_B, batch):
-        return task.loss(state['params'], task.augment(model_inputs(batch), key, keys_B), keys_B, progress=0.0, train=True)[0]
-    return 3 * jaxprs.product_flops(forward, inputs[0], key, keys_B, batch)
 
 
 def report(result: dict) -> str:
@@ -188,14 +135,14 @@ def report(result: dict) -> str:
     return '\n'.join(lines)
 
 
-def search_batch(config: RunConfig, topology: str) -> dict:
+def search_batch(config: RunConfig, topology: str, dall_e: bool = False) -> dict:
     """The largest batch that fits, and the fastest: doubles the images of a chip from the recipe's until they do not fit, then tries half
     way between."""
     chips, tried, refused = len(_devices(topology)), {}, {}
 
     def attempt(images):
         try:
-            tried[images] = plan(dataclasses.replace(config, batch_size=images * chips), topology)
+            tried[images] = plan(dataclasses.replace(config, batch_size=images * chips), topology, dall_e)
             print(f'{images} images a chip: {tried[images]["images_per_second"]:,.0f} images/s, {tried[images]["memory"] / 1e9:.2f} GB',
                   flush=True)
         except RequestError as error:
@@ -218,7 +165,7 @@ def run(options: argparse.Namespace) -> None:
     os.environ['JAX_PLATFORMS'] = 'cpu'
     check(not options.json or options.json.parent.is_dir(), f'--json={options.json}: its folder does not exist.')
     config = arguments.recipe_config(options)
-    result = (search_batch if options.search_batch else plan)(config, options.topology)
+    result = (search_batch if options.search_batch else plan)(config, options.topology, options.dall_e)
     print(report(result))
     if options.search_batch:
         print(f'the largest batch that fits: {result["largest_images_per_chip"]} images a chip; the fastest (above): '
@@ -231,6 +178,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser = arguments.parser('plan', __doc__, 'python -m beit_jax.tools.plan --config=configs/pretrain_imagenet1k.py --topology=v5e:4x4')
     parser.add_argument('--config', required=True, help='RECIPE.py[:variant]; change it with --config.KEY=VALUE')
     parser.add_argument('--topology', required=True, help=f'{EXAMPLES}, ...')
+    parser.add_argument('--dall_e', action='store_true', help="where config.tokenizer.path is empty, with DALL-E's tokenizer in the step")
     parser.add_argument('--search-batch', action='store_true', help='find the largest batch that fits and the fastest one')
     parser.add_argument('--json', type=Path, help='also write the result here')
     return parser

@@ -8,10 +8,10 @@ import pytest
 from beit_jax.errors import RequestError
 from beit_jax.recipes import load_recipe
 from beit_jax.tasks import task_config
-from beit_jax.tasks.pretrain import make_on_given_tokens
 from beit_jax.tools import jaxprs, plan
+from beit_jax.tools.programs import Program, step_programs
 from beit_jax.tools.tpu_estimate import estimate
-from beit_jax.train import step as steps
+from beit_jax.train.sharding import make_mesh
 
 HLO = '''HloModule step
 
@@ -60,14 +60,25 @@ def test_product_flops():
 def test_flops_of_base():
     """54 GMAC an image and step of BEiT-B with the head on 75 slots (forward 1, backward 2), counted by hand."""
     config = recipe()
-    task = make_on_given_tokens(config)
-    batch = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for part in plan._batch(task, config, True) for name, leaf in part.items()}
-    state = {'params': steps.abstract_params(task)}
-    found = plan._flops('step', task, config, (state, batch)) / config.batch_size
+    programs = step_programs(config, make_mesh(config.mesh), dall_e=True)
     tokens, width = 197, 768
     products = 196 * 768 * width + 12 * (12 * tokens * width ** 2 + 2 * tokens ** 2 * width) + 75 * width * 8192
     jitter = 3 * 224 * 224 * 3
-    assert found == pytest.approx(3 * 2 * (products + jitter), rel=1e-4)
+    assert programs['step'].flops / config.batch_size == pytest.approx(3 * 2 * (products + jitter), rel=1e-4)
+    assert programs['tokenizer'].flops / config.batch_size == pytest.approx(2 * 26.06e9, rel=1e-3)  # forward only
+
+
+def test_programs_without_a_tokenizer():
+    config = recipe(batch_size=16)
+    program = step_programs(config, make_mesh(config.mesh))['step']
+    assert program.inputs[1]['tokens'].shape == (16, 196) and 'token_image' not in program.inputs[1]
+    assert jax.eval_shape(program.function, *program.inputs)[1]['loss'].shape == ()
+
+
+def test_no_plan_of_a_probe():
+    config = task_config(load_recipe('configs/probe_imagenet1k.py'))
+    with pytest.raises(RequestError, match='its step is one small product'):
+        step_programs(config, make_mesh(config.mesh))
 
 
 @pytest.mark.parametrize(('arguments', 'message'), [
@@ -96,7 +107,7 @@ def test_without_the_compiler(monkeypatch):
      'a chip has 15.75G of memory, this step takes 15.91G: lower config.batch_size .2048.'),
     ('said otherwise', 'said otherwise: lower config.batch_size .2048.')])
 def test_what_does_not_fit(answer, message):
-    class Program:
+    class Stub:
         def trace(self, *inputs):
             return self
 
@@ -106,14 +117,14 @@ def test_what_does_not_fit(answer, message):
         def compile(self):
             raise jax.errors.JaxRuntimeError(f'RESOURCE_EXHAUSTED: {answer}')
     with pytest.raises(RequestError, match=message):
-        plan._compile(Program(), (), recipe())
+        plan._compile(Program(Stub(), (), 0), recipe())
 
 
 def test_search_batch(monkeypatch, capsys):
     """A chip that takes 90 images, and is fastest with 48."""
     monkeypatch.setattr(plan, '_devices', lambda topology: [0] * 4)
 
-    def planned(config, topology):
+    def planned(config, topology, dall_e):
         images = config.batch_size // 4
         if images > 90:
             raise RequestError('too much')

@@ -1,0 +1,53 @@
+"""Steps run ahead of the host: between the steps that are logged, nothing is read from the device and nothing but batches is put there."""
+import jax
+import jax.numpy as jnp
+import pytest
+
+from beit_jax.tasks import task_config
+from beit_jax.train import loop
+from beit_jax.train.run import Run
+from tests import tiny
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """How often values of arrays were wanted on the host; on a CPU JAX's own guard does not see these."""
+    found, array = [], type(jnp.zeros(3))
+    value = array._value
+    monkeypatch.setattr(array, '_value', property(lambda self: found.append(self.shape) or value.fget(self)))
+    return found
+
+
+def test_only_logged_steps_are_read(tokenizer_dir, tmp_path, monkeypatch, reads):
+    taken, written = [], []
+    take, write = loop._Stepper.take, Run.write
+
+    def guarded_take(stepper, state, batch, number):
+        if number < 3:  # the first compiles, and puts constants on the device; at the second the programs of the host's own are compiled
+            return take(stepper, state, batch, number)
+        before = len(reads)
+        with jax.transfer_guard('disallow_explicit'):
+            state = take(stepper, state, batch, number)
+        taken.append((number, len(reads) - before))
+        return state
+
+    def noted_write(run, log, clock, step, metrics):
+        before = len(reads)
+        with jax.transfer_guard('allow'):
+            write(run, log, clock, step, metrics)
+        written.append(step)
+        del reads[before:]  # those of a line of the log do not count
+
+    monkeypatch.setattr(loop._Stepper, 'take', guarded_take)
+    monkeypatch.setattr(Run, 'write', noted_write)
+    config = tiny.settings(tokenizer_dir, total_steps=9, log_every=4, save_every=100, evaluate_every=0)
+    assert loop.train(task_config(config), tmp_path) == 0
+    assert written == [4, 8, 9]
+    assert taken == [(number, 0) for number in range(3, 10)]
+
+
+def test_what_is_counted(reads):
+    float(jnp.arange(5).sum())
+    assert len(reads) == 1
+    with pytest.raises(Exception, match='Disallowed host-to-device transfer'), jax.transfer_guard('disallow_explicit'):
+        jax.device_put(3.0)
