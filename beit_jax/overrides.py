@@ -15,6 +15,11 @@ def override(config, key: str, text: str) -> None:
 
 
 def change(config, settings: dict, where: str = '') -> None:
+    """Sets what a nested dict names; `where` stands before the names in errors.
+
+    Raises:
+      RequestError: no such setting.
+    """
     for key, value in settings.items():
         check(key in config, f'config.{where}{key} is not a setting.{nearest(key, config)}')
         if isinstance(value, dict):
@@ -24,6 +29,7 @@ def change(config, settings: dict, where: str = '') -> None:
 
 
 def flat(config, prefix: str = '') -> dict:
+    """{'group.name': value} of nested settings."""
     settings = {}
     for key, value in config.items():
         settings |= flat(value, f'{prefix}{key}.') if hasattr(value, 'items') else {prefix + key: value}

@@ -39,6 +39,11 @@ def data_config(options: argparse.Namespace, **settings) -> DataConfig:
     return data
 
 
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Adds --config: what `recipe_config` reads."""
+    parser.add_argument('--config', required=True, help="RECIPE.py[:variant] or a run's config.json; change it with --config.KEY=VALUE")
+
+
 def recipe_config(options: argparse.Namespace):
     """The settings of --config=RECIPE.py[:variant], or of a run's config.json, which takes no ml_collections, changed by --config.KEY=VALUE, for
     a parser that `main` lets have such."""

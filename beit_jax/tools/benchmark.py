@@ -140,7 +140,8 @@ def _run_input(options) -> dict:
 
 def _run_step(options) -> dict:
     from beit_jax.tools.step_benchmark import benchmark_step
-    result = {'machine': _machine()} | benchmark_step(arguments.recipe_config(options), options.repeats, tuple(options.peer))
+    variants = () if options.peer is None else tuple(options.peer) or PEERS
+    result = {'machine': _machine()} | benchmark_step(arguments.recipe_config(options), options.repeats, variants)
     print(f'{result["machine"]}, {os.cpu_count()} cores; {result["devices"]} x {result["device"]}; jax {result["jax"]}; '
           f'{result["compute_dtype"]}, batch {result["batch_size"]}; {result["repeats"]} repeats; a matrix product makes '
           f'{result["product_flops_per_second"] / 1e12:.3f} TFLOP/s\n'
@@ -162,24 +163,17 @@ def _arguments() -> argparse.ArgumentParser:
     masks.add_argument('--batch', type=int, default=256, help='masks a call (default 256)')
     reading = what.add_parser('input', help="a recipe's input against PyTorch's", epilog='example: python -m beit_jax.tools.benchmark input '
                               '--config=configs/pretrain_imagenet1k.py --config.data.path=/imagenet/train')
-    reading.add_argument('--config', required=True, help='RECIPE.py[:variant]; change it with --config.KEY=VALUE')
     reading.add_argument('--images', type=int, default=500, help='that are read, evenly spread over the data set (default 500)')
     reading.add_argument('--cores', type=int, default=1, help='for our pipeline; the peers have one (default 1)')
     step = what.add_parser('step', help="a recipe's pre-training step against PyTorch's", epilog='example: python -m '
                            'beit_jax.tools.benchmark step --config=configs/pretrain_imagenet1k.py --config.batch_size=256 --peer')
-    step.add_argument('--config', required=True, help="RECIPE.py[:variant] or a run's config.json; change it with --config.KEY=VALUE")
-    step.add_argument('--peer', nargs='*', choices=PEERS, default=[], action=_AllPeers, help='variants of PyTorch; without a name all')
+    step.add_argument('--peer', nargs='*', choices=PEERS, help='variants of PyTorch; without a name all')
+    for each in (reading, step):
+        arguments.add_config(each)
     for each in (masks, reading, step):
         each.add_argument('--json', type=Path, help='also write the result here')
         each.add_argument('--repeats', type=int, default=5, help='of each way, in turns (default 5)')
     return parser
-
-
-class _AllPeers(argparse.Action):
-    """--peer without a value names all."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        setattr(namespace, self.dest, values or list(PEERS))
 
 
 if __name__ == '__main__':

@@ -176,7 +176,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _arguments() -> argparse.ArgumentParser:
     parser = arguments.parser('plan', __doc__, 'python -m beit_jax.tools.plan --config=configs/pretrain_imagenet1k.py --topology=v5e:4x4')
-    parser.add_argument('--config', required=True, help='RECIPE.py[:variant]; change it with --config.KEY=VALUE')
+    arguments.add_config(parser)
     parser.add_argument('--topology', required=True, help=f'{EXAMPLES}, ...')
     parser.add_argument('--dall_e', action='store_true', help="where config.tokenizer.path is empty, with DALL-E's tokenizer in the step")
     parser.add_argument('--search-batch', action='store_true', help='find the largest batch that fits and the fastest one')

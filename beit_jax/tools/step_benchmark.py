@@ -13,7 +13,6 @@ from beit_jax.config import RunConfig, check
 from beit_jax.tools.programs import step_programs
 from beit_jax.train.sharding import batch_sharding, make_mesh, replicated, state_shardings
 
-os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # or JAX leaves PyTorch a quarter of the memory
 WHOLE, GIVEN = 'whole step', 'step on given tokens'
 
 
@@ -22,6 +21,7 @@ def benchmark_step(config: RunConfig, repeats: int, variants: tuple[str, ...]) -
 
     An empty config.tokenizer.path means DALL-E's tokenizer with random weights. Pictures are random and lie on the device.
     """
+    os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # or JAX leaves PyTorch a quarter of the memory
     check(config.task == 'pretrain', f'config.task={config.task}: benchmark step measures pre-training.')
     check(not variants or jax.device_count() == 1, f'--peer runs on one device, here are {jax.device_count()}.')
     ours = _Ours(config)
@@ -29,7 +29,7 @@ def benchmark_step(config: RunConfig, repeats: int, variants: tuple[str, ...]) -
     peers = {}
     if variants:
         from beit_jax.tools.torch_benchmark import Peer
-        peers = {name: Peer(ours.config, name) for name in variants}
+        peers = {name: Peer(config, name) for name in variants}
         for name, peer in peers.items():
             ways |= {(name, WHOLE): peer.step, (name, GIVEN): peer.step_on_given_tokens}
     waits = {'ours': ours.wait} | {name: peer.wait for name, peer in peers.items()}
@@ -48,7 +48,7 @@ def benchmark_step(config: RunConfig, repeats: int, variants: tuple[str, ...]) -
                       default=None) for what in (WHOLE, GIVEN)}
     ratio = {what: statistics.median(theirs / mine for mine, theirs in zip(seconds['ours', what], seconds[row['name'], what]))
              for what, row in best.items() if row}
-    first = next(row for row in rows if row['name'] == 'ours')
+    first = rows[0]  # our whole step
     return {
         'device': jax.devices()[0].device_kind, 'devices': jax.device_count(), 'jax': jax.__version__, 'batch_size': config.batch_size,
         'compute_dtype': config.compute_dtype, 'repeats': repeats, 'flops': ours.flops, 'product_flops_per_second': rate, 'rows': rows,
@@ -63,7 +63,6 @@ class _Ours:
     def __init__(self, config: RunConfig):
         mesh, rng = make_mesh(config.mesh), np.random.default_rng(0)
         programs = step_programs(config, mesh, dall_e=True)
-        self.config = config
         self.flops = {WHOLE: sum(program.flops for program in programs.values()) // jax.device_count(),
                       GIVEN: programs['step'].flops // jax.device_count()}
         began = time.perf_counter()

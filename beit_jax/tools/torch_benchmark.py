@@ -4,8 +4,6 @@ engine_for_pretraining.py, optim_factory.py; the tokenizer as in dall_e/encoder.
 bfloat16 autocast where that is asked for, AdamW in its fused form on a GPU, the head on the hidden patches alone, 75 an image.
 Shape legend: B images, N tokens, D width, H heads, P patches, K hidden patches.
 """
-from collections.abc import Callable
-import functools
 import math
 import time
 
@@ -169,9 +167,8 @@ class Peer:
         self._optimizer.step()
         return loss
 
-    @property
-    def _autocast(self) -> Callable:
-        return functools.partial(torch.autocast, self._device.type, torch.bfloat16, self._config.compute_dtype == 'bfloat16')
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device.type, torch.bfloat16, self._config.compute_dtype == 'bfloat16')
 
     def wait(self) -> None:
         """Until the device has done all that it was given."""

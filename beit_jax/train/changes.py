@@ -8,6 +8,7 @@ import jax
 from beit_jax import records
 from beit_jax.config import RunConfig, check
 from beit_jax.errors import RequestError
+from beit_jax.overrides import flat
 from beit_jax.train.metrics import writing
 
 FILE = 'config.json'  # in a work directory
@@ -23,10 +24,10 @@ def config_changes(config: RunConfig, workdir: Path) -> list[str]:
     if not path.exists():
         return []
     try:
-        old = _flatten(json.loads(path.read_text()))
+        old = flat(json.loads(path.read_text()))
     except (ValueError, AttributeError) as error:
         raise RequestError(f'{path} is damaged ({error}): remove it, and the run goes on with the config that you give.') from error
-    new = _flatten(settings_of(config))
+    new = flat(settings_of(config))
     free = lambda name: any(name == prefix or name.startswith(prefix + '.') for prefix in FREE_SETTINGS)
     differing = [f'config.{name} was {old.get(name)!r}, is {new.get(name)!r}' for name in sorted(old.keys() | new.keys())
                  if old.get(name) != new.get(name) and not free(name)]
@@ -52,10 +53,3 @@ def refuse_changes(config: RunConfig, differing: list[str], what: str, remedy: s
     named = '; '.join(differing[:4]) + ('; ...' if len(differing) > 4 else '')
     check(config.accept_changes, f'{what} ({named}): {remedy}, or another --workdir; config.accept_changes=true goes on with what is new.')
     return [f'WARNING: {what} ({named}): it goes on with what is new']
-
-
-def _flatten(settings: dict, prefix: str = '') -> dict:
-    flat = {}
-    for name, value in settings.items():
-        flat |= _flatten(value, f'{prefix}{name}.') if isinstance(value, dict) else {prefix + name: value}
-    return flat
