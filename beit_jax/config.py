@@ -43,6 +43,7 @@ class OptimizerConfig:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
     """Devices along each axis of the mesh; one axis may be -1: all devices that are left."""
+    slice: int = 1  # TPU slices that the data-centre network joins
     data: int = -1
     fsdp: int = 1
     tensor: int = 1

@@ -24,11 +24,10 @@ class MixConfig:
         check(self.mixup >= 0 and self.cutmix >= 0, 'config.mix.mixup and config.mix.cutmix must not be negative: use 0 for none.')
         check(0 <= self.probability <= 1 and 0 <= self.switch <= 1, 'config.mix.probability and config.mix.switch are in [0, 1].')
 
-    def check_batch(self, batch_size: int, accumulate_steps: int) -> None:
-        """Raises RequestError where the pictures of a batch, or of its parts, do not make pairs."""
-        parts = f' in {accumulate_steps} parts' if accumulate_steps > 1 else ''
-        check(not (self.mixup or self.cutmix) or batch_size % (2 * accumulate_steps) == 0, f'mixup and CutMix mix pairs of pictures, but '
-              f'config.batch_size is {batch_size}{parts}: make it even, or set config.mix.mixup=0 and config.mix.cutmix=0.')
+    def check_batch(self, batch_size: int) -> None:
+        """Raises RequestError where the pictures of a batch do not make pairs."""
+        check(not (self.mixup or self.cutmix) or batch_size % 2 == 0, f'mixup and CutMix mix pairs of pictures, but config.batch_size is '
+              f'{batch_size}: make it even, or set config.mix.mixup=0 and config.mix.cutmix=0.')
 
 
 def draw_weights(key, config: MixConfig, height: int, width: int):

@@ -2,7 +2,8 @@
 
 The sequences are short, 197 tokens, so that the weights of a few heads fit on the chip: the kernels never write them to memory, neither in the
 forward pass nor, recomputed, in the backward pass. By the compiler's estimate they take a seventh of the time (docs/benchmarks.md).
-Keys lie along rows and queries along columns, so that no product needs a transposed N x N matrix and all reductions run over rows.
+In the kernels keys lie along rows and queries along columns, so that no product needs a transposed N x N matrix and all reductions run over
+rows; they take and give [B, D, N].
 Shape legend: B images, N tokens, H heads, K width of a head, D = H * K.
 """
 import functools
@@ -16,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from beit_jax.models.platform import target_platform
 
-ROWS, HEADS = ('data', 'fsdp'), 'tensor'  # the axes of the mesh over which images and heads lie (`train.sharding`)
+ROWS, HEADS = ('slice', 'data', 'fsdp'), 'tensor'  # the axes of the mesh over which images and heads lie (`train.sharding`)
 _IMAGES = 4  # a step of a kernel, at most
 _MAX_TOKENS = 640  # above, the weights of two heads do not fit on the chip
 _MULTIPLE = 16  # rows of a tile of bfloat16: what the width of a head must be a multiple of
@@ -27,48 +28,50 @@ def row_major(x):
     return with_layout_constraint(x, Layout(tuple(range(x.ndim)))) if target_platform() == 'tpu' else x
 
 
-def attend(q_BDN, k_BDN, v_BDN, query_bias_D, bias_HNN):
-    """What each token reads of the others: for every head, values weighted by softmax(keys . queries + bias) over the keys.
+def attend(q_BND, k_BND, v_BND, query_bias_D, bias_HNN):
+    """What each token reads of the others: for every head, values weighted by softmax(queries . keys + bias) over the keys.
 
     Args:
-      q_BDN, k_BDN, v_BDN: queries (already divided by sqrt(K)), keys and values, of one dtype.
+      q_BND, k_BND, v_BND: queries (already divided by sqrt(K)), keys and values, of one dtype.
       query_bias_D: float32, added to the queries.
       bias_HNN: float32 [H, N, N] (key, query), added to the logits.
 
     Returns:
-      [B, D, N], of the same dtype; logits and softmax are float32.
+      [B, N, D], of the same dtype; logits and softmax are float32.
     """
-    if target_platform() != 'tpu' or q_BDN.shape[2] > _MAX_TOKENS or (q_BDN.shape[1] // len(bias_HNN)) % _MULTIPLE:
-        return attend_plain(q_BDN, k_BDN, v_BDN, query_bias_D, bias_HNN)
+    if target_platform() != 'tpu' or q_BND.shape[1] > _MAX_TOKENS or (q_BND.shape[2] // len(bias_HNN)) % _MULTIPLE:
+        return attend_plain(q_BND, k_BND, v_BND, query_bias_D, bias_HNN)
+    columns = [x.swapaxes(1, 2) for x in (q_BND, k_BND, v_BND)]
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        return attend_by_kernel(q_BDN, k_BDN, v_BDN, query_bias_D, bias_HNN)
-    rows = P(ROWS, HEADS)
+        return attend_by_kernel(*columns, query_bias_D, bias_HNN).swapaxes(1, 2)
+    rows = P(tuple(axis for axis in ROWS if axis not in mesh.manual_axes), HEADS)  # accumulation splits the batch by hand already
     # check_vma: the kernels do not say over which axes their results differ
     return jax.shard_map(attend_by_kernel, mesh=mesh, in_specs=(rows, rows, rows, P(HEADS), P(HEADS)), out_specs=rows, check_vma=False)(
-        q_BDN, k_BDN, v_BDN, query_bias_D, bias_HNN)
+        *columns, query_bias_D, bias_HNN).swapaxes(1, 2)
 
 
-def attend_plain(q_BDN, k_BDN, v_BDN, query_bias_D, bias_HNN):
+def attend_plain(q_BND, k_BND, v_BND, query_bias_D, bias_HNN):
     """`attend` on any device."""
-    v_BHKN = _split(v_BDN, len(bias_HNN))
-    weights_BHNN = weights(q_BDN, k_BDN, query_bias_D, bias_HNN).astype(v_BHKN.dtype)
-    return jnp.einsum('bhks,bhsq->bhkq', v_BHKN, weights_BHNN).reshape(q_BDN.shape)
+    weights_BHNN = weights(q_BND, k_BND, query_bias_D, bias_HNN).astype(v_BND.dtype)
+    return (weights_BHNN @ _split(v_BND, len(bias_HNN))).swapaxes(1, 2).reshape(q_BND.shape)
 
 
-def weights(q_BDN, k_BDN, query_bias_D, bias_HNN):
-    """Those of the values, float32 [B, H, N, N] (key, query): columns sum to 1."""
-    q_BHKN, k_BHKN = (_split(x, len(bias_HNN)) for x in (q_BDN + query_bias_D.astype(q_BDN.dtype)[:, None], k_BDN))
-    return jax.nn.softmax(jnp.einsum('bhks,bhkq->bhsq', k_BHKN, q_BHKN, preferred_element_type=jnp.float32) + bias_HNN, axis=2)
+def weights(q_BND, k_BND, query_bias_D, bias_HNN):
+    """How much each token looks at each other one, float32 [B, H, N, N] (query, key): rows sum to 1."""
+    q_BHNK, k_BHNK = (_split(x, len(bias_HNN)) for x in (q_BND + query_bias_D.astype(q_BND.dtype), k_BND))
+    logits_BHNN = jnp.einsum('bhqk,bhsk->bhqs', q_BHNK, k_BHNK, preferred_element_type=jnp.float32)
+    return jax.nn.softmax(logits_BHNN + bias_HNN.swapaxes(1, 2), axis=3)
 
 
-def _split(x_BDN, heads: int):
-    return x_BDN.reshape(x_BDN.shape[0], heads, -1, x_BDN.shape[2])
+def _split(x_BND, heads: int):
+    """[B, N, D] -> [B, H, N, K]."""
+    return x_BND.reshape(*x_BND.shape[:2], heads, -1).swapaxes(1, 2)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def attend_by_kernel(q_BDN, k_BDN, v_BDN, query_bias_D, bias_HNN, interpret: bool = False):
-    """`attend` on one TPU, or anywhere where the kernels are interpreted."""
+    """`attend` with a column for each token on one TPU, or anywhere where the kernels are interpreted."""
     return _save(q_BDN, k_BDN, v_BDN, query_bias_D, bias_HNN, interpret)[0]
 
 

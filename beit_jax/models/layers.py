@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from beit_jax.models.attention import attend, row_major, weights
+from beit_jax.models.platform import target_platform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +76,15 @@ def parameter(init, shape: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Param:
 
 def linear(inputs: int, outputs: int, kernel_init, *, bias_init=Constant(0.0), dtype, rngs: nnx.Rngs, use_bias: bool = True) -> nnx.Linear:
     return nnx.Linear(inputs, outputs, use_bias=use_bias, kernel_init=kernel_init, bias_init=bias_init, dtype=dtype, rngs=rngs,
-                      kernel_metadata={'initializer': kernel_init}, bias_metadata={'initializer': bias_init})
+                      kernel_metadata={'initializer': kernel_init}, bias_metadata={'initializer': bias_init},
+                      dot_general=lambda x, kernel, *_, **options: product(x, kernel, **options))
+
+
+def product(x, kernel_DE, **options):
+    """[..., D] and a kernel [D, E] -> [..., E]. Elsewhere than on a TPU, whose tiles it would break, as a product of two matrices: XLA's CPU
+    backend would else transpose the gradient of every result, at a third of the time of the MLP (docs/benchmarks.md)."""
+    rows = x if target_platform() == 'tpu' else x.reshape(-1, x.shape[-1])
+    return jnp.matmul(rows, kernel_DE, **options).reshape(*x.shape[:-1], -1)
 
 
 def layer_norm(width: int, eps: float, *, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -132,31 +141,28 @@ class Attention(nnx.Module):
     def __call__(self, x_BND, bias_HNN=None, scale_D=None):
         """x: [B, N, D]; bias: float32 [H, N, N] (key, query) shared by the layers, or None; scale: what the result is multiplied by, [D] or
         None. Returns [B, N, D]."""
-        q_BDN, k_BDN, query_bias_D = self._queries_and_keys(x_BND)
-        read_BDN = attend(q_BDN, k_BDN, _columns(x_BND, self.value.kernel[...]), query_bias_D, self._bias(x_BND, bias_HNN))
+        q_BND, k_BND, query_bias_D = self._queries_and_keys(x_BND)
+        v_BND = product(x_BND, self.value.kernel[...].astype(x_BND.dtype))
+        read_BND = attend(q_BND, k_BND, v_BND, query_bias_D, self._bias(x_BND, bias_HNN))
         # The weights of a token add up to 1: the values' bias can as well be added after them.
         kernel_DD = self.out.kernel[...]
         kernel_DD, bias_D = scaled(scale_D, kernel_DD, self.out.bias[...] + self.value.bias[...] @ kernel_DD)
-        return jnp.einsum('bdn,de->bne', read_BDN, kernel_DD.astype(x_BND.dtype)) + bias_D.astype(x_BND.dtype)
+        return product(read_BND, kernel_DD.astype(x_BND.dtype)) + bias_D.astype(x_BND.dtype)
 
     def weights(self, x_BND, bias_HNN=None):
         """How much each token looks at each other one, float32 [B, H, N, N] (query, key): rows sum to 1."""
-        return weights(*self._queries_and_keys(x_BND), self._bias(x_BND, bias_HNN)).swapaxes(2, 3)
+        return weights(*self._queries_and_keys(x_BND), self._bias(x_BND, bias_HNN))
 
     def _queries_and_keys(self, x_BND):
-        """Queries without their bias and keys, [B, D, N] each, and that bias [D]; queries and bias divided by the root of their width."""
+        """Queries without their bias and keys, [B, N, D] each, and that bias [D]; queries and bias divided by the root of their width."""
         scale = (x_BND.shape[-1] // self.heads) ** -0.5
-        return _columns(x_BND, self.query.kernel[...] * scale), _columns(x_BND, self.key.kernel[...]), self.query.bias[...] * scale
+        kernels = self.query.kernel[...] * scale, self.key.kernel[...]
+        return *(product(x_BND, kernel_DD.astype(x_BND.dtype)) for kernel_DD in kernels), self.query.bias[...] * scale
 
     def _bias(self, x_BND, bias_HNN):
         if self.position_bias is not None:
             return self.position_bias()
         return jnp.zeros((self.heads, *x_BND.shape[1:2] * 2)) if bias_HNN is None else bias_HNN
-
-
-def _columns(x_BND, kernel_DE):
-    """[B, N, D] and a kernel [D, E] -> their product, a column for each token: [B, E, N]."""
-    return jnp.einsum('bnd,de->ben', x_BND, kernel_DE.astype(x_BND.dtype))
 
 
 def scaled(scale_D, kernel, bias_D):
@@ -190,7 +196,7 @@ class Mlp(nnx.Module):
     def __call__(self, x_BND, scale_D=None):
         """scale: what the result is multiplied by, [D] or None."""
         kernel_FD, bias_D = scaled(scale_D, self.fc2.kernel[...], self.fc2.bias[...])
-        return gelu(self.fc1(x_BND)) @ kernel_FD.astype(x_BND.dtype) + bias_D.astype(x_BND.dtype)
+        return product(gelu(self.fc1(x_BND)), kernel_FD.astype(x_BND.dtype)) + bias_D.astype(x_BND.dtype)
 
 
 class Block(nnx.Module):

@@ -93,10 +93,7 @@ class Task:
         return {}
 
     def augment(self, batch: dict, key: jax.Array, keys_B: jax.Array) -> dict:
-        """A training batch, or a part of it that has whole pairs of rows (2k, 2k + 1), as `loss` takes it.
-
-        key: the same for all parts, for what is drawn once a batch; keys_B: a key an image.
-        """
+        """A training batch as `loss` takes it. key: for what is drawn once a batch; keys_B: a key an image."""
         return batch
 
     def loss(self, params, batch: dict, keys_B: jax.Array, *, progress, train: bool) -> tuple[jax.Array, dict]:

@@ -42,7 +42,7 @@ class Config(LabelledRunConfig):
         one_of('config.pooling', self.pooling, POOLINGS)
         check(0 <= self.label_smoothing < 1, f'config.label_smoothing is {self.label_smoothing}: use a number from 0 up to but not including 1.')
         check(0 <= self.erase <= 1, f'config.erase is {self.erase}: use a probability.')
-        self.mix.check_batch(self.batch_size, self.accumulate_steps)
+        self.mix.check_batch(self.batch_size)
         if self.rand_augment:
             parse_policy(self.rand_augment)
 

@@ -1,23 +1,27 @@
 """The device mesh, and a list of rules that say how each array of the state lies on it.
 
-Axes: `data` splits the batch; `fsdp` splits the batch and the parameters; `tensor` splits heads and hidden widths. A batch's rows lie over
-data x fsdp. The first rule whose pattern is found in an array's path decides, every array must have one, and the optimizer's moments
-match the rule of their parameter because their path ends with its path.
+Axes: `slice` and `data` split the batch, over slices (which the data-centre network joins) and within one; `fsdp` splits the batch and the
+parameters; `tensor` splits heads and hidden widths. A batch's rows lie over slice x data x fsdp. The first rule whose pattern is found in an
+array's path decides, every array must have one, and the optimizer's moments match the rule of their parameter because their path ends with
+its path.
 """
 import functools
 import math
 import re
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from beit_jax.config import MeshConfig, check
 from beit_jax.errors import RequestError
+from beit_jax.models.attention import ROWS
 from beit_jax.weights.trees import path_string
 
-AXES = ('data', 'fsdp', 'tensor')
+AXES = ('slice', 'data', 'fsdp', 'tensor')
+REPLICAS = ('slice', 'data')  # along which the parameters are the same
 RULES = (
     # transformer: split heads and hidden units over `tensor`, the other side over `fsdp`
     (r'(query|key|value|fc1|projection)/kernel$', P('fsdp', 'tensor')),
@@ -41,17 +45,23 @@ def make_mesh(config: MeshConfig, devices=None) -> jax.sharding.Mesh:
     """A mesh over `devices`, by default all of all processes.
 
     Raises:
-      RequestError: the axes do not multiply to the number of devices.
+      RequestError: the axes do not multiply to the number of devices, or `slice` is not the number of slices.
     """
-    sizes, count = [config.data, config.fsdp, config.tensor], len(devices or jax.devices())
+    devices = devices or jax.devices()
+    sizes, count = [getattr(config, axis) for axis in AXES], len(devices)
     check(sizes.count(-1) <= 1 and all(size == -1 or size > 0 for size in sizes),
           f'config.mesh is {sizes}: use positive numbers, and -1 (what is left) at most once.')
     known = math.prod(size for size in sizes if size != -1)
     wanted = sizes
     sizes = [count // known if size == -1 else size for size in sizes]
-    check(math.prod(sizes) == count, f'config.mesh data x fsdp x tensor = {" x ".join(map(str, wanted))} does not make the '
+    check(math.prod(sizes) == count, f'config.mesh {" x ".join(AXES)} = {" x ".join(map(str, wanted))} does not make the '
           f'{count} devices there are: change config.mesh (one axis may be -1).')
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=devices)
+    slices = len({getattr(device, 'slice_index', 0) for device in devices})
+    check(slices in (1, sizes[0]), f'config.mesh.slice is {sizes[0]}, but these devices are {slices} slices: set it to {slices}.')
+    types = (jax.sharding.AxisType.Auto,) * len(AXES)
+    if slices > 1:
+        return jax.sharding.Mesh(mesh_utils.create_hybrid_device_mesh([1, *sizes[1:]], [slices, 1, 1, 1], devices), AXES, axis_types=types)
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=types, devices=devices)
 
 
 def on_mesh(mesh, function):
@@ -64,8 +74,8 @@ def on_mesh(mesh, function):
 
 
 def batch_sharding(mesh) -> NamedSharding:
-    """Rows over data x fsdp."""
-    return NamedSharding(mesh, P(('data', 'fsdp')))
+    """Rows over slice x data x fsdp."""
+    return NamedSharding(mesh, P(ROWS))
 
 
 def replicated(mesh) -> NamedSharding:
@@ -95,9 +105,9 @@ def state_shardings(mesh, abstract_state, rules=RULES):
 
 def check_batch(mesh, batch_size: int, accumulate_steps: int) -> None:
     """Raises RequestError where the parts of a batch cannot be laid over the mesh."""
-    part, shards = batch_size // accumulate_steps, mesh.shape['data'] * mesh.shape['fsdp']
-    check(part % shards == 0, f'a batch of {batch_size} in {accumulate_steps} parts leaves {part} images for data x fsdp = {shards} devices: '
-          f'make config.batch_size a multiple of {accumulate_steps * shards}, or change config.mesh.')
+    part, shards = batch_size // accumulate_steps, math.prod(mesh.shape[axis] for axis in ROWS)
+    check(part % shards == 0, f'a batch of {batch_size} in {accumulate_steps} parts leaves {part} images for {" x ".join(ROWS)} = {shards} '
+          f'devices: make config.batch_size a multiple of {accumulate_steps * shards}, or change config.mesh.')
 
 
 def local_rows(mesh, batch_size: int) -> np.ndarray:

@@ -10,10 +10,11 @@ import zlib
 from flax import nnx, traverse_util
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 import optax
 
 from beit_jax.models.layers import Divided
-from beit_jax.train.sharding import batch_sharding, on_mesh, replicated, state_shardings
+from beit_jax.train.sharding import REPLICAS, batch_sharding, on_mesh, replicated, state_shardings
 
 _AUGMENT = 0x617567  # sets the key of a batch apart from those of its rows
 
@@ -106,13 +107,13 @@ def make_train_step(task, optimizer, schedule, mesh, total_steps: int):
         keys_B = jax.random.split(step_key, config.batch_size)
         batch_key = jax.random.fold_in(step_key, _AUGMENT)
 
-        def gradients_and_sums(part, keys):
-            part = task.augment(part, batch_key, keys)
-            loss = lambda params: task.loss(params, part, keys, progress=step / total_steps, train=True)
+        def gradients_and_sums(params, part, keys_B):
+            loss = lambda params: task.loss(params, part, keys_B, progress=step / total_steps, train=True)
             (_, sums), gradients = jax.value_and_grad(loss, has_aux=True)(params)
             return gradients, sums
 
-        gradients, sums = _accumulate(gradients_and_sums, model_inputs(batch), keys_B, config.accumulate_steps)
+        inputs = task.augment(model_inputs(batch), batch_key, keys_B)
+        gradients, sums = _accumulate(gradients_and_sums, params, (inputs, keys_B), config.accumulate_steps, mesh)
         gradients = jax.tree.map(lambda gradient: gradient / sums['weight'], gradients)
         updates, optimizer_state = optimizer.update(gradients, state['optimizer'], params)
         bad_records = state['bad_records'] + jnp.sum(batch['substituted'], dtype=jnp.int32)
@@ -143,32 +144,30 @@ def model_inputs(batch: dict) -> dict:
 
 
 def _split(tree, parts: int):
-    """[B, ...] -> [parts, B / parts, ...]; part a has the rows a, a + parts, ... so that no row changes device.
-
-    Where a part has an even number of rows, pairs of rows (2k, 2k + 1) take the place of rows: mixup mixes them.
-    """
-    def split(x):
-        group = 1 if len(x) // parts % 2 else 2
-        return x.reshape(-1, parts, group, *x.shape[1:]).swapaxes(0, 1).reshape(parts, -1, *x.shape[1:])
-    return jax.tree.map(split, tree)
+    """[B, ...] -> [parts, B / parts, ...]; part a has the rows a, a + parts, ... so that no row changes device."""
+    return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), tree)
 
 
 def _join(tree):
     """The inverse of `_split`."""
-    def join(x):
-        group = 1 if x.shape[1] % 2 else 2
-        return x.reshape(len(x), -1, group, *x.shape[2:]).swapaxes(0, 1).reshape(-1, *x.shape[2:])
-    return jax.tree.map(join, tree)
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), tree)
 
 
-def _accumulate(function, batch, keys_B, parts: int):
-    """Sum of function(part of the batch, its keys) over `parts` parts."""
+def _accumulate(function, params, batch, parts: int, mesh):
+    """Sum of function(params, *part of the batch) over `parts` parts. Replicas add up their own parts, and their sums once, at the end."""
     if parts == 1:
-        return function(batch, keys_B)
-    split = _split((batch, keys_B), parts)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, *jax.tree.map(lambda x: x[0], split)))
-    total, _ = jax.lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, function(*part)), None), zeros, split)
-    return total
+        return function(params, *batch)
+    replicas = tuple(axis for axis in REPLICAS if mesh.shape[axis] > 1)
+
+    def over_parts(params, batch):
+        split = _split(batch, parts)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, params, *jax.tree.map(lambda x: x[0], split)))
+        total, _ = jax.lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, function(params, *part)), None), zeros, split)
+        return jax.lax.psum(total, replicas)
+
+    if not replicas:
+        return over_parts(params, batch)
+    return jax.shard_map(over_parts, in_specs=(P(), P(replicas)), out_specs=P(), axis_names=set(replicas), check_vma=False)(params, batch)
 
 
 def make_evaluate_step(task, mesh, params_shardings):

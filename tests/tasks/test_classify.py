@@ -170,7 +170,6 @@ def test_evaluation_metrics_against_sklearn(batch):
 
 @pytest.mark.parametrize(('changed', 'message'), [
     ({'batch_size': 7}, 'config.batch_size is 7: make it even'),
-    ({'batch_size': 10, 'accumulate_steps': 2}, 'config.batch_size is 10 in 2 parts: make it even'),
     ({'pooling': 'max'}, 'mean, cls'),
     ({'label_smoothing': 1.0}, 'label_smoothing'),
     ({'erase': 1.5}, 'config.erase'),

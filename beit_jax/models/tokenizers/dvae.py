@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from beit_jax.config import check
-from beit_jax.models.layers import Constant
+from beit_jax.models.layers import Constant, product
 from beit_jax.models.tokenizers import check_vocabulary, dtype_and_precision
 
 LOGIT_LAPLACE_EPS = 0.1
@@ -63,8 +63,9 @@ def unmap_pixels(images):
 
 def _conv(inputs, outputs, size, *, dtype, precision, rngs):
     kernel_init, zeros = FanInNormal(), Constant(0.0)
+    one = {'conv_general_dilated': lambda x, kernel, *_, precision, **__: product(x, kernel[0, 0], precision=precision)} if size == 1 else {}
     return nnx.Conv(inputs, outputs, (size, size), kernel_init=kernel_init, bias_init=zeros, dtype=dtype, precision=precision, rngs=rngs,
-                    kernel_metadata={'initializer': kernel_init}, bias_metadata={'initializer': zeros})
+                    kernel_metadata={'initializer': kernel_init}, bias_metadata={'initializer': zeros}, **one)
 
 
 class _ResidualBlock(nnx.Module):
