@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from beit_jax.config import check, one_of
+from beit_jax.models.platform import by_rows
 
 KINDS = ('blockwise', 'random')
 ATTEMPTS = 10  # for one block; a block that fails as often ends the mask
@@ -52,7 +53,7 @@ class Masks(NamedTuple):
 def draw_masks(keys_B: jax.Array, config: MaskConfig, grid: tuple[int, int]) -> Masks:
     """One mask a key. grid: rows and columns of patches."""
     draw = _blockwise if config.kind == 'blockwise' else _random
-    mask_BP = jax.vmap(lambda key: draw(key, config, grid)[0])(keys_B).reshape(keys_B.shape[0], -1)
+    mask_BP = by_rows(jax.vmap(lambda key: draw(key, config, grid)[0]), keys_B).reshape(keys_B.shape[0], -1)
     slots_BK = jax.vmap(lambda mask_P: jnp.nonzero(mask_P, size=config.patches, fill_value=0)[0])(mask_BP)
     used_BK = jnp.arange(config.patches) < jnp.sum(mask_BP, axis=-1, keepdims=True)
     return Masks(mask_BP, slots_BK.astype(jnp.int32), used_BK.astype(jnp.float32))

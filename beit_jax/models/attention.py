@@ -15,9 +15,8 @@ from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from beit_jax.models.platform import target_platform
+from beit_jax.models.platform import HEADS, row_axes, target_platform
 
-ROWS, HEADS = ('slice', 'data', 'fsdp'), 'tensor'  # the axes of the mesh over which images and heads lie (`train.sharding`)
 _IMAGES = 4  # a step of a kernel, at most
 _MAX_TOKENS = 640  # above, the weights of two heads do not fit on the chip
 _MULTIPLE = 16  # rows of a tile of bfloat16: what the width of a head must be a multiple of
@@ -45,7 +44,7 @@ def attend(q_BND, k_BND, v_BND, query_bias_D, bias_HNN):
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return attend_by_kernel(*columns, query_bias_D, bias_HNN).swapaxes(1, 2)
-    rows = P(tuple(axis for axis in ROWS if axis not in mesh.manual_axes), HEADS)  # accumulation splits the batch by hand already
+    rows = P(row_axes(), HEADS)
     # check_vma: the kernels do not say over which axes their results differ
     return jax.shard_map(attend_by_kernel, mesh=mesh, in_specs=(rows, rows, rows, P(HEADS), P(HEADS)), out_specs=rows, check_vma=False)(
         *columns, query_bias_D, bias_HNN).swapaxes(1, 2)

@@ -10,13 +10,15 @@ import re
 
 _COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .*)?\{\s*$')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
-_LOOP = re.compile(r' while\(.*body=%?([\w.\-]+)')
+_LOOP = re.compile(r' while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_LIMIT = re.compile(r' constant\((\d+)\)')
 _CALLED = re.compile(r'(?:to_apply|calls|branch_computations)=\{?%?([\w.\-]+)')
 _NAME = re.compile(r'op_name="([^"]*)"')
 _COLLECTIVE = re.compile(r' (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\(')
 _ARRAY = re.compile(r'\b(pred|[subf]+\d+)\[([\d,]*)\]')
-_GROUPS = re.compile(r'replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]*)\})')
+# groups of chips: [how many,of how many], {{the first,...},...}, or a mesh and the axes of it along which a group lies
+_GROUPS = re.compile(r'replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]*)\}|mesh\[([^\]]*)\] \{([^}]*)\})')
 # what a chip receives of an array of one byte that k chips have in the end (all-reduce, all-gather) or had before, by the ring algorithm
 _RECEIVED = {'all-reduce': lambda k: 2 * (k - 1) / k, 'all-gather': lambda k: (k - 1) / k, 'reduce-scatter': lambda k: k - 1,
              'all-to-all': lambda k: (k - 1) / k, 'collective-permute': lambda k: 1}
@@ -38,8 +40,7 @@ def estimate(text: str, trips: int) -> Estimate:
     def walk(body, times):
         for line in bodies.get(body, ()):
             if loop := _LOOP.search(line):
-                known = _TRIPS.search(line)
-                walk(loop[1], times * (int(known[1]) if known else trips))
+                walk(loop[2], times * (_known_trips(line, bodies.get(loop[1], ())) or trips))
                 continue
             if cycles := _CYCLES.search(line):
                 result.cycles += times * int(cycles[1])
@@ -66,6 +67,14 @@ def _split(text: str) -> tuple[dict[str, list[str]], str]:
     return bodies, entry
 
 
+def _known_trips(line: str, condition: list[str]) -> int:
+    """Of a loop that says how long it is, or that counts up to a constant; else 0."""
+    if known := _TRIPS.search(line):
+        return int(known[1])
+    limits = [int(limit[1]) for limit in map(_LIMIT.search, condition) if limit]
+    return limits[0] if len(limits) == 1 and any('ROOT' in line and 'direction=LT' in line for line in condition) else 0
+
+
 def _name(line: str) -> str:
     found = _NAME.search(line)
     return re.sub(r'\d+', '#', found[1] if found else line.partition(' = ')[0].strip())
@@ -77,9 +86,18 @@ def _bytes_received(kind, line: str) -> int:
     if kind[2] and len(arrays) > 1:  # the -start of an asynchronous one makes (operands, results)
         arrays = arrays[len(arrays) // 2:]
     size = sum(math.prod(map(int, filter(None, shape.split(',')))) * _item_size(dtype) for dtype, shape in arrays)
+    return round(size * _RECEIVED[kind[1]](_group_size(line)))
+
+
+def _group_size(line: str) -> int:
+    """How many chips take part in a collective; 2 where it has no groups (a permutation)."""
     groups = _GROUPS.search(line)
-    chips = int(groups[1]) if groups and groups[1] else len(groups[2].split(',')) if groups else 2
-    return round(size * _RECEIVED[kind[1]](chips))
+    if not groups:
+        return 2
+    if groups[3]:
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", groups[3]))
+        return math.prod(int(part or sizes[axis]) for axis, part in re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", groups[4]))
+    return int(groups[1]) if groups[1] else len(groups[2].split(','))
 
 
 def _item_size(dtype: str) -> float:

@@ -17,7 +17,7 @@ import numpy as np
 
 from beit_jax.config import MeshConfig, check
 from beit_jax.errors import RequestError
-from beit_jax.models.attention import ROWS
+from beit_jax.models.platform import ROWS
 from beit_jax.weights.trees import path_string
 
 AXES = ('slice', 'data', 'fsdp', 'tensor')

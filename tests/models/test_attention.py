@@ -12,6 +12,7 @@ from beit_jax.config import MeshConfig
 from beit_jax.models import attention
 from beit_jax.models.attention import attend, attend_by_kernel, attend_plain
 from beit_jax.models.layers import gelu
+from beit_jax.models.platform import ROWS
 from beit_jax.train.sharding import AXES, make_mesh, on_mesh
 
 BATCH, TOKENS, HEADS, WIDTH = 8, 29, 4, 16
@@ -78,7 +79,7 @@ def test_kernel_on_a_mesh(mesh, monkeypatch):
     monkeypatch.setattr(attention, 'attend_by_kernel', noted)
     arguments, gradient = inputs()
     devices = make_mesh(MeshConfig(**dict(zip(AXES, mesh))))
-    rows, heads = (jax.NamedSharding(devices, spec) for spec in (P(attention.ROWS, None, 'tensor'), P('tensor')))
+    rows, heads = (jax.NamedSharding(devices, spec) for spec in (P(ROWS, None, 'tensor'), P('tensor')))
     placed = [jax.device_put(array, rows if i < 3 else heads) for i, array in enumerate(arguments)]
     found = jax.jit(on_mesh(devices, functools.partial(result_and_gradients, attend)))(placed, gradient)
     assert calls == [(BATCH // math.prod(mesh[:3]), HEADS * WIDTH // mesh[3], TOKENS)]

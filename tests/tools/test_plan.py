@@ -23,11 +23,23 @@ HLO = '''HloModule step
   %dot.1 = f32[5]{0} fusion(%p), kind=kOutput, metadata={op_name="jit(step)/layer_3/dot"}, backend_config={"estimated_cycles":"100"}
 }
 
+%counted (p: (s32[], f32[5])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(4)
+  ROOT %lt = pred[] compare(%i, %limit), direction=LT
+}
+
+%random (p: (s32[], f32[5])) -> pred[] {
+  ROOT %any = pred[] fusion(%p), kind=kLoop
+}
+
 ENTRY %main (p: f32[5]) -> f32[5] {
-  %loop = (s32[], f32[5]) while(%t), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"12"}}
-  %loop.2 = (s32[], f32[5]) while(%t), condition=%c, body=%body
+  %loop = (s32[], f32[5]) while(%t), condition=%random, body=%body, backend_config={"known_trip_count":{"n":"12"}}
+  %loop.2 = (s32[], f32[5]) while(%t), condition=%random, body=%body
+  %loop.3 = (s32[], f32[5]) while(%t), condition=%counted, body=%body
   %dot.7 = f32[5]{0} fusion(%p), kind=kOutput, calls=%fused, metadata={op_name="jit(step)/layer_1/dot"}, backend_config={"estimated_cycles":"7"}
   %reduce = (f32[10]{0}, f32[6,5]{1,0}) all-reduce(%a, %b), replica_groups={{0,1,2,3}}, to_apply=%add
+  %sums = f32[7]{0} all-reduce(%a), replica_groups=mesh['axis_0'=2,'axis_1'=5] {'axis_1'}, to_apply=%add
+  %part = f32[7]{0} all-reduce(%a), replica_groups=mesh['axis_0'=8] {'axis_0':(1)4}, to_apply=%add
   %scatter = bf16[3,5]{1,0} reduce-scatter(%a), replica_groups=[4,2]<=[8], to_apply=%add
   ROOT %sum = f32[5]{0} fusion(%dot.7), metadata={op_name="jit(step)/add"}, backend_config={"estimated_cycles":"3"}
 }
@@ -40,9 +52,10 @@ def recipe(**changed):
 
 def test_estimate():
     found = estimate(HLO, trips=2)
-    assert found.cycles == 14 * 100 + 7 + 3
-    assert dict(found.operations) == {'jit(step)/layer_#/dot': 1407, 'jit(step)/add': 3}
-    assert dict(found.received) == {'all-gather': 160 * 3 / 4, 'all-reduce': 160 * 2 * 3 / 4, 'reduce-scatter': 30}
+    assert found.cycles == (12 + 2 + 4) * 100 + 7 + 3
+    assert dict(found.operations) == {'jit(step)/layer_#/dot': 1807, 'jit(step)/add': 3}
+    reduced = 160 * 2 * 3 / 4 + round(28 * 2 * 4 / 5) + 28 * 2 * 3 / 4
+    assert dict(found.received) == {'all-gather': 160 * 3 / 4, 'all-reduce': reduced, 'reduce-scatter': 30}
 
 
 def test_product_flops():

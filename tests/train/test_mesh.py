@@ -1,5 +1,6 @@
 """The same run on one device, on eight laid out in three ways, and on two processes."""
 import json
+import math
 import socket
 
 import chex
@@ -10,6 +11,7 @@ import pytest
 from beit_jax.config import MeshConfig
 from beit_jax.errors import RequestError
 from beit_jax.tasks import make_task, task_config
+from beit_jax.tools.tpu_estimate import estimate
 from beit_jax.train import optimizer as optimizers
 from beit_jax.train import sharding, step
 from beit_jax.weights.trees import path_string
@@ -49,14 +51,14 @@ def single(task):
     return run_steps(task, sharding.make_mesh(MeshConfig(), jax.devices()[:1]))
 
 
-@pytest.mark.parametrize('shape', [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
+@pytest.mark.parametrize('shape', [(1, 8, 1, 1), (1, 1, 8, 1), (2, 1, 2, 2)])
 def test_mesh_gives_the_losses_of_one_device(shape, task, single, monkeypatch):
-    if shape == (1, 8, 1):  # the vocabulary of 17 is not split by fsdp, its 32 inputs are
+    if shape == (1, 1, 8, 1):  # the vocabulary of 17 is not split by fsdp, its 32 inputs are
         assert sharding.state_shardings(sharding.make_mesh(MeshConfig(data=1, fsdp=8)), step.abstract_params(task))
-    if shape[2] > 1:  # a vocabulary of 17 cannot be split: keep the head whole, as a user would with a rule of their own
+    if shape[3] > 1:  # a vocabulary of 17 cannot be split: keep the head whole, as a user would with a rule of their own
         rules = ((r'head/projection/', jax.sharding.PartitionSpec()), *sharding.RULES)
         monkeypatch.setattr(step, 'state_shardings', lambda mesh, tree: sharding.state_shardings(mesh, tree, rules))
-    losses, params = run_steps(task, sharding.make_mesh(MeshConfig(data=shape[0], fsdp=shape[1], tensor=shape[2])))
+    losses, params = run_steps(task, sharding.make_mesh(MeshConfig(**dict(zip(sharding.AXES, shape)))))
     np.testing.assert_allclose(losses, single[0], rtol=0, atol=1e-5)
     chex.assert_trees_all_close(params, single[1], rtol=1e-7, atol=1e-4)
 
@@ -73,13 +75,35 @@ def test_fsdp_splits_parameters_and_moments(task):
     assert len(moments) == 2 and all(moment == fc1 for moment in moments)
 
 
-def test_accumulation_changes_nothing(tokenizer_dir, task, single):
-    parts = make_task(task_config(tiny.settings(tokenizer_dir, batch_size=16, accumulate_steps=4,
-                                                model={'width': 32, 'hidden': 64, 'drop_path': 0.2})))
-    losses, params = run_steps(parts, sharding.make_mesh(MeshConfig(data=4), jax.devices()[:4]))
-    # Part a holds rows a, a + 4, ...: each row keeps its key, so masks, jitter and drop path are the same.
+@pytest.fixture(scope='module')
+def in_parts(tokenizer_dir):
+    """The same in four parts a step."""
+    return make_task(task_config(tiny.settings(tokenizer_dir, batch_size=16, accumulate_steps=4,
+                                               model={'width': 32, 'hidden': 64, 'drop_path': 0.2})))
+
+
+@pytest.mark.parametrize('shape', [(1, 4, 1, 1), (2, 1, 2, 1), (1, 1, 1, 1)])
+def test_accumulation_changes_nothing(shape, in_parts, single):
+    losses, params = run_steps(in_parts, sharding.make_mesh(MeshConfig(**dict(zip(sharding.AXES, shape))), jax.devices()[:math.prod(shape)]))
+    # Part a holds rows a, a + 4, ... of each replica: each row keeps its key, so masks, jitter and drop path are the same.
     np.testing.assert_allclose(losses, single[0], rtol=0, atol=1e-5)
     chex.assert_trees_all_close(params, single[1], rtol=1e-7, atol=1e-4)
+
+
+def test_gradients_are_reduced_once_a_step(task, in_parts):
+    """However many parts a step has, a device receives the gradients of the parameters once."""
+    mesh, received = sharding.make_mesh(MeshConfig(data=4), jax.devices()[:4]), []
+    for each in (task, in_parts):
+        optimizer = optimizers.make_optimizer(each.config.optimizer, lambda _: 0.0, step.abstract_params(each))
+        train_step = step.make_train_step(each, optimizer, lambda _: 0.0, mesh, each.config.total_steps)
+        batch = {name: jax.ShapeDtypeStruct((16, *sizes), dtype) for name, sizes, dtype in (
+            ('image', (20, 20, 3), np.uint8), ('tokens', (25,), np.uint16), ('view', (), np.uint32), ('valid', (), np.float32),
+            ('substituted', (), bool))}
+        text = train_step.lower(step.abstract_state(each, optimizer), batch).compile().as_text()
+        received.append(estimate(text, trips=100).received['all-reduce'])
+    parameters = 4 * sum(leaf.size for leaf in jax.tree.leaves(step.abstract_params(task)))
+    assert received[1] == pytest.approx(2 * 3 / 4 * parameters, rel=0.02)
+    assert received[1] <= received[0] < 1.2 * received[1]
 
 
 def test_two_processes_are_one(tokenizer_dir, tmp_path):
