@@ -30,6 +30,7 @@ def main(_) -> int | None:
     try:
         config = task_config(_CONFIG.value)
         distributed.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _HEARTBEAT.value)
+        loop.keep_programs(Path(_WORKDIR.value))
         run = {'train': loop.train, 'evaluate': loop.evaluate}[_MODE.value]
         distributed.leave(run(config, Path(_WORKDIR.value)))
     except RequestError as error:

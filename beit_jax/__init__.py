@@ -4,8 +4,10 @@
     images = model.preprocess(['cat.jpg', 'dog.png'])  # uint8 [2, 224, 224, 3]
     model.logits(images), model.features(images, layers=(-1,))
 """
+import time
 
 __version__ = '0.1.0'
+LAUNCHED = time.perf_counter()
 
 
 def load(path, dtype: str = 'float32'):

@@ -1,8 +1,9 @@
 """Does a recipe's training step fit a TPU, and how fast is it? The TPU's own compiler says so, on a machine without one.
 
 It compiles the real step for the topology, takes minutes, and needs the compiler: pip install "jax[tpu]". With an empty
-config.tokenizer.path, pre-training is planned on given tokens; with a tokenizer or --dall_e, that is part of the step. All figures are
-estimates of the compiler: cycles do not count what chips wait for one another.
+config.tokenizer.path, pre-training is planned on given tokens; with a tokenizer or --dall_e, that is part of the step. With
+config.mesh.slice=N the chips are N slices of the topology. All figures are estimates of the compiler: cycles do not count what chips wait for
+one another.
 """
 import argparse
 import dataclasses
@@ -26,10 +27,11 @@ class Chip:
     bytes_per_second: float  # of its memory
     memory: float  # bytes
     cores: int  # that share the parallel steps of a kernel
+    link_bytes_per_second: float  # of all its links to other chips of its slice
 
 
-CHIPS = {'v4': Chip(262_144, 1.05e9, 1.228e12, 32 * 2**30, 2), 'v5e': Chip(131_072, 1.5e9, 8.19e11, 16 * 2**30, 1),
-         'v5p': Chip(262_144, 1.75e9, 2.765e12, 95 * 2**30, 2), 'v6e': Chip(524_288, 1.75e9, 1.64e12, 32 * 2**30, 1)}
+CHIPS = {'v4': Chip(262_144, 1.05e9, 1.228e12, 32 * 2**30, 2, 3e11), 'v5e': Chip(131_072, 1.5e9, 8.19e11, 16 * 2**30, 1, 2e11),
+         'v5p': Chip(262_144, 1.75e9, 2.765e12, 95 * 2**30, 2, 6e11), 'v6e': Chip(524_288, 1.75e9, 1.64e12, 32 * 2**30, 1, 4.48e11)}
 EXAMPLES = 'v5e:2x2, v5e:4x4, v5e:16x16, v5p:2x2x1, v5p:4x4x4, v6e:4x4, v6e:16x16'
 
 
@@ -42,19 +44,24 @@ def plan(config: RunConfig, topology: str, dall_e: bool = False) -> dict:
     """
     import jax
 
-    from beit_jax.tools.programs import step_programs
+    from beit_jax.tools.programs import initial_programs, step_programs
     from beit_jax.train.sharding import make_mesh
-    chip, devices = CHIPS.get(topology.partition(':')[0]), _devices(topology)
+    chip, devices = CHIPS.get(topology.partition(':')[0]), _devices(topology, config.mesh.slice)
     mesh = make_mesh(config.mesh, devices)
     parts = {}
     for name, program in step_programs(config, mesh, dall_e).items():
         parts[name] = {'flops': program.flops // len(devices)} | _examine(program, config, topology)
+    started = [_compile(program, config)[0].memory_analysis() for program in initial_programs(config, mesh)]
     cycles, flops = (sum(part[name] for part in parts.values()) for name in ('cycles', 'flops'))
     seconds = cycles / chip.hertz
+    received = sum(size for part in parts.values() for size in part['received'].values())
     return {
         'topology': topology, 'chips': len(devices), 'mesh': dict(mesh.shape), 'task': config.task, 'batch_size': config.batch_size,
         'images_per_chip': config.batch_size // len(devices), 'jax': jax.__version__, 'programs': parts, 'cycles': cycles, 'flops': flops,
         'step_seconds': seconds, 'images_per_second': config.batch_size / seconds, 'utilisation': flops / cycles / chip.flops_per_cycle,
+        'transfer_seconds': received / chip.link_bytes_per_second, 'initial_state': started[-1].output_size_in_bytes,
+        # the state is made of the parameters, which are drawn one after the other
+        'initial_memory': max(_peak(started[-1]), started[-1].argument_size_in_bytes + max(map(_peak, started[:-1]))),
         'memory': max(part['memory'] for part in parts.values()), 'memory_limit': chip.memory}
 
 
@@ -77,12 +84,17 @@ def _examine(program, config, topology: str) -> dict:
         found.operations[f'{name} (a kernel, by its schedule)'] += times * cycles[name, shapes]
     return {'cycles': found.cycles, 'compile_seconds': seconds, 'arguments': memory.argument_size_in_bytes,
             'temporaries': memory.temp_size_in_bytes,
-            'memory': memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,
+            'memory': _peak(memory),
             'received': dict(found.received), 'operations': dict(found.operations.most_common(10))}
 
 
-def _devices(topology: str):
-    """The chips of a topology.
+def _peak(memory) -> int:
+    """Bytes that a program takes, with what it is given and what it makes."""
+    return memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+
+
+def _devices(topology: str, slices: int = 1):
+    """The chips of a topology, or of several slices of it.
 
     Raises:
       RequestError: there is no such topology, or no compiler.
@@ -93,7 +105,7 @@ def _devices(topology: str):
     unknown = f'--topology={topology} is unknown: give KIND:SHAPE, for example {EXAMPLES}.'
     check(kind in CHIPS, unknown)
     try:
-        return topologies.get_topology_desc(topology, platform='tpu').devices
+        return topologies.get_topology_desc(topology, platform='tpu', num_slices=max(1, slices)).devices
     except Exception as error:  # of the compiler, of many types
         raise RequestError(f'{unknown} ({str(error).splitlines()[0][:200]})') from error
 
@@ -130,7 +142,9 @@ def report(result: dict) -> str:
         for operation, cycles in part['operations'].items():
             lines.append(f'  {cycles / part["cycles"]:6.1%} {cycles:>13,}  {operation[-100:]}')
         lines += [f'  received by {kind}: {size / 1e6:.1f} MB' for kind, size in part['received'].items()]
-    lines += ['', f'memory {result["memory"] / 1e9:.2f} of {result["memory_limit"] / 1e9:.2f} GB; a step {1e3 * result["step_seconds"]:.1f} ms; '
+    lines += ['', f'start: {result["initial_state"] / 1e9:.2f} GB of state, made in {result["initial_memory"] / 1e9:.2f} GB; transfers between '
+              f'chips take {1e3 * result["transfer_seconds"]:.1f} ms of a step at the published rate of the links, if none overlaps',
+              f'memory {result["memory"] / 1e9:.2f} of {result["memory_limit"] / 1e9:.2f} GB; a step {1e3 * result["step_seconds"]:.1f} ms; '
               f'{result["images_per_second"]:,.0f} images/s; utilisation {result["utilisation"]:.1%}']
     return '\n'.join(lines)
 
@@ -138,7 +152,7 @@ def report(result: dict) -> str:
 def search_batch(config: RunConfig, topology: str, dall_e: bool = False) -> dict:
     """The largest batch that fits, and the fastest: doubles the images of a chip from the recipe's until they do not fit, then tries half
     way between."""
-    chips, tried, refused = len(_devices(topology)), {}, {}
+    chips, tried, refused = len(_devices(topology, config.mesh.slice)), {}, {}
 
     def attempt(images):
         try:

@@ -12,7 +12,7 @@ from beit_jax.tasks.pretrain import make_on_given_tokens
 from beit_jax.tools import jaxprs
 from beit_jax.train import optimizer as optimizers
 from beit_jax.train import step as steps
-from beit_jax.train.sharding import check_batch, on_mesh
+from beit_jax.train.sharding import check_batch, on_mesh, replicated, state_shardings
 
 IMAGES, CLASSES = 1_281_167, 1000  # of ImageNet-1k, where a recipe leaves them to the data
 
@@ -34,12 +34,7 @@ def step_programs(config: RunConfig, mesh, dall_e: bool = False) -> dict[str, Pr
     Raises:
       RequestError: a batch that the mesh does not divide.
     """
-    check_batch(mesh, config.batch_size, config.accumulate_steps)
-    check(config.task != 'probe', 'config.task=probe: its step is one small product on features; give a recipe of another task.')
-    config = config.resolve(IMAGES, tuple(map(str, range(CLASSES))))
-    task = on_mesh(mesh, _make_task)(config, dall_e)
-    schedule = optimizers.learning_rate(config.optimizer, config.total_steps, IMAGES / config.batch_size)
-    optimizer = optimizers.make_optimizer(config.optimizer, schedule, steps.abstract_params(task))
+    config, task, schedule, optimizer = _set_up(config, mesh, dall_e)
     step = steps.make_train_step(task, optimizer, schedule, mesh, config.total_steps)
     state, batch = steps.abstract_state(task, optimizer), _batch(config.batch_size, task.views)
     if config.task == 'pretrain':
@@ -50,6 +45,27 @@ def step_programs(config: RunConfig, mesh, dall_e: bool = False) -> dict[str, Pr
         flops = jaxprs.product_flops(lambda frozen, batch: task.prepare(frozen, batch, train=True), *inputs)
         programs['tokenizer'] = Program(steps.make_prepare(task, mesh, train=True), inputs, flops)
     return programs
+
+
+def initial_programs(config: RunConfig, mesh) -> list[Program]:
+    """What makes the state that a run starts with: one program for each kind of parameter, and one that adds the optimizer's part."""
+    _, task, _, optimizer = _set_up(config, mesh)
+    shardings, params = state_shardings(mesh, steps.abstract_params(task)), steps.abstract_params(task)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
+    placed = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), params, shardings)
+    draws = dict.fromkeys(draw for _, draw, _ in steps.drawings(task, shardings))
+    return [*(Program(draw, (key,), 0) for draw in draws), Program(steps.make_initial_state(task, optimizer, mesh), (placed,), 0)]
+
+
+def _set_up(config, mesh, dall_e=False):
+    """(config with what ImageNet-1k decides, task, schedule, optimizer)."""
+    check_batch(mesh, config.batch_size, config.accumulate_steps)
+    check(config.task != 'probe', 'config.task=probe: its step is one small product on features; give a recipe of another task.')
+    config = config.resolve(IMAGES, tuple(map(str, range(CLASSES))))
+    task = on_mesh(mesh, _make_task)(config, dall_e)
+    schedule = optimizers.learning_rate(config.optimizer, config.total_steps, IMAGES / config.batch_size)
+    return config, task, schedule, optimizers.make_optimizer(config.optimizer, schedule, steps.abstract_params(task))
 
 
 def _make_task(config, dall_e: bool):

@@ -10,6 +10,7 @@ import time
 
 import jax
 
+import beit_jax
 from beit_jax.config import RunConfig, check
 from beit_jax.train import optimizer as optimizers
 from beit_jax.train import step as steps
@@ -22,6 +23,12 @@ from beit_jax.train.watchdog import Watchdog
 
 STOPPED = 75  # exit status: stopped by a signal, all is saved (EX_TEMPFAIL: try again)
 UNSAVED = 74  # exit status: a checkpoint or metrics could not be written (EX_IOERR)
+
+
+def keep_programs(workdir: Path) -> None:
+    """Has JAX keep what it compiles in the work directory, for the next start, unless it keeps it elsewhere (JAX_COMPILATION_CACHE_DIR)."""
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update('jax_compilation_cache_dir', str(workdir / 'compiled'))
 
 
 def train(config: RunConfig, workdir: Path) -> int:
@@ -108,6 +115,10 @@ class _Stepper:
         self._watchdog.reset(f'step {number}')
         _profile(self._run.config, number, self._run.workdir)
         state, metrics = self._step(state, batch)
+        if self._before is None:
+            jax.block_until_ready(metrics)
+            self._log.say(f'the first step was done {time.perf_counter() - beit_jax.LAUNCHED:.1f} s after the launch')
+            self.clock.restart(number)
         jax.block_until_ready(self._before)  # one step is under way and one waits: enough for the device, and soon saved after a signal
         self._before = metrics
         self.write()

@@ -4,6 +4,7 @@ State: {'params', 'optimizer', the counts 'step', 'bad_records', 'skipped_steps'
 trees of arrays, laid over the mesh by `sharding.RULES`. Every random draw is keyed by the number of the view, or by (seed, step, row of the
 batch): it depends neither on the mesh nor on how the batch is accumulated.
 """
+from collections.abc import Iterator
 import functools
 import zlib
 
@@ -29,18 +30,22 @@ def abstract_state(task, optimizer):
     return jax.eval_shape(_state_of(task, optimizer), abstract_params(task))
 
 
-def initial_params(task, seed: int, shardings=None, below: tuple[str, ...] = ('',)):
-    """Fresh parameters, those whose paths start with one of `below`. Each depends on the seed and its path alone, and every device makes its
-    own part only."""
-    key, leaves = jax.random.key(seed), nnx.to_flat_state(task.abstract)
-    leaves = [(path, leaf) for path, leaf in leaves if '/'.join(path).startswith(below)]
+def drawings(task, shardings=None, below: tuple[str, ...] = ('',)) -> Iterator[tuple]:
+    """(path, jitted function of a key that draws it, what is drawn is divided by) of each parameter whose path starts with one of `below`.
+    Parameters of a kind share the function, and every device makes its own part only."""
     shardings = traverse_util.flatten_dict(shardings) if shardings else {}
-    values = {}
-    for path, leaf in leaves:
-        initializer, divisor = leaf.initializer, 1.0
-        if isinstance(initializer, Divided):  # the divisor differs from layer to layer: not part of what is compiled
-            initializer, divisor = initializer.initializer, initializer.divisor
-        draw = _drawing(initializer, leaf.shape, shardings.get(path))
+    for path, leaf in nnx.to_flat_state(task.abstract):
+        if '/'.join(path).startswith(below):
+            initializer, divisor = leaf.initializer, 1.0
+            if isinstance(initializer, Divided):  # the divisor differs from layer to layer: not part of what is compiled
+                initializer, divisor = initializer.initializer, initializer.divisor
+            yield path, _drawing(initializer, leaf.shape, shardings.get(path)), divisor
+
+
+def initial_params(task, seed: int, shardings=None, below: tuple[str, ...] = ('',)):
+    """Fresh parameters, those whose paths start with one of `below`. Each depends on the seed and its path alone."""
+    key, values = jax.random.key(seed), {}
+    for path, draw, divisor in drawings(task, shardings, below):
         value = draw(jax.random.fold_in(key, zlib.crc32('/'.join(path).encode())))
         values[path] = value if divisor == 1 else value / divisor
     return traverse_util.unflatten_dict(values)
@@ -53,7 +58,12 @@ def merge(params, others):
 
 def initial_state(task, optimizer, mesh, params):
     """The state before the first step, laid over the mesh as the parameters are."""
-    return jax.jit(_state_of(task, optimizer), out_shardings=state_shardings(mesh, abstract_state(task, optimizer)))(params)
+    return make_initial_state(task, optimizer, mesh)(params)
+
+
+def make_initial_state(task, optimizer, mesh):
+    """jitted params -> state."""
+    return jax.jit(_state_of(task, optimizer), out_shardings=state_shardings(mesh, abstract_state(task, optimizer)))
 
 
 def averaged_params(state):

@@ -135,7 +135,7 @@ def test_what_does_not_fit(answer, message):
 
 def test_search_batch(monkeypatch, capsys):
     """A chip that takes 90 images, and is fastest with 48."""
-    monkeypatch.setattr(plan, '_devices', lambda topology: [0] * 4)
+    monkeypatch.setattr(plan, '_devices', lambda topology, slices: [0] * 4)
 
     def planned(config, topology, dall_e):
         images = config.batch_size // 4
