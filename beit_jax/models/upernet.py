@@ -153,13 +153,13 @@ class ConvNorm(nnx.Module):
         return jax.nn.relu(self.norm(self.conv(x_BhwC), train))
 
 
-def _classify(classes: nnx.Conv, x_BhwC, keys_B, dropout: float, label: int):
+def _classify(classifier: nnx.Conv, x_BhwC, keys_B, dropout: float, label: int):
     """Logits float32 [B, h, w, C]; with keys, one an image, whole channels are dropped before (torch's Dropout2d)."""
     x_BhwC = x_BhwC.astype(jnp.float32)
     if keys_B is not None and dropout:
         keep_BC = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, label), 1 - dropout, x_BhwC.shape[3:]))(keys_B)
         x_BhwC = x_BhwC * (keep_BC / (1 - dropout))[:, None, None]
-    return classes(x_BhwC)
+    return classifier(x_BhwC)
 
 
 class UperNetHead(nnx.Module):
@@ -176,7 +176,7 @@ class UperNetHead(nnx.Module):
         def layers(number, inputs, size):
             return nnx.Dict({str(i): layer(inputs, channels, size) for i in range(number)})
 
-        def classes(inputs):
+        def classifier(inputs):
             return _convolution(inputs, num_classes, 1, TruncatedNormal(0.01, math.inf), dtype=jnp.float32, rngs=rngs, use_bias=True)
         self.times4 = nnx.Dict(deconv1=Deconvolution(width, **options), norm=BatchNorm(width, **norm, rngs=rngs),
                                deconv2=Deconvolution(width, **options))
@@ -185,9 +185,9 @@ class UperNetHead(nnx.Module):
         self.fuse_pools = layer(width + len(config.pool_scales) * channels, channels, 3)
         self.laterals, self.outputs = layers(LEVELS - 1, width, 1), layers(LEVELS - 1, channels, 3)
         self.fuse = layer(LEVELS * channels, channels, 3)
-        self.classes = classes(channels)
+        self.classifier = classifier(channels)
         self.auxiliary = nnx.Dict(layer=layer(width, config.auxiliary_channels, 3),
-                                  classes=classes(config.auxiliary_channels)) if config.auxiliary_channels else None
+                                  classifier=classifier(config.auxiliary_channels)) if config.auxiliary_channels else None
 
     def __call__(self, taps_BhwD, keys_B, train: bool):
         """A list of four [B, h, w, D] -> (logits float32 [B, 4 h, 4 w, C], auxiliary ones [B, h, w, C] or None)."""
@@ -198,11 +198,11 @@ class UperNetHead(nnx.Module):
         outputs = [layer(level, train) for layer, level in zip(self.outputs.values(), laterals)] + [laterals[-1]]
         size = outputs[0].shape[1:3]
         fused = self.fuse(jnp.concatenate([outputs[0], *(resize(output, size) for output in outputs[1:])], axis=-1), train)
-        logits = _classify(self.classes, fused, keys_B, config.dropout, _DROPOUT)
+        logits = _classify(self.classifier, fused, keys_B, config.dropout, _DROPOUT)
         if self.auxiliary is None:
             return logits, None
         hidden = self.auxiliary['layer'](levels[config.auxiliary_tap], train)
-        return logits, _classify(self.auxiliary['classes'], hidden, keys_B, config.dropout, _AUXILIARY_DROPOUT)
+        return logits, _classify(self.auxiliary['classifier'], hidden, keys_B, config.dropout, _AUXILIARY_DROPOUT)
 
     def _pyramid(self, taps_BhwD, train):
         """The taps at 4, 2, 1 and 1/2 times their rows and columns."""
