@@ -16,6 +16,7 @@ from beit_jax.config import check, one_of
 from beit_jax.data.config import IGNORED, SegmentDataConfig, View
 from beit_jax.images.color import normalize, to_float
 from beit_jax.images.distortion import distort_views
+from beit_jax.models.architecture import head_config, segments
 from beit_jax.models.encoder import EncoderConfig
 from beit_jax.models.upernet import Segmenter, UperNetConfig, resize
 from beit_jax.tasks import LabelledRunConfig, Task
@@ -79,22 +80,20 @@ class Segment(Task):
         architecture, config = description['architecture'], self.config
         encoder, notes = adapt_encoder(params, architecture, config, source)
         notes += [f'warning: {difference}' for difference in pixel_differences(architecture, config.data, source)]
-        heads = {name: value for name, value in params.items() if name != 'encoder'}
-        fresh = tuple(f'{name}/' for name in nnx.to_pure_dict(self.abstract) if name != 'encoder')
-        if architecture['architecture'] != 'beit_segmenter':
-            return {'encoder': encoder}, fresh, notes
+        if not segments(architecture):
+            return {'encoder': encoder}, ('head',), notes
         width, named = architecture['num_classes'], description.get('classes') or ()
         if width == config.num_classes and (list(named) == list(classes) or not named):
-            theirs, ours = UperNetConfig(**architecture['head']).fitted(config.model), config.head.fitted(config.model)
+            theirs, ours = head_config(architecture), config.head.fitted(config.model)
             for name in ('taps', 'pool_scales', 'auxiliary_tap', 'norm_eps'):
                 check(getattr(theirs, name) == getattr(ours, name), f'{source} has {name} {getattr(theirs, name)}, config.head.{name} is '
                       f'{getattr(ours, name)}: set it so.')
-            return {'encoder': encoder} | heads, (), notes
+            return {'encoder': encoder, 'head': params['head']}, (), notes
         check(config.new_head, f'the heads of {source} are for {width} classes ({", ".join(map(str, named[:3]))}, ...); this run has '
               f'{config.num_classes} ({", ".join(classes[:3])}, ...): give the classes that it was trained on, or set config.new_head=true to '
               'start with fresh heads.')
-        return {'encoder': encoder}, fresh, [*notes, f'the heads of {source}, for {width} classes, are replaced by fresh ones for '
-                                             f'{config.num_classes}']
+        notes.append(f'the heads of {source}, for {width} classes, are replaced by fresh ones for {config.num_classes}')
+        return {'encoder': encoder}, ('head',), notes
 
     def augment(self, batch, key, keys_B):
         """`image` float32 [B, S, S, 3], normalised, in place of the bytes."""
@@ -128,7 +127,7 @@ class Segment(Task):
         config, data = self.config, self.config.data
         return {'architecture': 'beit_segmenter', **dataclasses.asdict(config.model), 'grid': config.grid, 'num_classes': config.num_classes,
                 'head': dataclasses.asdict(config.head), 'image_size': data.image_size, 'crop': 1.0, 'mean': data.mean, 'std': data.std,
-                'inference': dataclasses.asdict(config.inference)}
+                'reduce_zero_label': data.reduce_zero_label, 'inference': dataclasses.asdict(config.inference)}
 
 
 @jax.checkpoint  # logits of the crop's size are made anew in the backward pass: they are larger than all that the model keeps

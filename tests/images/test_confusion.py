@@ -11,7 +11,7 @@ from beit_jax.images import confusion
 def pixels():
     """Labels and predictions of 7 classes: class 2 is absent and predicted, 4 is there and never predicted, 5 is neither; 255 is ignored."""
     random = np.random.default_rng(0)
-    labels, predictions = random.choice([0, 1, 3, 4, 6, 255], (3, 41, 53)).astype(np.uint8), random.choice([0, 1, 2, 3, 6], (3, 41, 53)).astype(np.uint8)
+    labels, predictions = (random.choice(classes, (3, 41, 53)).astype(np.uint8) for classes in ([0, 1, 3, 4, 6, 255], [0, 1, 2, 3, 6]))
     right = random.random(labels.shape) < 0.5
     return labels, np.where(right & ~np.isin(labels, (4, 255)), labels, predictions)
 

@@ -39,6 +39,7 @@ def test_axis_maps(length, result):
     np.testing.assert_allclose(sum(map_ @ values for (_, map_), values in zip(maps, logits)), wanted, atol=1e-6)
 
 
-@pytest.mark.parametrize(('size', 'fitted'), [((512, 683), (512, 683)), ((3000, 200), (2048, 137)), ((100, 300), (512, 1536)), ((1024, 768), (683, 512))])
+@pytest.mark.parametrize(('size', 'fitted'), [((512, 683), (512, 683)), ((3000, 200), (2048, 137)), ((100, 300), (512, 1536)),
+                                              ((1024, 768), (683, 512))])
 def test_fitted_size(size, fitted):
     assert fitted_size(*size, 512, 2048) == fitted
