@@ -139,7 +139,8 @@ def _huggingface_head(config: dict) -> tuple[dict, list[str]]:
     head = {'pool_scales': _wholes(config, 'pool_scales', 1)}
     if indices is None:
         return head, []
-    states = 1 + _whole(config, 'num_hidden_layers')
+    states = 1 + (_whole(config, 'num_hidden_layers') or 0)
+    check(len(indices) == 4, f'out_indices is {list(indices)}: a segmenter has four')
     check(all(-states <= index <= states for index in indices), f'out_indices is {list(indices)}, the model has {states} hidden states')
     head['taps'] = tuple((index - 1) % states - 1 for index in indices)
     notes = [f'out_indices {list(indices)} is taken as transformers takes it: blocks {list(head["taps"])} from 0 are tapped. Weights that '
