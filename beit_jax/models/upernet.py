@@ -59,7 +59,7 @@ class UperNetConfig:
 
 def resize(x_BhwC, size: tuple[int, int]):
     """Bilinear interpolation to `size` (rows, columns) as torch does it with align_corners=False, not antialiased; dtype as given."""
-    return _resample(x_BhwC, *map(_bilinear_matrix, x_BhwC.shape[1:3], size))
+    return _resample(x_BhwC, *map(bilinear_matrix, x_BhwC.shape[1:3], size))
 
 
 def pool(x_BhwC, size: int):
@@ -73,8 +73,8 @@ def _resample(x_BhwC, rows, columns):
 
 
 @functools.lru_cache
-def _bilinear_matrix(old: int, new: int) -> np.ndarray:
-    """[new, old]: centres of pixels aligned, borders repeated."""
+def bilinear_matrix(old: int, new: int) -> np.ndarray:
+    """[new, old]: torch's bilinear interpolation along one axis (centres of pixels aligned, borders repeated, not antialiased)."""
     centres = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
     return np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(old)))
 
