@@ -103,8 +103,8 @@ def evaluate_batches(source: Source, batch_size: int, views: Sequence[View], con
                      share: float = 224 / 256) -> Iterator[Batch]:
     """One pass over `source` in order, in batches as `train_batches` makes them, of the central square of `share` of the shorter side.
 
-    The last batch is filled up with example 0. `valid` is 0 there, and for a bad example, whose pixels and label are 0 and
-    `substituted` true, `used` -1. Every host yields ceil(N / batch_size) batches.
+    The last batch is filled up with example 0. `valid` is 0 there, and for a bad example, whose pixels and label are 0 (label map: 255) and
+    `substituted` true, `used` -1. Every host yields ceil(N / batch_size) batches. For the whole of each picture: `segmentation_examples`.
     """
     images = image_ops(config)
 
