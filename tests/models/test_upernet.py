@@ -40,10 +40,10 @@ def params_of(state: dict, dialect: str, get=lambda tensor: tensor.numpy()) -> d
     return traverse_util.unflatten_dict({path: names.from_torch(path, array) for path, (_, array) in flat.items()}, sep='/')
 
 
-def make_ours(positions, grid, taps, unroll=1, **options):
-    """The graphdef and a check that parameters are all there."""
+def make_ours(positions, grid, taps, unroll=1, depth=4, **options):
+    """(the graphdef, the shapes of the parameters)."""
     ours = nnx.eval_shape(lambda: Segmenter(
-        EncoderConfig(**SIZES, positions=positions, drop_path=0.0, unroll=unroll, norm_eps=1e-6), grid, CLASSES,
+        EncoderConfig(**SIZES | {'depth': depth}, positions=positions, drop_path=0.0, unroll=unroll, norm_eps=1e-6), grid, CLASSES,
         head=UperNetConfig(taps=taps, auxiliary_channels=AUXILIARY, dropout=0.0, **options), rngs=nnx.Rngs(0)))
     graphdef, state = nnx.split(ours)
     return graphdef, jax.tree.map(jnp.shape, nnx.to_pure_dict(state))
@@ -167,14 +167,28 @@ def test_logits_of_transformers(positions, grid, monkeypatch, tmp_path):
     assert largest(logits, our_order(expected)) < 1e-4 and largest(auxiliary, our_order(seen[0])) < 1e-4 and statistics == {}
 
 
-@pytest.mark.parametrize('positions, grid, unroll', [('layer_bias', (5, 3), 4), pytest.param('absolute', (2, 5), 1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+def test_base():
+    """The official configuration on 7 x 6 patches."""
+    theirs = torch_models.make_official_segmenter('layer_bias', width=768, depth=12, heads=12, hidden=3072, side=(112, 96), classes=150,
+                                                  taps=(3, 5, 7, 11), auxiliary=256)
+    ours = nnx.eval_shape(lambda: Segmenter(EncoderConfig(positions='layer_bias'), (7, 6), 150, rngs=nnx.Rngs(0)))
+    images_BHWC = np.random.default_rng(1).normal(size=(2, 112, 96, 3)).astype(np.float32)
+    logits, auxiliary, _ = jax.jit(lambda params, images: nnx.merge(nnx.graphdef(ours), params)(images))(
+        params_of(theirs.state_dict(), 'unilm'), images_BHWC)
+    with torch.no_grad():
+        expected = theirs(torch_order(images_BHWC))
+    assert largest(logits, our_order(expected[0])) < 1e-4 and largest(auxiliary, our_order(expected[1])) < 1e-4
+
+
+@pytest.mark.parametrize('positions, grid, unroll', [('layer_bias', (5, 3), 3), pytest.param('absolute', (2, 5), 1, marks=pytest.mark.slow)])
 def test_training_like_the_official_one(positions, grid, unroll):
     """Logits, the gradient of every parameter and all running statistics of a step; the last block is tapped."""
-    taps, scales = (0, 1, 1, 3), (2, 3)
-    theirs = torch_models.make_official_segmenter(positions, **SIZES, side=(3 * grid[0], 3 * grid[1]), classes=CLASSES, taps=taps,
+    taps, scales = (0, 1, 1, 2), (2, 3)
+    theirs = torch_models.make_official_segmenter(positions, **SIZES | {'depth': 3}, side=(3 * grid[0], 3 * grid[1]), classes=CLASSES, taps=taps,
                                                   auxiliary=AUXILIARY, channels=13, scales=scales)
     params = params_of({name: value.clone() for name, value in theirs.state_dict().items()}, 'unilm')
-    graphdef, shapes = make_ours(positions, grid, taps, unroll, channels=13, pool_scales=scales)
+    graphdef, shapes = make_ours(positions, grid, taps, unroll, depth=3, channels=13, pool_scales=scales)
     assert jax.tree.map(np.shape, params) == shapes
     images_BHWC, rng = pixels(grid), np.random.default_rng(2)
     weights = rng.normal(size=(BATCH, 4 * grid[0], 4 * grid[1], CLASSES)).astype(np.float32) / 100

@@ -14,6 +14,7 @@ from beit_jax.tools import export_weights, import_weights, inspect_weights
 from beit_jax.weights import export
 from beit_jax.weights.facts import _huggingface_head
 from beit_jax.weights.models import load_model
+from beit_jax.weights.positions import resize_bias_table
 from beit_jax.weights.torch_models import convert, examine
 from tests import torch_models
 from tests.weights.test_round_trip import call
@@ -94,8 +95,7 @@ def test_official(official, tmp_path, capsys):
     check_logits(theirs, ours, 15, 15)
     inspect_weights.run(inspect_weights._arguments().parse_args([str(path)]))
     assert in_words(ours.architecture)[0] in capsys.readouterr().out
-    call(import_weights, input=path, output=tmp_path / 'ours')
-    call(export_weights, input=tmp_path / 'ours', format='unilm', output=tmp_path / 'unilm')
+    call(export_weights, input=path, format='unilm', output=tmp_path / 'unilm')
     same_bits(torch.load(tmp_path / 'unilm/model.pth', weights_only=True)['state_dict'], theirs.state_dict())
     same_bits(safetensors.torch.load_file(tmp_path / 'unilm/model.safetensors'), theirs.state_dict())
     assert examine(tmp_path / 'unilm/model.safetensors').architecture == examine(path).architecture  # taps and pools are in the header
@@ -109,15 +109,18 @@ def test_official(official, tmp_path, capsys):
 
 
 def test_pictures_of_any_size(official):
-    """Of the model's own size nothing changes; of others positions are fitted, and patches at the border filled up."""
-    _, path = official
-    model = load_model(path)
-    images = np.random.default_rng(0).integers(0, 256, (1, 14, 22, 3), np.uint8)
-    logits = np.asarray(model.segment(images))
-    assert logits.shape == (1, 14, 22, 7) and logits.std() > 0.1
-    filled = np.full((1, 15, 24, 3), IMAGENET[0], np.float32)
+    """Positions are those of a larger grid, and patches at the border are filled up with the mean colour."""
+    theirs, path = official
+    model, larger = load_model(path), torch_models.keep_indices(torch_models.OfficialSegmenter(
+        'layer_bias', **SIZES | {'side': (15, 24)}, taps=(0, 1, 2, 3)).eval())
+    index = larger.state_dict()
+    larger.load_state_dict({name: torch.tensor(np.asarray(resize_bias_table(value.numpy(), (5, 5), (5, 8)))) if name.endswith('bias_table')
+                            else index[name] if name.endswith('position_index') else value for name, value in theirs.state_dict().items()})
+    check_logits(larger, model, 15, 24)
+    images = np.random.default_rng(0).integers(0, 256, (2, 14, 22, 3), np.uint8)
+    filled = np.full((2, 15, 24, 3), IMAGENET[0], np.float32)
     filled[:, :14, :22] = images / np.float32(255)
-    np.testing.assert_allclose(model.segment(filled)[:, :14, :22], logits, atol=1e-4)
+    np.testing.assert_allclose(model.segment(images), model.segment(filled)[:, :14, :22], atol=1e-4)
     for call_, message in ((lambda: model.logits(images), 'classifies pixels'), (lambda: model.segment(images[0]), 'images of shape'),
                            (lambda: model.tokens(images), 'predicts no tokens')):
         with pytest.raises(RequestError, match=message):
