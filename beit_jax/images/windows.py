@@ -4,9 +4,9 @@ Windows lie on a product of rows and columns, and averaging, bilinear resizing a
 picture are the sum over its windows of rows @ logits @ columns, with two small matrices a window, made here. Nothing has the
 picture's shape but the result. NumPy only.
 """
-import functools
-
 import numpy as np
+
+from beit_jax.models.upernet import bilinear_matrix
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
@@ -16,17 +16,6 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
     """
     steps = -(-max(length - window, 0) // stride)
     return [max(min(i * stride, length - window), 0) for i in range(steps + 1)]
-
-
-@functools.lru_cache(maxsize=64)
-def linear_matrix(old: int, new: int) -> np.ndarray:
-    """[new, old] float64: torch's bilinear interpolation along one axis (centres of pixels aligned, borders repeated, no antialias)."""
-    places = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
-    low = np.minimum(np.floor(places).astype(int), max(old - 2, 0))
-    matrix, rows = np.zeros((new, old)), np.arange(new)
-    np.add.at(matrix, (rows, low), 1 - (places - low))
-    np.add.at(matrix, (rows, np.minimum(low + 1, old - 1)), places - low)
-    return matrix
 
 
 def axis_maps(length: int, result: int, window: int, stride: int, logits: int) -> list[tuple[int, np.ndarray]]:
@@ -43,7 +32,7 @@ def axis_maps(length: int, result: int, window: int, stride: int, logits: int) -
     covered = np.zeros(length)
     for start in starts:
         covered[start:start + window] += 1
-    resize, enlarge = linear_matrix(length, result) / covered, linear_matrix(logits, window)
+    resize, enlarge = bilinear_matrix(length, result) / covered, bilinear_matrix(logits, window)
     return [(start, (resize[:, start:start + window] @ enlarge[:length - start]).astype(np.float32)) for start in starts]
 
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from beit_jax.images.windows import axis_maps, fitted_size, linear_matrix, window_starts
+from beit_jax.images.windows import axis_maps, fitted_size, window_starts
 
 
 @pytest.mark.parametrize(('length', 'starts'), [(3, [0]), (13, [0]), (14, [0, 1]), (22, [0, 8, 9]), (29, [0, 8, 16]), (30, [0, 8, 16, 17])])
@@ -14,13 +14,6 @@ def test_window_starts(length, starts):
 
 def test_windows_as_mmsegmentation_of_the_recipe():
     assert window_starts(683, 512, 341) == [0, 171] and window_starts(2048, 512, 341) == [0, 341, 682, 1023, 1364, 1536]
-
-
-@pytest.mark.parametrize(('old', 'new'), [(1, 5), (2, 7), (7, 7), (13, 5), (11, 29)])
-def test_linear_matrix_as_torch(old, new):
-    values = np.random.default_rng(0).normal(size=(1, 1, old))
-    wanted = torch.nn.functional.interpolate(torch.tensor(values), size=new, mode='linear', align_corners=False)
-    np.testing.assert_allclose(linear_matrix(old, new) @ values[0, 0], wanted[0, 0].numpy(), atol=1e-12)
 
 
 @pytest.mark.parametrize(('length', 'result'), [(37, 37), (37, 101), (37, 11), (13, 13), (7, 19)])

@@ -107,7 +107,7 @@ def test_augmented_batch(task, batch):
 
 def test_a_pretrained_encoder_is_adapted(tokenizer_dir):
     """From pre-training with a shared bias table, at another resolution; and from a classifier."""
-    other = make_task(task_config(tiny.settings(tokenizer_dir, model={'positions': 'shared_bias', 'layer_scale': 0.1})))
+    other = make_task(task_config(tiny.settings(tokenizer_dir, model={'positions': 'shared_bias', 'layer_scale': 0.1, 'depth': 1})))
     theirs = varied(other)
     task = make(data={'image_size': 28})
     params, prefixes, notes = task.adapt(theirs, {'architecture': other.describe(), 'classes': []}, CLASSES, 'C')
@@ -119,7 +119,7 @@ def test_a_pretrained_encoder_is_adapted(tokenizer_dir):
     whole = step.merge(params, step.initial_params(task, 0, below=prefixes))
     jax.tree.map(lambda a, b: None if a.shape == b.shape else pytest.fail(), whole, step.abstract_params(task))
 
-    classifier = make_task(task_config(tiny.classify_settings()).resolve(37, CLASSES))
+    classifier = make_task(task_config(tiny.classify_settings(model={'depth': 1})).resolve(37, CLASSES))
     params, prefixes, _ = make().adapt(varied(classifier), {'architecture': classifier.describe(), 'classes': list(CLASSES)}, CLASSES, 'C')
     assert prefixes == ('head',) and set(params) == {'encoder'}
 
@@ -136,12 +136,12 @@ def test_a_segmenter_is_adapted(task):
         make(others).adapt(theirs, describe(task), others, 'C')
     params, prefixes, notes = make(CLASSES[:4], new_head=True).adapt(theirs, describe(task), CLASSES[:4], 'C')
     assert prefixes == ('head',) and set(params) == {'encoder'} and 'replaced by fresh ones for 4' in notes[-1]
-    with pytest.raises(RequestError, match=r'C has taps \(0, 0, 0, 1\), config.head.taps is \(0, 0, 1, 1\)'):
-        make(head={'taps': (0, 0, 1, 1)}).adapt(theirs, describe(task), CLASSES, 'C')
+    with pytest.raises(RequestError, match=r'C has taps \(0, 0, 0, 0\), config.head.taps is \(-1, 0, 0, 0\)'):
+        make(head={'taps': (-1, 0, 0, 0)}).adapt(theirs, describe(task), CLASSES, 'C')
 
 
 def test_a_classifier_takes_its_encoder(task):
-    classifier = make_task(task_config(tiny.classify_settings()).resolve(37, CLASSES))
+    classifier = make_task(task_config(tiny.classify_settings(model={'depth': 1})).resolve(37, CLASSES))
     params, prefixes, _ = classifier.adapt(varied(task), describe(task), CLASSES, 'C')
     assert prefixes == ('head',) and set(params) == {'encoder'}
 
@@ -160,7 +160,7 @@ def test_no_auxiliary_head(batch):
     ({'inference': {'stride': 21}}, 'config.inference.stride 21 is larger than the windows of 20'),
     ({'num_classes': 256}, 'label maps hold 255 classes at most'),
     ({'auxiliary_weight': -1.0}, 'must not be negative'),
-    ({'head': {'taps': (0, 0, 1, 2)}}, 'the encoder has blocks 0 to 1'),
+    ({'head': {'taps': (0, 0, 0, 1)}}, 'the encoder has blocks 0 to 0'),
     ({'optimizer': {'schedule': 'line'}}, 'Did you mean linear'),
 ])
 def test_bad_settings(changed, message):
