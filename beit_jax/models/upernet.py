@@ -63,8 +63,9 @@ def resize(x_BhwC, size: tuple[int, int]):
 
 
 def pool(x_BhwC, size: int):
-    """Means over size x size rectangles that cover everything and may overlap, as torch's AdaptiveAvgPool2d."""
-    return _resample(x_BhwC, *(_pooling_matrix(length, size) for length in x_BhwC.shape[1:3]))
+    """Means over size x size rectangles that cover everything and may overlap, as torch's AdaptiveAvgPool2d; dtype as given."""
+    matrices = (_pooling_matrix(length, size) for length in x_BhwC.shape[1:3])
+    return _resample(x_BhwC.astype(jnp.float32), *matrices).astype(x_BhwC.dtype)  # shares such as 1 / 20 are too coarse in bfloat16
 
 
 def _resample(x_BhwC, rows, columns):

@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from beit_jax.config import check
+from beit_jax.models.architecture import head_config, segments
 from beit_jax.weights.files import Source
 
 IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
@@ -59,8 +60,11 @@ def usual_crop(image_size: int) -> float:
 
 def metadata(architecture: dict, classes: tuple[str, ...]) -> dict:
     """What no file of the official code says, for the header of a safetensors file."""
-    names = ('heads', 'norm_eps', 'layer_scale', 'mean', 'std', 'crop', 'head', 'reduce_zero_label')
-    return {name: architecture[name] for name in names if name in architecture} | {'classes': list(classes)}
+    head = {}
+    if segments(architecture):
+        head = {'head': dataclasses.asdict(head_config(architecture)), 'reduce_zero_label': architecture.get('reduce_zero_label', False)}
+    names = ('heads', 'norm_eps', 'layer_scale', 'mean', 'std', 'crop')
+    return {name: architecture[name] for name in names} | {'classes': list(classes)} | head
 
 
 def _from_metadata(entries: dict) -> Facts:

@@ -12,7 +12,7 @@ from beit_jax.errors import RequestError
 from beit_jax.models.architecture import in_words
 from beit_jax.tools import export_weights, import_weights, inspect_weights
 from beit_jax.weights import export
-from beit_jax.weights.facts import _huggingface_head
+from beit_jax.weights.facts import _huggingface_head, metadata
 from beit_jax.weights.models import load_model
 from beit_jax.weights.positions import resize_bias_table
 from beit_jax.weights.torch_models import convert, examine
@@ -99,6 +99,8 @@ def test_official(official, tmp_path, capsys):
     same_bits(torch.load(tmp_path / 'unilm/model.pth', weights_only=True)['state_dict'], theirs.state_dict())
     same_bits(safetensors.torch.load_file(tmp_path / 'unilm/model.safetensors'), theirs.state_dict())
     assert examine(tmp_path / 'unilm/model.safetensors').architecture == examine(path).architecture  # taps and pools are in the header
+    short = ours.architecture | {'head': {'auxiliary_channels': 5}}  # as a run may describe it
+    assert metadata(short, ()) == metadata(ours.architecture, ())
     call(export_weights, input=path, format='huggingface', output=tmp_path / 'hub')
     model, report = torch_models.transformers.BeitForSemanticSegmentation.from_pretrained(tmp_path / 'hub', output_loading_info=True)
     assert not any(report.values()) and model.config.num_hidden_layers == 5 and model.config.out_indices == [2, 3, 4, 5]
