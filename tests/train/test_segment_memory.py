@@ -14,7 +14,8 @@ from beit_jax.train.sharding import make_mesh
 
 def temporaries(images: int, remat: bool) -> int:
     """Bytes of a step besides its arguments (state and batch). A scan over the blocks: the CPU's compiler undoes remat elsewhere."""
-    config = task_config(load_recipe('configs/segment_ade20k.py', f'base,640,batch_size={images},model.unroll=1,model.remat={str(remat).lower()}'))
+    settings = f'base,640,batch_size={images},model.unroll=1,model.remat={str(remat).lower()}'
+    config = task_config(load_recipe('configs/segment_ade20k.py', settings))
     program = step_programs(config, make_mesh(MeshConfig(), jax.devices()[:1]))['step']
     memory = program.function.lower(*program.inputs).compile().memory_analysis()
     print(f'{images} images, remat {remat}: {memory.temp_size_in_bytes / 1e9:.2f} GB of temporaries, '
