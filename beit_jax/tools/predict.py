@@ -59,7 +59,7 @@ def _label(options, model) -> None:
     check(bool(options.output) and not output.suffix, f'--output={options.output}: this checkpoint labels pixels; give a folder for the PNGs.')
     architecture = model.architecture
     settings = architecture.get('inference', {}) | ({'scales': SCALES, 'flip': True} if options.multiscale else {})
-    config = from_mapping(InferenceConfig, settings | {'windows': options.batch_size}, 'inference.')
+    config = from_mapping(InferenceConfig, settings | {'windows': min(options.batch_size, InferenceConfig.windows)}, 'inference.')
 
     def label_windows(params, windows):
         pixels = normalize(to_float(windows), architecture['mean'], architecture['std'])
@@ -119,7 +119,7 @@ def _arguments():
     parser.add_argument('--multiscale', action='store_true', help='classes of pixels: average six scales, 0.5 to 1.75, and flips')
     parser.add_argument('--top', type=int, default=5, help='classes an image (5)')
     parser.add_argument('--limit', type=int, default=0, help='at most so many images')
-    parser.add_argument('--batch_size', type=int, default=64, help='images at a time (64)')
+    parser.add_argument('--batch_size', type=int, default=64, help='images at a time (64), or windows of them (16)')
     return parser
 
 

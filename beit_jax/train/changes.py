@@ -15,7 +15,7 @@ FILE = 'config.json'  # in a work directory
 # What may change when a run is resumed, for it changes no result.
 FREE_SETTINGS = ('log_every', 'save_every', 'keep_checkpoints', 'max_skipped_steps', 'step_timeout', 'accept_changes', 'mesh', 'profile',
                  'data.path', 'data.evaluate_path', 'data.index', 'data.workers', 'data.prefetch', 'data.max_bad_share',
-                 'tokenizer.path', 'tokenizer.cache_views', 'tokenizer.cache_path')
+                 'tokenizer.path', 'tokenizer.cache_views', 'tokenizer.cache_path', 'pictures', 'inference.windows')
 
 
 def config_changes(config: RunConfig, workdir: Path) -> list[str]:
