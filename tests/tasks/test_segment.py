@@ -74,6 +74,7 @@ def test_loss_as_torch(task, batch):
     assert metrics['pixel_accuracy'] == pytest.approx(right / count, abs=1e-6) and loss == sums['loss']
 
 
+@pytest.mark.slow  # its compilation
 def test_gradients(task, batch):
     """They reach every parameter that is learned and no running statistic; pixels that are ignored have no part in them."""
     params, keys = varied(task), jax.random.split(jax.random.key(0), 6)
