@@ -209,9 +209,8 @@ class UperNetHead(nnx.Module):
         """The taps at 4, 2, 1 and 1/2 times their rows and columns."""
         first, second, third, last = taps_BhwD
         first = self.times4['deconv2'](gelu(self.times4['norm'](self.times4['deconv1'](first), train)))
-        batch, rows, columns, width = last.shape
-        rows, columns = rows // 2, columns // 2  # the last of an odd number is left out
-        last = jnp.max(last[:, :2 * rows, :2 * columns].reshape(batch, rows, 2, columns, 2, width), axis=(2, 4))
+        # not jnp.max, whose gradient divides by how many equal it: none does where the compiler rounds otherwise the second time
+        last = nnx.max_pool(last, (2, 2), strides=(2, 2))  # the last of an odd number is left out
         return [first, self.times2['deconv'](second), third, last]
 
     def _pool(self, x_BhwD, train):

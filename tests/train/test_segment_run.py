@@ -22,7 +22,7 @@ from tests.train.test_resume import assert_same_run, metrics_lines
 
 CLASSES = tuple('abcdefg')
 # Adam makes steps of noise where a gradient is 0 but for rounding, as that of a bias before batch norm: a large eps does not
-WIDE = {'batch_size': 16, 'distort': False, 'ema_decay': 0.5, 'model': {'width': 32, 'hidden': 64},
+WIDE = {'batch_size': 16, 'distort': False, 'ema_decay': 0.5, 'model': {'width': 32, 'hidden': 64, 'depth': 2},
         'head': {'channels': 16, 'auxiliary_channels': 8}, 'optimizer': {'eps': 1e-2, 'schedule': 'linear'}}
 RUN = {'total_steps': 4, 'save_every': 2, 'evaluate_every': 4, 'accumulate_steps': 2, 'ema_decay': 0.9, 'pictures': 2,
        'inference': {'windows': 3}}
