@@ -11,6 +11,7 @@ import typing
 from beit_jax.errors import RequestError
 
 COMPUTE_DTYPES = ('float32', 'bfloat16')
+SCHEDULES = ('cosine', 'linear')
 
 
 def check(condition: bool, message: str) -> None:
@@ -19,11 +20,24 @@ def check(condition: bool, message: str) -> None:
         raise RequestError(message)
 
 
+def one_of(name: str, value: str, allowed: typing.Iterable[str]) -> None:
+    """Raises `RequestError` unless `value` is in `allowed`; names the nearest."""
+    allowed = tuple(allowed)
+    check(value in allowed, f'{name}={value!r} is unknown.{nearest(value, allowed)} Allowed: {", ".join(allowed)}.')
+
+
+def nearest(word: str, words: typing.Iterable[str]) -> str:
+    """' Did you mean X?' for the word of `words` that is most like `word`, or ''."""
+    found = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
+    return f' Did you mean {found[0]}?' if found else ''
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up and a cosine to `final_lr`; defaults are BEiT's pre-training (paper, Table 9)."""
+    """AdamW with linear warm-up and a way down to `final_lr`; defaults are BEiT's pre-training (paper, Table 9)."""
     lr: float = 1.5e-3
     final_lr: float = 1e-5
+    schedule: str = 'cosine'  # the way down: cosine | linear (mmsegmentation's polynomial of power 1)
     warmup_steps: int = 0  # used where warmup_epochs is 0
     warmup_epochs: float = 0.0
     beta1: float = 0.9
@@ -34,6 +48,7 @@ class OptimizerConfig:
     layer_decay: float = 1.0  # lr scale per layer counted from the head
 
     def __post_init__(self):
+        one_of('config.optimizer.schedule', self.schedule, SCHEDULES)
         for name in ('lr', 'final_lr', 'warmup_steps', 'warmup_epochs', 'eps', 'weight_decay', 'clip_norm', 'layer_decay'):
             check(getattr(self, name) >= 0, f'config.optimizer.{name} is {getattr(self, name)}: use 0 or more.')
         for name in ('beta1', 'beta2'):
@@ -100,18 +115,6 @@ class RunConfig:
         if not self.epochs:
             return self
         return dataclasses.replace(self, total_steps=max(1, int(self.epochs * num_examples / self.batch_size)), epochs=0.0)
-
-
-def one_of(name: str, value: str, allowed: typing.Iterable[str]) -> None:
-    """Raises `RequestError` unless `value` is in `allowed`; names the nearest."""
-    allowed = tuple(allowed)
-    check(value in allowed, f'{name}={value!r} is unknown.{nearest(value, allowed)} Allowed: {", ".join(allowed)}.')
-
-
-def nearest(word: str, words: typing.Iterable[str]) -> str:
-    """' Did you mean X?' for the word of `words` that is most like `word`, or ''."""
-    found = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
-    return f' Did you mean {found[0]}?' if found else ''
 
 
 def from_mapping(cls: type, settings: Mapping[str, typing.Any], where: str = ''):

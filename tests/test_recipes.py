@@ -45,7 +45,8 @@ def test_every_study(path):
 RECIPES = ('tokenizer_imagenet1k:v8192', 'pretrain_imagenet1k:base', 'pretrain_imagenet1k:large', 'pretrain_imagenet1k:base,vanilla',
            'pretrain_imagenet22k:large', 'finetune_imagenet1k:base', 'finetune_imagenet1k:large', 'finetune_imagenet1k:base,vanilla',
            'finetune_imagenet1k:base_intermediate,384', 'finetune_imagenet1k:large_intermediate,512', 'finetune_imagenet22k:base',
-           'finetune_imagenet22k:large', 'scratch_imagenet1k:base', 'finetune_cifar100:base', 'probe_imagenet1k:base')
+           'finetune_imagenet22k:large', 'scratch_imagenet1k:base', 'finetune_cifar100:base', 'probe_imagenet1k:base',
+           'segment_ade20k:base', 'segment_ade20k:intermediate,640', 'segment_ade20k:large,640')
 
 
 @pytest.mark.parametrize('name', RECIPES)

@@ -29,6 +29,15 @@ def classify_settings(**changed) -> dict:
     return {name: value for name, value in config.items() if name not in ('tokenizer', 'mask')}
 
 
+def segment_settings(**changed) -> dict:
+    """The settings of a tiny segmentation run, with every augmentation and dropout on."""
+    config = settings('', **{'task': 'segment'} | changed)
+    model = {'positions': 'layer_bias', 'layer_scale': 0.1, 'drop_path': 0.2, 'depth': 1}  # one block: compiling is what takes the time
+    config['model'] = config['model'] | model | changed.get('model', {})
+    config['head'] = {'channels': 8, 'auxiliary_channels': 8, 'pool_scales': (1, 2)} | changed.get('head', {})
+    return {name: value for name, value in config.items() if name not in ('tokenizer', 'mask')}
+
+
 def arguments(workdir, tokenizer_dir, **changed) -> list[str]:
     """The command line of the same run: main.py with the quickstart's recipe and every setting overridden."""
     return _command(workdir, 'pretrain', settings(tokenizer_dir, **changed))

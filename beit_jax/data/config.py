@@ -1,11 +1,13 @@
 """The settings of the input, the same for every task."""
 import dataclasses
+from typing import ClassVar
 
 from beit_jax.config import check, one_of
 
 SOURCES = ('shapes', 'folder', 'tfds')
 IMAGE_OPS = ('simd', 'tensorflow')
 LEVELS = ('easy', 'medium', 'hard')
+IGNORED = 255  # in a label map: a pixel of no class
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,7 @@ class DataConfig:
     workers: int = 0  # parallel decodes; 0: one per core
     prefetch: int = 2  # batches read ahead
     max_bad_share: float = 0.01  # of unreadable examples, above which a run stops
+    label_maps: ClassVar[bool] = False  # whether an example's label is a map, the class of each pixel
 
     def __post_init__(self):
         one_of('config.data.name', self.name, SOURCES)
@@ -70,10 +73,36 @@ class DataConfig:
         check(self.num_examples > 0 and self.num_evaluate_examples >= 0, 'config.data.num_examples must be positive.')
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SegmentDataConfig(DataConfig):
+    """Images with label maps, for semantic segmentation.
+
+    `path` is, for folder, one that holds images/training, annotations/training, images/validation and annotations/validation (ADE20K as
+    published), or images and annotations alone; for tfds, a set with an image and an annotation. Training crops `image_size` squares out of
+    images resized to `segment_scale` times what fits into 4 image_size x image_size; crop_scale, crop_ratio and color_jitter have no part.
+    """
+    label_maps: ClassVar[bool] = True
+    reduce_zero_label: bool = False  # annotations count from 1: 0 is ignored, k is class k - 1
+    segment_scale: tuple[float, float] = (0.5, 2.0)
+
+    def __post_init__(self):
+        super().__post_init__()
+        low, high = self.segment_scale
+        check(0 < low <= high, f'config.data.segment_scale is ({low}, {high}): use 0 < low <= high.')
+        check(not self.labels_per_class, 'config.data.labels_per_class is for images of one class each: leave it 0.')
+
+
 @dataclasses.dataclass(frozen=True)
 class View:
-    """One square picture of a crop: the key of the batch it becomes, its side in pixels, the resampling, and RandAugment (training only)."""
+    """One square picture of a crop: the key of the batch it becomes, its side in pixels, the resampling, and RandAugment (training only).
+
+    A view by `nearest` is of the example's label map, and takes a `SegmentDataConfig`; so does every view beside it, all of one size then.
+    """
     name: str
     size: int
-    method: str = 'bicubic'  # bicubic | lanczos3
+    method: str = 'bicubic'  # bicubic | lanczos3 | nearest
     rand_augment: str = ''  # see `rand_augment.parse_policy`
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.size, self.size) if self.method == 'nearest' else (self.size, self.size, 3)

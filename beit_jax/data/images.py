@@ -1,5 +1,6 @@
 """Pictures for the tools: a folder, a file, or a .npy array, as one array of the size that a model takes. No TensorFlow."""
 from collections.abc import Iterator
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -34,31 +35,32 @@ def image_batches(path: str, size: int, batch_size: int, limit: int | None = Non
     Raises:
       RequestError: nothing there, or not an image.
     """
+    is_array, pictures = Path(path).suffix == '.npy', whole_images(path, limit)
+    while chunk := list(itertools.islice(pictures, batch_size)):
+        yield np.stack([square(image, size, 1.0 if is_array and image.size == (size, size) else crop) for image, _ in chunk]), [
+            name for _, name in chunk]
+
+
+def whole_images(path: str, limit: int | None = None) -> Iterator[tuple[Image.Image, str]]:
+    """(picture, name) of each of what `image_batches` takes, of its own size, RGB."""
     root = Path(path)
     check(root.exists(), f'--images={path}: no such file or folder.')
-    if root.suffix == '.npy':
-        try:
-            array = np.load(root)[:limit]
-        except (ValueError, EOFError, IndexError) as error:
-            raise RequestError(f'--images={path} cannot be read as an array of numbers ({error}).') from error
-        check(array.ndim == 4 and array.shape[3] == 3 and array.size > 0,
-              f'--images={path}: the array has shape {array.shape}, it must be [B, H, W, 3].')
-        if array.dtype != np.uint8:
-            check(array.dtype.kind == 'f' and array.min() >= 0 and array.max() <= 1,
-                  f'--images={path}: a {array.dtype} array from {array.min():g} to {array.max():g}; give uint8, or float in [0, 1].')
-            array = np.rint(array * 255).astype(np.uint8)
-        if array.shape[1:3] == (size, size):
-            crop = 1.0
-        for start in range(0, len(array), batch_size):
-            chunk = array[start:start + batch_size]
-            names = [f'{root.name}[{start + i}]' for i in range(len(chunk))]
-            yield np.stack([square(Image.fromarray(image), size, crop) for image in chunk]), names
+    if root.suffix != '.npy':
+        files = sorted(file for file in root.rglob('*') if file.suffix.lower() in SUFFIXES) if root.is_dir() else [root]
+        check(bool(files), f'--images={path}: no {", ".join(SUFFIXES)} file in it.')
+        yield from ((read_image(file), str(file)) for file in files[:limit])
         return
-    files = sorted(file for file in root.rglob('*') if file.suffix.lower() in SUFFIXES) if root.is_dir() else [root]
-    check(bool(files), f'--images={path}: no {", ".join(SUFFIXES)} file in it.')
-    for start in range(0, len(files[:limit]), batch_size):
-        chunk = files[:limit][start:start + batch_size]
-        yield np.stack([square(read_image(file), size, crop) for file in chunk]), [str(file) for file in chunk]
+    try:
+        array = np.load(root)[:limit]
+    except (ValueError, EOFError, IndexError) as error:
+        raise RequestError(f'--images={path} cannot be read as an array of numbers ({error}).') from error
+    check(array.ndim == 4 and array.shape[3] == 3 and array.size > 0,
+          f'--images={path}: the array has shape {array.shape}, it must be [B, H, W, 3].')
+    if array.dtype != np.uint8:
+        check(array.dtype.kind == 'f' and array.min() >= 0 and array.max() <= 1,
+              f'--images={path}: a {array.dtype} array from {array.min():g} to {array.max():g}; give uint8, or float in [0, 1].')
+        array = np.rint(array * 255).astype(np.uint8)
+    yield from ((Image.fromarray(image), f'{root.name}[{number}]') for number, image in enumerate(array))
 
 
 def read_image(file: Path) -> Image.Image:

@@ -136,10 +136,13 @@ def _generator(seed):
 
 
 class ShapesSource:
-    """The built-in pictures as a source. `split` ('train' or 'evaluate') only changes which pictures they are."""
-    class_names = SHAPES
+    """The built-in pictures as a source. `split` ('train' or 'evaluate') only changes which pictures they are.
 
-    def __init__(self, num_examples: int, image_size: int, level: str, split: str):
+    With `label_maps` a label is the class of each pixel: the shape of the figure, where that is seen, or `background`, the eleventh class.
+    """
+
+    def __init__(self, num_examples: int, image_size: int, level: str, split: str, label_maps: bool = False):
+        self.label_maps, self.class_names = label_maps, (*SHAPES, 'background') if label_maps else SHAPES
         self.num_examples, self.image_size, self.level, self.split = num_examples, image_size, LEVELS[level], split
         self.fingerprint = hashlib.sha256(f'shapes 1 {num_examples} {image_size} {self.level} {split}'.encode()).hexdigest()
 
@@ -157,8 +160,8 @@ class ShapesSource:
         return zlib.crc32(self.split.encode()), index
 
     def read(self, index: int) -> Example:
-        image, _, label = self.draw(index)
-        return Example(image, label)
+        image, mask, label = self.draw(index)
+        return Example(image, np.where(mask, label, len(SHAPES)).astype(np.uint8) if self.label_maps else label)
 
     def label(self, index: int) -> int:
         return draw_label(self._seed(index))

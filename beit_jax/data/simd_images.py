@@ -31,12 +31,13 @@ def decode_crop(image: bytes | np.ndarray, box_of: Callable[[int, int], Box]) ->
     return crop(tensorflow_images.decode_crop(image, whole_box), box_of)  # or CMYK, which is converted in different ways
 
 
-def resize(pixels: np.ndarray, views: Sequence[View]) -> list[np.ndarray]:
+def resize(pixels: np.ndarray, views: Sequence[View], shape: tuple[int, int] | None = None) -> list[np.ndarray]:
     """As `tensorflow_images.resize`, by Pillow's integer arithmetic."""
     if not hasattr(_own, 'resizer'):
         _own.resizer = Resizer()
     source = ImageData(pixels.shape[1], pixels.shape[0], PixelType.U8x3, pixels.tobytes())
-    made = [ImageData(view.size, view.size, PixelType.U8x3) for view in views]
+    shapes = [shape or (view.size, view.size) for view in views]
+    made = [ImageData(width, height, PixelType.U8x3) for height, width in shapes]
     for view, target in zip(views, made):
         _own.resizer.resize(source, target, _OPTIONS[view.method])
-    return [np.frombuffer(target.get_buffer(), np.uint8).reshape(view.size, view.size, 3) for view, target in zip(views, made)]
+    return [np.frombuffer(target.get_buffer(), np.uint8).reshape(*shape, 3) for shape, target in zip(shapes, made)]

@@ -6,17 +6,18 @@ import numpy as np
 
 from beit_jax.config import check
 from beit_jax.data import storage
-from beit_jax.data.config import DataConfig
+from beit_jax.data.config import IGNORED, DataConfig
 from beit_jax.data.listing import Listing
 from beit_jax.data.sampler import permutation
 from beit_jax.errors import RequestError
 
+TRAINING, VALIDATION = 'training', 'validation'  # ADE20K's parts
 _HOLDOUT_KEY = 20210615  # not the run's seed: every run on the same data holds out the same examples
 
 
 class Example(typing.NamedTuple):
     image: bytes | np.ndarray  # an encoded file, or uint8 [H, W, 3]
-    label: int
+    label: int | bytes | np.ndarray  # the class; or that of each pixel: an annotation as `label_maps.decode` takes it
 
 
 class Source(typing.Protocol):
@@ -33,7 +34,7 @@ class Source(typing.Protocol):
         """Example `index`. Raises OSError where it cannot be read."""
 
     def label(self, index: int) -> int:
-        """The label of example `index`, at less cost than `read` where that is possible."""
+        """The class of example `index`, at less cost than `read` where that is possible; not for label maps."""
 
     def read_many(self, start: int, stop: int) -> list[Example | OSError]:
         """Examples `start` .. `stop` - 1, with an OSError in the place of each that cannot be read: for stored data, read in one go."""
@@ -57,16 +58,23 @@ def _open(config, train):
         num_examples = config.num_examples if train else config.num_evaluate_examples
         split = 'train' if train else config.evaluate_split or 'evaluate'
         check(train or split != 'train', "config.data.evaluate_split='train' would evaluate on the training pictures: give another name.")
-        return ShapesSource(num_examples, config.image_size, config.level, split) if num_examples else None
-    if config.name == 'folder':
+        return ShapesSource(num_examples, config.image_size, config.level, split, config.label_maps) if num_examples else None
+    if config.name == 'folder' and config.label_maps:
+        source = AnnotatedFolder(config.path, TRAINING, index=config.index)
+        if config.evaluate_path:
+            return source if train else AnnotatedFolder(config.evaluate_path, VALIDATION, source.class_names, 'config.data.evaluate_path',
+                                                        config.index)
+        if source.parts:
+            return source if train else AnnotatedFolder(config.path, VALIDATION, index=config.index) if VALIDATION in source.parts else None
+    elif config.name == 'folder':
         source = FolderSource(config.path, index=config.index)
         if config.evaluate_path:
             return source if train else FolderSource(config.evaluate_path, source.class_names, 'config.data.evaluate_path', config.index)
     else:
         from beit_jax.data.tfrecords import TfdsSource
         if config.evaluate_split:
-            return TfdsSource(config.path, config.split if train else config.evaluate_split, config.index)
-        source = TfdsSource(config.path, config.split, config.index)
+            return TfdsSource(config.path, config.split if train else config.evaluate_split, config.index, config.label_maps)
+        source = TfdsSource(config.path, config.split, config.index, config.label_maps)
     kept, held_out = holdout(len(source), config.holdout)
     indices = kept if train else held_out
     return source if len(indices) == len(source) else Subset(source, indices) if len(indices) else None
@@ -173,6 +181,73 @@ class FolderSource:
 
     def read_many(self, start: int, stop: int) -> list[Example | OSError]:
         return [or_error(self.read, index) for index in range(start, stop)]
+
+
+class AnnotatedFolder:
+    """The images below `images` with the annotations of the same names below `annotations`, in `path`; a label is an annotation's PNG.
+
+    Where `images` is divided into `training` and `validation`, `annotations` is too, and `part` says which it is. The classes are those of
+    `class_names`, else of `path`: see `read_class_names`. `key` and `index` are as of `FolderSource`.
+
+    Attributes:
+      parts: `training` and `validation`, if they are there.
+
+    Raises:
+      RequestError: not such a folder, an image without annotation.
+    """
+
+    def __init__(self, path: str, part: str, class_names: tuple[str, ...] | None = None, key: str = 'config.data.path', index: str = ''):
+        check(bool(path), f'{key} is empty: set it to a folder that holds images and annotations.')
+        for name in ('images', 'annotations'):
+            check(_kind(storage.join(path, name), key) == 'folder', f'{key}={path!r} holds no folder {name!r}: set it to one that holds images '
+                  'and annotations, both of them with training and validation, or neither.')
+        self.parts = tuple(name for name in (TRAINING, VALIDATION) if _kind(storage.join(path, 'images', name), key) == 'folder')
+        check(not self.parts or part in self.parts, f'{key}={path!r} holds images/{"".join(self.parts)}, but no images/{part}.')
+        part = part if self.parts else ''
+        self._images = FolderSource(storage.join(path, 'images', part), (), key, index)
+        self._folder = storage.join(path, 'annotations', part)
+        annotations = Listing(self._folder, key, index)
+        self.fingerprint = hashlib.sha256((self._images.fingerprint + annotations.fingerprint).encode()).hexdigest()
+        self.class_names = read_class_names(path, key) if class_names is None else class_names
+        there = {storage.join(self._folder, annotations.file(i)) for i in range(len(annotations))}
+        missing = [i for i in range(len(self)) if self.annotation(i) not in there]
+        check(not missing, f'{len(missing)} of {len(self)} images have no annotation; the first is {missing and self.name(missing[0])}, whose '
+              f'annotation would be {missing and self.annotation(missing[0])}: add or remove files.')
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def name(self, index: int) -> str:
+        return self._images.name(index)
+
+    def annotation(self, index: int) -> str:
+        """Where the annotation of example `index` is stored."""
+        below = self._images.name(index)[len(self._images.path):].lstrip('/')
+        return storage.join(self._folder, below.rpartition('.')[0] + '.png')
+
+    def read(self, index: int) -> Example:
+        return Example(storage.read(self.name(index)), storage.read(self.annotation(index)))
+
+    def label(self, index: int) -> int:
+        raise NotImplementedError
+
+    def read_many(self, start: int, stop: int) -> list[Example | OSError]:
+        return [or_error(self.read, index) for index in range(start, stop)]
+
+
+def read_class_names(path: str, key: str = 'config.data.path') -> tuple[str, ...]:
+    """The classes of label maps: the lines of classes.txt in `path`, or those of ADE20K's objectInfo150.txt; else '1' to '150'."""
+    try:
+        there = {name for name, _ in storage.list_folder(path, ('.txt',))[1]}
+        for file, head in (('classes.txt', 0), ('objectInfo150.txt', 1)):  # the head of a table
+            if file in there:
+                lines = storage.read(storage.join(path, file)).decode(errors='replace').splitlines()
+                names = tuple(line.split('\t')[-1].strip() for line in lines if line.strip())[head:]
+                check(0 < len(names) <= IGNORED, f'{storage.join(path, file)} has {len(names)} classes: there may be 1 to {IGNORED}.')
+                return names
+    except OSError as error:
+        raise RequestError(f'{key}={path!r} cannot be read ({error}).') from error
+    return tuple(str(number) for number in range(1, 151))
 
 
 def _kind(path, key):

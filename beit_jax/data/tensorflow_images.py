@@ -36,13 +36,15 @@ def decode_crop(image: bytes | np.ndarray, box_of: Callable[[int, int], Box]) ->
         raise BadImageError('truncated or damaged') from error
 
 
-def resize(pixels: np.ndarray, views: Sequence[View]) -> list[np.ndarray]:
-    """uint8 [H, W, 3] -> uint8 [size, size, 3] for each view, antialiased as by Pillow; pixels of that size come out as they went in."""
-    return [pixels if pixels.shape[:2] == (view.size, view.size) else _resize(pixels, view) for view in views]
+def resize(pixels: np.ndarray, views: Sequence[View], shape: tuple[int, int] | None = None) -> list[np.ndarray]:
+    """uint8 [H, W, 3] -> uint8 [size, size, 3], or of `shape`, for each view, antialiased as by Pillow; pixels of that size come out as they
+    went in."""
+    shapes = [shape or (view.size, view.size) for view in views]
+    return [pixels if pixels.shape[:2] == shape else _resize(pixels, shape, view.method) for shape, view in zip(shapes, views)]
 
 
-def _resize(pixels, view):
-    scale = [view.size / side for side in pixels.shape[:2]]  # what tf.image.resize does, without its casts of the whole image
-    resized = tf.raw_ops.ScaleAndTranslate(images=pixels[None], size=[view.size, view.size], scale=scale, translation=[0.0, 0.0],
-                                           kernel_type=_KERNELS[view.method], antialias=True)
+def _resize(pixels, shape, method):
+    scale = [new / side for new, side in zip(shape, pixels.shape)]  # what tf.image.resize does, without its casts of the whole image
+    resized = tf.raw_ops.ScaleAndTranslate(images=pixels[None], size=shape, scale=scale, translation=[0.0, 0.0],
+                                           kernel_type=_KERNELS[method], antialias=True)
     return np.rint(resized[0].numpy()).clip(0, 255).astype(np.uint8)

@@ -11,23 +11,25 @@ import tensorflow_datasets as tfds
 from beit_jax.config import check
 from beit_jax.data import storage
 from beit_jax.data.shards import ArrayRecords, TFRecords
-from beit_jax.data.sources import Example, or_error
+from beit_jax.data.sources import Example, or_error, read_class_names
 from beit_jax.errors import RequestError
 
+LABEL_MAPS = ('annotation', 'segmentation_mask')  # what TFDS's sets call them
 _TFRECORD, _ARRAY_RECORD = tfds.core.FileFormat.TFRECORD, tfds.core.FileFormat.ARRAY_RECORD
 
 
 class TfdsSource:
     """One split of a TFDS version directory (the one that holds dataset_info.json), in the order of its shards.
 
-    The image is the dataset's only Image feature, the label its ClassLabel feature `label`, else 0. Where the records of TFRecord files
-    are is kept in the folder `index`, unless that is ''.
+    The image is the dataset's only Image feature, the label its ClassLabel feature `label`, else 0. With `label_maps` there are two Image
+    features, the label is the one that has a name of `LABEL_MAPS`, and the classes are those of `read_class_names`. Where the records of
+    TFRecord files are is kept in the folder `index`, unless that is ''.
 
     Raises:
       RequestError: not such a directory, an unknown split, no image feature or several, a shard that is missing or cut short.
     """
 
-    def __init__(self, path: str, split: str = 'train', index: str = ''):
+    def __init__(self, path: str, split: str = 'train', index: str = '', label_maps: bool = False):
         check(bool(path), 'config.data.path is empty: set it to a TFDS version directory, for example ~/tensorflow_datasets/mnist/3.0.1.')
         try:
             sizes = dict(storage.list_folder(path)[1]) if storage.kind(path) == 'folder' else {}
@@ -43,9 +45,13 @@ class TfdsSource:
               f'config.data.path={path!r} is stored as array_record, which is read from local files only: copy it, or prepare it as tfrecord.')
         features = dict(info.features.items())
         images = [name for name, feature in features.items() if isinstance(feature, tfds.features.Image)]
+        maps = [name for name in images if label_maps and name in LABEL_MAPS]
+        check(len(maps) == label_maps, f'config.data.path={path!r} has {len(maps)} label maps, that is images ({", ".join(images)}) with a name '
+              f'of {", ".join(LABEL_MAPS)}: it takes one.')
+        images = [name for name in images if name not in maps]
         check(len(images) == 1, f'config.data.path={path!r} has {len(images)} image features ({", ".join(features)}): it takes one.')
-        self._image, label = images[0], features.get('label')
-        self.class_names = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else ()
+        self._image, self._maps, label = images[0], maps, features.get('label')
+        self.class_names = read_class_names(path) if label_maps else tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else ()
         names, counts = [os.path.basename(file) for file in info.splits[split].filepaths], info.splits[split].shard_lengths
         files = [storage.join(path, name) for name in names]
         for name, file in zip(names, files):
@@ -75,7 +81,8 @@ class TfdsSource:
     def _example(self, index, record):
         try:
             feature = tf.train.Example.FromString(record).features.feature
-            return Example(feature[self._image].bytes_list.value[0], feature['label'].int64_list.value[0] if self.class_names else 0)
+            image, *maps = (feature[name].bytes_list.value[0] for name in (self._image, *self._maps))
+            return Example(image, maps[0] if maps else feature['label'].int64_list.value[0] if self.class_names else 0)
         except (DecodeError, IndexError) as error:
             raise OSError(f'{self.name(index)} is damaged: {error}') from error
 

@@ -6,28 +6,45 @@ from flax import nnx
 from beit_jax.models.encoder import EncoderConfig
 from beit_jax.models.heads import Classifier, MaskedImageModel
 from beit_jax.models.presets import PRESETS
+from beit_jax.models.upernet import Segmenter, UperNetConfig
 
-ARCHITECTURES = ('beit_masked_image_model', 'beit_classifier')
+ARCHITECTURES = ('beit_masked_image_model', 'beit_classifier', 'beit_segmenter')
 
 
 def predicts_tokens(architecture: dict) -> bool:
-    """Whether a model is of pre-training; else it is a classifier."""
+    """Whether a model is of pre-training; else it is a classifier of pictures or of pixels."""
     return architecture['architecture'] == 'beit_masked_image_model'
 
 
-def build(architecture: dict, *, dtype='float32', rngs: nnx.Rngs) -> MaskedImageModel | Classifier:
+def segments(architecture: dict) -> bool:
+    """Whether a model classifies pixels."""
+    return architecture['architecture'] == 'beit_segmenter'
+
+
+def head_config(architecture: dict) -> UperNetConfig:
+    """The head of a segmenter, all of it filled in."""
+    return UperNetConfig(**architecture['head']).fitted(encoder_config(architecture))
+
+
+def encoder_config(architecture: dict) -> EncoderConfig:
+    return EncoderConfig(**{field.name: architecture[field.name] for field in dataclasses.fields(EncoderConfig)})
+
+
+def build(architecture: dict, *, dtype='float32', rngs: nnx.Rngs) -> MaskedImageModel | Classifier | Segmenter:
     """The module, freshly initialised.
 
     Args:
       architecture: `architecture` (of ARCHITECTURES), `grid`, the fields of `EncoderConfig`, and `vocabulary`,
-        or `num_classes` (0: no head but its norm) and `pooling`.
+        or `num_classes` (0: no head but its norm) and `pooling`, or `num_classes` and `head` (the fields of `UperNetConfig`).
       dtype: of the products and of the residual stream.
 
     Raises:
       RequestError: sizes that do not fit one another.
     """
     grid = tuple(architecture['grid'])
-    config = EncoderConfig(**{field.name: architecture[field.name] for field in dataclasses.fields(EncoderConfig)})
+    config = encoder_config(architecture)
+    if segments(architecture):
+        return Segmenter(config, grid, architecture['num_classes'], head=head_config(architecture), dtype=dtype, rngs=rngs)
     if predicts_tokens(architecture):
         return MaskedImageModel(config, grid, architecture['vocabulary'], dtype=dtype, rngs=rngs)
     return Classifier(config, grid, architecture['num_classes'], pooling=architecture['pooling'], dtype=dtype, rngs=rngs)
@@ -44,6 +61,10 @@ def in_words(architecture: dict) -> list[str]:
     a, side, (rows, columns) = architecture, architecture['image_size'], architecture['grid']
     if predicts_tokens(a):
         head = f'pre-trained: predicts {a["vocabulary"]} tokens'
+    elif segments(a):
+        uper = head_config(a)
+        head = (f'segmenter of {a["num_classes"]} classes: UPerNet of {uper.channels} channels on blocks {_listed(uper.taps)} (from 0), pools '
+                f'{_listed(uper.pool_scales)}' + (f'; auxiliary head of {uper.auxiliary_channels}' if uper.auxiliary_channels else ''))
     elif a['num_classes']:
         head = f'classifier of {a["num_classes"]} classes, pooling {a["pooling"]}'
     else:
@@ -54,3 +75,7 @@ def in_words(architecture: dict) -> list[str]:
             f'{"yes" if a["layer_scale"] else "no"}, norm_eps {a["norm_eps"]:g}',
             f'pictures of {side} x {side} pixels, {rows} x {columns} patches of {a["patch_size"]}; mean {tuple(a["mean"])}, std '
             f'{tuple(a["std"])}, crop {a["crop"]:g}']
+
+
+def _listed(numbers) -> str:
+    return ', '.join(map(str, numbers))

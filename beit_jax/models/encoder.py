@@ -3,7 +3,7 @@
 `vanilla` is positions='absolute', layer_scale=0; `plus` is positions='shared_bias' (pre-training) or 'layer_bias' (fine-tuning) with
 LayerScale. Shape legend: B images, N tokens (CLS first), P patches, D width, H heads, L layers.
 """
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 
 from flax import nnx
@@ -96,6 +96,16 @@ class Encoder(nnx.Module):
         x_BND, bias_HNN = self._embed(images_BHWC, mask_BP)
         return self._run_blocks(x_BND, bias_HNN, self._draw_drop_path(keys_B), every_layer)
 
+    def taps(self, images_BHWC, blocks: Sequence[int], *, keys_B=None) -> list:
+        """What some blocks give, of numbers from 0 (-1: what the first one gets): a list of `dtype` [B, 1 + P, D]. Those behind the last of
+        them are not run. Arguments as above."""
+        x_BND, bias_HNN = self._embed(images_BHWC)
+        keep_L2B, made, done = self._draw_drop_path(keys_B), {}, 0
+        for block in sorted(set(blocks)):
+            x_BND = self._run_blocks(x_BND, bias_HNN, keep_L2B, None, slice(done, block + 1)) if block >= done else x_BND
+            made[block], done = x_BND, block + 1
+        return [made[block] for block in blocks]
+
     def attention(self, images_BHWC, layer: int):
         """How much each token looks at each other one in block `layer` (from 0), float32 [B, H, N, N]; rows sum to 1."""
         x_BND, bias_HNN = self._embed(images_BHWC)
@@ -123,9 +133,9 @@ class Encoder(nnx.Module):
         uniform_BL2 = jax.vmap(lambda key: jax.random.uniform(key, (self.config.depth, 2)))(keys_B)
         return (uniform_BL2.transpose(1, 2, 0) >= rates_L[:, None, None]) / (1 - rates_L[:, None, None])
 
-    def _run_blocks(self, x_BND, bias_HNN, keep_L2B, every_layer):
-        """The one place that chooses between a scan over the blocks and a plain loop."""
-        config, blocks = self.config, list(self.blocks.values())
+    def _run_blocks(self, x_BND, bias_HNN, keep_L2B, every_layer, which=slice(None)):
+        """The one place that chooses between a scan over the blocks (some: `which`) and a plain loop."""
+        config, blocks = self.config, list(self.blocks.values())[which]
         graphdef = nnx.graphdef(blocks[0])
 
         def apply(x_BND, layer):
@@ -135,7 +145,7 @@ class Encoder(nnx.Module):
         if config.remat:
             apply = jax.checkpoint(apply, policy=REMAT_POLICIES[config.remat_policy], prevent_cse=config.unroll >= config.depth)
         params = [nnx.to_pure_dict(nnx.state(block, nnx.Param)) for block in blocks]
-        keep = {} if keep_L2B is None else {'keep': keep_L2B}
+        keep = {} if keep_L2B is None else {'keep': keep_L2B[which]}
         if config.unroll < config.depth:
             stacked = jax.tree.map(lambda *layers: jnp.stack(layers), *params)
             x_BND, layers = jax.lax.scan(apply, x_BND, {'params': stacked} | keep, unroll=config.unroll)

@@ -19,7 +19,7 @@ from beit_jax.models.encoder import EncoderConfig
 
 # (split, number of images at most) -> batches of NumPy arrays, prepared, cropped as an evaluation does it
 Batches = Callable[[str, int], Iterator[dict]]
-TASKS = ('pretrain', 'tokenizer', 'classify', 'probe')
+TASKS = ('pretrain', 'tokenizer', 'classify', 'probe', 'segment')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,6 +60,9 @@ class Task:
     frozen: Any = ()  # arrays that `prepare` needs and nobody learns
     needs_held_out: ClassVar[bool] = False
     token_cache: Any = None  # the settings of a cache for what `prepare` makes (`TokenizerConfig`); None: there is none
+    # (params, images uint8 [B, S, S, 3]) -> logits of pixels, float32 [B, h, w, C]: a task that has it is evaluated on whole pictures of
+    # their own size, with the settings `config.inference`, and not by `loss`
+    label_windows: Callable | None = None
 
     def fingerprint(self) -> str:
         """Says which `frozen` these are, so that a run goes on with no others; '' where there are none."""
@@ -98,6 +101,9 @@ class Task:
 
     def loss(self, params, batch: dict, keys_B: jax.Array, *, progress, train: bool) -> tuple[jax.Array, dict]:
         """(sum of the losses, sums): `sums['weight']` is what the sum of the losses is divided by, here and in the gradient.
+
+        In training the sums may have 'statistics': (the running statistics of norms, a sub-tree of the parameters, which the step puts in
+        their place; 1.0, by whose sum it divides them where a batch has parts).
 
         batch: the views, what `prepare` gave, `label` int32 [B], `view` uint32 [B] (the number of each view) and `valid` float32 [B].
         progress: step / total_steps in [0, 1]; train: draw augmentation and dropout, else be deterministic given the keys. In an

@@ -16,6 +16,7 @@ from beit_jax.data.config import DataConfig, View
 from beit_jax.data.rand_augment import parse_policy
 from beit_jax.images.color import jitter_views, normalize, to_float
 from beit_jax.images.mixing import MixConfig, draw_weights, erase, mix
+from beit_jax.models.architecture import segments
 from beit_jax.models.encoder import EncoderConfig
 from beit_jax.models.heads import POOLINGS, Classifier
 from beit_jax.tasks import LabelledRunConfig, Task, check_encoder
@@ -65,7 +66,7 @@ class Classify(Task):
         architecture = description['architecture']
         encoder, notes = adapt_encoder(params, architecture, self.config, source)
         notes += [f'warning: {difference}' for difference in pixel_differences(architecture, self.config.data, source)]
-        if not architecture.get('num_classes'):
+        if not architecture.get('num_classes') or segments(architecture):
             return {'encoder': encoder}, ('head',), notes
         head, named = params['head'], description.get('classes') or ()
         width = head['classes']['bias'].shape[0]

@@ -34,6 +34,7 @@ def views_of(config: RunConfig) -> tuple[View, ...]:
 
 def benchmark_input(config: RunConfig, images: int, repeats: int, cores: int) -> dict:
     """Milliseconds an image and images per second of training's and evaluation's input and of their peers; all take turns in each repeat."""
+    check(not config.data.label_maps, 'label maps have no peer here: give a recipe of pre-training or of classification.')
     available = sorted(os.sched_getaffinity(0))
     check(cores <= len(available), f'--cores={cores}, but this process has {len(available)}.')
     os.sched_setaffinity(0, available[-cores:])  # before TensorFlow and JAX start their threads

@@ -1,18 +1,26 @@
-"""What a checkpoint says of images: classes with probabilities (fine-tuned), visual tokens (pre-trained), or features of every layer."""
+"""What a checkpoint says of images: classes with probabilities (fine-tuned), visual tokens (pre-trained), features of every layer, or the class
+of each pixel (segmentation): then --output is a folder, and gets a PNG an image, whose pixels are the classes, with a palette."""
 import csv
 from pathlib import Path
 
+from flax import nnx
 import jax
 import numpy as np
 
-from beit_jax.config import check, one_of
-from beit_jax.data.images import image_batches
+from beit_jax.config import check, from_mapping, one_of
+from beit_jax.data.images import image_batches, whole_images
+from beit_jax.images.color import normalize, to_float
+from beit_jax.models.architecture import segments
+from beit_jax.tasks.segment import InferenceConfig
 from beit_jax.tools import arguments
+from beit_jax.train.label_pictures import label_png
 from beit_jax.train.metrics import class_name, prediction_header, prediction_row
+from beit_jax.train.segmentation import PictureLabeller
 from beit_jax.weights.models import pad_rows
 
 WHAT = ('classes', 'features', 'tokens')
 SHOWN = 20  # rows of the table on the terminal
+SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of --multiscale: mmsegmentation's
 
 
 def run(options) -> None:
@@ -23,6 +31,9 @@ def run(options) -> None:
     check(suffix != '.csv' or options.what == 'classes', f'--what={options.what} is an array: give an --output that ends in .npz.')
     check(bool(suffix) or options.what == 'classes', f'--what={options.what} needs an --output that ends in .npz.')
     model = arguments.load(options.checkpoint)
+    if options.what == 'classes' and segments(model.architecture):
+        _label(options, model)
+        return
     compute = {'classes': lambda images: {'logits': model.logits(images)}, 'tokens': lambda images: {'tokens': model.tokens(images)},
                'features': lambda images: {name: value.swapaxes(0, 1) for name, value in model.features(images).items()}}[options.what]
     paths, parts = [], []
@@ -40,6 +51,32 @@ def run(options) -> None:
         np.savez(options.output, paths=np.array(paths), labels=labels, **arrays)
     if suffix:
         print(f'{len(paths)} images -> {options.output}')
+
+
+def _label(options, model) -> None:
+    """Writes the label map of each image, by windows of the model's size as in evaluation."""
+    output, images = Path(options.output), Path(options.images)
+    check(bool(options.output) and not output.suffix, f'--output={options.output}: this checkpoint labels pixels; give a folder for the PNGs.')
+    architecture = model.architecture
+    settings = architecture.get('inference', {}) | ({'scales': SCALES, 'flip': True} if options.multiscale else {})
+    config = from_mapping(InferenceConfig, settings | {'windows': min(options.batch_size, InferenceConfig.windows)}, 'inference.')
+
+    def label_windows(params, windows):
+        pixels = normalize(to_float(windows), architecture['mean'], architecture['std'])
+        return nnx.merge(model.graphdef, params)(pixels)[0]
+    labeller = PictureLabeller(label_windows, model.image_size, config, jax.local_devices(), architecture['mean'])
+    pictures = ((name, np.asarray(image)) for image, name in whole_images(options.images, options.limit or None))
+    pixels = np.zeros(256, np.int64)
+    for name, image, scores in labeller(model.params, pictures):
+        label_map = np.asarray(labeller.classify(image, scores)[0])[:image.shape[0], :image.shape[1]]
+        path = output / (Path(name).relative_to(images) if images.is_dir() else Path(name).name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        label_png(label_map).save(path.with_name(path.stem + '.png'))
+        pixels += np.bincount(label_map.ravel(), minlength=256)
+    for number in np.argsort(-pixels, kind='stable')[:SHOWN]:
+        if pixels[number]:
+            print(f'{pixels[number] / pixels.sum():6.1%} of the pixels: {class_name(model.classes, number)} ({number})')
+    print(f'{pixels.sum():,} pixels -> {output}')
 
 
 def _labels(paths, classes) -> np.ndarray:
@@ -77,10 +114,12 @@ def _arguments():
     parser.add_argument('--checkpoint', required=True, help='a checkpoint, a work directory, or a file or folder of PyTorch weights')
     parser.add_argument('--images', required=True, help='folder, image file, or .npy array [B, H, W, 3]')
     parser.add_argument('--what', default='classes', help='classes, features (of every layer: `cls` and `mean` [B, L, D]) or tokens (classes)')
-    parser.add_argument('--output', default='', help='.csv (classes) or .npz: `logits`, `tokens`, or `cls` and `mean`; `paths`; `labels`')
+    parser.add_argument('--output', default='', help='.csv (classes) or .npz: `logits`, `tokens`, or `cls` and `mean`; `paths`; `labels`; '
+                        'or, for the classes of pixels, a folder')
+    parser.add_argument('--multiscale', action='store_true', help='classes of pixels: average six scales, 0.5 to 1.75, and flips')
     parser.add_argument('--top', type=int, default=5, help='classes an image (5)')
     parser.add_argument('--limit', type=int, default=0, help='at most so many images')
-    parser.add_argument('--batch_size', type=int, default=64, help='images at a time (64)')
+    parser.add_argument('--batch_size', type=int, default=64, help='images at a time (64), or windows of them (16)')
     return parser
 
 

@@ -15,6 +15,7 @@ from beit_jax.train import step as steps
 from beit_jax.train.sharding import check_batch, on_mesh, replicated, state_shardings
 
 IMAGES, CLASSES = 1_281_167, 1000  # of ImageNet-1k, where a recipe leaves them to the data
+PIXEL_CLASSES = 150  # of ADE20K
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +63,7 @@ def _set_up(config, mesh, dall_e=False):
     """(config with what ImageNet-1k decides, task, schedule, optimizer)."""
     check_batch(mesh, config.batch_size, config.accumulate_steps)
     check(config.task != 'probe', 'config.task=probe: its step is one small product on features; give a recipe of another task.')
-    config = config.resolve(IMAGES, tuple(map(str, range(CLASSES))))
+    config = config.resolve(IMAGES, tuple(map(str, range(PIXEL_CLASSES if config.task == 'segment' else CLASSES))))
     task = on_mesh(mesh, _make_task)(config, dall_e)
     schedule = optimizers.learning_rate(config.optimizer, config.total_steps, IMAGES / config.batch_size)
     return config, task, schedule, optimizers.make_optimizer(config.optimizer, schedule, steps.abstract_params(task))
@@ -83,7 +84,7 @@ def _shape(*sizes: int, dtype) -> jax.ShapeDtypeStruct:
 
 def _batch(size: int, views) -> dict:
     """Shapes of what the input makes."""
-    batch = {view.name: _shape(size, view.size, view.size, 3, dtype=jnp.uint8) for view in views}
+    batch = {view.name: _shape(size, *view.shape, dtype=jnp.uint8) for view in views}
     return batch | {name: _shape(size, dtype=dtype) for name, dtype in (
         ('label', jnp.int32), ('view', jnp.uint32), ('valid', jnp.float32), ('substituted', jnp.bool_))}
 

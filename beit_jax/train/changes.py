@@ -15,7 +15,7 @@ FILE = 'config.json'  # in a work directory
 # What may change when a run is resumed, for it changes no result.
 FREE_SETTINGS = ('log_every', 'save_every', 'keep_checkpoints', 'max_skipped_steps', 'step_timeout', 'accept_changes', 'mesh', 'profile',
                  'data.path', 'data.evaluate_path', 'data.index', 'data.workers', 'data.prefetch', 'data.max_bad_share',
-                 'tokenizer.path', 'tokenizer.cache_views', 'tokenizer.cache_path')
+                 'tokenizer.path', 'tokenizer.cache_views', 'tokenizer.cache_path', 'pictures', 'inference.windows')
 
 
 def config_changes(config: RunConfig, workdir: Path) -> list[str]:
@@ -27,11 +27,18 @@ def config_changes(config: RunConfig, workdir: Path) -> list[str]:
         old = flat(json.loads(path.read_text()))
     except (ValueError, AttributeError) as error:
         raise RequestError(f'{path} is damaged ({error}): remove it, and the run goes on with the config that you give.') from error
-    new = flat(settings_of(config))
+    old, new = _defaults(type(config)) | old, flat(settings_of(config))  # a setting that came later was as it is by default
     free = lambda name: any(name == prefix or name.startswith(prefix + '.') for prefix in FREE_SETTINGS)
     differing = [f'config.{name} was {old.get(name)!r}, is {new.get(name)!r}' for name in sorted(old.keys() | new.keys())
                  if old.get(name) != new.get(name) and not free(name)]
     return refuse_changes(config, differing, f'{workdir} holds a run of another config', 'give that config')
+
+
+def _defaults(kind: type) -> dict:
+    """The settings of a config class that have a default, flat."""
+    fields = [field for field in dataclasses.fields(kind) if field.default is not dataclasses.MISSING]
+    values = {field.name: dataclasses.asdict(field.default) if dataclasses.is_dataclass(field.default) else field.default for field in fields}
+    return flat(json.loads(json.dumps(values)))
 
 
 def write_config(config: RunConfig, workdir: Path) -> None:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from beit_jax.errors import RequestError
 from beit_jax.records import replace, whole_lines
 
-SHOWN = ('loss', 'accuracy', 'token_accuracy', 'psnr', 'token_perplexity', 'lr', 'grad_norm', 'images_per_second')
+SHOWN = ('loss', 'accuracy', 'pixel_accuracy', 'token_accuracy', 'psnr', 'token_perplexity', 'lr', 'grad_norm', 'images_per_second')
 
 
 @contextlib.contextmanager

@@ -8,8 +8,9 @@ import optax
 from beit_jax.config import OptimizerConfig, check
 from beit_jax.weights.trees import path_string
 
-# Norm scales, LayerScale, biases, CLS and absolute positions are not decayed; mask token and bias tables are (optim_factory.py:65).
-_NO_DECAY = re.compile(r'(^|/)(bias|scale|scale1|scale2|cls_token|position_embedding)$')
+# Norm scales, LayerScale, biases, CLS and absolute positions are not decayed; mask token and bias tables are (optim_factory.py:65). Running
+# statistics, which no gradient reaches, are not either: the optimizer leaves them as they are, and the step sets them.
+_NO_DECAY = re.compile(r'(^|/)(bias|scale|scale1|scale2|cls_token|position_embedding|running_mean|running_var)$')
 _EMBEDDING = re.compile(r'(^|/)(patch_embedding/\w+|cls_token|mask_token|position_embedding)$')
 _BLOCK = re.compile(r'(^|/)blocks/(\d+)/')
 
@@ -33,10 +34,13 @@ def count_blocks(params) -> int:
 
 
 def learning_rate(config: OptimizerConfig, total_steps: int, steps_per_epoch: float) -> optax.Schedule:
-    """Linear warm-up from 0, then a cosine to `final_lr` at `total_steps`; a function of the number of steps done."""
+    """Linear warm-up from 0, then a cosine or a line to `final_lr` at `total_steps`; a function of the number of steps done."""
     warmup = config.warmup_steps or round(config.warmup_epochs * steps_per_epoch)
     check(warmup < total_steps, f'the warm-up takes {warmup} of {total_steps} steps: set config.optimizer.warmup_steps or warmup_epochs '
           'lower, or train longer.')
+    if config.schedule == 'linear':
+        down = optax.linear_schedule(config.lr, config.final_lr, total_steps - warmup)
+        return optax.join_schedules([optax.linear_schedule(0.0, config.lr, warmup), down], [warmup])
     return optax.warmup_cosine_decay_schedule(0.0, config.lr, warmup, total_steps, config.final_lr)
 
 

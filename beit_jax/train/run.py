@@ -21,7 +21,7 @@ from beit_jax.train import optimizer as optimizers
 from beit_jax.train import step as steps
 from beit_jax.train.changes import refuse_changes, settings_of
 from beit_jax.train.checkpoint import Checkpoints
-from beit_jax.train.metrics import MetricsWriter, add_sums, writing
+from beit_jax.train.metrics import MetricsWriter, add_sums, class_name, writing
 from beit_jax.train.sharding import check_batch, local_rows, make_mesh, put_batch, replicated, state_shardings
 from beit_jax.train.token_cache import TokenCache
 from beit_jax.weights.load import load_weights
@@ -197,6 +197,8 @@ class Run:
 
         With `write_rows`, which gets the rows of each batch, the images per second are among them.
         """
+        if self.task.label_windows:
+            return self._make_picture_evaluation(write_rows is not None, interrupted)
         summarize = jax.jit(self.task.summarize)
         step = steps.make_evaluate_step(self.task, self.mesh, state_shardings(self.mesh, steps.abstract_params(self.task)))
 
@@ -215,6 +217,27 @@ class Run:
             if write_rows:
                 metrics['images_per_second'] = counted / seconds
             return {f'eval/{name}': value for name, value in metrics.items()}
+        return evaluate
+
+    def _make_picture_evaluation(self, timed: bool, interrupted: Callable[[int], bool]):
+        """The same for a task that labels the pixels of whole pictures."""
+        from beit_jax.train.segmentation import PictureLabeller, evaluate_pictures  # which other tasks have no need of
+        config, source = self.config, self.held_out
+        names = [class_name(source.class_names, number) for number in range(config.num_classes)]
+        labeller = PictureLabeller(self.task.label_windows, config.data.image_size, config.inference, self.mesh.local_devices, config.data.mean)
+
+        def examples():
+            indices = range(jax.process_index(), len(source), jax.process_count())
+            for index, image, label_map in self.pipeline.segmentation_examples(source, config.data, indices):
+                if image is None:
+                    print(f'warning: {source.name(index)} cannot be read; it is left out', flush=True)
+                else:
+                    yield index, image, label_map
+
+        def evaluate(params):
+            here = jax.tree.map(lambda leaf: leaf.addressable_data(0), self._whole(params))
+            metrics = evaluate_pictures(labeller, here, examples(), names, self.workdir, config.pictures, interrupted)
+            return metrics and {f'eval/{name}': value for name, value in metrics.items() if timed or name != 'images_per_second'}
         return evaluate
 
     def host_batches(self, frozen, split: str, limit: int):

@@ -34,6 +34,10 @@ RULES = (
     (r'(patch_embedding|attention/out|fc2|norm\d?|classes)/bias$', P()),
     # linear probes: small, and each of their own
     (r'(cls|mean|both)/(kernel|bias)$', P()),
+    # UPerNet: convolutions [rows, columns, inputs, outputs]; what batch norm measures
+    (r'(conv|deconv\d?|classifier)/kernel$', P(None, None, 'fsdp')),
+    (r'(conv|deconv\d?|classifier)/bias$', P()),
+    (r'norm/running_(mean|var)$', P()),
     # discrete VAE: convolutions [rows, columns, inputs, outputs]
     (r'encoder/input/kernel$', P(None, None, None, 'fsdp')),
     (r'(input|output|shortcut|convs/\d)/kernel$', P(None, None, 'fsdp')),

@@ -124,6 +124,7 @@ def make_train_step(task, optimizer, schedule, mesh, total_steps: int):
 
         inputs = task.augment(model_inputs(batch), batch_key, keys_B)
         gradients, sums = _accumulate(gradients_and_sums, params, (inputs, keys_B), config.accumulate_steps, mesh)
+        statistics, count = sums.pop('statistics', ({}, 1.0))  # of norms, summed over parts and replicas
         gradients = jax.tree.map(lambda gradient: gradient / sums['weight'], gradients)
         updates, optimizer_state = optimizer.update(gradients, state['optimizer'], params)
         bad_records = state['bad_records'] + jnp.sum(batch['substituted'], dtype=jnp.int32)
@@ -132,6 +133,8 @@ def make_train_step(task, optimizer, schedule, mesh, total_steps: int):
         finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(metrics['grad_norm'])
         skipped = {'skipped_steps': state['skipped_steps'] + ~finite, 'skipped_in_a_row': jnp.where(finite, 0, state['skipped_in_a_row'] + 1)}
         learned = {'params': optax.apply_updates(params, updates), 'optimizer': optimizer_state}
+        if statistics:
+            learned['params'] = merge(learned['params'], jax.tree.map(lambda total: total / count, statistics))
         if config.ema_decay:
             decay = jnp.minimum(config.ema_decay, (1 + step) / (10 + step))  # the first steps are soon forgotten
             learned['ema'] = optax.incremental_update(learned['params'], state['ema'], 1 - decay)

@@ -2,14 +2,14 @@
 import json
 
 import beit_jax
-from beit_jax.models.architecture import in_words
+from beit_jax.models.architecture import in_words, segments
 
 _LOAD = {
     'huggingface': 'from transformers import AutoImageProcessor, {model}\nprocessor = AutoImageProcessor.from_pretrained("DIR")\n'
                    'model = {model}.from_pretrained("DIR")',
     'timm': 'import timm\nmodel = timm.create_model("local-dir:DIR", pretrained=True)\n'
             'transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))',
-    'unilm': 'import torch\nstate = torch.load("DIR/model.pth", weights_only=True)["model"]\nmodel.load_state_dict(state)',
+    'unilm': 'import torch\nstate = torch.load("DIR/model.pth", weights_only=True)["{wrapper}"]\nmodel.load_state_dict(state)',
 }
 _LIBRARY = {'huggingface': 'transformers', 'timm': 'timm', 'unilm': 'pytorch'}
 _PRIVATE = ('path', 'evaluate_path', 'cache_path', 'init', 'encoder')  # places on the machine that trained it
@@ -26,11 +26,13 @@ def model_card(dialect: str, description: dict, metrics: dict, checksums: dict[s
       model: the class of transformers that loads it.
     """
     architecture, config = description['architecture'], description.get('config')
-    task = 'feature-extraction' if not architecture.get('num_classes') else 'image-classification'
+    task = ('image-segmentation' if segments(architecture) else 'image-classification' if architecture.get('num_classes')
+            else 'feature-extraction')
     lines = ['---', f'library_name: {_LIBRARY[dialect]}', f'pipeline_tag: {task}', 'tags:', '- beit', '- vision', '---', '', '# BEiT', '',
              'A BEiT ([arXiv 2106.08254](https://arxiv.org/abs/2106.08254)), exported by beit_jax '
              f'{beit_jax.__version__}.', '', *(f'- {line}' for line in in_words(architecture)), *(f'- {note}' for note in notes), '',
-             '## Load', '', '```python', _LOAD[dialect].format(model=model), '```', '']
+             '## Load', '', '```python', _LOAD[dialect].format(model=model, wrapper='state_dict' if segments(architecture) else 'model'),
+             '```', '']
     if 'source' in description:
         source = description['source']
         lines += ['## Origin', '', f'Converted from weights with names of {source["dialect"]}:', '', *_table('file', 'sha256', source['files'])]

@@ -1,20 +1,23 @@
 """What is said of a model beside its tensors: the JSON of transformers and timm, the arguments of the official code, our own metadata."""
 import dataclasses
+import re
 from typing import Any
 
 from beit_jax.config import check
+from beit_jax.models.architecture import head_config, segments
 from beit_jax.weights.files import Source
 
 IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
 HALF = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}
-BICUBIC = 3  # Pillow's number, which Hugging Face writes
+BILINEAR, BICUBIC = 2, 3  # Pillow's numbers, which Hugging Face writes
 
 # BeitConfig's, for transformers may leave out of config.json what is at its default
 HUGGINGFACE_DEFAULTS = {
     'hidden_size': 768, 'num_hidden_layers': 12, 'num_attention_heads': 12, 'intermediate_size': 3072, 'hidden_act': 'gelu', 'image_size': 224,
     'patch_size': 16, 'num_channels': 3, 'vocab_size': 8192, 'layer_norm_eps': 1e-12, 'layer_scale_init_value': 0.1,
     'use_absolute_position_embeddings': False, 'use_relative_position_bias': False, 'use_shared_relative_position_bias': False,
-    'use_mean_pooling': True}
+    'use_mean_pooling': True, 'pool_scales': [1, 2, 3, 6], 'use_auxiliary_head': True, 'auxiliary_channels': 256, 'auxiliary_num_convs': 1,
+    'auxiliary_concat_input': False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,12 +32,14 @@ class Facts:
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     crop: float | None = None
+    reduce_zero_label: bool = False  # of the annotations of a segmenter: 0 is ignored, k is class k - 1
+    head: dict = dataclasses.field(default_factory=dict)  # fields of UperNetConfig
     claims: dict = dataclasses.field(default_factory=dict)  # config.json of transformers, its defaults filled in
     notes: tuple[str, ...] = ()
 
 
-def read_facts(source: Source, dialect: str, image_size: int) -> Facts:
-    """What is said of a model whose tensors are for pictures of `image_size` pixels.
+def read_facts(source: Source, dialect: str, image_size: int, segments: bool) -> Facts:
+    """What is said of a model whose tensors are for pictures of `image_size` pixels; `segments`: whether it is a segmenter.
 
     Raises:
       RequestError: an entry of another type or out of its range.
@@ -42,7 +47,9 @@ def read_facts(source: Source, dialect: str, image_size: int) -> Facts:
     if source.metadata:
         return _from_metadata(source.metadata)
     if dialect == 'huggingface':
-        return _from_huggingface(source.config, source.processor, image_size)
+        return _from_huggingface(source.config, source.processor, image_size, segments)
+    if segments:
+        return _from_mmsegmentation(source.arguments)
     return _from_timm(source.config) if source.config else _from_arguments(source.arguments)
 
 
@@ -53,11 +60,21 @@ def usual_crop(image_size: int) -> float:
 
 def metadata(architecture: dict, classes: tuple[str, ...]) -> dict:
     """What no file of the official code says, for the header of a safetensors file."""
-    return {name: architecture[name] for name in ('heads', 'norm_eps', 'layer_scale', 'mean', 'std', 'crop')} | {'classes': list(classes)}
+    head = {}
+    if segments(architecture):
+        head = {'head': dataclasses.asdict(head_config(architecture)), 'reduce_zero_label': architecture.get('reduce_zero_label', False)}
+    names = ('heads', 'norm_eps', 'layer_scale', 'mean', 'std', 'crop')
+    return {name: architecture[name] for name in names} | {'classes': list(classes)} | head
 
 
 def _from_metadata(entries: dict) -> Facts:
-    return Facts(heads=_whole(entries, 'heads'), norm_eps=_number(entries, 'norm_eps', 0, 1),
+    head = _group(entries, 'head')
+    head = {'taps': _wholes(head, 'taps', -1), 'pool_scales': _wholes(head, 'pool_scales', 1), 'auxiliary_tap': _whole(head, 'auxiliary_tap', 0),
+            'dropout': _number(head, 'dropout', 0, 1), 'norm_eps': _number(head, 'norm_eps', 0, 1),
+            'norm_momentum': _number(head, 'norm_momentum', 0, 1)}
+    return Facts(head={name: value for name, value in head.items() if value is not None},
+                 reduce_zero_label=entries.get('reduce_zero_label') is True,
+                 heads=_whole(entries, 'heads'), norm_eps=_number(entries, 'norm_eps', 0, 1),
                  layer_scale=_number(entries, 'layer_scale', 0, 1e3), classes=_labels(entries.get('classes')),
                  mean=_three(entries, 'mean'), std=_three(entries, 'std', 1e-6),
                  crop=_number(entries, 'crop', 0.01, 1))
@@ -70,6 +87,13 @@ def _from_arguments(arguments: dict) -> Facts:
     return Facts(layer_scale=_number(arguments, 'layer_scale_init_value', 0, 1e3), crop=_number(arguments, 'crop_pct', 0.01, 1), **pixels)
 
 
+def _from_mmsegmentation(arguments: dict) -> Facts:
+    """The names of the classes, and from the text of its config the blocks that are tapped."""
+    blocks = re.search(r'out_indices=[\[(]([\d, ]+)[\])]', str(arguments.get('config', '')).replace('\n', ' '))
+    taps = blocks and [int(number) for number in re.findall(r'\d{1,4}', blocks[1])]
+    return Facts(classes=_labels(arguments.get('CLASSES')), head={'taps': tuple(taps)} if taps else {})
+
+
 def _from_timm(config: dict) -> Facts:
     arguments = _group(config, 'model_args')
     pictures = _group(config, 'pretrained_cfg') or config  # older ones have all on one level
@@ -78,7 +102,7 @@ def _from_timm(config: dict) -> Facts:
                  mean=_three(pictures, 'mean'), std=_three(pictures, 'std', 1e-6), crop=_number(pictures, 'crop_pct', 0.01, 1))
 
 
-def _from_huggingface(config: dict, processor: dict, image_size: int) -> Facts:
+def _from_huggingface(config: dict, processor: dict, image_size: int, segments: bool) -> Facts:
     facts, notes = {}, []
     if config:
         config = HUGGINGFACE_DEFAULTS | config
@@ -89,12 +113,18 @@ def _from_huggingface(config: dict, processor: dict, image_size: int) -> Facts:
                  'layer_scale': _number(config, 'layer_scale_init_value', 0, 1e3), 'claims': config,
                  'classes': () if all(name == f'LABEL_{i}' for i, name in enumerate(classes)) else classes,
                  'num_classes': (len(classes) or 2) if 'BeitForImageClassification' in models else None}  # 2 is the default there
+        if segments:
+            facts['head'], said = _huggingface_head(config)
+            notes += said
     if processor:
         scale = 255.0 * (_number(processor, 'rescale_factor', 1e-6, 1e3) or 1 / 255) if processor.get('do_rescale', True) else 255.0
         mean, std = _three(processor, 'image_mean'), _three(processor, 'image_std', 1e-6)
         if processor.get('do_normalize', True) is False:
             mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
         facts |= {'mean': mean and tuple(one / scale for one in mean), 'std': std and tuple(one / scale for one in std)}
+        if segments:
+            reduces = processor.get('do_reduce_labels', processor.get('reduce_labels'))
+            return Facts(**facts, reduce_zero_label=reduces is True, notes=tuple(notes))
         shorter, cropped = _side(processor, 'size'), _side(processor, 'crop_size')
         keeps_shape = not isinstance(processor.get('size'), dict) or 'shortest_edge' in processor['size']
         if processor.get('do_center_crop') and keeps_shape and cropped == image_size and shorter and cropped <= shorter:
@@ -105,6 +135,21 @@ def _from_huggingface(config: dict, processor: dict, image_size: int) -> Facts:
         if processor.get('resample', BICUBIC) != BICUBIC:
             notes.append('preprocessor_config.json does not resample bicubically; here it is bicubic, as BEiT was evaluated')
     return Facts(**facts, notes=tuple(notes))
+
+
+def _huggingface_head(config: dict) -> tuple[dict, list[str]]:
+    """(fields of UperNetConfig, notes). Index i of transformers is hidden state i - 1, and hidden state 0 what the first block gets."""
+    indices = _wholes({'out_indices': config.get('out_indices') or config.get('segmentation_indices')}, 'out_indices', -200)
+    head = {'pool_scales': _wholes(config, 'pool_scales', 1)}
+    if indices is None:
+        return head, []
+    states = 1 + (_whole(config, 'num_hidden_layers') or 0)
+    check(len(indices) == 4, f'out_indices is {list(indices)}: a segmenter has four')
+    check(all(-states <= index <= states for index in indices), f'out_indices is {list(indices)}, the model has {states} hidden states')
+    head['taps'] = tuple((index - 1) % states - 1 for index in indices)
+    notes = [f'out_indices {list(indices)} is taken as transformers takes it: blocks {list(head["taps"])} from 0 are tapped. Weights that '
+             f'another program trained on blocks {list(indices)}, as the official code does, want {[index + 2 for index in indices]} there']
+    return head, notes if indices[-1] == states - 2 else []
 
 
 def _group(entries: dict, name: str) -> dict:
@@ -124,6 +169,15 @@ def _whole(entries: dict, name: str, low: int = 1) -> int | None:
     value = _number(entries, name, low, 1e6)
     check(value is None or value == int(value), f'{name} is {value}, not a whole number')
     return None if value is None else int(value)
+
+
+def _wholes(entries: dict, name: str, low: int) -> tuple[int, ...] | None:
+    """Whole numbers of at least `low`."""
+    value = entries.get(name)
+    check(value is None or (isinstance(value, (list, tuple)) and 0 < len(value) <= 8), f'{name} is {shown(value)}, not a few numbers')
+    numbers = value and tuple(_whole({name: one}, name, low) for one in value)
+    check(not numbers or None not in numbers, f'{name} is {shown(value)}, not a few numbers')
+    return numbers
 
 
 def _three(entries: dict, name: str, low: float = -1e3) -> tuple[float, float, float] | None:

@@ -13,9 +13,11 @@ from PIL import Image
 from beit_jax.config import COMPUTE_DTYPES, check, one_of
 from beit_jax.data.images import read_image, square
 from beit_jax.images.color import normalize, to_float
-from beit_jax.models.architecture import ARCHITECTURES, abstract, predicts_tokens
+from beit_jax.models.architecture import ARCHITECTURES, abstract, predicts_tokens, segments
 from beit_jax.models.heads import pool_both
+from beit_jax.models.upernet import resize
 from beit_jax.weights.load import load_weights
+from beit_jax.weights.positions import fit_positions
 from beit_jax.weights.trees import check_params
 
 
@@ -29,6 +31,7 @@ class Model:
     description: dict  # that of the checkpoint
     graphdef: nnx.GraphDef
     params: dict
+    dtype: str = 'float32'  # of the products and of the residual stream
 
     @property
     def architecture(self) -> dict:
@@ -77,9 +80,25 @@ class Model:
         Raises:
           RequestError: a model without classes, or images of another shape or range.
         """
+        check(not segments(self.architecture), 'this checkpoint classifies pixels: ask it to segment pictures.')
         check(self.architecture.get('num_classes', 0) > 0, 'this checkpoint is of pre-training and has no classes: fine-tune it first, or ask '
               'for features or tokens.')
         return self._logits(self.params, self._checked(images))
+
+    def segment(self, images) -> jax.Array:
+        """Logits of the classes of each pixel.
+
+        Pictures may be of any size, [B, H, W, 3], and are looked at whole: positions are interpolated to their patches, of which the last ones
+        are filled up with the mean colour.
+
+        Returns:
+          float32 [B, H, W, C].
+
+        Raises:
+          RequestError: a model that does not classify pixels, or images of another shape or range.
+        """
+        check(segments(self.architecture), 'this checkpoint does not classify pixels: give one of segmentation.')
+        return self._segment(self.params, self._checked(images, any_size=True))
 
     def tokens(self, images) -> jax.Array:
         """The visual tokens that are predicted for all patches, nothing hidden, int32 [B, P].
@@ -119,13 +138,15 @@ class Model:
         check(isinstance(layer, int) and -depth <= layer < depth, f'there is no layer {layer}: this encoder has {depth}, 0 to {depth - 1}.')
         return layer % depth
 
-    def _checked(self, images):
+    def _checked(self, images, any_size: bool = False):
         side = self.image_size
-        wanted = f'this model takes an array of uint8, or of float in [0, 1], [B, {side}, {side}, 3]; its preprocess makes that of any images'
+        wanted = 'this model takes an array of uint8, or of float in [0, 1], ' + (
+            '[B, H, W, 3]' if any_size else f'[B, {side}, {side}, 3]; its preprocess makes that of any images')
         check(isinstance(images, (np.ndarray, jax.Array)), f'images are a {type(images).__name__}: {wanted}.')
         shape, dtype = images.shape, images.dtype
         check(dtype == np.uint8 or jnp.issubdtype(dtype, jnp.floating), f'images of type {dtype}: {wanted}.')
-        check(len(shape) == 4 and shape[0] > 0 and shape[1:] == (side, side, 3), f'images of shape {shape}: {wanted}.')
+        right = len(shape) == 4 and min(shape) > 0 and shape[3] == 3 and (any_size or shape[1:3] == (side, side))
+        check(right, f'images of shape {shape}: {wanted}.')
         if dtype != np.uint8 and not isinstance(images, jax.Array):  # those on a device are not fetched for it
             check(bool(np.min(images) >= 0) and bool(np.max(images) <= 1), f'images from {np.min(images):g} to {np.max(images):g}: give uint8, '
                   'or float in [0, 1]; they are normalised here.')
@@ -138,6 +159,18 @@ class Model:
     @functools.cached_property
     def _logits(self):
         return jax.jit(lambda params, images: nnx.merge(self.graphdef, params)(self._normalize(images)))
+
+    @functools.cached_property
+    def _segment(self):
+        def segment(params, images):
+            architecture, (height, width), patch = self.architecture, images.shape[1:3], self.architecture['patch_size']
+            rows, columns = (max(2, -(-length // patch)) for length in (height, width))
+            pixels = jnp.pad(self._normalize(images), ((0, 0), (0, rows * patch - height), (0, columns * patch - width), (0, 0)))
+            encoder, _ = fit_positions(params['encoder'], self.grid, architecture['positions'], (rows, columns))
+            graphdef, _ = abstract(architecture | {'grid': (rows, columns)}, dtype=self.dtype)
+            logits, *_ = nnx.merge(graphdef, params | {'encoder': encoder})(pixels)
+            return resize(logits, (rows * patch, columns * patch))[:, :height, :width]
+        return jax.jit(segment)
 
     @functools.cached_property
     def _tokens(self):
@@ -177,7 +210,7 @@ def load_model(path: str | Path, dtype: str = 'float32') -> Model:
     one_of(f'the architecture of {path}', description['architecture']['architecture'], ARCHITECTURES)
     graphdef, wanted = abstract(description['architecture'], dtype=dtype)
     check_params(wanted, params, str(path))
-    return Model(description, graphdef, params)
+    return Model(description, graphdef, params, dtype)
 
 
 def pad_rows(images: np.ndarray, rows: int) -> np.ndarray:

@@ -1,13 +1,14 @@
 """One table of names for both directions: ours, the official code's (`unilm`) and timm's, and Hugging Face's (the hub's layout).
 
 timm took its names from the official code, so both have one column. There query, key and value are one matrix, `attn.qkv.weight`; here its
-rows are called `attn.qkv.weight.query`, `.key` and `.value`, see `split_qkv` and `join_qkv`.
+rows are called `attn.qkv.weight.query`, `.key` and `.value`, see `split_qkv` and `join_qkv`. In a segmenter of the official code, which is
+mmsegmentation's, the encoder is called `backbone`.
 """
 import re
 
 import numpy as np
 
-from beit_jax.models.architecture import predicts_tokens
+from beit_jax.models.architecture import predicts_tokens, segments
 
 DIALECTS = ('unilm', 'timm', 'huggingface')
 
@@ -47,6 +48,20 @@ _CLASSES = (
     ('head/classes/kernel', 'head.weight', 'classifier.weight'),
     ('head/classes/bias', 'head.bias', 'classifier.bias'),
 )
+_LAYER = (('kernel', 'weight'), ('bias', 'bias'))
+_NORM = (('scale', 'weight'), ('bias', 'bias'), ('running_mean', 'running_mean'), ('running_var', 'running_var'))
+MAX_POOLS = 8
+
+
+def _module(leaves, ours: str, unilm: str, huggingface: str):
+    return ((f'{ours}/{leaf}', f'{unilm}.{theirs}', f'{huggingface}.{theirs}') for leaf, theirs in leaves)
+
+
+def _conv_norm(ours: str, theirs: str):
+    yield f'{ours}/conv/kernel', f'{theirs}.conv.weight', f'{theirs}.conv.weight'
+    yield from _module(_NORM, f'{ours}/norm', f'{theirs}.bn', f'{theirs}.bn')
+
+
 HEADS = {
     'tokens': (  # of a masked image model
         ('head/norm/scale', 'norm.weight', 'layernorm.weight'),
@@ -64,39 +79,58 @@ HEADS = {
         ('head/norm/bias', 'norm.bias', 'beit.layernorm.bias'),
         *_CLASSES,
     ),
+    'pixels': (  # of a segmenter
+        *_module(_LAYER, 'head/times4/deconv1', 'backbone.fpn1.0', 'fpn1.0'),
+        *_module(_NORM, 'head/times4/norm', 'backbone.fpn1.1', 'fpn1.1'),
+        *_module(_LAYER, 'head/times4/deconv2', 'backbone.fpn1.3', 'fpn1.3'),
+        *_module(_LAYER, 'head/times2/deconv', 'backbone.fpn2.0', 'fpn2.0'),
+        *(row for i in range(MAX_POOLS) for row in _conv_norm(f'head/pools/{i}', f'decode_head.psp_modules.{i}.1')),
+        *_conv_norm('head/fuse_pools', 'decode_head.bottleneck'),
+        *(row for i in range(3) for row in _conv_norm(f'head/laterals/{i}', f'decode_head.lateral_convs.{i}')),
+        *(row for i in range(3) for row in _conv_norm(f'head/outputs/{i}', f'decode_head.fpn_convs.{i}')),
+        *_conv_norm('head/fuse', 'decode_head.fpn_bottleneck'),
+        *_module(_LAYER, 'head/classifier', 'decode_head.conv_seg', 'decode_head.classifier'),
+        *_conv_norm('head/auxiliary/layer', 'auxiliary_head.convs.0'),
+        *_module(_LAYER, 'head/auxiliary/classifier', 'auxiliary_head.conv_seg', 'auxiliary_head.classifier'),
+    ),
 }
 
 
 def head_kind(architecture: dict) -> str:
     """Which of HEADS a model has."""
-    return 'tokens' if predicts_tokens(architecture) else architecture['pooling']
+    return 'tokens' if predicts_tokens(architecture) else 'pixels' if segments(architecture) else architecture['pooling']
 
 
 def to_name(path: str, dialect: str, head: str) -> str:
     """The name of one of our paths ('encoder/blocks/07/mlp/fc1/bias') in a dialect; `head`: a key of HEADS."""
-    column = _column(dialect)
+    column, encoder = _column(dialect), _encoder_prefix(dialect, head)
     block = re.fullmatch(OURS_BLOCK + r'(\d+)/(.+)', path)
     if block:
-        return f'{_block_prefix(dialect)}{int(block[1])}.{_lookup(BLOCK, 0, column)[block[2]]}'
-    return _lookup(ENCODER + HEADS[head], 0, column)[path]
+        return f'{encoder}{_block_prefix(dialect)}{int(block[1])}.{_lookup(BLOCK, 0, column)[block[2]]}'
+    return encoder + _lookup(ENCODER, 0, column)[path] if path.startswith('encoder/') else _lookup(HEADS[head], 0, column)[path]
 
 
 def to_path(name: str, dialect: str, head: str) -> str | None:
     """Our path of a name in a dialect, or None: the inverse of `to_name`."""
-    column = _column(dialect)
-    block = re.fullmatch(re.escape(_block_prefix(dialect)) + r'(0|[1-9]\d{0,2})\.(.+)', name)
+    column, encoder = _column(dialect), _encoder_prefix(dialect, head)
+    inside = name.removeprefix(encoder) if name.startswith(encoder) else ''
+    block = re.fullmatch(re.escape(_block_prefix(dialect)) + r'(0|[1-9]\d{0,2})\.(.+)', inside)
     if not block:
-        return _lookup(ENCODER + HEADS[head], column, 0).get(name)
+        return _lookup(ENCODER, column, 0).get(inside) or _lookup(HEADS[head], column, 0).get(name)
     rest = _lookup(BLOCK, column, 0).get(block[2])
     return rest and f'{OURS_BLOCK}{int(block[1]):02d}/{rest}'
 
 
+_DECONVOLUTION = re.compile(r'/deconv\d?/')
+
+
 def to_torch(path: str, array: np.ndarray, patch_size: int) -> np.ndarray:
-    """One of our arrays as PyTorch lays it out: linear [outputs, inputs], the patches as a convolution, tokens with axes of length 1."""
+    """One of our arrays as PyTorch lays it out: linear [outputs, inputs], convolution [outputs, inputs, rows, columns], as which the patches
+    are embedded, deconvolution [inputs, outputs, rows, columns], tokens with axes of length 1."""
     if path == 'encoder/patch_embedding/kernel':  # [(row, column, channel), D] -> [D, channel, row, column]
         return array.reshape(patch_size, patch_size, -1, array.shape[1]).transpose(3, 2, 0, 1)
     if path.endswith('/kernel'):
-        return array.T
+        return array.T if array.ndim == 2 else array.transpose((2, 3, 0, 1) if _DECONVOLUTION.search(path) else (3, 2, 0, 1))
     if path in ('encoder/cls_token', 'encoder/mask_token'):
         return array[None, None]
     return array[None] if path == 'encoder/position_embedding' else array
@@ -107,7 +141,7 @@ def from_torch(path: str, array: np.ndarray) -> np.ndarray:
     if path == 'encoder/patch_embedding/kernel':
         return array.transpose(2, 3, 1, 0).reshape(-1, array.shape[0])
     if path.endswith('/kernel'):
-        return array.T
+        return array.T if array.ndim == 2 else array.transpose((2, 3, 0, 1) if _DECONVOLUTION.search(path) else (2, 3, 1, 0))
     if path in ('encoder/cls_token', 'encoder/mask_token'):
         return array[0, 0]
     return array[0] if path == 'encoder/position_embedding' else array
@@ -152,6 +186,10 @@ def _column(dialect: str) -> int:
 
 def _block_prefix(dialect: str) -> str:
     return HUGGINGFACE_BLOCK if dialect == 'huggingface' else UNILM_BLOCK
+
+
+def _encoder_prefix(dialect: str, head: str) -> str:
+    return 'backbone.' if head == 'pixels' and dialect != 'huggingface' else ''
 
 
 def _lookup(rows, key: int, value: int) -> dict[str, str]:

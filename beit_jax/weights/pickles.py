@@ -71,7 +71,8 @@ def read_torch_file(path: str | Path) -> tuple[dict[str, np.ndarray], dict, tupl
 
     Returns:
       (arrays by the names that PyTorch's `state_dict()` gives them and, of a module, the buffers that it leaves out;
-      the numbers, texts, truth values and Nones of the `argparse.Namespace` that the official code keeps beside them as `args`;
+      the numbers, texts, truth values and Nones of the `argparse.Namespace` that the official code keeps beside them as `args`, and of
+      mmsegmentation's `meta` the `CLASSES` and the text of the `config`;
       names of WRAPPERS under which there are other tensors, such as a moving average).
 
     Raises:
@@ -306,10 +307,16 @@ def _wrappers(tree) -> list[str]:
 
 
 def _arguments(tree) -> dict:
-    """What the official code was called with: the plain values of the Namespace `args`, {} where there is none."""
+    """What the official code was called with: the plain values of the Namespace `args`, {} where there is none. mmsegmentation has a dict
+    `meta` instead: its `CLASSES`, names in a list, and the text of its `config`."""
     args = tree.get('args') if type(tree) is dict else None
     state = args.state if type(args) is Record and args.name == 'argparse.Namespace' else {}
-    return {name: value for name, value in state.items() if type(name) is str and (value is None or type(value) in (bool, int, float, str))}
+    plain = {name: value for name, value in state.items() if type(name) is str and (value is None or type(value) in (bool, int, float, str))}
+    meta = tree.get('meta') if type(tree) is dict and type(tree.get('meta')) is dict else {}
+    classes, config = meta.get('CLASSES'), meta.get('config')
+    if type(classes) in (list, tuple) and all(type(name) is str for name in classes):
+        plain['CLASSES'] = list(classes)
+    return plain | ({'config': config} if type(config) is str else {})
 
 
 def _dtype(storage: Storage) -> np.dtype:

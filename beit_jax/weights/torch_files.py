@@ -12,13 +12,14 @@ import numpy as np
 _STORAGES = {'float32': b'FloatStorage', 'int64': b'LongStorage'}
 
 
-def write_torch_file(path: str | Path, tensors: dict[str, np.ndarray], wrapper: str = 'model') -> None:
+def write_torch_file(path: str | Path, tensors: dict[str, np.ndarray], wrapper: str = '') -> None:
     """{wrapper: tensors} as `torch.save` writes it.
 
     Args:
       tensors: C-contiguous arrays, float32 or int64, by the names of a state dict.
-      wrapper: the key under which a reader looks for them.
+      wrapper: the key under which a reader looks for them; '': 'state_dict' as mmsegmentation for its models, else 'model' as the official code.
     """
+    wrapper = wrapper or ('state_dict' if any(name.startswith('decode_head.') for name in tensors) else 'model')
     entries = b''.join(_value(name) + _tensor(str(i), array) + pickle.SETITEM for i, (name, array) in enumerate(tensors.items()))
     program = pickle.PROTO + b'\x02' + pickle.EMPTY_DICT + _value(wrapper) + pickle.EMPTY_DICT + entries + pickle.SETITEM + pickle.STOP
     with zipfile.ZipFile(path, 'w', zipfile.ZIP_STORED) as archive:

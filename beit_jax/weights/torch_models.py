@@ -15,15 +15,17 @@ import numpy as np
 import beit_jax
 from beit_jax.config import check
 from beit_jax.errors import RequestError
-from beit_jax.models.architecture import abstract, predicts_tokens
+from beit_jax.models.architecture import abstract, head_config, predicts_tokens, segments
 from beit_jax.models.encoder import EncoderConfig
 from beit_jax.models.layers import num_relative_positions, relative_position_index
 from beit_jax.models.presets import PRESETS
+from beit_jax.models.upernet import UperNetConfig
 from beit_jax.weights import names
 from beit_jax.weights.facts import HALF, IMAGENET, Facts, read_facts, shown, usual_crop
 from beit_jax.weights.files import Source, read_source
 
 INDEX = '.relative_position_index'  # a buffer that follows from the grid
+COUNTER = '.num_batches_tracked'  # a buffer of batch norm that does nothing where its momentum is a number
 HEAD_WIDTH = 64  # of every released model, where nothing shows the number of heads
 MAX_DEPTH = 200
 PREFIXES = ('module.', '_orig_mod.', 'model.')  # of DistributedDataParallel, torch.compile, Lightning
@@ -53,16 +55,22 @@ def examine(path: str | Path, mean: tuple | None = None, std: tuple | None = Non
     """
     source = read_source(path)
     dialect, tensors = _identify(source)
+    if dialect == 'huggingface':
+        source, tensors = _without_empty_block(source, tensors)
     head, notes, problems, architecture, facts = _head(dialect, tensors), [], [], {}, Facts()
     if head != 'tokens' and tensors.pop(names.to_name('encoder/mask_token', dialect, head), None) is not None:
         notes.append('the mask token is left out: a classifier hides nothing')
+    counters = [name for name in tensors if head == 'pixels' and name.endswith(COUNTER) and tensors[name].shape == ()
+                and tensors[name].dtype == np.int64]
+    counts = [int(tensors.pop(name)) for name in counters]
     split = names.split_qkv(tensors)
     placed = {name: names.to_path(name, dialect, head) for name in split}
     by_path = {path: split[name] for name, path in placed.items() if path}
     try:
         sizes = _sizes(by_path)
-        facts = read_facts(source, dialect, sizes['image_size'])
+        facts = read_facts(source, dialect, sizes['image_size'], head == 'pixels')
         architecture, assumed = _architecture(source, sizes, facts, head, mean, std)
+        architecture |= {'batches_tracked': max(counts)} if counts else {}
         problems += _differences(dialect, head, architecture, facts, tensors)
         notes += [*facts.notes, *assumed]
     except RequestError as error:
@@ -110,10 +118,11 @@ def _identify(source: Source) -> tuple[str, dict[str, np.ndarray]]:
         tensors = {f'beit.{name}': array for name, array in tensors.items()}
     check(not any(name.startswith('beit.layers.') for name in tensors), f'{path} has the names that transformers 5 uses in memory: write the '
           "model with its save_pretrained, which keeps the hub's names.")
-    check(not any(name.startswith(('decode_head.', 'auxiliary_head.')) for name in tensors), f'{path} is a segmentation model: only '
-          'pre-trained models and classifiers can be imported.')
     if any(name.startswith(('beit.embeddings.', names.HUGGINGFACE_BLOCK)) for name in tensors):
         return 'huggingface', tensors
+    if any(name.startswith('backbone.') for name in tensors):
+        check(_is_segmenter(tensors), f'{path} has a backbone and no decode_head: only whole segmentation models can be imported.')
+        return 'unilm', tensors
     check(any(name.startswith(('patch_embed.', names.UNILM_BLOCK)) for name in tensors), f'{path} is no BEiT of the official code, timm or '
           f'Hugging Face: its tensors are called {", ".join(ascii(name[:80]) for name in list(tensors)[:3])}, ...')
     if source.metadata or source.arguments:
@@ -125,10 +134,27 @@ def _identify(source: Source) -> tuple[str, dict[str, np.ndarray]]:
 
 def _head(dialect: str, tensors) -> str:
     """Which of names.HEADS a file has."""
+    if _is_segmenter(tensors):
+        return 'pixels'
     norm = 'beit.pooler.layernorm.' if dialect == 'huggingface' else 'fc_norm.'
     if any(name.startswith('lm_head.') for name in tensors):
         return 'tokens'
     return 'mean' if any(name.startswith(norm) for name in tensors) else 'cls'
+
+
+def _without_empty_block(source: Source, tensors: dict) -> tuple[Source, dict]:
+    """The same without the block of zeros that our export appends to a segmenter of transformers (see `export.with_empty_block`)."""
+    depth, indices = (source.config.get(name) for name in ('num_hidden_layers', 'out_indices'))
+    last = [name for name in tensors if name.startswith(f'{names.HUGGINGFACE_BLOCK}{depth - 1}.')] if (
+        isinstance(depth, int) and isinstance(indices, list) and indices[-1:] == [depth]) else []
+    if not last or any(tensors[name].any() for name in last):
+        return source, tensors
+    config = source.config | {'num_hidden_layers': depth - 1}
+    return dataclasses.replace(source, config=config), {name: array for name, array in tensors.items() if name not in last}
+
+
+def _is_segmenter(tensors) -> bool:
+    return any(name.startswith('decode_head.') for name in tensors)
 
 
 def _sizes(by_path: dict[str, np.ndarray]) -> dict:
@@ -161,7 +187,10 @@ def _sizes(by_path: dict[str, np.ndarray]) -> dict:
     sizes = {'width': vote(('/norm1/scale', 0), ('patch_embedding/kernel', 0)), 'depth': depth, 'heads': vote(('bias/table', 1)),
              'hidden': vote(('/fc1/bias', 0), ('/fc1/kernel', 0), ('/fc2/kernel', 1)), 'patch_size': patch.shape[2],
              'vocabulary': vote(('projection/bias', 0), ('projection/kernel', 0)),
-             'num_classes': vote(('classes/bias', 0), ('classes/kernel', 0))}
+             'num_classes': vote(('/classes/bias', 0), ('/classes/kernel', 0), ('/classifier/bias', 0), ('/classifier/kernel', 0)),
+             'channels': vote(('head/fuse/conv/kernel', 0), ('/outputs/0/conv/kernel', 0)),
+             'auxiliary_channels': vote(('/auxiliary/layer/conv/kernel', 0), ('/auxiliary/layer/norm/scale', 0)),
+             'pools': 1 + max((int(path.split('/')[2]) for path in by_path if path.startswith('head/pools/')), default=-1)}
     check(sizes['hidden'] > 0, 'it has no MLP')
     return sizes | {'positions': positions[0], 'scaled': any(path.endswith('/scale1') for path in by_path), 'grid': [side, side],
                     'image_size': side * patch.shape[2]}
@@ -195,20 +224,35 @@ def _architecture(source: Source, sizes: dict, facts: Facts, head: str, mean, st
         size=next((name for name, preset in PRESETS.items() if preset == shape), 'base'), **shape, patch_size=sizes['patch_size'],
         positions=sizes['positions'], layer_scale=(facts.layer_scale or 0.1) if sizes['scaled'] else 0.0, drop_path=0.0,
         norm_eps=EncoderConfig.norm_eps if facts.norm_eps is None else facts.norm_eps)
-    kind = {'architecture': 'beit_masked_image_model', 'vocabulary': sizes['vocabulary']} if head == 'tokens' else {
-        'architecture': 'beit_classifier', 'num_classes': sizes['num_classes'] or facts.num_classes or 0, 'pooling': head}
+    if head == 'pixels':
+        kind, assumed_head = _segmenter(sizes, facts, encoder)
+        assumed += assumed_head
+    elif head == 'tokens':
+        kind = {'architecture': 'beit_masked_image_model', 'vocabulary': sizes['vocabulary']}
+    else:
+        kind = {'architecture': 'beit_classifier', 'num_classes': sizes['num_classes'] or facts.num_classes or 0, 'pooling': head}
     mean, std = mean or facts.mean, std or facts.std
     if not (mean and std):
         released = source.released
-        usual = IMAGENET if source.path.name.startswith('beitv2') else HALF
+        kin = 'segmenters' if head == 'pixels' else 'weights of BEiT v2' if source.path.name.startswith('beitv2') else 'weights of BEiT'
+        usual = HALF if kin == 'weights of BEiT' else IMAGENET
         if released is None:
-            assumed.append('nothing tells how its pixels were normalised: '
-                           + ('mean and std 0.5 are assumed, as for the released weights of BEiT' if usual is HALF else
-                              "ImageNet's mean and std are assumed, as for the released weights of BEiT v2"))
+            numbers = 'mean and std 0.5' if usual is HALF else "ImageNet's mean and std"
+            assumed.append(f'nothing tells how its pixels were normalised: {numbers} are assumed, as for the released {kin}')
         mean, std = mean or usual['mean'], std or usual['std']
     pictures = {'grid': sizes['grid'], 'image_size': sizes['image_size'], 'mean': list(mean), 'std': list(std),
-                'crop': facts.crop or usual_crop(sizes['image_size'])}
+                'crop': facts.crop or (1.0 if head == 'pixels' else usual_crop(sizes['image_size']))}
     return kind | dataclasses.asdict(encoder) | pictures, assumed
+
+
+def _segmenter(sizes: dict, facts: Facts, encoder: EncoderConfig) -> tuple[dict, list[str]]:
+    """(what the description of a segmenter has besides, what had to be assumed)."""
+    given = {name: value for name, value in facts.head.items() if value is not None}
+    uper = UperNetConfig(**given, channels=sizes['channels'], auxiliary_channels=sizes['auxiliary_channels']).fitted(encoder)
+    check('pool_scales' in given or sizes['pools'] == len(uper.pool_scales), f'it pools at {sizes["pools"]} scales, and nothing tells which')
+    taps = f'nothing tells which blocks are tapped: {list(uper.taps)} from 0 are assumed, as in the official configs'
+    return {'architecture': 'beit_segmenter', 'num_classes': sizes['num_classes'], 'head': dataclasses.asdict(uper),
+            'reduce_zero_label': facts.reduce_zero_label}, [] if 'taps' in given else [taps]
 
 
 def _differences(dialect: str, head: str, architecture: dict, facts: Facts, tensors) -> list[str]:
@@ -260,11 +304,18 @@ def _shapes(architecture: dict, dialect: str, head: str) -> dict[str, tuple[int,
 
 def huggingface_settings(architecture: dict) -> dict:
     """What config.json says of a model, under its names there, as far as the tensors show it."""
-    tokens = predicts_tokens(architecture)
-    return {'hidden_size': architecture['width'], 'num_hidden_layers': architecture['depth'], 'num_attention_heads': architecture['heads'],
-            'intermediate_size': architecture['hidden'], 'hidden_act': 'gelu', 'image_size': architecture['image_size'],
-            'patch_size': architecture['patch_size'], 'num_channels': 3,
-            'use_absolute_position_embeddings': architecture['positions'] == 'absolute',
-            'use_relative_position_bias': architecture['positions'] == 'layer_bias',
-            'use_shared_relative_position_bias': architecture['positions'] == 'shared_bias',
-            'use_mean_pooling': tokens or architecture['pooling'] == 'mean'} | ({'vocab_size': architecture['vocabulary']} if tokens else {})
+    tokens, pixels = predicts_tokens(architecture), segments(architecture)
+    settings = {
+        'hidden_size': architecture['width'], 'num_hidden_layers': architecture['depth'], 'num_attention_heads': architecture['heads'],
+        'intermediate_size': architecture['hidden'], 'hidden_act': 'gelu', 'image_size': architecture['image_size'],
+        'patch_size': architecture['patch_size'], 'num_channels': 3,
+        'use_absolute_position_embeddings': architecture['positions'] == 'absolute',
+        'use_relative_position_bias': architecture['positions'] == 'layer_bias',
+        'use_shared_relative_position_bias': architecture['positions'] == 'shared_bias',
+        'use_mean_pooling': tokens or pixels or architecture['pooling'] == 'mean'}
+    if pixels:
+        head = head_config(architecture)
+        settings |= {'pool_scales': list(head.pool_scales), 'use_auxiliary_head': bool(head.auxiliary_channels)}
+        settings |= {'auxiliary_channels': head.auxiliary_channels, 'auxiliary_num_convs': 1,
+                     'auxiliary_concat_input': False} if head.auxiliary_channels else {}
+    return settings | ({'vocab_size': architecture['vocabulary']} if tokens else {})

@@ -1,4 +1,7 @@
 """A start that is refused leaves a work directory as it was, so that the mended command works."""
+import json
+
+import jax
 import pytest
 
 from beit_jax.errors import RequestError
@@ -28,6 +31,30 @@ def test_what_differs_from_the_run_of_a_work_directory(tokenizer_dir, tmp_path):
         (tmp_path / FILE).write_text(damaged)
         with pytest.raises(RequestError, match=r'config.json is damaged .*: remove it'):
             config_changes(config(), tmp_path)
+
+
+def test_a_setting_that_came_later(tokenizer_dir, tmp_path):
+    """A run that began before there was a choice goes on as it was, and not otherwise."""
+    config = lambda **changed: task_config(tiny.settings(tokenizer_dir, **changed))
+    write_config(config(), tmp_path)
+    settings = json.loads((tmp_path / FILE).read_text())
+    del settings['optimizer']['schedule'], settings['ema_decay']
+    (tmp_path / FILE).write_text(json.dumps(settings))
+    assert config_changes(config(), tmp_path) == []
+    with pytest.raises(RequestError, match=r'\(config.ema_decay was 0.0, is 0.5\)'):
+        config_changes(config(ema_decay=0.5), tmp_path)
+
+
+def test_programs_are_kept_for_the_next_start(tmp_path):
+    kept = jax.config.jax_compilation_cache_dir
+    loop.keep_programs(tmp_path)
+    assert jax.config.jax_compilation_cache_dir == kept  # where the user wants them
+    try:
+        jax.config.update('jax_compilation_cache_dir', None)
+        loop.keep_programs(tmp_path)
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / 'compiled')
+    finally:
+        jax.config.update('jax_compilation_cache_dir', kept)
 
 
 def test_settings_that_cannot_train(tokenizer_dir):

@@ -111,5 +111,10 @@ def test_schedule():
         expected = 1.5e-3 * step / warmup if step < warmup else 1e-5 + (1.5e-3 - 1e-5) * cosine
         assert float(schedule(step)) == pytest.approx(expected, rel=1e-5), step
     assert float(schedule(47)) == pytest.approx(1e-5)
+    schedule = optimizers.learning_rate(OptimizerConfig(lr=7e-4, final_lr=1e-5, warmup_steps=11, schedule='linear'), 47, 1)
+    for step in range(60):
+        expected = 7e-4 * step / 11 if step < 11 else 1e-5 + (7e-4 - 1e-5) * max(0, 1 - (step - 11) / (47 - 11))
+        assert float(schedule(step)) == pytest.approx(expected, rel=1e-5), step
+    assert float(optimizers.learning_rate(OptimizerConfig(lr=7e-4, schedule='linear'), 47, 1)(0)) == pytest.approx(7e-4)
     with pytest.raises(RequestError, match='warm-up takes 50 of 47 steps'):
         optimizers.learning_rate(OptimizerConfig(warmup_steps=50), 47, 1)

@@ -7,13 +7,14 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from beit_jax.config import MeshConfig, OptimizerConfig
-from beit_jax.models.layers import TruncatedNormal, linear
+from beit_jax.models.layers import Constant, TruncatedNormal, linear, parameter
 from beit_jax.tasks import Task
 from beit_jax.train import optimizer as optimizers
 from beit_jax.train import step
-from beit_jax.train.sharding import make_mesh, put_batch
+from beit_jax.train.sharding import RULES, make_mesh, put_batch, state_shardings
 
 
 class Line(nnx.Module):
@@ -86,6 +87,41 @@ def test_what_is_not_finite_changes_nothing():
     assert states[-1]['skipped_steps'] == 3
     counts = [leaf for leaf in jax.tree.leaves(states[-1]['optimizer']) if leaf.dtype.kind == 'i']
     assert counts and all(count == 9 for count in counts)  # the schedule goes on
+
+
+class Measuring(Regression):
+    """Has running statistics, beside what is learned: those of its last batch."""
+
+    def __init__(self, accumulate_steps):
+        super().__init__(0.4)
+        self.config.batch_size, self.config.accumulate_steps = 8, accumulate_steps
+
+    def build(self, rngs):
+        line = Line(rngs)
+        line.running_mean = parameter(Constant(5.0), (3,), rngs)
+        return line
+
+    def loss(self, params, batch, keys_B, *, progress, train):
+        loss, sums = super().loss(params, batch, keys_B, progress=progress, train=train)
+        return loss, sums | {'weight': jnp.float32(len(batch['x'])), 'statistics': ({'running_mean': jnp.mean(batch['x'] ** 2, axis=0)}, 1.0)}
+
+
+@pytest.mark.parametrize('parts', [1, 2, 4])
+def test_running_statistics(parts):
+    """They become those of the batch, or the mean of those of its parts; the moving average takes them in, the optimizer leaves them alone."""
+    mesh, task = make_mesh(MeshConfig(), jax.devices()[:1]), Measuring(parts)
+    rules = ((r'running_mean$', jax.sharding.PartitionSpec()), *RULES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step, 'state_shardings', lambda mesh, tree: state_shardings(mesh, tree, rules))
+        optimizer = optimizers.make_optimizer(task.config.optimizer, lambda _: 0.1, step.abstract_params(task))
+        state = step.initial_state(task, optimizer, mesh, step.initial_params(task, 0))
+        x = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+        batch = {'x': x, 'y': np.ones((8, 5), np.float32), 'substituted': np.zeros(8, bool)}
+        before = jax.device_get(state)
+        state, _ = step.make_train_step(task, optimizer, lambda _: 0.1, mesh, 9)(state, put_batch(mesh, batch, 8))
+    np.testing.assert_allclose(state['params']['running_mean'], np.mean(x ** 2, axis=0), rtol=1e-5)
+    np.testing.assert_allclose(state['ema']['running_mean'], 0.1 * 5 + 0.9 * np.mean(x ** 2, axis=0), rtol=1e-5)
+    assert np.abs(state['params']['fc1']['kernel'] - before['params']['fc1']['kernel']).max() > 1e-2
 
 
 def test_no_moving_average_unless_asked():
