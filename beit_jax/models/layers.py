@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from beit_jax.models.attention import attend, row_major, weights
-from beit_jax.models.platform import target_platform
+from beit_jax.models.platform import keep_rows, target_platform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,7 +215,7 @@ class Block(nnx.Module):
 
     def __call__(self, x_BND, bias_HNN=None, keep_2B=None):
         """keep: float32 [2, B], what each image's attention and MLP branch is multiplied by (0 drops it), or None."""
-        x_BND = row_major(x_BND)
+        x_BND = row_major(keep_rows(x_BND))
         scale1_D, scale2_D = (None if scale is None else scale[...] for scale in (self.scale1, self.scale2))
         x_BND = self._add(x_BND, self.attention(self.norm1(x_BND), bias_HNN, scale1_D), keep_2B, 0)
         return self._add(x_BND, self.mlp(self.norm2(x_BND), scale2_D), keep_2B, 1)

@@ -19,6 +19,12 @@ def row_axes() -> tuple[str, ...]:
     return tuple(axis for axis in ROWS if axis in mesh.axis_names and axis not in mesh.manual_axes)
 
 
+def keep_rows(x: jax.Array) -> jax.Array:
+    """`x`, whose rows stay where those of the batch are. Inside a scan the compiler may else rather move tokens than parameters."""
+    axes = row_axes()
+    return jax.lax.with_sharding_constraint(x, P(axes, *[P.UNCONSTRAINED] * (x.ndim - 1))) if axes else x
+
+
 def by_rows(function: Callable, rows: jax.Array) -> jax.Array:
     """function(rows), a row for each. Devices compute their own, so that a loop ends when these are done and waits for no other device."""
     axes = row_axes()

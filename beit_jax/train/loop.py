@@ -118,7 +118,6 @@ class _Stepper:
         if self._before is None:
             jax.block_until_ready(metrics)
             self._log.say(f'the first step was done {time.perf_counter() - beit_jax.LAUNCHED:.1f} s after the launch')
-            self.clock.restart(number)
         jax.block_until_ready(self._before)  # one step is under way and one waits: enough for the device, and soon saved after a signal
         self._before = metrics
         self.write()
