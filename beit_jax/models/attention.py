@@ -15,7 +15,7 @@ from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from beit_jax.models.platform import HEADS, row_axes, target_platform
+from beit_jax.models.platform import HEADS, by_rows, row_axes, target_platform
 
 _IMAGES = 4  # a step of a kernel, at most
 _MAX_TOKENS = 640  # above, the weights of two heads do not fit on the chip
@@ -23,8 +23,9 @@ _MULTIPLE = 16  # rows of a tile of bfloat16: what the width of a head must be a
 
 
 def row_major(x):
-    """`x`; on a TPU in the layout that the kernels take. Left to itself, the compiler may lay tokens outermost, and copies then."""
-    return with_layout_constraint(x, Layout(tuple(range(x.ndim)))) if target_platform() == 'tpu' else x
+    """`x` [B, ...]; on a TPU in the layout that the kernels take. Left to itself, the compiler may lay tokens outermost, and copies then. By
+    rows, for over several slices it would gather a constrained array whole."""
+    return by_rows(lambda x: with_layout_constraint(x, Layout(tuple(range(x.ndim)))), x) if target_platform() == 'tpu' else x
 
 
 def attend(q_BND, k_BND, v_BND, query_bias_D, bias_HNN):
