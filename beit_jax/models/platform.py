@@ -26,6 +26,6 @@ def keep_rows(x: jax.Array) -> jax.Array:
 
 
 def by_rows(function: Callable, rows: jax.Array) -> jax.Array:
-    """function(rows), a row for each. Devices compute their own, so that a loop ends when these are done and waits for no other device."""
+    """function(rows), a row for each. Devices compute their own: a loop ends when these are done, and the compiler moves none of them."""
     axes = row_axes()
     return jax.shard_map(function, in_specs=P(axes), out_specs=P(axes), axis_names=set(axes), check_vma=False)(rows) if axes else function(rows)

@@ -83,9 +83,8 @@ def _examine(program, config, topology: str) -> dict:
         found.cycles += times * cycles[name, shapes]
         found.operations[f'{name} (a kernel, by its schedule)'] += times * cycles[name, shapes]
     return {'cycles': found.cycles, 'compile_seconds': seconds, 'arguments': memory.argument_size_in_bytes,
-            'temporaries': memory.temp_size_in_bytes,
-            'memory': _peak(memory),
-            'received': dict(found.received), 'operations': dict(found.operations.most_common(10))}
+            'temporaries': memory.temp_size_in_bytes, 'memory': _peak(memory), 'received': dict(found.received),
+            'operations': dict(found.operations.most_common(10))}
 
 
 def _peak(memory) -> int:
@@ -143,7 +142,7 @@ def report(result: dict) -> str:
             lines.append(f'  {cycles / part["cycles"]:6.1%} {cycles:>13,}  {operation[-100:]}')
         lines += [f'  received by {kind}: {size / 1e6:.1f} MB' for kind, size in part['received'].items()]
     lines += ['', f'start: {result["initial_state"] / 1e9:.2f} GB of state, made in {result["initial_memory"] / 1e9:.2f} GB; transfers between '
-              f'chips take {1e3 * result["transfer_seconds"]:.1f} ms of a step at the published rate of the links, if none overlaps',
+              f'chips take {1e3 * result["transfer_seconds"]:.1f} ms of a step at the published rate of links within a slice, if none overlaps',
               f'memory {result["memory"] / 1e9:.2f} of {result["memory_limit"] / 1e9:.2f} GB; a step {1e3 * result["step_seconds"]:.1f} ms; '
               f'{result["images_per_second"]:,.0f} images/s; utilisation {result["utilisation"]:.1%}']
     return '\n'.join(lines)
