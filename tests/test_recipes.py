@@ -1,15 +1,14 @@
 """Recipes as a person meets them: on the command line."""
+import dataclasses
 import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 
-from beit_jax.config import from_mapping
 from beit_jax.errors import RequestError
-from beit_jax.recipes import load_recipe
 from beit_jax.tasks import task_config
-from beit_jax.tools.study import Study
+from beit_jax.tools import fit_tokenizer, study
 from tests import tiny
 
 STUDIES = sorted((tiny.REPOSITORY / 'configs' / 'studies').glob('*.py'))
@@ -33,13 +32,16 @@ def test_every_recipe_and_variant(path):
 
 
 @pytest.mark.parametrize('path', STUDIES, ids=lambda path: path.stem)
-def test_every_study(path):
-    module = load(path)
-    study = from_mapping(Study, module.STUDY)
-    assert 'tools.study --study configs/studies/' in module.__doc__, 'the docstring tells how to run it'
-    for arm in study.arms.values():
-        for extra in ('', study.validation):
-            task_config(load_recipe(str(tiny.REPOSITORY / study.recipe), f'{arm},{extra}').to_dict())
+def test_every_study(path, monkeypatch):
+    """The settings of every run are valid."""
+    monkeypatch.chdir(tiny.REPOSITORY)
+    found, about = study.load_study(path)
+    assert f'tools.study --study=configs/studies/{path.name}' in about, 'the docstring tells how to run it'
+    for run in study.plan(dataclasses.replace(found, seeds=1), Path('w')):
+        if run.stage == 'fit_tokenizer':
+            fit_tokenizer._arguments().parse_args([*run.config('')['arguments'].split(), '--output', 'o'])
+        else:
+            task_config(study._load(run.recipe, run.settings))
 
 
 RECIPES = ('tokenizer_imagenet1k:v8192', 'pretrain_imagenet1k:base', 'pretrain_imagenet1k:large', 'pretrain_imagenet1k:base,vanilla',
@@ -56,7 +58,6 @@ def test_golden(name):
 
 
 def resolved(name: str) -> dict:
-    import dataclasses
     recipe, _, variant = name.partition(':')
     settings = task_config(load(tiny.REPOSITORY / 'configs' / f'{recipe}.py').get_config(variant).to_dict())
     return json.loads(json.dumps(dataclasses.asdict(settings)))

@@ -1,91 +1,261 @@
-"""Compares arms of a study: the same fine-tuning from different starts, over several seeds, each arm at the learning rate that did best on
-validation pictures. What is done already is not done again."""
-import dataclasses
-import json
-from pathlib import Path
-import runpy
-import statistics
-import sys
+"""Runs a study: arms that are pre-trained differently, or not at all, then fine-tuned alike, over several seeds.
 
+Each arm is fine-tuned at the learning rate that did best on validation pictures. Runs that are done are not done again and those that were
+stopped go on, so the same command continues a study. Started on several hosts that share the work directory, it shares the runs among them.
+"""
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import json
+import os
+from pathlib import Path
+import re
+import runpy
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+
+from beit_jax import records
 from beit_jax.config import check, from_mapping, one_of
 from beit_jax.recipes import load_recipe
-from beit_jax.records import whole_lines
 from beit_jax.tasks import task_config
-from beit_jax.tools import arguments
+from beit_jax.tools import arguments, study_report
 from beit_jax.train import loop
+from beit_jax.train.changes import settings_of
 
-CHOOSING_SEED = 1000
+# The stages before the fine-tuning, in order. Each gives what it leaves to the next: (where it lies in its folder, the setting for it).
+RESULTS = {'tokenizer': ('tokenizer', 'tokenizer.path'), 'fit_tokenizer': ('tokenizer', 'tokenizer.path'), 'pretrain': ('', 'init')}
+STAGES = (*RESULTS, 'finetune')
+CHOOSING_SEED = 1000  # of the runs that choose a learning rate: no arm is compared with it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
-    """A study file defines STUDY, a dict of these."""
-    recipe: str  # of the fine-tuning, a path below the working directory
-    arms: dict  # name -> what stands behind the recipe's colon
-    rates: tuple[float, ...] = ()  # learning rates to choose from; () takes each arm's own
-    seeds: int = 3
-    validation: str = ''  # settings of the runs that choose, behind the colon: other pictures to evaluate on
+    """A study file defines STUDY, a dict of these. `Settings` are what stands behind the colon of --config."""
+    recipes: dict  # stage -> 'RECIPE.py[:settings]'; of fit_tokenizer: its arguments
+    arms: dict  # name -> {stage: settings}: its stages, of STAGES; `line` and `x` place it in the plot, where `axis` is set
+    tasks: dict  # name -> settings: the fine-tunings that every arm gets
+    baseline: str = ''  # the arm that others are compared with, seed by seed
+    seeds: int = 3  # of the weights, the draws and the choice of labelled pictures, in every stage
+    rates: tuple[float, ...] = ()  # learning rates of the fine-tuning to choose from; (): that of the recipe
+    validation: str = ''  # settings of the runs that choose: other pictures to evaluate on
     metric: str = 'eval/accuracy'
+    axis: str = ''  # the plot's horizontal axis, in words; '': arms one below the other
+
+    def __post_init__(self):
+        check(bool(self.arms) and bool(self.tasks) and self.seeds > 0, 'a study needs arms, tasks and seeds.')
+        for name, arm in self.arms.items():
+            for stage in arm.keys() - {'line', 'x'}:
+                one_of(f'a stage of the arm {name!r}', stage, STAGES)
+                check(stage in self.recipes, f'the arm {name!r} has the stage {stage}, but recipes has none for it.')
+            check('finetune' in arm, f"the arm {name!r} has no 'finetune': give its settings, '' for the recipe's.")
+            check(not self.axis or {'line', 'x'} <= arm.keys(), f'the arm {name!r} has no line and x, which the axis {self.axis!r} takes.')
+        for names in (self.arms, self.tasks):
+            check(len(set(map(_as_name, names))) == len(names), f'some of these make the same name of a folder: {", ".join(names)}.')
+        check(self.baseline in ('', *self.arms), f'the baseline {self.baseline!r} is not an arm. Arms: {", ".join(self.arms)}.')
 
 
-def run_arm(study: Study, settings: str, seed: int, workdir: Path) -> float:
-    """The metric at the end of one run."""
-    config = task_config(load_recipe(study.recipe, ','.join(filter(None, (settings, f'seed={seed}', f'data.subset_seed={seed}')))))
-    print(f'== {workdir}', flush=True)
-    status = loop.train(config, workdir)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run of a study. What is in `folder`/result.json when it is done: {'config', 'metrics' of the last evaluation, 'seconds'}."""
+    folder: Path
+    stage: str
+    recipe: str
+    settings: str
+    needs: tuple['Run', ...] = ()  # the runs that must be done before
+    candidates: dict | None = None  # learning rate -> run: the best one's rate is taken
+    arm: str
+    task: str = ''
+    seed: int
+
+    @property
+    def chooses(self) -> bool:
+        """Whether it only helps to choose a learning rate."""
+        return self.seed == CHOOSING_SEED
+
+    @property
+    def result(self) -> dict | None:
+        path = self.folder / 'result.json'
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def config(self, metric: str) -> dict:
+        """All settings, once `needs` are done."""
+        if self.stage == 'fit_tokenizer':
+            return {'arguments': f'{self.recipe} {self.settings}'}
+        rate = ''
+        if self.candidates:
+            scores = {rate: run.result['metrics'][metric] for rate, run in self.candidates.items()}
+            rate = f'optimizer.lr={max(scores, key=scores.get):g}'
+        return settings_of(task_config(_load(self.recipe, self.settings, rate)))
+
+
+def plan(study: Study, workdir: Path) -> list[Run]:
+    """All runs, each behind those that it needs, in the order in which they are started. Arms share the stages that they have in common."""
+    runs = {}
+
+    def add(*folder: str, **what) -> Run:
+        path = workdir.joinpath(*map(_as_name, folder))
+        return runs.setdefault(path, Run(folder=path, **what))
+
+    for seed in range(study.seeds):
+        for arm, stages in study.arms.items():
+            needs, given, history = (), '', ''
+            for stage in (stage for stage in RESULTS if stage in stages):
+                history = '+'.join(filter(None, (history, stages[stage])))
+                settings = f'{stages[stage]} --seed {seed}' if stage == 'fit_tokenizer' else _joined(stages[stage], given, f'seed={seed}')
+                made = add(stage, history or 'plain', f'seed{seed}', stage=stage, recipe=study.recipes[stage], settings=settings, needs=needs,
+                           arm=arm, seed=seed)
+                place, setting = RESULTS[stage]
+                needs, given = (made,), f'{setting}={made.folder / place}'
+            for task, of_task in study.tasks.items():
+                tune = functools.partial(add, 'finetune', arm, task, stage='finetune', recipe=study.recipes['finetune'], arm=arm, task=task)
+                settings = _joined(stages['finetune'], of_task, given)
+                # made with the first seed's encoder, and there already for the other seeds
+                candidates = {rate: tune(f'choose_lr{rate:g}', needs=needs, seed=CHOOSING_SEED, settings=_joined(
+                    settings, study.validation, f'optimizer.lr={rate:g}', _seeds(CHOOSING_SEED))) for rate in study.rates}
+                tune(f'seed{seed}', needs=(*needs, *candidates.values()), candidates=candidates, seed=seed,
+                     settings=_joined(settings, _seeds(seed)))
+    return list(runs.values())
+
+
+def _as_name(text: str) -> str:
+    """Of a file or folder."""
+    return re.sub(r'[^\w.=+-]+', '_', text)
+
+
+def _joined(*settings: str) -> str:
+    return ','.join(filter(None, settings))
+
+
+def _seeds(seed: int) -> str:
+    return f'seed={seed},data.subset_seed={seed}'
+
+
+def _load(recipe: str, *settings: str):
+    path, _, variant = recipe.partition(':')
+    return load_recipe(path, _joined(variant, *settings))
+
+
+def work(runs: list[Run], metric: str) -> None:
+    """Does the runs that nobody else does, until all are done."""
+    waited = False
+    while unfinished := [run for run in runs if run.result is None]:
+        for run in unfinished:
+            if all(need.result for need in run.needs) and _do(run, metric, f'{len(runs) - len(unfinished) + 1} of {len(runs)}'):
+                break
+        else:
+            if not waited:
+                print('waiting for runs of other processes', flush=True)
+            waited = True
+            time.sleep(1)
+
+
+def _do(run: Run, metric: str, number: str) -> bool:
+    """Whether the run was ours to do; then it is done. A lock says whose it is, which the system takes from a process that ends."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with (run.folder / 'lock').open('w') as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        if run.result is not None:
+            return True
+        began, config = time.perf_counter(), run.config(metric)
+        with (run.folder / 'log.txt').open('a', buffering=1) as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+            metrics = _fit(config, run.folder / 'tokenizer') if run.stage == 'fit_tokenizer' else _train(config, run.folder)
+        seconds = round(time.perf_counter() - began, 1)
+        records.write(run.folder / 'result.json', {'config': config, 'metrics': metrics, 'seconds': seconds}, indent=1)
+        shown = f'  {metric} {metrics[metric]:.4f}' if metric in metrics else ''
+        print(f'run {number}: {run.folder}{shown}  ({seconds:.0f} s)', flush=True)
+    return True
+
+
+def _train(settings: dict, folder: Path) -> dict:
+    """The metrics of the last evaluation."""
+    status = loop.train(task_config(settings), folder)
+    jax.clear_caches()  # a study may have hundreds of runs
     if status:
         sys.exit(status)
-    rows = [json.loads(line) for line in whole_lines(workdir / 'metrics.jsonl')]
-    return round([row[study.metric] for row in rows if study.metric in row][-1], 6)
+    rows = [json.loads(line) for line in records.whole_lines(folder / 'metrics.jsonl')]
+    return [evaluated for row in rows if (evaluated := {name: value for name, value in row.items() if name.startswith('eval/')})][-1]
 
 
-def choose_rate(study: Study, settings: str, workdir: Path) -> float | None:
-    """The learning rate that does best on the validation pictures, with a seed that no arm is tested with; None: the arm's own."""
-    if len(study.rates) < 2:
-        return study.rates[0] if study.rates else None
-    scores = {rate: run_arm(study, f'{settings},{study.validation},optimizer.lr={rate:g}', CHOOSING_SEED, workdir / f'choose_lr{rate:g}')
-              for rate in study.rates}
-    return max(scores, key=scores.get)
+def _fit(settings: dict, folder: Path) -> dict:
+    if not folder.exists():
+        command = [sys.executable, '-m', 'beit_jax.tools.fit_tokenizer', *shlex.split(settings['arguments']), '--output', str(folder)]
+        done = subprocess.run(command, check=False, stdout=sys.stdout, stderr=sys.stderr)
+        check(done.returncode == 0, f'{shlex.join(command)} failed: see {folder.parent / "log.txt"}.')
+    return {}
+
+
+def _check_done(runs: list[Run], metric: str) -> None:
+    """Refuses a work directory with results of other settings than these."""
+    for run in runs:
+        if run.result and all(need.result for need in run.needs):
+            differing = records.differences(run.result['config'], run.config(metric))
+            check(not differing, f'{run.folder} was run with other settings ({"; ".join(differing[:3])}): remove it, or give another --workdir.')
 
 
 def run(options) -> None:
-    study = _load(options.study)
+    study, about = load_study(options.study)
     for name in options.arms:
         one_of('--arms', name, study.arms)
-    changes = {'seeds': options.seeds or study.seeds, 'rates': study.rates if options.choose_rates else (),
-               'arms': {name: settings for name, settings in study.arms.items() if name in options.arms or not options.arms}}
-    study, workdir, rows = dataclasses.replace(study, **changes), Path(options.workdir), []
-    for name, arm in study.arms.items():
-        folder = workdir / name.replace(' ', '_').replace(',', '')
-        rate = choose_rate(study, arm, folder)
-        settings = arm if rate is None else f'{arm},optimizer.lr={rate:g}'
-        config = load_recipe(study.recipe, settings)
-        values = [run_arm(study, settings, seed, folder / f'lr{config.optimizer.lr:g}_seed{seed}') for seed in range(study.seeds)]
-        rows.append({'arm': name, 'lr': config.optimizer.lr, 'steps': config.total_steps, 'values': values, 'mean': statistics.fmean(values),
-                     'deviation': statistics.stdev(values) if len(values) > 1 else None})
-    (workdir / 'results.json').write_text(json.dumps(rows, indent=1) + '\n')
-    width = max(len(row['arm']) for row in rows)
-    print(f'{study.metric} over {study.seeds} seed{"s" * (study.seeds > 1)} of {study.recipe}:')
-    for row in rows:
-        spread = '' if row['deviation'] is None else f' +- {row["deviation"]:.3f}  ({", ".join(f"{value:.3f}" for value in row["values"])})'
-        print(f'  {row["arm"]:{width}}  {row["steps"]:5} steps at lr {row["lr"]:g}  {row["mean"]:.3f}{spread}')
+    check(options.processes >= 0, f'--processes={options.processes}: use 1 or more, or 0 to write the report only.')
+    check(',' not in options.workdir, f'--workdir={options.workdir}: use a path without commas.')
+    kept = {name: arm for name, arm in study.arms.items() if name in options.arms or not options.arms}
+    study = dataclasses.replace(study, arms=kept, baseline=study.baseline if study.baseline in kept else '',
+                                seeds=options.seeds or study.seeds, rates=study.rates if options.choose_rates else ())
+    workdir = Path(options.workdir)
+    runs = plan(study, workdir)
+    _check_done(runs, study.metric)
+    if options.processes == 1:
+        work(runs, study.metric)
+    elif options.processes:
+        _start_processes(options.processes)
+    if options.report:
+        study_report.write(study, runs, workdir, about, options.study)
 
 
-def _load(path: str) -> Study:
+def _start_processes(number: int) -> None:
+    """The same command so many times, each with its share of this machine's cores; ends with the status of one that failed."""
+    cores, command = sorted(os.sched_getaffinity(0)), [sys.executable, '-m', 'beit_jax.tools.study', *sys.argv[1:], '--processes', '1',
+                                                     '--report', 'false']
+    children = []
+    for i in range(number):
+        os.sched_setaffinity(0, cores[i::number] or cores)
+        children.append(subprocess.Popen(command))
+    os.sched_setaffinity(0, cores)
+    signal.signal(signal.SIGTERM, lambda *_: [child.terminate() for child in children])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the children too, who end in their way
+    statuses = [child.wait() for child in children]
+    if any(statuses):
+        sys.exit(max(statuses))
+
+
+def load_study(path: str) -> tuple[Study, str]:
+    """(the study of a file, its docstring)."""
     check(Path(path).is_file(), f'--study={path}: there is no such file. Studies are in configs/studies/.')
     names = runpy.run_path(path)
     check('STUDY' in names, f'--study={path} defines no STUDY.')
-    return from_mapping(Study, names['STUDY'])
+    return from_mapping(Study, names['STUDY']), names['__doc__'] or ''
 
 
 def _arguments():
-    parser = arguments.parser('study', __doc__, 'python -m beit_jax.tools.study --study configs/studies/quickstart.py --workdir runs/study')
+    parser = arguments.parser('study', __doc__, 'python -m beit_jax.tools.study --study=configs/studies/quickstart.py --workdir=runs/study')
     parser.add_argument('--study', required=True, help='a file of configs/studies')
-    parser.add_argument('--workdir', required=True, help='where every run and results.json go')
+    parser.add_argument('--workdir', required=True, help='where every run, results.csv and report.md go')
+    parser.add_argument('--processes', type=int, default=1, help='runs at a time on this machine, each on its share of the cores (1); 0: no '
+                        'run, a report of what is there')
     parser.add_argument('--seeds', type=int, default=0, help='how many, instead of the study\'s')
     parser.add_argument('--arms', nargs='+', default=[], help='only these (all)')
     parser.add_argument('--choose_rates', type=arguments.true_or_false, default=True,
                         help='whether to choose the learning rate of each arm, or to take that of the recipe (true)')
+    parser.add_argument('--report', type=arguments.true_or_false, default=True, help='whether to write the report (true)')
     return parser
 
 

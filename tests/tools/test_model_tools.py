@@ -1,6 +1,5 @@
-"""predict, attention and study: what they write, against the model itself, and what they refuse."""
+"""predict and attention: what they write, against the model itself, and what they refuse."""
 import csv
-import json
 
 from flax import nnx
 import jax
@@ -11,7 +10,7 @@ import pytest
 from beit_jax.data.shapes import SHAPES, ShapesSource
 from beit_jax.errors import RequestError
 from beit_jax.tasks import make_task, task_config
-from beit_jax.tools import attention, predict, study
+from beit_jax.tools import attention, predict
 from beit_jax.tools.reconstruct import CELL, GAP, TITLE
 from beit_jax.weights.models import load_model
 from tests import tiny
@@ -136,31 +135,3 @@ def test_bad_requests(tool, arguments, message, classifier, images):
 def test_a_model_without_classes(pretrained, images):
     with pytest.raises(RequestError, match='has no classes: fine-tune it first'):
         predict.run(options(predict, '--checkpoint', pretrained[2], '--images', images[2]))
-
-
-def test_study(tmp_path, monkeypatch, capsys):
-    """Each arm is run at the rate that did best on the validation pictures, with the seeds; what is there is not run again."""
-    ran = []
-
-    def train(config, workdir):
-        ran.append(workdir.relative_to(tmp_path))
-        workdir.mkdir(parents=True, exist_ok=True)
-        by_rate = {0.001: 0.4, 0.002: 0.5, 0.004: 0.7, 0.008: 0.6, 0.016: 0.2}
-        score = by_rate[config.optimizer.lr] - 0.2 * (not config.init) + 0.01 * (config.seed % 10)
-        assert config.data.evaluate_split == ('validation' if workdir.name.startswith('choose') else '')
-        assert config.data.subset_seed == config.seed
-        (workdir / 'metrics.jsonl').write_text(json.dumps({'step': 1, 'eval/accuracy': score}) + '\n')
-        return 0
-    monkeypatch.setattr(study.loop, 'train', train)
-    monkeypatch.chdir(tiny.REPOSITORY)
-    study.run(options(study, '--study', 'configs/studies/quickstart.py', '--workdir', tmp_path))
-    rows = json.loads((tmp_path / 'results.json').read_text())
-    assert [row['arm'] for row in rows] == ['pre-trained', 'from scratch', 'pre-trained, longer', 'from scratch, longer']
-    assert all(row['lr'] == 0.004 for row in rows) and [row['steps'] for row in rows] == [200, 200, 800, 800]
-    assert rows[0]['values'] == pytest.approx([0.70, 0.71, 0.72]) and rows[1]['mean'] == pytest.approx(0.51)
-    assert rows[0]['deviation'] == pytest.approx(0.01) and len(ran) == 4 * 8 and len(set(ran)) == len(ran)
-    assert '0.710 +- 0.010' in capsys.readouterr().out
-    study.run(options(study, '--study', 'configs/studies/quickstart.py', '--workdir', tmp_path / 'one', '--seeds', 1, '--choose_rates', 'false'))
-    assert len(ran) == 4 * 8 + 4
-    with pytest.raises(RequestError, match='Studies are in configs/studies/'):
-        study.run(options(study, '--study', 'nothing.py', '--workdir', tmp_path))

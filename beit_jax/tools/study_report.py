@@ -1,0 +1,147 @@
+"""What a study found: `results.csv` (a line a run), `report.md` (tables) and `report.png` (mean and deviation of each arm)."""
+import csv
+from importlib.metadata import version
+import os
+from pathlib import Path
+import platform
+import statistics
+
+import jax
+import matplotlib
+from matplotlib.figure import Figure
+
+matplotlib.use('Agg')
+VERSIONS = ('jax', 'flax', 'optax', 'numpy')
+PRETRAINING = ('eval/token_accuracy', 'eval/majority_accuracy', 'eval/token_perplexity', 'eval/loss')
+
+
+def write(study, runs: list, workdir: Path, about: str, path: str) -> None:
+    """Writes the three files of the runs that are done, and prints the table. about: the study file's docstring; path: of that file."""
+    done = [run for run in runs if run.result]
+    _write_csv(done, workdir)
+    _plot(study, done, workdir / 'report.png')
+    table, hours = _table(study, done), sum(run.result['seconds'] for run in done) / 3600
+    missing = f' {len(runs) - len(done)} of {len(runs)} runs are missing.' if len(done) < len(runs) else ''
+    lines = [f'# {about.strip().splitlines()[0]}', '', f'`python -m beit_jax.tools.study --study={path} --workdir={workdir}`', '',
+             f'{_machine()}. {len(done)} runs, {hours:.2f} hours of one process.{missing}', '', *table, '',
+             '![mean and deviation of each arm](report.png)', '', *_pretraining_table(done)]
+    (workdir / 'report.md').write_text('\n'.join(lines).rstrip() + '\n')
+    print('\n'.join(table), f'\n-> {workdir / "report.md"}, report.png, results.csv')
+
+
+def scores(done: list, metric: str) -> dict[tuple[str, str], dict[int, float]]:
+    """{(arm, task): {seed: the metric}} of the fine-tunings that are compared."""
+    found = {}
+    for run in done:
+        if run.stage == 'finetune' and not run.chooses:
+            found.setdefault((run.arm, run.task), {})[run.seed] = run.result['metrics'][metric]
+    return found
+
+
+def _spread(numbers, digits: int, sign: str = '') -> str:
+    """'mean +- deviation', which is that of a sample; of one number itself."""
+    numbers = list(numbers)
+    deviation = f' +- {statistics.stdev(numbers):.{digits}f}' if len(numbers) > 1 else ''
+    return f'{statistics.fmean(numbers):{sign}.{digits}f}{deviation}'
+
+
+def _in_words(metric: str) -> str:
+    return metric.removeprefix('eval/').replace('_', ' ')
+
+
+def _row(*cells: str) -> str:
+    return f'| {" | ".join(cells)} |'
+
+
+def _table(study, done):
+    found = scores(done, study.metric)
+    rates = {(run.arm, run.task): run.result['config']['optimizer']['lr'] for run in done if run.stage == 'finetune' and not run.chooses}
+
+    def cell(arm, task):
+        if (arm, task) not in found:
+            return '-'
+        percent = {seed: 100 * score for seed, score in found[arm, task].items()}
+        others = {seed: 100 * score for seed, score in found.get((study.baseline, task), {}).items()} if arm != study.baseline else {}
+        differences = [percent[seed] - others[seed] for seed in percent if seed in others]
+        rate = rates[arm, task]
+        at_edge = len(study.rates) > 1 and rate in (min(study.rates), max(study.rates))
+        return '; '.join([f'{_spread(percent.values(), 1)} ({len(percent)})', *([_spread(differences, 1, '+')] if differences else []),
+                          f'lr {rate:g}{" (edge)" if at_edge else ""}'])
+
+    legend = f'In percent: mean +- deviation of {_in_words(study.metric)} over seeds (how many)'
+    legend += f'; what it is ahead of "{study.baseline}" with the same seed' if study.baseline else ''
+    legend += '; learning rate' + (', the best on validation pictures.' if study.rates else '.')
+    return [_row(_in_words(study.metric), *study.tasks), '|-' * (1 + len(study.tasks)) + '|',
+            *(_row(arm, *(cell(arm, task) for task in study.tasks)) for arm in study.arms), '', legend]
+
+
+def _pretraining_table(done):
+    """What pre-training says of itself. Tokens differ in how hard they are to predict: it does not tell which encoder is the best one."""
+    results = {}
+    for run in done:
+        if run.stage == 'pretrain':
+            results.setdefault(run.folder.parent.name, []).append(run.result)
+    rows = []
+    for name, each in results.items():
+        seen = each[0]['config']['total_steps'] * each[0]['config']['batch_size']
+        rows.append(_row(name, f'{seen:,}', *(_spread((result['metrics'][metric] for result in each), 3) if metric in each[0]['metrics'] else '-'
+                                              for metric in PRETRAINING)))
+    return [_row('pre-training', 'pictures seen', *map(_in_words, PRETRAINING)), '|-' * (2 + len(PRETRAINING)) + '|', *rows] if rows else []
+
+
+def _plot(study, done, path):
+    found = {key: [100 * score for score in by_seed.values()] for key, by_seed in scores(done, study.metric).items()}
+    if not found:
+        return
+    size = (5.5 * len(study.tasks), 4) if study.axis else (4 * len(study.tasks) + 1.5, 0.42 * len(study.arms) + 1.3)
+    figure = Figure(figsize=size, layout='constrained')
+    for axes, task in zip(figure.subplots(1, len(study.tasks), squeeze=False)[0], study.tasks):
+        shown = {arm: found[arm, task] for arm in study.arms if (arm, task) in found}
+        _draw_lines(axes, shown, study) if study.axis else _draw_rows(axes, shown)
+        axes.set(title=task, **{'ylabel' if study.axis else 'xlabel': f'{_in_words(study.metric)}, %'})
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
+def _means_and_deviations(shown: dict) -> tuple[list[float], list[float]]:
+    return [statistics.fmean(each) for each in shown.values()], [statistics.stdev(each) if len(each) > 1 else 0.0 for each in shown.values()]
+
+
+def _draw_lines(axes, shown, study):
+    for line in dict.fromkeys(study.arms[arm]['line'] for arm in shown):
+        of_line = {arm: each for arm, each in shown.items() if study.arms[arm]['line'] == line}
+        axes.errorbar([study.arms[arm]['x'] for arm in of_line], *_means_and_deviations(of_line), fmt='o-', capsize=3, label=line)
+    axes.set_xlabel(study.axis)
+    axes.legend(frameon=False)
+
+
+def _draw_rows(axes, shown):
+    means, deviations = _means_and_deviations(shown)
+    axes.errorbar(means, list(shown), xerr=deviations, fmt='o', capsize=4)
+    for arm, each in shown.items():
+        axes.plot(each, [arm] * len(each), '|', color='grey', zorder=0)
+    axes.margins(y=0.15)
+    axes.invert_yaxis()
+
+
+def _write_csv(done, workdir):
+    rows = []
+    for run in done:
+        config = run.result['config']
+        rows.append({'stage': run.stage, 'arm': run.arm, 'task': run.task, 'seed': run.seed, 'chooses': int(run.chooses),
+                     'lr': config.get('optimizer', {}).get('lr', ''), 'steps': config.get('total_steps', ''),
+                     'batch_size': config.get('batch_size', ''), 'seconds': run.result['seconds'], 'folder': run.folder.relative_to(workdir)}
+                    | {name: f'{value:.6g}' for name, value in run.result['metrics'].items()})
+    with (workdir / 'results.csv').open('w', newline='') as file:
+        writer = csv.DictWriter(file, dict.fromkeys(name for row in rows for name in row), restval='')
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _machine() -> str:
+    cpu = Path('/proc/cpuinfo')
+    names = [line.partition(':')[2].strip() for line in cpu.read_text().splitlines() if line.startswith('model name')] if cpu.is_file() else []
+    device = jax.devices()[0]
+    accelerators = '' if device.platform == 'cpu' else f', {jax.device_count()} x {device.device_kind}'
+    versions = ', '.join(f'{name} {version(name)}' for name in VERSIONS)
+    return f'{[*names, platform.machine()][0]}, {os.cpu_count()} cores{accelerators}; Python {platform.python_version()}, {versions}'
