@@ -6,7 +6,7 @@ from beit_jax.config import check, one_of
 
 SOURCES = ('shapes', 'folder', 'tfds')
 IMAGE_OPS = ('simd', 'tensorflow')
-LEVELS = ('easy', 'medium', 'hard')
+LEVELS = ('easy', 'rotated', 'textured', 'cluttered', 'occluded', 'medium', 'hard')  # of `shapes`, as data/shapes.py explains them
 IGNORED = 255  # in a label map: a pixel of no class
 
 
@@ -21,7 +21,7 @@ class DataConfig:
     evaluate_split: str = ''  # tfds: held-out split; '' holds out a share of `split`. shapes: which other pictures; '' is `evaluate`
     labels_per_class: int = 0  # train on so many examples of each class only; 0: on all
     subset_seed: int = 0  # which examples these are
-    level: str = 'easy'  # shapes: how hard the pictures are
+    level: str = 'easy'  # shapes: how hard the pictures are; see data/shapes.py
     num_examples: int = 20_000  # shapes
     num_evaluate_examples: int = 2_000  # shapes
     image_size: int = 224
