@@ -34,6 +34,7 @@ class EncoderConfig:
     layer_scale: float = 0.1  # initial value; 0 leaves LayerScale out
     norm_eps: float = 1e-6  # of the LayerNorms; weights from Hugging Face's hub run with 1e-12
     drop_path: float = 0.1  # of the last block; grows linearly from 0
+    init_std: float = 0.02  # deviation of initial weights, cut there in pre-training; narrow models learn sooner from larger ones
     unroll: int = 1  # blocks per step of the scan; the depth or more: no scan, slower to compile
     remat: bool = False  # recompute the blocks in the backward pass
     remat_policy: str = 'nothing'  # what remat still saves: nothing | dots
@@ -47,6 +48,7 @@ class EncoderConfig:
                 object.__setattr__(self, name, value)
         check(self.width % self.heads == 0, f'config.model.width {self.width} is not a multiple of config.model.heads {self.heads}.')
         check(self.patch_size > 0 and self.unroll > 0, 'config.model.patch_size and config.model.unroll must be at least 1.')
+        check(self.init_std > 0, f'config.model.init_std is {self.init_std}: use a positive number.')
         check(0 <= self.drop_path < 1, f'config.model.drop_path is {self.drop_path}: use a share from 0 up to but not including 1.')
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -67,7 +69,7 @@ class Encoder(nnx.Module):
         """
         self.config, self.grid_shape, self.dtype = config, grid, dtype
         patches, width, inputs = grid[0] * grid[1], config.width, config.patch_size ** 2 * 3
-        kernel_init = TruncatedNormal() if masked else TruncatedNormal(bound=2.0)
+        kernel_init = TruncatedNormal(config.init_std, config.init_std if masked else 2.0)
         patch_init, patch_bias_init = (kernel_init, Constant(0.0)) if masked else (Uniform(inputs ** -0.5),) * 2
         self.patch_embedding = linear(inputs, width, patch_init, bias_init=patch_bias_init, dtype=dtype, rngs=rngs)
         self.cls_token = parameter(kernel_init, (width,), rngs)

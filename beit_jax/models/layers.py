@@ -19,8 +19,8 @@ from beit_jax.models.platform import keep_rows, target_platform
 @dataclasses.dataclass(frozen=True)
 class TruncatedNormal:
     """Normal draws of deviation `std`, cut at +-`bound` (absolute). BEiT cuts at ONE deviation."""
-    std: float = 0.02
-    bound: float = 0.02
+    std: float
+    bound: float
 
     def __call__(self, key, shape, dtype=jnp.float32, **_):
         cut = self.bound / self.std

@@ -1,4 +1,5 @@
-"""The curves of a run: every metric of metrics.jsonl over the steps, as one picture; evaluations are dots."""
+"""The curves of a run: every metric of metrics.jsonl over the steps, as one picture; evaluations are dots. With --reference, another run's
+curves lie beside them: docs/results/quickstart has those of a normal run of the quickstart."""
 import json
 import math
 from pathlib import Path
@@ -26,13 +27,16 @@ def read_metrics(path: Path) -> dict[str, tuple[list[int], list[float]]]:
     return series
 
 
-def draw(series: dict) -> Figure:
+def draw(series: dict, reference: dict) -> Figure:
     names = sorted(name for name in series if not name.startswith('eval/'))
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(4.2 * columns, 2.8 * rows), layout='constrained')
     for number, name in enumerate(names, start=1):
         axes = figure.add_subplot(rows, columns, number)
+        if name in reference:
+            axes.plot(*reference[name], color='lightgrey', linewidth=3, label='reference')
+            axes.legend(frameon=False)
         axes.plot(*series[name])
         if f'eval/{name}' in series:
             axes.plot(*series[f'eval/{name}'], 'o', label='held out')
@@ -44,18 +48,24 @@ def draw(series: dict) -> Figure:
 
 
 def run(options) -> None:
-    path = Path(options.workdir) / 'metrics.jsonl'
-    check(path.is_file(), f'--workdir={options.workdir}: there is no metrics.jsonl; give the work directory of a run.')
+    series, reference = _read('--workdir', options.workdir), _read('--reference', options.reference) if options.reference else {}
+    Path(options.output).parent.mkdir(parents=True, exist_ok=True)
+    draw(series, reference).savefig(options.output, dpi=100)
+    print(f'{len(series)} curves -> {options.output}')
+
+
+def _read(option, folder):
+    path = Path(folder) / 'metrics.jsonl'
+    check(path.is_file(), f'{option}={folder}: there is no metrics.jsonl; give the work directory of a run.')
     series = read_metrics(path)
     check(bool(series), f'{path} is empty: the run has not logged a step yet.')
-    Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-    draw(series).savefig(options.output, dpi=100)
-    print(f'{len(series)} curves -> {options.output}')
+    return series
 
 
 def _arguments():
     parser = arguments.parser('curves', __doc__, 'python -m beit_jax.tools.curves --workdir runs/quickstart/pretrain --output curves.png')
     parser.add_argument('--workdir', required=True, help='work directory of a run')
+    parser.add_argument('--reference', default='', help='work directory of a run to compare with (none)')
     parser.add_argument('--output', required=True, help='the PNG to write')
     return parser
 

@@ -9,7 +9,8 @@ from beit_jax.models.encoder import EncoderConfig
 from beit_jax.weights.checkpoint import is_checkpoint, load_params
 from beit_jax.weights.torch_models import convert, examine
 
-LATER = {'norm_eps': EncoderConfig.norm_eps, 'crop': 1.0}  # entries that older descriptions, or those of pre-training, do not have
+# entries that older descriptions, or those of pre-training, do not have
+LATER = {'norm_eps': EncoderConfig.norm_eps, 'init_std': EncoderConfig.init_std, 'crop': 1.0}
 
 
 def load_weights(path: str, place: Callable | None = None) -> tuple[dict, dict]:

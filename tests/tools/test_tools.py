@@ -55,6 +55,8 @@ def test_predicted_pictures(workdir):
 def test_curves(workdir, tmp_path):
     curves.run(options(curves, '--workdir', workdir, '--output', tmp_path / 'c.png'))
     assert Image.open(tmp_path / 'c.png').size[0] > 500
+    curves.run(options(curves, '--workdir', workdir, '--reference', workdir, '--output', tmp_path / 'r.png'))
+    assert (tmp_path / 'r.png').stat().st_size > (tmp_path / 'c.png').stat().st_size
     steps, values = curves.read_metrics(workdir / 'metrics.jsonl')['loss']
     assert steps == [1, 2, 3] and len(values) == 3
 

@@ -19,7 +19,7 @@ from beit_jax.train.sharding import RULES, make_mesh, put_batch, state_shardings
 
 class Line(nnx.Module):
     def __init__(self, rngs):
-        self.fc1 = linear(3, 5, TruncatedNormal(), dtype='float32', rngs=rngs)
+        self.fc1 = linear(3, 5, TruncatedNormal(0.02, 0.02), dtype='float32', rngs=rngs)
 
 
 class Regression(Task):
