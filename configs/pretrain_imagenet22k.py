@@ -2,7 +2,7 @@
 
     python main.py --config=configs/pretrain_imagenet22k.py:large --workdir=DIR --config.data.path=/imagenet22k --config.tokenizer.path=TOKENIZER
 
-Variants as in pretrain_imagenet1k.py. Pixels are normalised with mean and deviation 0.5, and the warm-up is 10,000 steps.
+Variants are the first four of pretrain_imagenet1k.py. Pixels are normalised with mean and deviation 0.5, and the warm-up is 10,000 steps.
 
 Expected after fine-tuning on ImageNet-1k, from the official README (not measured here): base plus 83.7 % top-1 (85.2 % with intermediate
 fine-tuning on 22k labels), large plus 86.0 % (87.4 %).

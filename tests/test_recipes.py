@@ -68,6 +68,9 @@ def test_variants_and_settings_behind_the_colon():
     config = module.get_config('large,vanilla,epochs=300,data.path=/x,data.flip=false')
     assert (config.model.size, config.model.positions, config.epochs, config.data.path, config.data.flip) == (
         'large', 'absolute', 300.0, '/x', False)
+    for variant, expected in (('pixels,random', ('pixels', 'masked', 'random')), ('unmasked,pixels', ('pixels', 'all', 'none'))):
+        config = task_config(module.get_config(variant).to_dict())
+        assert (config.target, config.predict, config.mask.kind) == expected
     with pytest.raises(RequestError, match=r"no variant 'huge'. Variants: base, large"):
         module.get_config('huge')
     with pytest.raises(RequestError, match=r'config.data.pth is not a setting. Did you mean data.path\?'):

@@ -21,6 +21,11 @@ def normalize(images_BHWC, mean, std):
     return (images_BHWC - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
 
 
+def patch_statistics(patches_BPV):
+    """(mean, deviation) of all values of each patch, float32 [..., 1]; the deviation, sqrt(variance + 1e-6), is never 0."""
+    return jnp.mean(patches_BPV, axis=-1, keepdims=True), jnp.sqrt(jnp.var(patches_BPV, axis=-1, keepdims=True) + 1e-6)
+
+
 def draw_jitter(key, strengths: tuple[float, float, float]):
     """(order int32 [3], factors float32 [3]): brightness 0, contrast 1, saturation 2 in random order, each by a factor in 1 +- strength."""
     order_key, factor_key = jax.random.split(key)

@@ -1,4 +1,5 @@
-"""Which patches are hidden: blockwise masks (paper, Algorithm 1, as masking_generator.py does it) and uniformly random ones.
+"""Which patches are hidden: blockwise masks (paper, Algorithm 1, as masking_generator.py does it), uniformly random ones (section
+3.3, Table 4: without blockwise masking), or none at all (without masking).
 
 Pure functions of a key, jitted and vectorised, so that masks are drawn on the device inside the step.
 Shape legend: B images, h w rows and columns of patches, P = h * w, K slots.
@@ -14,26 +15,30 @@ import jax.numpy as jnp
 from beit_jax.config import check, one_of
 from beit_jax.models.platform import by_rows
 
-KINDS = ('blockwise', 'random')
+KINDS = ('blockwise', 'random', 'none')
 ATTEMPTS = 10  # for one block; a block that fails as often ends the mask
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskConfig:
     """How patches are hidden; the defaults are BEiT's for 14 x 14 patches."""
-    kind: str = 'blockwise'  # blockwise | random
+    kind: str = 'blockwise'  # blockwise | random | none (nothing is hidden, and the other settings are not used)
     patches: int = 75  # hidden at most (blockwise) or exactly (random)
     min_block: int = 16  # patches of the smallest block that is tried while as many are wanted
     min_aspect: float = 0.3  # height over width of a block is log-uniform in [min_aspect, 1 / min_aspect]
 
     def __post_init__(self):
         one_of('config.mask.kind', self.kind, KINDS)
+        if self.kind == 'none':
+            return
         check(self.patches > 0, f'config.mask.patches is {self.patches}: a loss over no patch is undefined, hide at least 1.')
         check(self.min_block > 0, f'config.mask.min_block is {self.min_block}: use at least 1.')
         check(0 < self.min_aspect <= 1, f'config.mask.min_aspect is {self.min_aspect}: use a number above 0 and up to 1.')
 
     def check_grid(self, grid: tuple[int, int]) -> None:
-        """Raises RequestError where a picture may end up with too few patches for a mask, or without a mask."""
+        """Raises RequestError where a picture may end up with too few patches for a mask, or without the mask that it should have."""
+        if self.kind == 'none':
+            return
         check(self.patches <= grid[0] * grid[1], f'config.mask.patches is {self.patches} but a picture has {grid[0]} x {grid[1]} = '
               f'{grid[0] * grid[1]} patches: hide fewer, or change config.data.image_size or config.model.patch_size.')
         check(self.kind == 'random' or min(grid) > 1,
@@ -45,13 +50,16 @@ class MaskConfig:
 class Masks(NamedTuple):
     """Hidden patches, as a picture and as a list of static length."""
     mask_BP: jax.Array  # bool, true where hidden, in reading order
-    slots_BK: jax.Array  # int32, the hidden patches in reading order; 0 where fewer than K are hidden
+    slots_BK: jax.Array  # int32, the hidden patches in reading order; 0 where fewer than K are hidden; K = 0 without masks
     weights_BK: jax.Array  # float32, 1 for a slot that is used, else 0
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def draw_masks(keys_B: jax.Array, config: MaskConfig, grid: tuple[int, int]) -> Masks:
     """One mask a key. grid: rows and columns of patches."""
+    if config.kind == 'none':
+        batch = keys_B.shape[0]
+        return Masks(jnp.zeros((batch, grid[0] * grid[1]), bool), jnp.zeros((batch, 0), jnp.int32), jnp.zeros((batch, 0), jnp.float32))
     draw = _blockwise if config.kind == 'blockwise' else _random
     mask_BP = by_rows(jax.vmap(lambda key: draw(key, config, grid)[0]), keys_B).reshape(keys_B.shape[0], -1)
     slots_BK = jax.vmap(lambda mask_P: jnp.nonzero(mask_P, size=config.patches, fill_value=0)[0])(mask_BP)

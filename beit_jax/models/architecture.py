@@ -11,9 +11,15 @@ from beit_jax.models.upernet import Segmenter, UperNetConfig
 ARCHITECTURES = ('beit_masked_image_model', 'beit_classifier', 'beit_segmenter')
 
 
+def patch_target(architecture: dict) -> str:
+    """What a model of pre-training predicts of each patch, 'tokens' or 'pixels' (normalised: see `tasks.pretrain`); '' of other models."""
+    # descriptions from before there was a choice do not say
+    return architecture.get('target', 'tokens') if architecture['architecture'] == 'beit_masked_image_model' else ''
+
+
 def predicts_tokens(architecture: dict) -> bool:
-    """Whether a model is of pre-training; else it is a classifier of pictures or of pixels."""
-    return architecture['architecture'] == 'beit_masked_image_model'
+    """Whether a model is of pre-training on tokens."""
+    return patch_target(architecture) == 'tokens'
 
 
 def segments(architecture: dict) -> bool:
@@ -34,7 +40,7 @@ def build(architecture: dict, *, dtype='float32', rngs: nnx.Rngs) -> MaskedImage
     """The module, freshly initialised.
 
     Args:
-      architecture: `architecture` (of ARCHITECTURES), `grid`, the fields of `EncoderConfig`, and `vocabulary`,
+      architecture: `architecture` (of ARCHITECTURES), `grid`, the fields of `EncoderConfig`, and `target` and for tokens `vocabulary`,
         or `num_classes` (0: no head but its norm) and `pooling`, or `num_classes` and `head` (the fields of `UperNetConfig`).
       dtype: of the products and of the residual stream.
 
@@ -45,8 +51,9 @@ def build(architecture: dict, *, dtype='float32', rngs: nnx.Rngs) -> MaskedImage
     config = encoder_config(architecture)
     if segments(architecture):
         return Segmenter(config, grid, architecture['num_classes'], head=head_config(architecture), dtype=dtype, rngs=rngs)
-    if predicts_tokens(architecture):
-        return MaskedImageModel(config, grid, architecture['vocabulary'], dtype=dtype, rngs=rngs)
+    if patch_target(architecture):
+        outputs = architecture['vocabulary'] if predicts_tokens(architecture) else config.patch_values
+        return MaskedImageModel(config, grid, outputs, dtype=dtype, rngs=rngs)
     return Classifier(config, grid, architecture['num_classes'], pooling=architecture['pooling'], dtype=dtype, rngs=rngs)
 
 
@@ -61,6 +68,8 @@ def in_words(architecture: dict) -> list[str]:
     a, side, (rows, columns) = architecture, architecture['image_size'], architecture['grid']
     if predicts_tokens(a):
         head = f'pre-trained: predicts {a["vocabulary"]} tokens'
+    elif patch_target(a):
+        head = 'pre-trained: predicts the pixels of each patch, normalised'
     elif segments(a):
         uper = head_config(a)
         head = (f'segmenter of {a["num_classes"]} classes: UPerNet of {uper.channels} channels on blocks {_listed(uper.taps)} (from 0), pools '

@@ -5,6 +5,7 @@ LayerScale. Shape legend: B images, N tokens (CLS first), P patches, D width, H 
 """
 from collections.abc import Callable, Sequence
 import dataclasses
+import math
 
 from flax import nnx
 import jax
@@ -51,6 +52,11 @@ class EncoderConfig:
         check(self.init_std > 0, f'config.model.init_std is {self.init_std}: use a positive number.')
         check(0 <= self.drop_path < 1, f'config.model.drop_path is {self.drop_path}: use a share from 0 up to but not including 1.')
 
+    @property
+    def patch_values(self) -> int:
+        """Numbers that a patch of a picture has."""
+        return 3 * self.patch_size ** 2
+
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches of a picture of height x width pixels."""
         check(height % self.patch_size == 0 and width % self.patch_size == 0,
@@ -68,7 +74,7 @@ class Encoder(nnx.Module):
         `grid`: rows and columns of patches; `masked`: whether patches can be hidden; `dtype`: of the products and of the residual stream.
         """
         self.config, self.grid_shape, self.dtype = config, grid, dtype
-        patches, width, inputs = grid[0] * grid[1], config.width, config.patch_size ** 2 * 3
+        patches, width, inputs = grid[0] * grid[1], config.width, config.patch_values
         kernel_init = TruncatedNormal(config.init_std, config.init_std if masked else 2.0)
         patch_init, patch_bias_init = (kernel_init, Constant(0.0)) if masked else (Uniform(inputs ** -0.5),) * 2
         self.patch_embedding = linear(inputs, width, patch_init, bias_init=patch_bias_init, dtype=dtype, rngs=rngs)
@@ -165,3 +171,10 @@ def patchify(images_BHWC, patch_size: int):
     rows, columns = height // patch_size, width // patch_size
     x = images_BHWC.reshape(batch, rows, patch_size, columns, patch_size, channels)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, patch_size * patch_size * channels)
+
+
+def unpatchify(patches_BPV, grid: tuple[int, int]):
+    """The inverse of `patchify` for pictures of three colours; grid: rows and columns of patches."""
+    (rows, columns), size = grid, math.isqrt(patches_BPV.shape[-1] // 3)
+    x = patches_BPV.reshape(-1, rows, columns, size, size, 3)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, rows * size, columns * size, 3)

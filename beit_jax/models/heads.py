@@ -1,4 +1,5 @@
-"""Heads on the encoder. Shape legend: B images, N tokens (CLS first), P patches, K masked slots, D width, L layers, V vocabulary, C classes."""
+"""Heads on the encoder. Shape legend: B images, N tokens (CLS first), P patches, K slots, D width, L layers, C classes,
+V outputs a patch: the vocabulary of its token, or its pixel values."""
 from flax import nnx
 import jax.numpy as jnp
 
@@ -6,32 +7,32 @@ from beit_jax.models.encoder import Encoder, EncoderConfig
 from beit_jax.models.layers import Constant, TruncatedNormal, layer_norm, linear, parameter
 
 
-class MaskedTokenHead(nnx.Module):
-    """The last norm and a linear layer to the vocabulary (modeling_pretrain.py: norm, lm_head)."""
+class PatchHead(nnx.Module):
+    """The last norm and a linear layer to the vocabulary (modeling_pretrain.py: norm, lm_head), or to pixel values."""
 
-    def __init__(self, width: int, vocabulary: int, *, norm_eps: float, dtype, rngs: nnx.Rngs):
-        self.norm = layer_norm(width, norm_eps, dtype=dtype, rngs=rngs)
-        self.projection = linear(width, vocabulary, TruncatedNormal(), dtype=dtype, rngs=rngs)
+    def __init__(self, config: EncoderConfig, outputs: int, *, dtype, rngs: nnx.Rngs):
+        self.norm = layer_norm(config.width, config.norm_eps, dtype=dtype, rngs=rngs)
+        self.projection = linear(config.width, outputs, TruncatedNormal(config.init_std, config.init_std), dtype=dtype, rngs=rngs)
 
     def __call__(self, x_BKD):
-        """[B, K, D] -> logits float32 [B, K, V]."""
+        """[B, K, D] -> float32 [B, K, V]."""
         return self.projection(self.norm(x_BKD)).astype(jnp.float32)
 
 
 class MaskedImageModel(nnx.Module):
-    """Encoder and masked-token head: what is pre-trained."""
+    """Encoder and head of patches: what is pre-trained."""
 
-    def __init__(self, config: EncoderConfig, grid: tuple[int, int], vocabulary: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, config: EncoderConfig, grid: tuple[int, int], outputs: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
         self.encoder = Encoder(config, grid, dtype=dtype, rngs=rngs)
-        self.head = MaskedTokenHead(config.width, vocabulary, norm_eps=config.norm_eps, dtype=dtype, rngs=rngs)
+        self.head = PatchHead(config, outputs, dtype=dtype, rngs=rngs)
 
     def __call__(self, images_BHWC, mask_BP, slots_BK, *, keys_B=None):
-        """Logits of the tokens at the slots only, so that the large head never runs on patches whose token nobody asks for.
+        """Logits of the tokens (or pixels) at the slots only, so that the large head never runs on patches that nobody asks for.
 
         Args:
           images_BHWC: normalised pixels, float [B, height, width, 3].
           mask_BP: bool [B, P], the patches that are hidden.
-          slots_BK: int32 [B, K], the patches whose tokens are predicted.
+          slots_BK: int32 [B, K], the patches that are predicted.
           keys_B: see `Encoder`.
 
         Returns:

@@ -2,7 +2,10 @@
 
 One step: the tokenizer turns the small view of an image into tokens (`prepare`); patches of the large view, which was jittered alike, are
 hidden, the rest is encoded, and the loss is the cross-entropy over the hidden tokens.
-Shape legend: B images, S side in pixels, P patches, K masked slots, V vocabulary.
+
+The ablations (section 3.3, Table 4) are settings: `mask.kind` is random or none, `predict` all patches, `target` pixels. Pixels are here
+normalised patch by patch, where the paper regresses them as they are; then there is no tokenizer.
+Shape legend: B images, S side in pixels, P patches, K slots, V vocabulary, or the values of a patch.
 """
 import dataclasses
 from typing import Any
@@ -14,13 +17,17 @@ import optax
 
 from beit_jax.config import check, one_of
 from beit_jax.data.config import View
-from beit_jax.images.color import jitter_views, normalize, to_float
-from beit_jax.images.masking import MaskConfig, draw_masks
+from beit_jax.images.color import jitter_views, normalize, patch_statistics, to_float
+from beit_jax.images.masking import MaskConfig, Masks, draw_masks
+from beit_jax.models.architecture import patch_target
+from beit_jax.models.encoder import patchify
 from beit_jax.models.heads import MaskedImageModel
 from beit_jax.models.tokenizers import PRECISIONS, Tokenizer
 from beit_jax.tasks import EncoderRunConfig, Task, check_encoder
 from beit_jax.tasks.tokenizer import token_statistics
 from beit_jax.weights.tokenizer import fingerprint, load_tokenizer
+
+TARGETS, PREDICTED = ('tokens', 'pixels'), ('masked', 'all')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,13 +46,21 @@ class TokenizerConfig:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(EncoderRunConfig):
     task: str = 'pretrain'
+    target: str = 'tokens'  # tokens | pixels (normalised; config.tokenizer is not read then)
+    predict: str = 'masked'  # masked | all: the patches that the loss is on
     mask: MaskConfig = MaskConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
 
     def __post_init__(self):
         super().__post_init__()
+        one_of('config.target', self.target, TARGETS)
+        one_of('config.predict', self.predict, PREDICTED)
+        check(self.mask.kind != 'none' or self.predict == 'all', 'config.mask.kind=none hides nothing that config.predict=masked could '
+              'predict: set config.predict=all, or another config.mask.kind.')
         self.mask.check_grid(self.grid)
         views = self.tokenizer.cache_views
+        check(not views or self.target == 'tokens',
+              f'config.tokenizer.cache_views is {views}, but config.target=pixels has no tokens to cache: set it to 0.')
         if views and not self.data.repeat_views:
             object.__setattr__(self, 'data', dataclasses.replace(self.data, repeat_views=views))
         check(not views or views == self.data.repeat_views, f'config.tokenizer.cache_views is {views} but views repeat every '
@@ -56,7 +71,7 @@ class Config(EncoderRunConfig):
 class Pretrain(Task):
     """The task: see `beit_jax.tasks.Task`."""
     config: Config
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None  # None: pixels are predicted
     graphdef: nnx.GraphDef
     frozen: Any  # the tokenizer's parameters
 
@@ -66,22 +81,25 @@ class Pretrain(Task):
 
     @property
     def prepare_views(self):
-        return (View('token_image', self.config.grid[0] * self.tokenizer.factor, 'lanczos3'),)
+        return (View('token_image', self.config.grid[0] * self.tokenizer.factor, 'lanczos3'),) if self.tokenizer else ()
 
     @property
     def token_cache(self):
         return self.config.tokenizer if self.config.tokenizer.cache_views else None
 
     def fingerprint(self):
-        return fingerprint(self.tokenizer, self.frozen)
+        return fingerprint(self.tokenizer, self.frozen) if self.tokenizer else ''
 
     def build(self, rngs):
-        return _build(self.config, self.tokenizer.vocabulary, rngs)
+        return _build(self.config, self.tokenizer, rngs)
 
     def adapt(self, params, description, classes, source):
         """As it is: a run starts from a checkpoint of the same model."""
         check_encoder(description['architecture'], self.config.model, source)
-        wanted, found = self.tokenizer.vocabulary, description['architecture'].get('vocabulary')
+        target, found = patch_target(description['architecture']), description['architecture'].get('vocabulary')
+        check(target in ('', self.config.target), f'{source} predicts {target}, config.target is {self.config.target}: set '
+              f'config.target={target}, or give another checkpoint.')
+        wanted = self.tokenizer.vocabulary if self.tokenizer else None
         check(not found or wanted == found, f'the head of {source} predicts {found} tokens, the tokenizer of this run has {wanted}: give '
               'config.tokenizer.path the tokenizer that it was trained with.')
         return params, (), []
@@ -95,35 +113,63 @@ class Pretrain(Task):
         images_BSS3 = to_float(batch[name])
         return jitter_views(self.config.seed, batch['view'], images_BSS3, self.config.data.color_jitter) if train else images_BSS3
 
+    def draw_masks(self, keys_B) -> Masks:
+        """What is hidden, and in the slots what is predicted: that, or every patch."""
+        masks = draw_masks(keys_B, self.config.mask, self.config.grid)
+        if self.config.predict == 'masked':
+            return masks
+        shape = masks.mask_BP.shape
+        return masks._replace(slots_BK=jnp.broadcast_to(jnp.arange(shape[1]), shape), weights_BK=jnp.ones(shape))
+
     def loss(self, params, batch, keys_B, *, progress, train):
         mask_keys_B, drop_keys_B = jnp.moveaxis(jax.vmap(jax.random.split)(keys_B), 1, 0)
-        image_BSS3, tokens_BP = self._picture(batch, 'image', train), batch['tokens'].astype(jnp.int32)
-        mask_BP, slots_BK, weights_BK = draw_masks(mask_keys_B, self.config.mask, self.config.grid)
-        logits_BKV = nnx.merge(self.graphdef, params)(normalize(image_BSS3, self.config.data.mean, self.config.data.std), mask_BP, slots_BK,
-                                                     keys_B=drop_keys_B if train else None)
-        targets_BK = jnp.take_along_axis(tokens_BP, slots_BK, axis=1)
+        image_BSS3 = self._picture(batch, 'image', train)
+        mask_BP, slots_BK, weights_BK = self.draw_masks(mask_keys_B)
+        outputs_BKV = nnx.merge(self.graphdef, params)(normalize(image_BSS3, self.config.data.mean, self.config.data.std), mask_BP, slots_BK,
+                                                      keys_B=drop_keys_B if train else None)
         weights_BK = weights_BK * batch['valid'][:, None]
-        label_logits_BK = jnp.take_along_axis(logits_BKV, targets_BK[..., None], axis=-1)[..., 0]
-        loss = jnp.sum(optax.softmax_cross_entropy_with_integer_labels(logits_BKV, targets_BK) * weights_BK)
-        sums = {'loss': loss, 'weight': jnp.sum(weights_BK), 'images': jnp.sum(batch['valid']),
-                'correct': jnp.sum((label_logits_BK >= jnp.max(logits_BKV, axis=-1)) * weights_BK),  # one pass less than argmax
-                'token_counts': jnp.zeros(self.tokenizer.vocabulary).at[targets_BK].add(weights_BK)}
+        if self.tokenizer:
+            losses_BK, sums = self._token_losses(outputs_BKV, batch['tokens'], slots_BK, weights_BK)
+        else:
+            losses_BK, sums = self._pixel_losses(outputs_BKV, image_BSS3, slots_BK), {}
+        loss = jnp.sum(losses_BK * weights_BK)
+        sums |= {'loss': loss, 'weight': jnp.sum(weights_BK), 'images': jnp.sum(batch['valid'])}
+        if self.config.predict == 'all':
+            sums['masked'] = jnp.sum(mask_BP * batch['valid'][:, None])
         return loss, sums
 
+    def _token_losses(self, logits_BKV, tokens_BP, slots_BK, weights_BK):
+        """(cross-entropies, float32 [B, K], sums of what metrics need besides)."""
+        targets_BK = jnp.take_along_axis(tokens_BP.astype(jnp.int32), slots_BK, axis=1)
+        label_logits_BK = jnp.take_along_axis(logits_BKV, targets_BK[..., None], axis=-1)[..., 0]
+        return optax.softmax_cross_entropy_with_integer_labels(logits_BKV, targets_BK), {
+            'correct': jnp.sum((label_logits_BK >= jnp.max(logits_BKV, axis=-1)) * weights_BK),  # one pass less than argmax
+            'token_counts': jnp.zeros(self.tokenizer.vocabulary).at[targets_BK].add(weights_BK)}
+
+    def _pixel_losses(self, outputs_BKV, image_BSS3, slots_BK):
+        """Mean squared errors, float32 [B, K], from patches less their mean and divided by their deviation."""
+        patches_BKV = jnp.take_along_axis(patchify(image_BSS3, self.config.model.patch_size), slots_BK[..., None], axis=1)
+        mean_BK1, deviation_BK1 = patch_statistics(patches_BKV)
+        return jnp.mean(jnp.square(outputs_BKV - (patches_BKV - mean_BK1) / deviation_BK1), axis=-1)
+
     def summarize(self, sums):
-        """`token_accuracy` and `loss` are over masked tokens; `majority_accuracy` is that of always guessing their most frequent one."""
-        return {'loss': sums['loss'] / sums['weight'], 'token_accuracy': sums['correct'] / sums['weight'],
-                'majority_accuracy': jnp.max(sums['token_counts']) / sums['weight'],
-                'masked_patches': sums['weight'] / sums['images']} | token_statistics(sums['token_counts'])
+        """All but `masked_patches`, which are the hidden ones of an image, is over the patches that are predicted. `loss` is the mean
+        cross-entropy, or for pixels the mean squared error, which is the share of their variance that is not explained.
+        `majority_accuracy` is that of always guessing the most frequent token."""
+        metrics = {'loss': sums['loss'] / sums['weight'], 'masked_patches': sums.get('masked', sums['weight']) / sums['images']}
+        return metrics | ({'token_accuracy': sums['correct'] / sums['weight'],
+                           'majority_accuracy': jnp.max(sums['token_counts']) / sums['weight'],
+                           **token_statistics(sums['token_counts'])} if self.tokenizer else {})
 
     def describe(self):
-        data = self.config.data
+        data, vocabulary = self.config.data, {'vocabulary': self.tokenizer.vocabulary} if self.tokenizer else {}
         return {'architecture': 'beit_masked_image_model', **dataclasses.asdict(self.config.model), 'grid': self.config.grid,
-                'vocabulary': self.tokenizer.vocabulary, 'image_size': data.image_size, 'mean': data.mean, 'std': data.std}
+                'target': self.config.target, **vocabulary, 'image_size': data.image_size, 'mean': data.mean, 'std': data.std}
 
 
-def _build(config: Config, vocabulary: int, rngs: nnx.Rngs) -> MaskedImageModel:
-    return MaskedImageModel(config.model, config.grid, vocabulary, dtype=config.compute_dtype, rngs=rngs)
+def _build(config: Config, tokenizer: Tokenizer | None, rngs: nnx.Rngs) -> MaskedImageModel:
+    outputs = tokenizer.vocabulary if tokenizer else config.model.patch_values
+    return MaskedImageModel(config.model, config.grid, outputs, dtype=config.compute_dtype, rngs=rngs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,12 +179,14 @@ class GivenTokens:
     factor: int = 8  # pixels per token: DALL-E's
 
 
-def make_on_given_tokens(config: Config, tokenizer=GivenTokens()) -> Pretrain:
-    """The task without the parameters of its tokenizer: its steps take batches that have `tokens` already."""
-    return Pretrain(config, tokenizer, nnx.graphdef(nnx.eval_shape(lambda: _build(config, tokenizer.vocabulary, nnx.Rngs(0)))), None)
+def make_on_given_tokens(config: Config, tokenizer: Tokenizer | GivenTokens | None = GivenTokens()) -> Pretrain:
+    """The task without the parameters of its tokenizer: its steps take batches that have `tokens` already. None: pixels are predicted."""
+    return Pretrain(config, tokenizer, nnx.graphdef(nnx.eval_shape(lambda: _build(config, tokenizer, nnx.Rngs(0)))), None)
 
 
 def make(config: Config) -> Pretrain:
+    if config.target == 'pixels':
+        return make_on_given_tokens(config, None)
     check(bool(config.tokenizer.path), 'config.tokenizer.path is empty: give the directory of a tokenizer '
           '(python main.py --config=configs/quickstart/tokenizer.py --workdir=W writes W/tokenizer).')
     tokenizer, frozen = load_tokenizer(config.tokenizer.path, config.tokenizer.precision)

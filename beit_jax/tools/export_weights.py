@@ -8,7 +8,7 @@ from pathlib import Path
 import safetensors.numpy
 
 from beit_jax.config import one_of
-from beit_jax.models.architecture import predicts_tokens
+from beit_jax.models.architecture import patch_target
 from beit_jax.models.encoder import EncoderConfig
 from beit_jax.records import sha256, whole_directory, whole_lines
 from beit_jax.tools import arguments
@@ -26,9 +26,11 @@ def run(options) -> None:
     one_of('--format', options.format, DIALECTS)
     model, dialect = load_model(options.input), options.format
     params, architecture, classes, notes = model.params, model.architecture, list(model.classes), list(model.notes)
-    if dialect == 'timm' and predicts_tokens(architecture):
+    target = patch_target(architecture)
+    if target == 'pixels' or (target and dialect == 'timm'):
         params, architecture = export.headless(params, architecture)
-        notes.append('timm has no masked image model: mask token and token head are left out')
+        lacking = 'masked image model' if target == 'tokens' else 'model that predicts pixels'
+        notes.append(f'{dialect} has no {lacking}: mask token and {target[:-1]} head are left out')
     if dialect != 'huggingface' and architecture['norm_eps'] != EncoderConfig.norm_eps:  # theirs too, which no file can change
         notes.append(f'its norms ran with eps {architecture["norm_eps"]:g}; {dialect} has {EncoderConfig.norm_eps:g}: results differ a little')
     tensors, config, processor = export.to_tensors(params, architecture, dialect), {}, {}

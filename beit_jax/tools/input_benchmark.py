@@ -26,8 +26,8 @@ FILTERS = {'bicubic': Image.Resampling.BICUBIC, 'lanczos3': Image.Resampling.LAN
 
 
 def views_of(config: RunConfig) -> tuple[View, ...]:
-    """What training reads of an image; for pre-training with the view of a tokenizer of 8 pixels a token, as DALL-E's."""
-    if config.task == 'pretrain':
+    """What training reads of an image; for pre-training on tokens with the view of a tokenizer of 8 pixels a token, as DALL-E's."""
+    if config.task == 'pretrain' and config.target == 'tokens':
         return View('image', config.data.image_size), View('token_image', 8 * config.grid[0], 'lanczos3')
     return make_task(config).views
 

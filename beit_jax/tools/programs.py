@@ -38,7 +38,7 @@ def step_programs(config: RunConfig, mesh, dall_e: bool = False) -> dict[str, Pr
     config, task, schedule, optimizer = _set_up(config, mesh, dall_e)
     step = steps.make_train_step(task, optimizer, schedule, mesh, config.total_steps)
     state, batch = steps.abstract_state(task, optimizer), _batch(config.batch_size, task.views)
-    if config.task == 'pretrain':
+    if config.task == 'pretrain' and config.target == 'tokens':
         batch['tokens'] = _shape(config.batch_size, config.grid[0] * config.grid[1], dtype=jnp.uint16)
     programs = {'step': Program(step, (state, batch), _step_flops(task, state['params'], batch))}
     if config.task == 'pretrain' and task.frozen:
@@ -70,7 +70,7 @@ def _set_up(config, mesh, dall_e=False):
 
 
 def _make_task(config, dall_e: bool):
-    if config.task != 'pretrain' or config.tokenizer.path:
+    if config.task != 'pretrain' or config.target == 'pixels' or config.tokenizer.path:
         return make_task(config)
     if not dall_e:
         return make_on_given_tokens(config)

@@ -1,4 +1,5 @@
-"""A picture of what a pre-trained model has learned: original, masked, what the tokenizer alone keeps, what the model predicts."""
+"""A picture of what a pre-trained model has learned: original, masked, what the tokenizer alone keeps (if there is one), what the model
+predicts."""
 import json
 from pathlib import Path
 
@@ -10,8 +11,8 @@ from PIL import Image, ImageDraw
 
 from beit_jax.config import check
 from beit_jax.data.images import load_images
-from beit_jax.images.color import normalize, to_float
-from beit_jax.images.masking import draw_masks
+from beit_jax.images.color import normalize, patch_statistics, to_float
+from beit_jax.models.encoder import patchify, unpatchify
 from beit_jax.tasks import make_task, task_config
 from beit_jax.tools import arguments
 from beit_jax.train.step import abstract_params
@@ -38,22 +39,25 @@ def load_run(workdir: str, tokenizer: str = ''):
     return task, params
 
 
-def predict_pictures(task, tokenizer_params, params, image_BSS3, token_image_BTT3, seed: int):
-    """(masked images, tokenizer's reconstructions, model's), float32 [B, side, side, 3] in [0, 1].
+def predict_pictures(task, tokenizer_params, params, image_BSS3, token_image_BTT3=None, *, seed: int):
+    """(masked images, tokenizer's reconstructions, model's), float32 [B, side, side, 3] in [0, 1]; the tokenizer's only where there is one.
 
-    The model's picture decodes its predicted tokens where patches are hidden and the true tokens elsewhere.
+    The model's picture is what it predicts of the patches that the loss is on, and the truth elsewhere: tokens, which are decoded, or pixels,
+    to which the mean and the deviation of each true patch are given back.
     """
-    config = task.config
-    tokens_BP = task.tokenizer.encode(tokenizer_params, token_image_BTT3)
-    keys_B = jax.random.split(jax.random.key(seed), len(image_BSS3))
-    mask_BP, slots_BK, weights_BK = draw_masks(keys_B, config.mask, config.grid)
-    logits_BKV = nnx.merge(task.graphdef, params)(normalize(image_BSS3, config.data.mean, config.data.std), mask_BP, slots_BK)
-    rows_B1 = jnp.arange(len(tokens_BP))[:, None]
+    config, rows_B1 = task.config, jnp.arange(len(image_BSS3))[:, None]
+    mask_BP, slots_BK, weights_BK = task.draw_masks(jax.random.split(jax.random.key(seed), len(image_BSS3)))
+    outputs_BKV = nnx.merge(task.graphdef, params)(normalize(image_BSS3, config.data.mean, config.data.std), mask_BP, slots_BK)
     # unused slots all name patch 0: send them out of bounds, where they are dropped
-    slots_BK = jnp.where(weights_BK > 0, slots_BK, tokens_BP.shape[1])
-    predicted_BP = tokens_BP.at[rows_B1, slots_BK].set(jnp.argmax(logits_BKV, -1), mode='drop')
-    hidden = jnp.repeat(jnp.repeat(mask_BP.reshape(-1, *config.grid), config.model.patch_size, 1), config.model.patch_size, 2)
-    masked = jnp.where(hidden[..., None], 0.5, image_BSS3)
+    slots_BK = jnp.where(weights_BK > 0, slots_BK, mask_BP.shape[1])
+    patches_BPV = patchify(image_BSS3, config.model.patch_size)
+    masked = unpatchify(jnp.where(mask_BP[..., None], 0.5, patches_BPV), config.grid)
+    if not task.tokenizer:
+        mean_BP1, deviation_BP1 = patch_statistics(patches_BPV)
+        predicted_BPV = ((patches_BPV - mean_BP1) / deviation_BP1).at[rows_B1, slots_BK].set(outputs_BKV, mode='drop')
+        return masked, jnp.clip(unpatchify(predicted_BPV * deviation_BP1 + mean_BP1, config.grid), 0, 1)
+    tokens_BP = task.tokenizer.encode(tokenizer_params, token_image_BTT3)
+    predicted_BP = tokens_BP.at[rows_B1, slots_BK].set(jnp.argmax(outputs_BKV, -1), mode='drop')
     return masked, *(task.tokenizer.decode(tokenizer_params, ids_BP) for ids_BP in (tokens_BP, predicted_BP))
 
 
@@ -75,21 +79,23 @@ def run(options) -> None:
     # TensorFlow-free, and the pictures are not jittered: a person wants to see the image that was given
     check(options.limit > 0, f'--limit is {options.limit}: use at least 1.')
     task, params = load_run(options.workdir, options.tokenizer)
-    tokenizer_params = load_tokenizer(task.config.tokenizer.path, decoder=True)[1]
-    check('decoder' in tokenizer_params, f'the tokenizer {task.config.tokenizer.path} has no decoder: it cannot draw pictures.')
+    path = task.config.tokenizer.path
+    tokenizer_params = load_tokenizer(path, decoder=True)[1] if task.tokenizer else {}
+    check('decoder' in tokenizer_params or not task.tokenizer, f'the tokenizer {path} has no decoder: it cannot draw pictures.')
     sizes = [view.size for view in task.views + task.prepare_views]
     if options.images == 'shapes':
         from beit_jax.data.shapes import ShapesSource
         source = ShapesSource(options.limit, sizes[0], task.config.data.level, 'evaluate')
         pictures = np.stack([source.read(i).image for i in range(options.limit)])
-        views = [pictures, np.stack([np.asarray(Image.fromarray(p).resize((sizes[1],) * 2, Image.Resampling.LANCZOS)) for p in pictures])]
+        views = [pictures, *(np.stack([np.asarray(Image.fromarray(p).resize((size, size), Image.Resampling.LANCZOS)) for p in pictures])
+                             for size in sizes[1:])]
     else:
         views = [load_images(options.images, size, options.limit)[0] for size in sizes]
-    image, token_image = (to_float(view) for view in views)
-    pictures = jax.jit(lambda *inputs: predict_pictures(task, *inputs, options.seed))(tokenizer_params, params, image, token_image)
+    image, *token_image = map(to_float, views)
+    pictures = jax.jit(lambda *inputs: predict_pictures(task, *inputs, seed=options.seed))(tokenizer_params, params, image, *token_image)
     output = Path(options.output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    grid_picture([image, *pictures], COLUMNS).save(output)
+    grid_picture([image, *pictures], tuple(name for name in COLUMNS if name != 'tokenizer' or task.tokenizer)).save(output)
     print(f'{len(image)} images -> {output}')
 
 

@@ -82,7 +82,7 @@ class Model:
         """
         check(not segments(self.architecture), 'this checkpoint classifies pixels: ask it to segment pictures.')
         check(self.architecture.get('num_classes', 0) > 0, 'this checkpoint is of pre-training and has no classes: fine-tune it first, or ask '
-              'for features or tokens.')
+              f'for features{" or tokens" * predicts_tokens(self.architecture)}.')
         return self._logits(self.params, self._checked(images))
 
     def segment(self, images) -> jax.Array:
@@ -106,8 +106,8 @@ class Model:
         Raises:
           RequestError: a model without a head for tokens, or images of another shape or range.
         """
-        check(predicts_tokens(self.architecture), 'this checkpoint is of fine-tuning and predicts no tokens: ask for classes or features, or '
-              'give one of pre-training.')
+        check(predicts_tokens(self.architecture), 'this checkpoint predicts no tokens: ask for classes or features, or give one that was '
+              'pre-trained on tokens.')
         return self._tokens(self.params, self._checked(images))
 
     def features(self, images, layers: Sequence[int] | None = None, patches: bool = False) -> dict[str, jax.Array]:

@@ -2,7 +2,8 @@
 
     python -m beit_jax.tools.study --study=configs/studies/quickstart.py --workdir=runs/quickstart/study
 
-Needs the quickstart's runs: its one encoder starts every seed, so the deviations are those of the fine-tuning alone. Four times the steps beside it.
+Needs the quickstart's runs: its one encoder starts every seed, so the deviations are those of the fine-tuning alone. Four times the steps
+beside it.
 """
 STUDY = {
     'recipes': {'finetune': 'configs/quickstart/finetune.py'},

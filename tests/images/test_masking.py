@@ -104,6 +104,16 @@ def test_slots_and_weights(grid, config):
         np.testing.assert_array_equal(weights_K, np.arange(config.patches) < used)
 
 
+def test_nothing_is_hidden():
+    """And the settings of masks do not matter."""
+    config = MaskConfig(kind='none', patches=0, min_block=0, min_aspect=-1.0)
+    config.check_grid((1, 1))
+    MaskConfig(kind='none', patches=78, min_block=101).check_grid((7, 11))
+    mask_BP, slots_BK, weights_BK = draw_masks(keys(5), config, (7, 11))
+    assert mask_BP.shape == (5, 77) and not mask_BP.any() and slots_BK.shape == weights_BK.shape == (5, 0)
+    assert (mask_BP.dtype, slots_BK.dtype, weights_BK.dtype) == (np.bool_, np.int32, np.float32)
+
+
 def test_a_block_is_a_rectangle():
     single = draw(SINGLE, (7, 37)).mask_BP[np.asarray(count_blocks(keys(20_000), SINGLE, (7, 37))) == 1].reshape(-1, 7, 37)
     assert len(single) > 300

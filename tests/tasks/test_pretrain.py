@@ -1,4 +1,6 @@
-"""The pre-training loss against NumPy, and the requests that it refuses."""
+"""The pre-training loss and its ablations against NumPy, and the requests that they refuse."""
+import json
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,9 @@ import pytest
 import scipy.special
 
 from beit_jax.errors import RequestError
+from beit_jax.images.color import jitter_views
 from beit_jax.images.masking import draw_masks
+from beit_jax.models.architecture import abstract, in_words, predicts_tokens
 from beit_jax.models.tokenizers.dvae import map_pixels
 from beit_jax.tasks import make_task, task_config
 from beit_jax.train.step import abstract_params
@@ -19,10 +23,14 @@ def task(tokenizer_dir):
     return make_task(task_config(tiny.settings(tokenizer_dir)))
 
 
-@pytest.fixture(scope='module')
-def params(task):
+def draw_params(task):
     random = np.random.default_rng(1)
     return jax.tree.map(lambda leaf: jnp.asarray(random.normal(size=leaf.shape), jnp.float32) * 0.2, abstract_params(task))
+
+
+@pytest.fixture(scope='module')
+def params(task):
+    return draw_params(task)
 
 
 @pytest.fixture(scope='module')
@@ -38,9 +46,21 @@ def test_views(task):
     assert [(view.name, view.size, view.method) for view in task.prepare_views] == [('token_image', 10, 'lanczos3')]
 
 
-def test_loss_is_the_cross_entropy_of_hidden_tokens(task, params, batch):
-    """In evaluation: no jitter, no drop path. Everything after the model's logits is computed again in NumPy."""
-    keys = jax.random.split(jax.random.key(0), 7)
+ALL, RANDOM, NONE = {'predict': 'all'}, {'mask': {'kind': 'random'}}, {'mask': {'kind': 'none'}}
+SWITCHES = pytest.mark.parametrize('switches', [{}, RANDOM, ALL, ALL | RANDOM, ALL | NONE], ids=str)
+
+
+def predicted_patches(task, mask):
+    """Those that the loss is on, bool [7, 25]; checks that as many are hidden as should be."""
+    hidden, kind = mask.sum(1), task.config.mask.kind
+    assert {'blockwise': 0 < hidden.min() <= hidden.max() <= 11, 'random': np.all(hidden == 11), 'none': not hidden.any()}[kind]
+    return mask if task.config.predict == 'masked' else np.ones((7, 25), bool)
+
+
+@SWITCHES
+def test_loss_is_the_cross_entropy_of_tokens(switches, params, batch, tokenizer_dir):
+    """Of the hidden ones, or of all. In evaluation: no jitter, no drop path. Everything after the model's logits is computed again in NumPy."""
+    keys, task = jax.random.split(jax.random.key(0), 7), make_task(task_config(tiny.settings(tokenizer_dir, **switches)))
     loss, sums = task.loss(params, batch, keys, progress=0.0, train=False)
     encoder = nnx.merge(task.tokenizer._encoder, task.frozen['encoder'])
     tokens = np.asarray(encoder(map_pixels(batch['token_image'].astype(np.float32) / 255))).argmax(-1).reshape(7, 25)
@@ -50,17 +70,90 @@ def test_loss_is_the_cross_entropy_of_hidden_tokens(task, params, batch):
     every = np.broadcast_to(np.arange(25), (7, 25))
     logits = np.asarray(nnx.merge(task.graphdef, params)(pixels.astype(np.float32), mask, every), np.float64)
     log_probability = scipy.special.log_softmax(logits, axis=-1)[np.arange(7)[:, None], every, tokens]
-    assert mask.sum() == sums['weight']
-    assert float(loss) == pytest.approx(-log_probability[mask].sum(), rel=1e-5)
-    assert float(sums['correct']) == (logits.argmax(-1) == tokens)[mask].sum()
-    np.testing.assert_array_equal(sums['token_counts'], np.bincount(tokens[mask], minlength=17))
+    predicted = predicted_patches(task, mask)
+    assert predicted.sum() == sums['weight']
+    assert float(loss) == pytest.approx(-log_probability[predicted].sum(), rel=1e-5)
+    assert float(sums['correct']) == (logits.argmax(-1) == tokens)[predicted].sum()
+    np.testing.assert_array_equal(sums['token_counts'], np.bincount(tokens[predicted], minlength=17))
     metrics = task.summarize(sums)
-    assert float(metrics['majority_accuracy']) == pytest.approx(np.bincount(tokens[mask]).max() / mask.sum())
-    assert float(metrics['loss']) == pytest.approx(-log_probability[mask].mean(), rel=1e-5)
+    assert float(metrics['majority_accuracy']) == pytest.approx(np.bincount(tokens[predicted]).max() / predicted.sum())
+    assert float(metrics['loss']) == pytest.approx(-log_probability[predicted].mean(), rel=1e-5)
+    assert float(metrics['masked_patches']) == pytest.approx(mask.sum() / 7)
 
 
-def test_padding_does_not_count(task, params, batch):
+@pytest.fixture(scope='module')
+def pixel_task():
+    """No tokenizer is read: there is none at its path."""
+    return make_task(task_config(tiny.settings('/nowhere', target='pixels')))
+
+
+@pytest.fixture(scope='module')
+def pixel_params(pixel_task):
+    return draw_params(pixel_task)
+
+
+@pytest.mark.parametrize('train', [False, True])
+@SWITCHES
+def test_loss_is_the_squared_error_of_normalized_pixels(switches, train, pixel_params, batch):
+    """Of the picture as the encoder sees it, jittered in training, and in some patches of one colour."""
     keys = jax.random.split(jax.random.key(0), 7)
+    task = make_task(task_config(tiny.settings('', target='pixels', model={'drop_path': 0.0}, **switches)))
+    images = batch['image'].copy()
+    images[3, :8, 4:16] = 0
+    loss, sums = task.loss(pixel_params, {'image': images, 'valid': batch['valid'], 'view': batch['view']}, keys, progress=0.0, train=train)
+    seen = images.astype(np.float32) / 255
+    if train:
+        seen = np.asarray(jitter_views(0, batch['view'], seen, task.config.data.color_jitter))
+        assert np.abs(seen - images / 255).mean() > 0.01
+    mask = np.asarray(draw_masks(jax.vmap(lambda key: jax.random.split(key)[0])(keys), task.config.mask, (5, 5)).mask_BP)
+    pixels, every = (seen - np.array(task.config.data.mean)) / np.array(task.config.data.std), np.broadcast_to(np.arange(25), (7, 25))
+    outputs = np.asarray(nnx.merge(task.graphdef, pixel_params)(pixels.astype(np.float32), mask, every), np.float64)
+    corners = [(y, x) for y in range(0, 20, 4) for x in range(0, 20, 4)]
+    patches = np.array([[image[y:y + 4, x:x + 4].ravel() for y, x in corners] for image in seen.astype(np.float64)])
+    targets = (patches - patches.mean(-1, keepdims=True)) / np.sqrt(patches.var(-1, keepdims=True) + 1e-6)
+    errors, predicted = np.square(outputs - targets).mean(-1), predicted_patches(task, mask)
+    assert float(loss) == pytest.approx(errors[predicted].sum(), rel=1e-5) and sums['weight'] == predicted.sum()
+    metrics = task.summarize(sums)
+    assert metrics.keys() == {'loss', 'masked_patches'}
+    assert float(metrics['loss']) == pytest.approx(errors[predicted].mean(), rel=1e-5)
+    assert float(metrics['masked_patches']) == pytest.approx(mask.sum() / 7)
+
+
+def test_slots(tokenizer_dir):
+    """Of random masks exactly the hidden patches, or all of them."""
+    keys = jax.random.split(jax.random.key(3), 7)
+    (mask, slots, weights), every = (make_task(task_config(tiny.settings(tokenizer_dir, **switches))).draw_masks(keys)
+                                     for switches in (RANDOM, ALL | RANDOM))
+    np.testing.assert_array_equal(slots, np.nonzero(mask)[1].reshape(7, 11))
+    np.testing.assert_array_equal(every.mask_BP, mask)
+    np.testing.assert_array_equal(every.slots_BK, np.tile(np.arange(25), (7, 1)))
+    assert np.all(weights == 1) and np.all(every.weights_BK == 1) and every.weights_BK.shape == (7, 25)
+
+
+def test_pixels_take_no_tokenizer(pixel_task):
+    assert [view.name for view in pixel_task.views] == ['image'] and pixel_task.prepare_views == () and not pixel_task.frozen
+    assert pixel_task.fingerprint() == '' and pixel_task.token_cache is None
+
+
+def test_descriptions(task, pixel_task):
+    """They build the model; one without a target, from before there was a choice, is of tokens."""
+    descriptions = [json.loads(json.dumps(each.describe())) for each in (task, pixel_task)]
+    for each, description in zip((task, pixel_task), descriptions):
+        assert jax.tree.map(jnp.shape, abstract(description)[1]) == jax.tree.map(jnp.shape, abstract_params(each))
+    tokens, pixels = descriptions
+    assert (tokens.pop('target'), pixels['target'], 'vocabulary' in pixels) == ('tokens', 'pixels', False)
+    assert predicts_tokens(tokens) and not predicts_tokens(pixels)
+    assert 'predicts 17 tokens' in in_words(tokens | {'crop': 1})[0] and 'predicts the pixels' in in_words(pixels | {'crop': 1})[0]
+    assert task.adapt({}, {'architecture': tokens}, (), 'W') == pixel_task.adapt({}, {'architecture': pixels}, (), 'W') == ({}, (), [])
+    for each, description, found in ((task, pixels, 'pixels'), (pixel_task, tokens, 'tokens')):
+        with pytest.raises(RequestError, match=rf'W predicts {found}, .*: set config.target={found}, or give another checkpoint'):
+            each.adapt({}, {'architecture': description}, (), 'W')
+
+
+@pytest.mark.parametrize('switches', [{}, ALL, {'target': 'pixels'}], ids=str)
+def test_padding_does_not_count(switches, batch, tokenizer_dir):
+    keys, task = jax.random.split(jax.random.key(0), 7), make_task(task_config(tiny.settings(tokenizer_dir, **switches)))
+    params = draw_params(task)
     padded = task.loss(params, batch | {'valid': np.array([1, 1, 1, 1, 0, 0, 0], np.float32)}, keys, progress=0.0, train=False)[1]
     alone = task.loss(params, jax.tree.map(lambda x: x[:4], batch), keys[:4], progress=0.0, train=False)[1]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), padded, alone)
@@ -85,6 +178,10 @@ def test_both_pictures_of_a_view_are_jittered_alike(task, batch):
     ({'mask': {'patches': 0}}, r'config.mask.patches is 0'),
     ({'mask': {'min_block': 12}}, r'config.mask.min_block 12 is above config.mask.patches 11'),
     ({'mask': {'kind': 'blockwize'}}, r"Did you mean blockwise\?"),
+    (NONE, r'config.mask.kind=none hides nothing .*: set config.predict=all, or another config.mask.kind'),
+    ({'predict': 'hidden'}, r"config.predict='hidden' is unknown. Allowed: masked, all"),
+    ({'target': 'pixel'}, r"config.target='pixel' is unknown. Did you mean pixels\?"),
+    ({'target': 'pixels', 'tokenizer': {'cache_views': 2}}, r'cache_views is 2, but config.target=pixels has no tokens to cache: set it to 0'),
     ({'mask': {'paches': 3}}, r'config.mask.paches is not a setting. Did you mean patches\?'),
     ({'model': {'width': 17}}, r'width 17 is not a multiple of config.model.heads 2'),
     ({'model': {'positions': 'shared'}}, r"Did you mean shared_bias\?"),

@@ -135,3 +135,10 @@ def test_bad_requests(tool, arguments, message, classifier, images):
 def test_a_model_without_classes(pretrained, images):
     with pytest.raises(RequestError, match='has no classes: fine-tune it first'):
         predict.run(options(predict, '--checkpoint', pretrained[2], '--images', images[2]))
+
+
+def test_a_model_that_predicts_pixels(images, tmp_path):
+    tiny.save_checkpoint(tmp_path, make_task(task_config(tiny.settings('', target='pixels'))))
+    for what, message in (('tokens', 'predicts no tokens: .* give one that was pre-trained on tokens'), ('classes', r'ask for features\.')):
+        with pytest.raises(RequestError, match=message):
+            predict.run(options(predict, '--checkpoint', tmp_path, '--images', images[2], '--what', what, '--output', tmp_path / 'o.npz'))

@@ -8,6 +8,7 @@ import pytest
 from beit_jax.errors import RequestError
 from beit_jax.recipes import load_recipe
 from beit_jax.tasks import task_config
+from beit_jax.tasks.pretrain import TokenizerConfig
 from beit_jax.tools import jaxprs, plan
 from beit_jax.tools.programs import Program, step_programs
 from beit_jax.tools.tpu_estimate import estimate
@@ -86,6 +87,15 @@ def test_programs_without_a_tokenizer():
     program = step_programs(config, make_mesh(config.mesh))['step']
     assert program.inputs[1]['tokens'].shape == (16, 196) and 'token_image' not in program.inputs[1]
     assert jax.eval_shape(program.function, *program.inputs)[1]['loss'].shape == ()
+
+
+@pytest.mark.parametrize('path', ['', '/nowhere'])
+def test_programs_of_pixels(path):
+    """No tokens are given and no tokenizer runs, DALL-E's as little as that at the path, which is not read."""
+    config = recipe(batch_size=16, target='pixels', tokenizer=TokenizerConfig(path=path))
+    programs = step_programs(config, make_mesh(config.mesh), dall_e=True)
+    assert programs.keys() == {'step'} and 'tokens' not in programs['step'].inputs[1]
+    assert jax.eval_shape(programs['step'].function, *programs['step'].inputs)[1]['loss'].shape == ()
 
 
 def test_no_plan_of_a_probe():

@@ -102,6 +102,8 @@ def one_device(mesh):
 
 @pytest.mark.parametrize(('given', 'message'), [
     (['--config=configs/finetune_imagenet1k.py'], 'config.task=classify: benchmark step measures pre-training'),
+    ([f'--config={CONFIG}', '--config.target=pixels'], 'config.target=pixels: benchmark step measures pre-training on tokens'),
+    ([f'--config={CONFIG}', '--config.predict=all', '--peer'], 'config.predict=all: --peer predicts hidden patches alone'),
     ([f'--config={CONFIG}', '--peer'], '--peer runs on one device, here are 8'),
     ([f'--config={CONFIG}', '--config.batch_sise=3'], 'config.batch_sise is not a setting. Did you mean batch_size?'),
     (['--config=README.json'], 'README.json: No such file'),

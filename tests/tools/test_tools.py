@@ -8,9 +8,11 @@ import pytest
 
 from beit_jax.data.images import load_images
 from beit_jax.errors import RequestError
-from beit_jax.tasks import task_config
+from beit_jax.tasks import make_task, task_config
 from beit_jax.tools import benchmark, curves, reconstruct
+from beit_jax.tools.input_benchmark import views_of
 from beit_jax.train import loop
+from beit_jax.train.changes import write_config
 from beit_jax.weights.tokenizer import load_tokenizer
 from tests import tiny
 from tests.photos import write_many_photos, write_photos
@@ -50,6 +52,28 @@ def test_predicted_pictures(workdir):
                                                            'bias': params['head']['projection']['bias'] * 0}}}
     always_first = reconstruct.predict_pictures(task, tokenizer_params, params | untrained, image, token_image, seed=0)[2]
     assert not np.allclose(always_first, kept)
+
+
+@pytest.mark.parametrize('predict', ['masked', 'all'])
+def test_predicted_pixels(predict, tmp_path):
+    """A head that says 0.5 of every value: half a deviation above the mean of each patch that is predicted, the picture itself elsewhere."""
+    task = make_task(task_config(tiny.settings('', target='pixels', predict=predict)))
+    params = tiny.save_checkpoint(tmp_path, task)
+    projection = params['head']['projection']
+    projection |= {'kernel': projection['kernel'] * 0, 'bias': projection['bias'] * 0 + 0.5}
+    image = np.random.default_rng(0).uniform(size=(3, 20, 20, 3)).astype(np.float32)
+    masked, predicted = map(np.asarray, reconstruct.predict_pictures(task, {}, params, image, seed=0))
+    hidden = np.all(masked == 0.5, axis=-1)
+    assert 0 < hidden.sum() <= 3 * 11 * 16 and np.array_equal(masked[~hidden], image[~hidden])
+    cells = image.reshape(3, 5, 4, 5, 4, 3)
+    flat = cells.mean(axis=(2, 4, 5), keepdims=True) + 0.5 * np.sqrt(cells.var(axis=(2, 4, 5), keepdims=True) + 1e-6)
+    flat = np.broadcast_to(flat, cells.shape).reshape(image.shape)
+    expected = flat if predict == 'all' else np.where(hidden[..., None], flat, image)
+    np.testing.assert_allclose(predicted, expected, atol=1e-6)
+    write_config(task.config, tmp_path)
+    reconstruct.run(options(reconstruct, '--workdir', tmp_path, '--images', 'shapes', '--output', tmp_path / 'p.png', '--limit', 2))
+    cell = reconstruct.CELL + reconstruct.GAP
+    assert Image.open(tmp_path / 'p.png').size == (3 * cell + reconstruct.GAP, reconstruct.TITLE + 2 * cell)
 
 
 def test_curves(workdir, tmp_path):
@@ -112,6 +136,12 @@ def test_a_path_that_cannot_be_written(tmp_path):
                                   'evaluate_tokenizer', 'tokenize', 'check_data'])
 def test_help_has_an_example(tool):
     assert f'python -m beit_jax.tools.{tool}' in importlib.import_module(f'beit_jax.tools.{tool}')._arguments().format_help()
+
+
+def test_views_of_the_input():
+    """A tokenizer's picture is made only where there is one."""
+    for target, names in (('tokens', ['image', 'token_image']), ('pixels', ['image'])):
+        assert [view.name for view in views_of(task_config(tiny.settings('', target=target)))] == names
 
 
 def test_benchmark_of_the_input(tmp_path):

@@ -192,6 +192,18 @@ def test_older_checkpoints(tmp_path):
     assert beit_jax.load(tmp_path / 'new').classes == LABELS
 
 
+@pytest.mark.parametrize('dialect', ['huggingface', 'timm', 'unilm'])
+def test_a_model_that_predicts_pixels(dialect, tmp_path, capsys):
+    """Nobody else has its head: the encoder is exported without, and gives the same features."""
+    tiny.save_checkpoint(tmp_path / 'pixels', make_task(task_config(tiny.settings('', target='pixels', model={'positions': 'absolute'}))))
+    call(export_weights, input=tmp_path / 'pixels', format=dialect, output=tmp_path / 'exported')
+    assert f'{dialect} has no model that predicts pixels: mask token and pixel head are left out' in capsys.readouterr().out
+    images = np.random.default_rng(0).integers(0, 256, (3, 20, 20, 3), np.uint8)
+    ours, back = (beit_jax.load(tmp_path / name).features(images) for name in ('pixels', 'exported'))
+    for name, expected in ours.items():
+        np.testing.assert_allclose(back[name], expected, atol=1e-5)
+
+
 def test_released_weights():
     """The README's table is that of the package, and its names are those of timm."""
     readme = (tiny.REPOSITORY / 'README.md').read_text()

@@ -15,6 +15,7 @@ from beit_jax.train import loop, run, sharding, step
 from beit_jax.train import optimizer as optimizers
 from beit_jax.train.distributed import Stop
 from beit_jax.train.metrics import PredictionsWriter
+from beit_jax.weights.checkpoint import load_params
 from tests import tiny
 from tests.train.test_resume import assert_same_run, metrics_lines
 
@@ -68,6 +69,20 @@ def test_every_step_draws_anew(tmp_path):
         losses.append(float(metrics['grad_norm']))
     assert len(set(losses)) == 3
     assert step.averaged_params(state) is state['ema']
+
+
+def test_from_a_checkpoint_that_predicts_pixels(tmp_path):
+    """Its encoder is what fine-tuning starts from: at a learning rate of zero also what it ends with."""
+    model = {'positions': 'layer_bias', 'layer_scale': 0.1, 'depth': 1}  # compiling is what takes the time
+    params = tiny.save_checkpoint(tmp_path / 'pretrain', make_task(task_config(tiny.settings('', target='pixels', model=model))))
+    config = tiny.classify_settings(
+        init=str(tmp_path / 'pretrain'), total_steps=1, model=model, erase=0.0, optimizer={'lr': 0.0, 'final_lr': 0.0, 'warmup_steps': 0},
+        data={'num_evaluate_examples': 0, 'color_jitter': (0.0, 0.0, 0.0)})
+    assert loop.train(task_config(config), tmp_path / 'finetune') == 0
+    found, description = load_params(str(tmp_path / 'finetune'))
+    del params['encoder']['mask_token']
+    jax.tree.map(np.testing.assert_array_equal, found['encoder'], params['encoder'])
+    assert description['architecture']['num_classes'] == len(SHAPES) and 'loss' in metrics_lines(tmp_path / 'finetune')[0]
 
 
 def test_names_of_predictions(tmp_path):
