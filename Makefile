@@ -31,8 +31,8 @@ quickstart: $(VENV)/installed
 	$(BIN)/python main.py --config=configs/quickstart/probe.py --workdir=$(QUICK)/probe
 	$(BIN)/python main.py --config=configs/quickstart/probe.py:random --workdir=$(QUICK)/probe_random
 	@echo "== 5/5 does pre-training pay? the same fine-tuning on 10 labelled pictures a class, from the encoder and from random weights"
-	$(BIN)/python -m beit_jax.tools.study --study configs/studies/quickstart.py --workdir $(QUICK)/study --seeds 1 --choose_rates false \
-		--arms "pre-trained" "from scratch"
+	$(BIN)/python -m beit_jax.tools.study --study=configs/studies/quickstart.py --workdir=$(QUICK)/study --seeds=1 --choose_rates=false \
+		--tasks "200 steps"
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

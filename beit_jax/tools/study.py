@@ -84,13 +84,15 @@ class Run:
         return json.loads(path.read_text()) if path.is_file() else None
 
     def config(self, metric: str) -> dict:
-        """All settings, once `needs` are done."""
+        """All settings; the learning rate is the best of the candidates that are done.
+
+        Raises:
+          RequestError: settings that are wrong.
+        """
         if self.stage == 'fit_tokenizer':
             return {'arguments': f'{self.recipe} {self.settings}'}
-        rate = ''
-        if self.candidates:
-            scores = {rate: run.result['metrics'][metric] for rate, run in self.candidates.items()}
-            rate = f'optimizer.lr={max(scores, key=scores.get):g}'
+        scores = {rate: run.result['metrics'][metric] for rate, run in (self.candidates or {}).items() if run.result}
+        rate = f'optimizer.lr={max(scores, key=scores.get):g}' if scores else ''
         return settings_of(task_config(_load(self.recipe, self.settings, rate)))
 
 
@@ -193,26 +195,25 @@ def _fit(settings: dict, folder: Path) -> dict:
     return {}
 
 
-def _check_done(runs: list[Run], metric: str) -> None:
-    """Refuses a work directory with results of other settings than these."""
+def check_runs(runs: list[Run], metric: str) -> None:
+    """Refuses wrong settings, and a work directory with results of others, before anything is run."""
     for run in runs:
-        if run.result and all(need.result for need in run.needs):
-            differing = records.differences(run.result['config'], run.config(metric))
-            check(not differing, f'{run.folder} was run with other settings ({"; ".join(differing[:3])}): remove it, or give another --workdir.')
+        config = run.config(metric)
+        differing = records.differences(run.result['config'], config) if run.result else ()
+        check(not differing, f'{run.folder} was run with other settings ({"; ".join(differing[:3])}): remove it, or give another --workdir.')
 
 
 def run(options) -> None:
     study, about = load_study(options.study)
-    for name in options.arms:
-        one_of('--arms', name, study.arms)
+    arms, tasks = (_only(names, whole, option) for names, whole, option in ((options.arms, study.arms, '--arms'),
+                                                                           (options.tasks, study.tasks, '--tasks')))
     check(options.processes >= 0, f'--processes={options.processes}: use 1 or more, or 0 to write the report only.')
     check(',' not in options.workdir, f'--workdir={options.workdir}: use a path without commas.')
-    kept = {name: arm for name, arm in study.arms.items() if name in options.arms or not options.arms}
-    study = dataclasses.replace(study, arms=kept, baseline=study.baseline if study.baseline in kept else '',
+    study = dataclasses.replace(study, arms=arms, tasks=tasks, baseline=study.baseline if study.baseline in arms else '',
                                 seeds=options.seeds or study.seeds, rates=study.rates if options.choose_rates else ())
     workdir = Path(options.workdir)
     runs = plan(study, workdir)
-    _check_done(runs, study.metric)
+    check_runs(runs, study.metric)
     if options.processes == 1:
         work(runs, study.metric)
     elif options.processes:
@@ -221,20 +222,27 @@ def run(options) -> None:
         study_report.write(study, runs, workdir, about, options.study)
 
 
+def _only(names: list[str], whole: dict, option: str) -> dict:
+    for name in names:
+        one_of(option, name, whole)
+    return {name: value for name, value in whole.items() if name in names or not names}
+
+
 def _start_processes(number: int) -> None:
     """The same command so many times, each with its share of this machine's cores; ends with the status of one that failed."""
-    cores, command = sorted(os.sched_getaffinity(0)), [sys.executable, '-m', 'beit_jax.tools.study', *sys.argv[1:], '--processes', '1',
-                                                     '--report', 'false']
-    children = []
+    command = [sys.executable, '-m', 'beit_jax.tools.study', *sys.argv[1:], '--processes', '1', '--report', 'false']
+    cores, children = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else [], []  # macOS has no such thing
     for i in range(number):
-        os.sched_setaffinity(0, cores[i::number] or cores)
+        if cores:
+            os.sched_setaffinity(0, cores[i::number] or cores)
         children.append(subprocess.Popen(command))
-    os.sched_setaffinity(0, cores)
+    if cores:
+        os.sched_setaffinity(0, cores)
     signal.signal(signal.SIGTERM, lambda *_: [child.terminate() for child in children])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the children too, who end in their way
     statuses = [child.wait() for child in children]
     if any(statuses):
-        sys.exit(max(statuses))
+        sys.exit(max(map(abs, statuses)))
 
 
 def load_study(path: str) -> tuple[Study, str]:
@@ -253,6 +261,7 @@ def _arguments():
                         'run, a report of what is there')
     parser.add_argument('--seeds', type=int, default=0, help='how many, instead of the study\'s')
     parser.add_argument('--arms', nargs='+', default=[], help='only these (all)')
+    parser.add_argument('--tasks', nargs='+', default=[], help='only these (all)')
     parser.add_argument('--choose_rates', type=arguments.true_or_false, default=True,
                         help='whether to choose the learning rate of each arm, or to take that of the recipe (true)')
     parser.add_argument('--report', type=arguments.true_or_false, default=True, help='whether to write the report (true)')

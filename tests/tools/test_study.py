@@ -109,8 +109,8 @@ def test_report(path, ran, tmp_path, capsys):
 
 
 def test_lines_over_an_axis(path, ran, tmp_path):
-    arms = {f'{level} {steps}': {'pretrain': f'total_steps={steps},tokenizer.path=t', 'finetune': f'data.level={level}', 'line': level, 'x': steps}
-            for level in ('easy', 'hard') for steps in (131, 251)}
+    arms = {f'{level} {steps}': {'pretrain': f'total_steps={steps},tokenizer.path=t', 'finetune': f'data.level={level}', 'line': level,
+                                 'x': steps} for level in ('easy', 'hard') for steps in (131, 251)}
     path.write_text(f'"""Lines."""\nSTUDY = {STUDY | {"arms": arms, "axis": "steps", "baseline": "", "rates": ()}}\n')
     run(path, tmp_path / 'w', '--seeds', 1)
     assert len(ran) == 2 + 4 * 2 and (tmp_path / 'w' / 'report.png').stat().st_size > 5000  # levels differ in the fine-tuning alone
@@ -128,8 +128,8 @@ def test_what_is_done_is_not_done_again(path, ran, tmp_path, monkeypatch):
     monkeypatch.setattr(study.loop, 'train', whole)
     run(path, workdir)  # the fixture fails where a folder is trained twice
     assert len(ran) == 36
-    run(path, workdir, '--arms', 'tokens', 'from scratch', '--seeds', 1)
-    assert len(ran) == 36
+    run(path, workdir, '--arms', 'tokens', 'from scratch', '--tasks', 'many', '--seeds', 1)
+    assert len(ran) == 36 and 'few' not in (workdir / 'report.md').read_text()
 
 
 def test_results_of_other_settings_are_refused(path, ran, tmp_path):
@@ -163,6 +163,13 @@ def test_a_tokenizer_without_training(path, ran, tmp_path):
     assert next(iter(ran.values())).tokenizer.path == str(folder)
 
 
+def test_wrong_settings_are_refused_before_anything_is_run(path, ran, tmp_path):
+    path.write_text(path.read_text().replace('total_steps=37', 'total_stesp=37'))
+    with pytest.raises(RequestError, match=r'config.total_stesp is not a setting. Did you mean total_steps\?'):
+        run(path, tmp_path / 'w')
+    assert not ran
+
+
 @pytest.mark.parametrize(('changed', 'message'), [
     ({'arms': {'a': {'pretrian': '', 'finetune': ''}}}, "stage of the arm 'a'='pretrian' is unknown. Did you mean pretrain?"),
     ({'arms': {'a': {'fit_tokenizer': '', 'finetune': ''}}}, "the arm 'a' has the stage fit_tokenizer, but recipes has none"),
@@ -182,6 +189,7 @@ def test_bad_studies(changed, message, path):
 @pytest.mark.parametrize(('arguments', 'message'), [
     (['--study', 'nothing.py'], 'Studies are in configs/studies/'),
     (['--arms', 'token'], 'Did you mean tokens?'),
+    (['--tasks', 'fewer'], "--tasks='fewer' is unknown. Did you mean few?"),
     (['--processes', '-1'], 'use 1 or more, or 0'),
     (['--workdir', 'a,b'], 'use a path without commas'),
 ])
