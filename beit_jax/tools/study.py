@@ -106,11 +106,11 @@ def plan(study: Study, workdir: Path) -> list[Run]:
 
     for seed in range(study.seeds):
         for arm, stages in study.arms.items():
-            needs, given, history = (), '', ''
+            needs, given, history = (), '', []
             for stage in (stage for stage in RESULTS if stage in stages):
-                history = '+'.join(filter(None, (history, stages[stage])))
+                history.append(stages[stage] or 'plain')
                 settings = f'{stages[stage]} --seed {seed}' if stage == 'fit_tokenizer' else _joined(stages[stage], given, f'seed={seed}')
-                made = add(stage, history or 'plain', f'seed{seed}', stage=stage, recipe=study.recipes[stage], settings=settings, needs=needs,
+                made = add(stage, '+'.join(history), f'seed{seed}', stage=stage, recipe=study.recipes[stage], settings=settings, needs=needs,
                            arm=arm, seed=seed)
                 place, setting = RESULTS[stage]
                 needs, given = (made,), f'{setting}={made.folder / place}'

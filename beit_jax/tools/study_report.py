@@ -76,11 +76,11 @@ def _table(study, done):
 
 
 def _pretraining_table(done):
-    """What pre-training says of itself. Tokens differ in how hard they are to predict: it does not tell which encoder is the best one."""
+    """What pre-training says of itself, under the first arm that has it. Tokens differ in how hard they are to predict: it does not tell which encoder is the best one."""
     results = {}
     for run in done:
         if run.stage == 'pretrain':
-            results.setdefault(run.folder.parent.name, []).append(run.result)
+            results.setdefault(run.arm, []).append(run.result)
     rows = []
     for name, each in results.items():
         seen = each[0]['config']['total_steps'] * each[0]['config']['batch_size']
