@@ -76,7 +76,8 @@ def _table(study, done):
 
 
 def _pretraining_table(done):
-    """What pre-training says of itself, under the first arm that has it. Tokens differ in how hard they are to predict: it does not tell which encoder is the best one."""
+    """What pre-training says of itself, under the first arm that has it. Tokens differ in how hard they are to predict: it does not tell
+    which encoder is the best one."""
     results = {}
     for run in done:
         if run.stage == 'pretrain':
