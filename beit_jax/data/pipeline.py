@@ -264,6 +264,7 @@ def _batches(steps: range, examples: Callable, load: Callable, views: Sequence[V
                                                                  num_parallel_calls=_BEGUN, deterministic=True)
     options = tf.data.Options()
     options.threading.private_threadpool_size = _BEGUN  # the trainer's own threads are not TensorFlow's to take
+    options.autotune.enabled = False  # there is nothing to tune, and closing the iterator would wait for the tuner, who sleeps up to a minute
     try:
         for arrays in dataset.prefetch(config.prefetch).with_options(options).as_numpy_iterator():
             yield dict(zip([*(view.name for view in views), 'label', 'used', 'index', 'view'], arrays, strict=True))

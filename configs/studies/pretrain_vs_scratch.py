@@ -18,7 +18,7 @@ STUDY = {
     'axis': 'thousand pictures seen in pre-training (0: from scratch)',
     'tasks': {'1 % of the labels': 'data.labels_per_class=20,total_steps=400,optimizer.warmup_steps=40',
               '10 %': 'data.labels_per_class=200,total_steps=800,optimizer.warmup_steps=80',
-              '100 %': 'total_steps=1200,optimizer.warmup_steps=120'},
+              '100 %': 'data.labels_per_class=0,total_steps=1200,optimizer.warmup_steps=120'},
     'baseline': 'from scratch',
     'rates': (2e-3, 4e-3, 8e-3),
     'validation': 'data.evaluate_split=validation,data.num_evaluate_examples=1000',
