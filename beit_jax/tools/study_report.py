@@ -109,11 +109,13 @@ def _means_and_deviations(shown: dict) -> tuple[list[float], list[float]]:
 
 
 def _draw_lines(axes, shown, study):
-    for line in dict.fromkeys(study.arms[arm]['line'] for arm in shown):
+    lines = dict.fromkeys(study.arms[arm]['line'] for arm in shown)
+    for line in lines:
         of_line = {arm: each for arm, each in shown.items() if study.arms[arm]['line'] == line}
         axes.errorbar([study.arms[arm]['x'] for arm in of_line], *_means_and_deviations(of_line), fmt='o-', capsize=3, label=line)
     axes.set_xlabel(study.axis)
-    axes.legend(frameon=False)
+    if len(lines) > 1:
+        axes.legend(frameon=False)
 
 
 def _draw_rows(axes, shown):
