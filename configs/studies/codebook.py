@@ -19,7 +19,7 @@ STUDY = {
     },
     'tasks': {'10 labels a class, 200 steps': ''},
     'baseline': 'from scratch',
-    'rates': (4e-3, 8e-3, 1.6e-2),
+    'rates': (2e-3, 4e-3, 8e-3, 1.6e-2),
     'validation': 'data.evaluate_split=validation,data.num_evaluate_examples=1000',
     'seeds': 3,
 }
