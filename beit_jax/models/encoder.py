@@ -5,7 +5,6 @@ LayerScale. Shape legend: B images, N tokens (CLS first), P patches, D width, H 
 """
 from collections.abc import Callable, Sequence
 import dataclasses
-import math
 
 from flax import nnx
 import jax
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 
 from beit_jax.config import check, one_of
 from beit_jax.models.layers import Block, Constant, RelativePositionBias, TruncatedNormal, Uniform, linear, parameter
+from beit_jax.models.patches import patchify
 from beit_jax.models.presets import PRESETS
 
 POSITIONS = ('absolute', 'shared_bias', 'layer_bias')
@@ -163,18 +163,3 @@ class Encoder(nnx.Module):
             x_BND, layer = apply(x_BND, {'params': layer_params} | {name: value[i] for name, value in keep.items()})
             layers.append(layer)
         return jax.tree.map(lambda *each: jnp.stack(each), *layers) if every_layer else x_BND
-
-
-def patchify(images_BHWC, patch_size: int):
-    """[B, height, width, C] -> [B, P, patch_size * patch_size * C]: patches in reading order, pixels in (row, column, channel) order."""
-    batch, height, width, channels = images_BHWC.shape
-    rows, columns = height // patch_size, width // patch_size
-    x = images_BHWC.reshape(batch, rows, patch_size, columns, patch_size, channels)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, patch_size * patch_size * channels)
-
-
-def unpatchify(patches_BPV, grid: tuple[int, int]):
-    """The inverse of `patchify` for pictures of three colours; grid: rows and columns of patches."""
-    (rows, columns), size = grid, math.isqrt(patches_BPV.shape[-1] // 3)
-    x = patches_BPV.reshape(-1, rows, columns, size, size, 3)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, rows * size, columns * size, 3)

@@ -20,8 +20,8 @@ from beit_jax.data.config import View
 from beit_jax.images.color import jitter_views, normalize, patch_statistics, to_float
 from beit_jax.images.masking import MaskConfig, Masks, draw_masks
 from beit_jax.models.architecture import patch_target
-from beit_jax.models.encoder import patchify
 from beit_jax.models.heads import MaskedImageModel
+from beit_jax.models.patches import patchify
 from beit_jax.models.tokenizers import PRECISIONS, Tokenizer
 from beit_jax.tasks import EncoderRunConfig, Task, check_encoder
 from beit_jax.tasks.tokenizer import token_statistics

@@ -10,6 +10,7 @@ from beit_jax.data.config import View
 from beit_jax.data.sampler import Sampler
 from beit_jax.data.sources import open_source
 from beit_jax.images.color import to_float
+from beit_jax.models.patches import patchify
 from beit_jax.models.tokenizers import kmeans, make_tokenizer, random_projection
 from beit_jax.tools import arguments
 from beit_jax.weights.tokenizer import save_tokenizer
@@ -25,7 +26,7 @@ def random_patches(data, image_size: int, patch_size: int, count: int, seed: int
     batches = pipeline.train_batches(source, Sampler(len(source), BATCH, seed), (View('image', image_size, 'lanczos3'),), data, np.arange(BATCH))
     patches, missing = [], count
     while missing > 0:
-        for patches_PD in np.asarray(kmeans.cut_patches(next(batches)['image'], patch_size)):
+        for patches_PD in np.asarray(patchify(next(batches)['image'], patch_size)):
             chosen = random.permutation(len(patches_PD))[:min(per_picture, missing)]
             patches.append(patches_PD[chosen])
             missing -= len(chosen)

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from beit_jax.config import check
 from beit_jax.data.images import load_images
 from beit_jax.images.color import normalize, patch_statistics, to_float
-from beit_jax.models.encoder import patchify, unpatchify
+from beit_jax.models.patches import patchify, unpatchify
 from beit_jax.tasks import make_task, task_config
 from beit_jax.tools import arguments
 from beit_jax.train.step import abstract_params

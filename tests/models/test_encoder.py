@@ -11,7 +11,7 @@ import pytest
 import scipy.stats
 
 from beit_jax.errors import RequestError
-from beit_jax.models.encoder import Encoder, EncoderConfig, patchify
+from beit_jax.models.encoder import Encoder, EncoderConfig
 from beit_jax.models.heads import MaskedImageModel
 from beit_jax.models.layers import relative_position_index
 from beit_jax.train.optimizer import parameter_table
@@ -189,13 +189,6 @@ def test_every_layer(unroll):
     bias_HNN, blocks = encoder.position_bias(), list(encoder.blocks.values())
     for layer in range(1, CONFIG.depth):
         np.testing.assert_allclose(layers_LBND[layer], blocks[layer](layers_LBND[layer - 1], bias_HNN), atol=1e-5)
-
-
-def test_patchify():
-    images_BHWC = np.random.default_rng(0).normal(size=(2, 21, 35, 3)).astype(np.float32)
-    expected = np.array([[[image[row * 7 + y, column * 7 + x, channel] for y in range(7) for x in range(7) for channel in range(3)]
-                          for row in range(3) for column in range(5)] for image in images_BHWC])
-    np.testing.assert_array_equal(patchify(images_BHWC, 7), expected)
 
 
 @pytest.mark.parametrize('positions', ['absolute', 'shared_bias', 'layer_bias'])

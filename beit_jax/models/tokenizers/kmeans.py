@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from beit_jax.config import check
+from beit_jax.models.patches import patchify, unpatchify
 from beit_jax.models.tokenizers import check_vocabulary, dtype_and_precision
 
 CHUNK = 4096  # patches whose distances to all centroids are held at once
@@ -25,12 +26,6 @@ class Config:
     def __post_init__(self):
         check(self.patch_size > 0 and self.contrast_floor > 0, 'patch_size and contrast_floor of the tokenizer must be positive.')
         check_vocabulary(self.vocabulary)
-
-
-def cut_patches(images_BSS3, size: int):
-    """Pixels of any range [B, S, S, 3] -> [B, P, D], patches in reading order."""
-    batch, side = images_BSS3.shape[0], images_BSS3.shape[1] // size
-    return images_BSS3.reshape(batch, side, size, side, size, 3).swapaxes(2, 3).reshape(batch, side * side, size * size * 3)
 
 
 def normalize_patches(patches, contrast_floor: float):
@@ -95,11 +90,10 @@ class Tokenizer:
 
     def encode(self, params, images_BSS3):
         """Pixels in [0, 1]; see `beit_jax.models.tokenizers.Tokenizer`."""
-        x_BPD = normalize_patches(cut_patches(images_BSS3, self.factor), self.config.contrast_floor)
+        x_BPD = normalize_patches(patchify(images_BSS3, self.factor), self.config.contrast_floor)
         return nearest(x_BPD, params['encoder']['centroids'], self._precision)
 
     def decode(self, params, ids_BP):
         """Gives pixels in [0, 1]; see `beit_jax.models.tokenizers.Tokenizer`."""
-        side, f = math.isqrt(ids_BP.shape[1]), self.factor
-        patches = params['decoder']['patches'][ids_BP].reshape(-1, side, side, f, f, 3)
-        return patches.swapaxes(2, 3).reshape(-1, side * f, side * f, 3)
+        side = math.isqrt(ids_BP.shape[1])
+        return unpatchify(params['decoder']['patches'][ids_BP], (side, side))

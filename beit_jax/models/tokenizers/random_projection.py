@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from beit_jax.config import check
 from beit_jax.errors import RequestError
+from beit_jax.models.patches import patchify
 from beit_jax.models.tokenizers import kmeans
 
 
@@ -39,7 +40,7 @@ class Tokenizer(kmeans.Tokenizer):
 
     def encode(self, params, images_BSS3):
         """Pixels in [0, 1]; see `beit_jax.models.tokenizers.Tokenizer`."""
-        x_BPD = kmeans.normalize_patches(kmeans.cut_patches(images_BSS3, self.factor), self.config.contrast_floor)
+        x_BPD = kmeans.normalize_patches(patchify(images_BSS3, self.factor), self.config.contrast_floor)
         y_BPC = kmeans.product(x_BPD, params['encoder']['projection'], self._precision)
         return kmeans.nearest(y_BPC, params['encoder']['codes'], self._precision)  # codes have length 1: the length of y does not matter
 

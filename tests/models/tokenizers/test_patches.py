@@ -8,6 +8,7 @@ import sklearn.cluster
 import sklearn.metrics
 
 from beit_jax.errors import RequestError
+from beit_jax.models.patches import patchify
 from beit_jax.models.tokenizers import kmeans, make_tokenizer, random_projection
 
 SIZES = {'vocabulary': 7, 'patch_size': 3}
@@ -30,7 +31,7 @@ def numpy_normalized(patches):
 
 
 def test_patches(images):
-    np.testing.assert_array_equal(kmeans.cut_patches(images, 3), numpy_patches(images))
+    np.testing.assert_array_equal(patchify(images, 3), numpy_patches(images))
     np.testing.assert_allclose(kmeans.normalize_patches(numpy_patches(images), 0.6), numpy_normalized(numpy_patches(images)), atol=1e-5)
     brighter = kmeans.normalize_patches(numpy_patches(images * 0.9 + 0.1), 1e-6)
     np.testing.assert_allclose(brighter, kmeans.normalize_patches(numpy_patches(images), 1e-6), atol=1e-3)
