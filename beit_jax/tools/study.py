@@ -62,7 +62,7 @@ class Study:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """One run of a study. What is in `folder`/result.json when it is done: {'config', 'metrics' of the last evaluation, 'seconds'}."""
+    """One run of a study; when it is done there is `folder`/result.json."""
     folder: Path
     stage: str
     recipe: str
@@ -79,9 +79,17 @@ class Run:
         return self.seed == CHOOSING_SEED
 
     @property
-    def result(self) -> dict | None:
-        path = self.folder / 'result.json'
-        return json.loads(path.read_text()) if path.is_file() else None
+    def file(self) -> Path:
+        return self.folder / 'result.json'
+
+    @property
+    def done(self) -> bool:
+        return self.file.is_file()
+
+    @functools.cached_property
+    def result(self) -> dict:
+        """Of a run that is done: {'config', 'metrics' of the last evaluation, 'seconds'}."""
+        return json.loads(self.file.read_text())
 
     def config(self, metric: str) -> dict:
         """All settings; the learning rate is the best of the candidates that are done.
@@ -91,7 +99,7 @@ class Run:
         """
         if self.stage == 'fit_tokenizer':
             return {'arguments': f'{self.recipe} {self.settings}'}
-        scores = {rate: run.result['metrics'][metric] for rate, run in (self.candidates or {}).items() if run.result}
+        scores = {rate: run.result['metrics'][metric] for rate, run in (self.candidates or {}).items() if run.done}
         rate = f'optimizer.lr={max(scores, key=scores.get):g}' if scores else ''
         return settings_of(task_config(_load(self.recipe, self.settings, rate)))
 
@@ -146,9 +154,9 @@ def _load(recipe: str, *settings: str):
 def work(runs: list[Run], metric: str) -> None:
     """Does the runs that nobody else does, until all are done."""
     waited = False
-    while unfinished := [run for run in runs if run.result is None]:
+    while unfinished := [run for run in runs if not run.done]:
         for run in unfinished:
-            if all(need.result for need in run.needs) and _do(run, metric, f'{len(runs) - len(unfinished) + 1} of {len(runs)}'):
+            if all(need.done for need in run.needs) and _do(run, metric, f'{len(runs) - len(unfinished) + 1} of {len(runs)}'):
                 break
         else:
             if not waited:
@@ -165,13 +173,13 @@ def _do(run: Run, metric: str, number: str) -> bool:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
-        if run.result is not None:
+        if run.done:
             return True
         began, config = time.perf_counter(), run.config(metric)
         with (run.folder / 'log.txt').open('a', buffering=1) as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
             metrics = _fit(config, run.folder / 'tokenizer') if run.stage == 'fit_tokenizer' else _train(config, run.folder)
         seconds = round(time.perf_counter() - began, 1)
-        records.write(run.folder / 'result.json', {'config': config, 'metrics': metrics, 'seconds': seconds}, indent=1)
+        records.write(run.file, {'config': config, 'metrics': metrics, 'seconds': seconds}, indent=1)
         shown = f'  {metric} {metrics[metric]:.4f}' if metric in metrics else ''
         print(f'run {number}: {run.folder}{shown}  ({seconds:.0f} s)', flush=True)
     return True
@@ -199,7 +207,7 @@ def check_runs(runs: list[Run], metric: str) -> None:
     """Refuses wrong settings, and a work directory with results of others, before anything is run."""
     for run in runs:
         config = run.config(metric)
-        differing = records.differences(run.result['config'], config) if run.result else ()
+        differing = records.differences(run.result['config'], config) if run.done else ()
         check(not differing, f'{run.folder} was run with other settings ({"; ".join(differing[:3])}): remove it, or give another --workdir.')
 
 

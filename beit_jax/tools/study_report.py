@@ -17,7 +17,7 @@ PRETRAINING = ('eval/token_accuracy', 'eval/majority_accuracy', 'eval/token_perp
 
 def write(study, runs: list, workdir: Path, about: str, path: str) -> None:
     """Writes the three files of the runs that are done, and prints the table. about: the study file's docstring; path: of that file."""
-    done = [run for run in runs if run.result]
+    done = [run for run in runs if run.done]
     _write_csv(done, workdir)
     _plot(study, done, workdir / 'report.png')
     table, hours = _table(study, done), sum(run.result['seconds'] for run in done) / 3600
