@@ -4,7 +4,7 @@
 
 It reads the tokenizer of configs/quickstart/tokenizer.py. On your own pictures: --config.data.name=folder --config.data.path=DIR.
 Variants are the ablations that configs/pretrain_imagenet1k.py explains: `random`, `pixels`, `all`, `unmasked`.
-Expect (2 CPU cores, about 4 minutes): token_accuracy above five times majority_accuracy, and linear probes far above those of a random
+Expect (2 CPU cores, about a minute): token_accuracy above five times majority_accuracy, and linear probes far above those of a random
 encoder (configs/quickstart/probe.py).
 """
 from beit_jax.recipes import recipe, vary
