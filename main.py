@@ -15,6 +15,7 @@ from beit_jax.errors import RequestError
 from beit_jax.recipes import parse_flags
 from beit_jax.tasks import task_config
 from beit_jax.train import distributed, loop
+from beit_jax.xla_flags import set_xla_flags
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The recipe, with a variant after a colon.', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where everything that the run writes goes.')
@@ -27,6 +28,7 @@ _HEARTBEAT = flags.DEFINE_integer('heartbeat_seconds', 100, 'A process that is n
 
 def main(_) -> int | None:
     logging.set_verbosity(logging.FATAL)  # Orbax tells what it does to every file, and of failures with many stacks; they are raised as well
+    set_xla_flags()
     try:
         config = task_config(_CONFIG.value)
         distributed.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _HEARTBEAT.value)

@@ -10,6 +10,7 @@ import typing
 from beit_jax.config import check, from_mapping
 from beit_jax.data.config import DataConfig
 from beit_jax.errors import RequestError
+from beit_jax.xla_flags import set_xla_flags
 
 # which pictures there are, and how they are cropped
 DATA = ('name', 'path', 'evaluate_path', 'split', 'evaluate_split', 'holdout', 'level', 'num_examples', 'num_evaluate_examples', 'crop_scale',
@@ -95,6 +96,7 @@ def true_or_false(text: str) -> bool:
 
 def main(run: Callable[[argparse.Namespace], None], arguments: argparse.ArgumentParser) -> None:
     """Runs a tool on the command line and exits with its status."""
+    set_xla_flags()
     options, overrides = arguments.parse_known_args()
     if overrides and 'config' not in options:
         arguments.error(f'unrecognized arguments: {" ".join(overrides)}')
