@@ -1,4 +1,5 @@
 """Our dVAE against the package dall_e with the same random weights, 1e-4 in float32."""
+import functools
 import json
 import math
 
@@ -50,8 +51,8 @@ def cut(theirs, resampling, output):
     theirs.blocks.output.conv = output
 
 
-@pytest.mark.parametrize('groups', [3, 4])
-def test_encoder(groups, monkeypatch):
+@pytest.mark.parametrize(('groups', 'pairs'), [(3, False), (4, False), (3, True), (4, True)])
+def test_encoder(groups, pairs, monkeypatch):
     torch.manual_seed(0)
     monkeypatch.setattr(dall_e.Encoder, 'group_count', groups)
     theirs = dall_e.Encoder(n_hid=64, n_blk_per_group=2, vocab_size=521)
@@ -61,7 +62,7 @@ def test_encoder(groups, monkeypatch):
     images_BHWC = np.random.default_rng(0).random((3, 40, 24, 3), np.float32)
     with torch.no_grad():
         expected = theirs(torch.from_numpy(images_BHWC.transpose(0, 3, 1, 2))).permute(0, 2, 3, 1).numpy()
-    logits = np.asarray(jax.jit(ours.__call__)(images_BHWC))
+    logits = np.asarray(jax.jit(functools.partial(ours.__call__, pairs=pairs))(images_BHWC))
     difference = np.abs(logits - expected).max()
     assert logits.shape == (3, 40 * 2 // 2 ** groups, 24 * 2 // 2 ** groups, 521) and logits.std() > 0.3 and difference < 1e-4, difference
     np.testing.assert_array_equal(logits.argmax(-1), expected.argmax(-1))
