@@ -6,7 +6,7 @@ _LIBRARY = 'xla_cpu_experimental_ynn_fusion_type'
 
 
 def set_xla_flags() -> None:
-    """On a CPU, keeps sums and maxima from the library YNNPACK, where a small model's step takes a fifth to a half longer (docs/benchmarks.md; JAX
+    """On a CPU, keeps sums and maxima from the library YNNPACK, where a small model's step takes a third longer (docs/benchmarks.md; JAX
     issue 37465). A user's own setting of that flag stays. Only for the versions that were tried: XLA ends a process at a flag that it does
     not know, and a later one may be fast by itself."""
     flags, jaxlib = os.environ.get('XLA_FLAGS', ''), tuple(int(number) for number in version('jaxlib').split('.')[:2])
