@@ -8,7 +8,7 @@ normalised patches, and a random projection.
 VOCABULARIES = (128, 512, 1024, 2048, 8192)
 
 STUDY = {
-    'recipes': {'tokenizer': 'configs/quickstart/tokenizer.py', 'pretrain': 'configs/quickstart/pretrain.py',
+    'recipes': {'tokenizer': 'configs/quickstart/tokenizer.py', 'pretrain': 'configs/quickstart/pretrain.py:tokenizer.cache_views=1',
                 'fit_tokenizer': '--patch_size 6 --image_size 36 --data.name shapes', 'finetune': 'configs/quickstart/finetune.py'},
     'arms': {f'dVAE, {size} tokens': {'tokenizer': f'model.vocabulary={size}', 'pretrain': '', 'finetune': ''} for size in VOCABULARIES} | {
         'k-means, 128 tokens': {'fit_tokenizer': '--kind kmeans --vocabulary 128', 'pretrain': '', 'finetune': ''},

@@ -22,7 +22,7 @@ def arms():
 
 STUDY = {
     'recipes': {'tokenizer': 'configs/quickstart/tokenizer.py:data.image_size=32', 'finetune': f'configs/quickstart/finetune.py:{SIZE},{INIT}',
-                'pretrain': f'configs/quickstart/pretrain.py:{SIZE},{INIT},mask.patches=25,mask.min_block=6'},
+                'pretrain': f'configs/quickstart/pretrain.py:{SIZE},{INIT},mask.patches=25,mask.min_block=6,tokenizer.cache_views=1'},
     'arms': dict(arms()),
     'axis': 'thousand pictures seen in pre-training (0: from scratch)',
     'tasks': {'1 % of the labels': 'data.labels_per_class=20,total_steps=400,optimizer.warmup_steps=40'},
