@@ -19,7 +19,8 @@ def pair_kernel(kernel: jax.Array) -> jax.Array:
     """[rows, columns, in, out], columns odd -> [rows, pairs, 2 in, 2 out] that acts on pairs as `kernel` on pixels, both with padding 'SAME'."""
     rows, columns, inputs, outputs = kernel.shape
     reach = (columns // 2 + 1) // 2  # in pairs, to either side
-    pairs, margin = 2 * reach + 1, 2 * reach + 1 - columns // 2
+    pairs = 2 * reach + 1
+    margin = pairs - columns // 2
     padded = jnp.pad(kernel, ((0, 0), (margin, margin), (0, 0), (0, 0)))
     # from pixel s of a pair to pixel t of the pair in the middle, for every pair that is reached
     blocks = [[padded[:, 1 + s - t:2 * pairs + s - t:2] for t in (0, 1)] for s in (0, 1)]
@@ -31,4 +32,3 @@ def pool_pairs(x_BHPC: jax.Array) -> jax.Array:
     channels = x_BHPC.shape[-1] // 2
     larger = jnp.maximum(x_BHPC[..., :channels], x_BHPC[..., channels:])
     return jax.lax.reduce_window(larger, -jnp.inf, jax.lax.max, (1, 2, 1, 1), (1, 2, 1, 1), 'VALID')
-
