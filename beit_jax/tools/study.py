@@ -220,6 +220,7 @@ def run(options) -> None:
     study = dataclasses.replace(study, arms=arms, tasks=tasks, baseline=study.baseline if study.baseline in arms else '',
                                 seeds=options.seeds or study.seeds, rates=study.rates if options.choose_rates else ())
     workdir = Path(options.workdir)
+    check(options.processes > 0 or workdir.is_dir(), f'--workdir={workdir}: there is no such folder to report on.')
     runs = plan(study, workdir)
     check_runs(runs, study.metric)
     if options.processes == 1:

@@ -192,6 +192,7 @@ def test_bad_studies(changed, message, path):
     (['--tasks', 'fewer'], "--tasks='fewer' is unknown. Did you mean few?"),
     (['--processes', '-1'], 'use 1 or more, or 0'),
     (['--workdir', 'a,b'], 'use a path without commas'),
+    (['--processes', '0'], 'there is no such folder to report on'),
 ])
 def test_bad_requests(arguments, message, path, tmp_path):
     with pytest.raises(RequestError) as error:

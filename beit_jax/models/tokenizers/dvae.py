@@ -15,7 +15,7 @@ from beit_jax.config import check
 from beit_jax.models.layers import Constant, product
 from beit_jax.models.platform import target_platform
 from beit_jax.models.tokenizers import check_vocabulary, dtype_and_precision
-from beit_jax.models.tokenizers.pairs import LANES, pair_kernel, pool_pairs, to_pairs
+from beit_jax.models.tokenizers.fused_block import fits, fused_block
 
 LOGIT_LAPLACE_EPS = 0.1
 
@@ -63,20 +63,9 @@ def unmap_pixels(images):
     return jnp.clip((images - LOGIT_LAPLACE_EPS) / (1 - 2 * LOGIT_LAPLACE_EPS), 0, 1)
 
 
-class _Conv(nnx.Conv):
-    """With `pairs` the picture and the result are pairs of columns (`pairs`)."""
-
-    def __call__(self, x, pairs: bool = False):
-        if not pairs:
-            return super().__call__(x)
-        x, kernel, bias = self.promote_dtype((x, pair_kernel(self.kernel[...]), jnp.tile(self.bias[...], 2)), dtype=self.dtype)
-        return bias + jax.lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-                                                   precision=self.precision)
-
-
 def _conv(inputs, outputs, size, *, dtype, precision, rngs):
     kernel_init, zeros = FanInNormal(), Constant(0.0)
-    return _Conv(inputs, outputs, (size, size), kernel_init=kernel_init, bias_init=zeros, dtype=dtype, precision=precision, rngs=rngs,
+    return nnx.Conv(inputs, outputs, (size, size), kernel_init=kernel_init, bias_init=zeros, dtype=dtype, precision=precision, rngs=rngs,
                     kernel_metadata={'initializer': kernel_init}, bias_metadata={'initializer': zeros},
                     conv_general_dilated=_convolve)
 
@@ -98,11 +87,16 @@ class _ResidualBlock(nnx.Module):
         self.shortcut = _conv(inputs, outputs, 1, **options) if inputs != outputs else None
         self.convs = nnx.Dict({str(i + 1): _conv(widths[i], widths[i + 1], sizes[i], **options) for i in range(4)})
 
-    def __call__(self, x, pairs: bool = False):
+    def __call__(self, x, fused: bool = False):
+        """`fused`: as one kernel, which has no gradient, where there is one for such pictures."""
+        convs = self.convs.values()
+        if fused and self.shortcut is None and fits(x, self.convs['1'].out_features):
+            kernels, biases = ([getattr(conv, name)[...] for conv in convs] for name in ('kernel', 'bias'))
+            return fused_block(x, kernels, biases, self.gain, self.convs['1'].precision, interpret=target_platform() != 'tpu')
         y = x
-        for conv in self.convs.values():
-            y = conv(jax.nn.relu(y), pairs)
-        return (x if self.shortcut is None else self.shortcut(x, pairs)) + self.gain * y
+        for conv in convs:
+            y = conv(jax.nn.relu(y))
+        return (x if self.shortcut is None else self.shortcut(x)) + self.gain * y
 
 
 def _groups(config, widths, sizes, **options):
@@ -123,18 +117,15 @@ class DVAEEncoder(nnx.Module):
         self.groups = _groups(config, widths, (3, 3, 3, 1), dtype=dtype, **options)
         self.output = _conv(widths[-1], config.vocabulary, 1, dtype=jnp.float32, **options)  # an argmax follows: the logits stay float32
 
-    def __call__(self, images_BHWC, pairs: bool = False):
-        """Pixels in [0.1, 0.9] (`map_pixels`), float [B, height, width, 3] -> logits float32 [B, h, w, V]; `pairs`: layers that are narrow
-        for a TPU act on pairs of columns there."""
-        last = len(self.groups)
-        pairs = pairs and last > 1 and self.input.out_features // 4 < LANES
-        x = self.input(to_pairs(images_BHWC) if pairs else images_BHWC, pairs)
+    def __call__(self, images_BHWC, fused: bool = False):
+        """Pixels in [0.1, 0.9] (`map_pixels`), float [B, height, width, 3] -> logits float32 [B, h, w, V]. `fused`: narrow blocks as one
+        kernel (`fused_block`), which has no gradient."""
+        x, last = self.input(images_BHWC), len(self.groups)
         for g, group in enumerate(self.groups.values(), start=1):
             for block in group.values():
-                x = block(x, pairs)
+                x = block(x, fused)
             if g < last:
-                x = pool_pairs(x) if pairs else nnx.max_pool(x, (2, 2), strides=(2, 2))
-            pairs = False  # from here on there are twice as many channels
+                x = nnx.max_pool(x, (2, 2), strides=(2, 2))
         return self.output(jax.nn.relu(x).astype(jnp.float32))
 
 
@@ -184,7 +175,7 @@ class Tokenizer:
 
     def encode(self, params, images_BSS3):
         """Pixels in [0, 1]; see `beit_jax.models.tokenizers.Tokenizer`."""
-        logits_BhwV = nnx.merge(self._encoder, params['encoder'])(map_pixels(images_BSS3), pairs=target_platform() == 'tpu')
+        logits_BhwV = nnx.merge(self._encoder, params['encoder'])(map_pixels(images_BSS3), fused=target_platform() == 'tpu')
         return jnp.argmax(logits_BhwV, axis=-1).reshape(images_BSS3.shape[0], -1).astype(jnp.int32)
 
     def decode(self, params, ids_BP):

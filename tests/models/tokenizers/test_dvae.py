@@ -13,6 +13,7 @@ import scipy.stats
 import torch
 
 from beit_jax.errors import RequestError
+from beit_jax.models.tokenizers import fused_block
 from beit_jax.models.tokenizers.dvae import DVAE, Config, DVAEDecoder, DVAEEncoder, _conv, map_pixels, unmap_pixels
 from beit_jax.weights.tokenizer import load_tokenizer, save_tokenizer
 
@@ -51,8 +52,10 @@ def cut(theirs, resampling, output):
     theirs.blocks.output.conv = output
 
 
-@pytest.mark.parametrize(('groups', 'pairs'), [(3, False), (4, False), (3, True), (4, True)])
-def test_encoder(groups, pairs, monkeypatch):
+@pytest.mark.parametrize(('groups', 'fused'), [(3, False), (4, False), (4, True)])
+def test_encoder(groups, fused, monkeypatch):
+    monkeypatch.setattr(fused_block, 'LANES', 32)  # twice the channels of a hidden layer here
+    monkeypatch.setattr(fused_block, '_ROWS', 8)
     torch.manual_seed(0)
     monkeypatch.setattr(dall_e.Encoder, 'group_count', groups)
     theirs = dall_e.Encoder(n_hid=64, n_blk_per_group=2, vocab_size=521)
@@ -62,7 +65,7 @@ def test_encoder(groups, pairs, monkeypatch):
     images_BHWC = np.random.default_rng(0).random((3, 40, 24, 3), np.float32)
     with torch.no_grad():
         expected = theirs(torch.from_numpy(images_BHWC.transpose(0, 3, 1, 2))).permute(0, 2, 3, 1).numpy()
-    logits = np.asarray(jax.jit(functools.partial(ours.__call__, pairs=pairs))(images_BHWC))
+    logits = np.asarray(jax.jit(functools.partial(ours.__call__, fused=fused))(images_BHWC))
     difference = np.abs(logits - expected).max()
     assert logits.shape == (3, 40 * 2 // 2 ** groups, 24 * 2 // 2 ** groups, 521) and logits.std() > 0.3 and difference < 1e-4, difference
     np.testing.assert_array_equal(logits.argmax(-1), expected.argmax(-1))
