@@ -8,22 +8,23 @@ as in table4_long.py, where a visible patch tells less of the figure?
 """
 INIT = 'model.init_std=0.08'
 STEPS = 'total_steps=4800,optimizer.warmup_steps=400'  # of 32 pictures
+BEIT = {'pre-trained': ''}  # and its ablations: settings of pre-training
 
 
-def arms(level: str, size: int, groups: int, **variants):
+def arms(level: str, size: int, groups: int, variants: dict):
     """(name, arm): 8 x 8 patches, and a tokenizer that sees the picture at half its size, as in BEiT."""
     name, data, model = f'{level}, {size} px', f'data.level={level}', f'data.image_size={size},model.patch_size={size // 8}'
     tokenizer, finetune = f'{data},data.image_size={size // 2},model.groups={groups}', f'{data},{model}'
     for how, variant in variants.items():
-        yield f'{name}, {how.replace("_", " ")}', {'tokenizer': tokenizer, 'pretrain': f'{variant}{data},{model}', 'finetune': finetune}
+        yield f'{name}, {how}', {'tokenizer': tokenizer, 'pretrain': f'{variant}{data},{model}', 'finetune': finetune}
     yield f'{name}, from scratch', {'finetune': f'scratch,{finetune}'}
 
 
 STUDY = {
     'recipes': {'tokenizer': 'configs/quickstart/tokenizer.py', 'finetune': f'configs/quickstart/finetune.py:{INIT}',
                 'pretrain': f'configs/quickstart/pretrain.py:{INIT},{STEPS},mask.patches=25,mask.min_block=6,tokenizer.cache_views=1'},
-    'arms': dict([*arms('cluttered', 64, 3, pre_trained=''), *arms('occluded', 64, 3, pre_trained='', nothing_hidden='unmasked,'),
-                  *arms('occluded', 128, 4, pre_trained='')]),
+    'arms': dict([*arms('cluttered', 64, 3, BEIT), *arms('occluded', 64, 3, BEIT | {'pre-trained, nothing hidden': 'unmasked,'}),
+                  *arms('occluded', 128, 4, BEIT)]),
     'tasks': {'1 % of the labels': 'data.labels_per_class=20,total_steps=400,optimizer.warmup_steps=40'},
     'rates': (2e-3, 4e-3, 8e-3),
     'validation': 'data.evaluate_split=validation,data.num_evaluate_examples=1000',
