@@ -52,7 +52,7 @@ def cut(theirs, resampling, output):
     theirs.blocks.output.conv = output
 
 
-@pytest.mark.parametrize(('groups', 'fused'), [(3, False), (4, False), (4, True)])
+@pytest.mark.parametrize(('groups', 'fused'), [(3, False), (4, False), (3, True), (4, True)])
 def test_encoder(groups, fused, monkeypatch):
     monkeypatch.setattr(fused_block, 'LANES', 32)  # twice the channels of a hidden layer here
     monkeypatch.setattr(fused_block, '_ROWS', 8)
