@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from beit_jax.config import RunConfig, check
+from beit_jax.cpu_memory import keep_memory
 from beit_jax.tools.programs import step_programs
 from beit_jax.train.sharding import batch_sharding, make_mesh, replicated, state_shardings
 
@@ -26,6 +27,7 @@ def benchmark_step(config: RunConfig, repeats: int, variants: tuple[str, ...]) -
     check(config.target == 'tokens', f'config.target={config.target}: benchmark step measures pre-training on tokens.')
     check(not variants or config.predict == 'masked', f'config.predict={config.predict}: --peer predicts hidden patches alone.')
     check(not variants or jax.device_count() == 1, f'--peer runs on one device, here are {jax.device_count()}.')
+    keep_memory()
     ours = _Ours(config)
     ways = {('ours', WHOLE): ours.step, ('ours', GIVEN): ours.step_on_given_tokens}
     peers = {}

@@ -12,6 +12,7 @@ import numpy as np
 import beit_jax
 from beit_jax import records
 from beit_jax.config import RunConfig, check
+from beit_jax.cpu_memory import keep_memory
 from beit_jax.data.chunks import chunked
 from beit_jax.data.sampler import Sampler
 from beit_jax.data.sources import Source, Subset, open_source
@@ -36,6 +37,7 @@ class Run:
 
     def __init__(self, config: RunConfig, workdir: Path):
         self.workdir, self.notes = workdir, []  # lines for the user
+        keep_memory()
         self.mesh = make_mesh(config.mesh)
         check_batch(self.mesh, config.batch_size, config.accumulate_steps)
         self.source, self.held_out = open_source(config.data, 'train'), open_source(config.data, 'evaluate')
