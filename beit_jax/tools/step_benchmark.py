@@ -23,11 +23,11 @@ def benchmark_step(config: RunConfig, repeats: int, variants: tuple[str, ...]) -
     An empty config.tokenizer.path means DALL-E's tokenizer with random weights. Pictures are random and lie on the device.
     """
     os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # or JAX leaves PyTorch a quarter of the memory
+    keep_memory()
     check(config.task == 'pretrain', f'config.task={config.task}: benchmark step measures pre-training.')
     check(config.target == 'tokens', f'config.target={config.target}: benchmark step measures pre-training on tokens.')
     check(not variants or config.predict == 'masked', f'config.predict={config.predict}: --peer predicts hidden patches alone.')
     check(not variants or jax.device_count() == 1, f'--peer runs on one device, here are {jax.device_count()}.')
-    keep_memory()
     ours = _Ours(config)
     ways = {('ours', WHOLE): ours.step, ('ours', GIVEN): ours.step_on_given_tokens}
     peers = {}
