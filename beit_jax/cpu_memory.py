@@ -3,8 +3,7 @@ import ctypes
 
 import jax
 
-# mallopt's numbers (malloc.h): a block of any size lies in the heap, and the heap is not given back
-_SETTINGS = {'M_MMAP_MAX': (-4, 0), 'M_TRIM_THRESHOLD': (-1, -1)}
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 
 def keep_memory() -> None:
@@ -17,5 +16,5 @@ def keep_memory() -> None:
     jax.config.update('jax_cpu_enable_async_dispatch', False)
     libc = ctypes.CDLL(None)
     if jax.default_backend() == 'cpu' and hasattr(libc, 'mallopt'):
-        for setting in _SETTINGS.values():
-            libc.mallopt(*setting)
+        libc.mallopt(_M_MMAP_MAX, 0)  # blocks of any size lie in the heap
+        libc.mallopt(_M_TRIM_THRESHOLD, -1)  # which is not given back
