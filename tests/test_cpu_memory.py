@@ -6,10 +6,11 @@ import pytest
 
 # what is multiplied, 100 MB, has to be there as a whole
 _STEP = '''
-import resource, statistics, sys
+import ctypes, resource, statistics, sys
 import jax
 import jax.numpy as jnp
 from beit_jax.cpu_memory import keep_memory
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: pages of one size
 if sys.argv[1] == 'kept':
     keep_memory()
 step = jax.jit(lambda x: jnp.sin(jnp.outer(x, x)) @ x)
