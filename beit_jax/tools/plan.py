@@ -149,8 +149,8 @@ def report(result: dict) -> str:
 
 
 def search_batch(config: RunConfig, topology: str, dall_e: bool = False) -> dict:
-    """The largest batch that fits, and the fastest: doubles the images of a chip from the recipe's until they do not fit, then tries half
-    way between."""
+    """The largest batch that fits, and the fastest of those tried: doubles the images of a chip from the recipe's until they do not fit, or
+    halves them until they do and once more, then tries half way between."""
     chips, tried, refused = len(_devices(topology, config.mesh.slice)), {}, {}
 
     def attempt(images):
@@ -164,8 +164,14 @@ def search_batch(config: RunConfig, topology: str, dall_e: bool = False) -> dict
         return images in tried
 
     images = max(1, config.batch_size // chips)
-    while attempt(images):
-        images *= 2
+    if attempt(images):
+        while attempt(images := 2 * images):
+            pass
+    else:
+        while images > 1 and not attempt(images := images // 2):
+            pass
+        if images > 1:
+            attempt(images // 2)
     while tried and min(refused) - max(tried) > max(8, max(tried) // 4):
         attempt((min(refused) + max(tried)) // 16 * 8)
     check(bool(tried), f'not even {min(refused)} images a chip fit: {refused[min(refused)]}')

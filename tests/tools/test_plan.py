@@ -143,7 +143,11 @@ def test_what_does_not_fit(answer, message):
         plan._compile(Program(Stub(), (), 0), recipe())
 
 
-def test_search_batch(monkeypatch, capsys):
+@pytest.mark.parametrize(('images', 'tried', 'fastest'), [
+    (12, [12, 24, 48, 96, 72, 80], 48),  # 80 and 96 are near enough
+    (384, [384, 192, 96, 48, 24, 72, 80], 48),  # the recipe's does not fit
+    (95, [95, 47, 23, 64, 72, 80], 47)])
+def test_search_batch(images, tried, fastest, monkeypatch, capsys):
     """A chip that takes 90 images, and is fastest with 48."""
     monkeypatch.setattr(plan, '_devices', lambda topology, slices: [0] * 4)
 
@@ -153,7 +157,17 @@ def test_search_batch(monkeypatch, capsys):
             raise RequestError('too much')
         return {'images_per_second': 1000 - abs(images - 48), 'memory': images * 1e8}
     monkeypatch.setattr(plan, 'plan', planned)
-    config = recipe(batch_size=4 * 12)
-    found = plan.search_batch(config, 'v5e:2x2')
-    assert found['largest_images_per_chip'] == 80 and found['fastest_images_per_chip'] == 48
-    assert '96 images a chip: too much' in capsys.readouterr().out
+    found = plan.search_batch(recipe(batch_size=4 * images), 'v5e:2x2')
+    assert found['largest_images_per_chip'] == 80 and found['fastest_images_per_chip'] == fastest
+    assert [int(line.split(' images a chip:')[0]) for line in capsys.readouterr().out.splitlines()] == tried
+
+
+def test_search_batch_finds_none(monkeypatch, capsys):
+    monkeypatch.setattr(plan, '_devices', lambda topology, slices: [0] * 4)
+
+    def refuse(config, topology, dall_e):
+        raise RequestError(f'{config.batch_size} is too much')
+    monkeypatch.setattr(plan, 'plan', refuse)
+    with pytest.raises(RequestError, match='not even 1 images a chip fit: 4 is too much'):
+        plan.search_batch(recipe(batch_size=4 * 5), 'v5e:2x2')
+    assert len(capsys.readouterr().out.splitlines()) == 3
