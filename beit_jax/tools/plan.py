@@ -181,6 +181,7 @@ def search_batch(config: RunConfig, topology: str, dall_e: bool = False) -> dict
 
 def run(options: argparse.Namespace) -> None:
     os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # there is no TPU to ask
+    os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # nor one to take: others may plan at the same time
     os.environ['JAX_PLATFORMS'] = 'cpu'
     check(not options.json or options.json.parent.is_dir(), f'--json={options.json}: its folder does not exist.')
     config = arguments.recipe_config(options)
