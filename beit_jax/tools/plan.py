@@ -32,7 +32,11 @@ class Chip:
 
 CHIPS = {'v4': Chip(262_144, 1.05e9, 1.228e12, 32 * 2**30, 2, 3e11), 'v5e': Chip(131_072, 1.5e9, 8.19e11, 16 * 2**30, 1, 2e11),
          'v5p': Chip(262_144, 1.75e9, 2.765e12, 95 * 2**30, 2, 6e11), 'v6e': Chip(524_288, 1.75e9, 1.64e12, 32 * 2**30, 1, 4.48e11)}
-EXAMPLES = 'v5e:2x2, v5e:4x4, v5e:16x16, v5p:2x2x1, v5p:4x4x4, v6e:4x4, v6e:16x16'
+EXAMPLES = 'v4:2x2x1, v5e:2x2, v5e:4x4, v5e:16x16, v5p:2x2x1, v5p:4x4x4, v6e:4x4, v6e:16x16'
+
+
+class MemoryLimitError(RequestError):
+    """A step for which a chip has too little memory."""
 
 
 def plan(config: RunConfig, topology: str, dall_e: bool = False) -> dict:
@@ -40,7 +44,7 @@ def plan(config: RunConfig, topology: str, dall_e: bool = False) -> dict:
     tokenizer where the config has none.
 
     Raises:
-      RequestError: no such topology, a batch or a mesh that does not divide, a step that does not fit.
+      RequestError: no such topology, a batch or a mesh that does not divide; `MemoryLimitError`.
     """
     import jax
 
@@ -55,6 +59,10 @@ def plan(config: RunConfig, topology: str, dall_e: bool = False) -> dict:
     cycles, flops = (sum(part[name] for part in parts.values()) for name in ('cycles', 'flops'))
     seconds = cycles / chip.hertz
     received = sum(size for part in parts.values() for size in part['received'].values())
+    # what one program is given lies on the chip while the other runs
+    memory = sum(part['arguments'] for part in parts.values()) + max(part['memory'] - part['arguments'] for part in parts.values())
+    if memory > chip.memory:
+        raise _exceeded(memory, chip.memory, config)
     return {
         'topology': topology, 'chips': len(devices), 'mesh': dict(mesh.shape), 'task': config.task, 'batch_size': config.batch_size,
         'images_per_chip': config.batch_size // len(devices), 'jax': jax.__version__, 'programs': parts, 'cycles': cycles, 'flops': flops,
@@ -62,7 +70,7 @@ def plan(config: RunConfig, topology: str, dall_e: bool = False) -> dict:
         'transfer_seconds': received / chip.link_bytes_per_second, 'initial_state': started[-1].output_size_in_bytes,
         # the state is made of the parameters, which are drawn one after the other
         'initial_memory': max(_peak(started[-1]), started[-1].argument_size_in_bytes + max(map(_peak, started[:-1]))),
-        'memory': max(part['memory'] for part in parts.values()), 'memory_limit': chip.memory}
+        'memory': memory, 'memory_limit': chip.memory}
 
 
 def _examine(program, config, topology: str) -> dict:
@@ -124,9 +132,19 @@ def _compile(program, config):
             raise
         sizes = re.search(r'Used (?P<used>[\d.]+\w) of (?P<limit>[\d.]+\w) hbm', str(error)) or re.search(
             r'temporaries \((?P<used>[\d.]+\w)\) exceeds available HBM \((?P<limit>[\d.]+\w)\)', str(error))
-        what = f'a chip has {sizes["limit"]} of memory, this step takes {sizes["used"]}' if sizes else str(error).splitlines()[0]
-        raise RequestError(f'{what}: lower config.batch_size ({config.batch_size}), set config.model.remat=true, or raise '
-                           'config.accumulate_steps or config.mesh.fsdp.') from error
+        raise _exceeded(*map(_size, sizes.group('used', 'limit')), config) if sizes else MemoryLimitError(str(error).splitlines()[0]) from error
+
+
+def _size(text: str) -> float:
+    """'15.75G' -> bytes."""
+    return float(text[:-1]) * 2 ** {'K': 10, 'M': 20, 'G': 30}[text[-1]]
+
+
+def _exceeded(used: float, limit: float, config) -> MemoryLimitError:
+    used, limit = used / 1e9, limit / 1e9
+    return MemoryLimitError(
+        f'a chip has {limit:.2f} GB of memory, this takes {used:.2f} GB, {used - limit:.2f} GB too much: lower config.batch_size '
+        f'({config.batch_size}), set config.model.remat=true, or raise config.accumulate_steps or config.mesh.fsdp.')
 
 
 def report(result: dict) -> str:
@@ -151,29 +169,32 @@ def report(result: dict) -> str:
 def search_batch(config: RunConfig, topology: str, dall_e: bool = False) -> dict:
     """The largest batch that fits, and the fastest of those tried: doubles the images of a chip from the recipe's until they do not fit, or
     halves them until they do and once more, then tries half way between."""
-    chips, tried, refused = len(_devices(topology, config.mesh.slice)), {}, {}
+    chips, unit, tried, refused = len(_devices(topology, config.mesh.slice)), config.accumulate_steps, {}, {}
 
     def attempt(images):
         try:
             tried[images] = plan(dataclasses.replace(config, batch_size=images * chips), topology, dall_e)
             print(f'{images} images a chip: {tried[images]["images_per_second"]:,.0f} images/s, {tried[images]["memory"] / 1e9:.2f} GB',
                   flush=True)
-        except RequestError as error:
+        except MemoryLimitError as error:
             refused[images] = str(error)
             print(f'{images} images a chip: {error}', flush=True)
         return images in tried
 
-    images = max(1, config.batch_size // chips)
+    def whole_parts(images):
+        return max(unit, images // unit * unit)
+
+    images = whole_parts(config.batch_size // chips)
     if attempt(images):
         while attempt(images := 2 * images):
             pass
     else:
-        while images > 1 and not attempt(images := images // 2):
+        while images > unit and not attempt(images := whole_parts(images // 2)):
             pass
-        if images > 1:
-            attempt(images // 2)
-    while tried and min(refused) - max(tried) > max(8, max(tried) // 4):
-        attempt((min(refused) + max(tried)) // 16 * 8)
+        if images > unit:
+            attempt(whole_parts(images // 2))
+    while tried and min(refused) - max(tried) > max(8, unit, max(tried) // 4):
+        attempt(whole_parts((min(refused) + max(tried)) // 2))
     check(bool(tried), f'not even {min(refused)} images a chip fit: {refused[min(refused)]}')
     fastest = max(tried, key=lambda images: tried[images]['images_per_second'])
     return tried[fastest] | {'largest_images_per_chip': max(tried), 'fastest_images_per_chip': fastest}

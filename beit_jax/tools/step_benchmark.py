@@ -1,5 +1,6 @@
 """How fast a recipe's pre-training step is on the device at hand, beside a matrix product and beside PyTorch, in turns and in one run."""
 from collections.abc import Callable
+import importlib.util
 import math
 import os
 import statistics
@@ -27,6 +28,8 @@ def benchmark_step(config: RunConfig, repeats: int, variants: tuple[str, ...]) -
     check(config.task == 'pretrain', f'config.task={config.task}: benchmark step measures pre-training.')
     check(config.target == 'tokens', f'config.target={config.target}: benchmark step measures pre-training on tokens.')
     check(not variants or config.predict == 'masked', f'config.predict={config.predict}: --peer predicts hidden patches alone.')
+    check(not variants or not config.tokenizer.path, "--peer has DALL-E's tokenizer: leave config.tokenizer.path empty.")
+    check(not variants or importlib.util.find_spec('torch') is not None, '--peer takes PyTorch: pip install torch.')
     check(not variants or jax.device_count() == 1, f'--peer runs on one device, here are {jax.device_count()}.')
     ours = _Ours(config)
     ways = {('ours', WHOLE): ours.step, ('ours', GIVEN): ours.step_on_given_tokens}
@@ -73,7 +76,8 @@ class _Ours:
         compiled = {name: program.function.lower(*program.inputs).compile() for name, program in programs.items()}
         self.compile_seconds = time.perf_counter() - began
         sizes = [program.memory_analysis() for program in compiled.values()]
-        self.memory = max((size.argument_size_in_bytes + size.temp_size_in_bytes for size in sizes if size), default=0)
+        # what one program is given lies on the device while the other runs
+        self.memory = sum(size.argument_size_in_bytes for size in sizes) + max(size.temp_size_in_bytes for size in sizes)
         self._step, self._tokenize = compiled['step'], compiled['tokenizer']
 
         def random(leaf):

@@ -83,7 +83,8 @@ def _name(line: str) -> str:
 def _bytes_received(kind, line: str) -> int:
     """By a chip, of the arrays that a collective makes."""
     arrays = _ARRAY.findall(line[:kind.start()])
-    if kind[2] and len(arrays) > 1:  # the -start of an asynchronous one makes (operands, results)
+    if kind[2] and kind[1] != 'all-reduce':  # the -start of an asynchronous one makes (operands, results, marks of the transfer)
+        arrays = [array for array in arrays if array != ('u32', '')]
         arrays = arrays[len(arrays) // 2:]
     size = sum(math.prod(map(int, filter(None, shape.split(',')))) * _item_size(dtype) for dtype, shape in arrays)
     return round(size * _RECEIVED[kind[1]](_group_size(line)))

@@ -205,11 +205,18 @@ class Run:
         step = steps.make_evaluate_step(self.task, self.mesh, state_shardings(self.mesh, steps.abstract_params(self.task)))
 
         def evaluate(params):
+            def results():
+                for number, batch in enumerate(self.evaluation_batches(self.held_out, self.frozen)):
+                    if interrupted(number):
+                        yield None
+                        return
+                    yield step(params, batch, number)
+
             total, counted, began = None, len(self.held_out), time.perf_counter()
-            for number, batch in enumerate(self.evaluation_batches(self.held_out, self.frozen)):
-                if interrupted(number):
+            for number, (result, _) in enumerate(itertools.pairwise(itertools.chain(results(), [None]))):  # the device is one batch ahead
+                if result is None:
                     return None
-                sums, rows = jax.device_get(step(params, batch, number))
+                sums, rows = jax.device_get(result)
                 total = add_sums(total, sums)
                 if write_rows:
                     write_rows(rows)

@@ -59,6 +59,16 @@ def test_estimate():
     assert dict(found.received) == {'all-gather': 160 * 3 / 4, 'all-reduce': reduced, 'reduce-scatter': 30}
 
 
+@pytest.mark.parametrize(('made', 'kind', 'size'), [
+    ('(f32[10], f32[6,5])', 'all-reduce', 160), ('f32[7]', 'all-reduce', 28), ('(f32[5], f32[20])', 'all-gather', 80),
+    ('((f32[5], f32[3]), (f32[20], f32[12]))', 'all-gather', 128), ('((f32[20]), f32[5])', 'reduce-scatter', 20),
+    ('(f32[19,251], f32[19,251], u32[], u32[])', 'collective-permute', 19 * 251 * 4)])
+def test_bytes_of_what_is_asynchronous(made, kind, size):
+    """Of two chips: `size` are the results alone."""
+    line = f'ENTRY %main (p: f32[5]) -> f32[5] {{\n  %start = {made} {kind}-start(%p), replica_groups={{{{0,1}}}}'
+    assert estimate(line, 1).received[kind] == size * {'all-gather': 1 / 2}.get(kind, 1)
+
+
 def test_product_flops():
     """Of what XLA counts, which knows no loops, and of a convolution by hand."""
     def layers(x, w):
@@ -105,7 +115,7 @@ def test_no_plan_of_a_probe():
 
 
 @pytest.mark.parametrize(('arguments', 'message'), [
-    (['--topology=v9:2x2'], r'--topology=v9:2x2 is unknown: give KIND:SHAPE, for example v5e:2x2'),
+    (['--topology=v9:2x2'], r'--topology=v9:2x2 is unknown: give KIND:SHAPE, for example v4:2x2x1, v5e:2x2'),
     (['--topology=v5e:2x2', '--json=/nowhere/plan.json'], r'--json=/nowhere/plan.json: its folder does not exist'),
     (['--topology=v5e:2x2', '--config.model.sise=large'], r'config.model.sise is not a setting. Did you mean model.size?'),
 ])
@@ -125,11 +135,11 @@ def test_without_the_compiler(monkeypatch):
 
 @pytest.mark.parametrize(('answer', 'message'), [
     ('Ran out of memory in memory space hbm. Used 22.01G of 15.75G hbm. Exceeded hbm capacity by 6.26G.\n\nTotal',
-     'a chip has 15.75G of memory, this step takes 22.01G: lower config.batch_size .2048.'),
+     'a chip has 16.91 GB of memory, this takes 23.63 GB, 6.72 GB too much: lower config.batch_size .2048.'),
     ('Ran out of memory on HBM, the total memory required for HLO temporaries (15.91G) exceeds available HBM (15.75G).',
-     'a chip has 15.75G of memory, this step takes 15.91G: lower config.batch_size .2048.'),
-    ('said otherwise', 'said otherwise: lower config.batch_size .2048.')])
-def test_what_does_not_fit(answer, message):
+     'a chip has 16.91 GB of memory, this takes 17.08 GB, 0.17 GB too much: lower config.batch_size .2048.'),
+    ('said otherwise', 'said otherwise')])
+def test_what_exceeded(answer, message):
     class Stub:
         def trace(self, *inputs):
             return self
@@ -139,35 +149,37 @@ def test_what_does_not_fit(answer, message):
 
         def compile(self):
             raise jax.errors.JaxRuntimeError(f'RESOURCE_EXHAUSTED: {answer}')
-    with pytest.raises(RequestError, match=message):
+    with pytest.raises(plan.MemoryLimitError, match=message):
         plan._compile(Program(Stub(), (), 0), recipe())
 
 
-@pytest.mark.parametrize(('images', 'tried', 'fastest'), [
-    (12, [12, 24, 48, 96, 72, 80], 48),  # 80 and 96 are near enough
-    (384, [384, 192, 96, 48, 24, 72, 80], 48),  # the recipe's does not fit
-    (95, [95, 47, 23, 64, 72, 80], 47)])
-def test_search_batch(images, tried, fastest, monkeypatch, capsys):
-    """A chip that takes 90 images, and is fastest with 48."""
-    monkeypatch.setattr(plan, '_devices', lambda topology, slices: [0] * 4)
-
-    def planned(config, topology, dall_e):
-        images = config.batch_size // 4
-        if images > 90:
-            raise RequestError('too much')
-        return {'images_per_second': 1000 - abs(images - 48), 'memory': images * 1e8}
-    monkeypatch.setattr(plan, 'plan', planned)
-    found = plan.search_batch(recipe(batch_size=4 * images), 'v5e:2x2')
-    assert found['largest_images_per_chip'] == 80 and found['fastest_images_per_chip'] == fastest
+@pytest.mark.parametrize(('images', 'parts', 'tried', 'fastest'), [
+    (12, 1, [12, 24, 48, 96, 72, 84], 48), (384, 1, [384, 192, 96, 48, 24, 72, 84], 48), (95, 1, [95, 47, 23, 71, 83], 47),
+    (100, 20, [100, 40, 20, 60, 80], 40), (25, 20, [20, 40, 80, 160, 120, 100], 40)])
+def test_search_batch(images, parts, tried, fastest, monkeypatch, capsys):
+    """A chip that takes 90 images, and is fastest with 48, from recipes that fit and that do not; the parts of a batch are whole."""
+    _chip(monkeypatch, 90)
+    found = plan.search_batch(recipe(batch_size=4 * images, accumulate_steps=parts), 'v5e:2x2')
+    assert found['largest_images_per_chip'] == max(number for number in tried if number <= 90) and found['fastest_images_per_chip'] == fastest
     assert [int(line.split(' images a chip:')[0]) for line in capsys.readouterr().out.splitlines()] == tried
 
 
-def test_search_batch_finds_none(monkeypatch, capsys):
-    monkeypatch.setattr(plan, '_devices', lambda topology, slices: [0] * 4)
-
-    def refuse(config, topology, dall_e):
-        raise RequestError(f'{config.batch_size} is too much')
-    monkeypatch.setattr(plan, 'plan', refuse)
-    with pytest.raises(RequestError, match='not even 1 images a chip fit: 4 is too much'):
+@pytest.mark.parametrize(('error', 'message', 'lines'), [
+    (plan.MemoryLimitError, 'not even 1 images a chip fit: 4 images', 3), (RequestError, '^20 images', 0)])
+def test_search_batch_in_vain(error, message, lines, monkeypatch, capsys):
+    """No batch fits, or the config has another fault, which no batch mends."""
+    _chip(monkeypatch, 0, error)
+    with pytest.raises(RequestError, match=message):
         plan.search_batch(recipe(batch_size=4 * 5), 'v5e:2x2')
-    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert len(capsys.readouterr().out.splitlines()) == lines
+
+
+def _chip(monkeypatch, most, error=plan.MemoryLimitError):
+    """One of four, that takes `most` images and is fastest with 48."""
+    def planned(config, topology, dall_e):
+        images = config.batch_size // 4
+        if images > most:
+            raise error(f'{config.batch_size} images')
+        return {'images_per_second': 1000 - abs(images - 48), 'memory': images * 1e8}
+    monkeypatch.setattr(plan, '_devices', lambda topology, slices: [0] * 4)
+    monkeypatch.setattr(plan, 'plan', planned)

@@ -104,6 +104,7 @@ def one_device(mesh):
     (['--config=configs/finetune_imagenet1k.py'], 'config.task=classify: benchmark step measures pre-training'),
     ([f'--config={CONFIG}', '--config.target=pixels'], 'config.target=pixels: benchmark step measures pre-training on tokens'),
     ([f'--config={CONFIG}', '--config.predict=all', '--peer'], 'config.predict=all: --peer predicts hidden patches alone'),
+    ([f'--config={CONFIG}', '--config.tokenizer.path=T', '--peer'], "--peer has DALL-E's tokenizer: leave config.tokenizer.path empty"),
     ([f'--config={CONFIG}', '--peer'], '--peer runs on one device, here are 8'),
     ([f'--config={CONFIG}', '--config.batch_sise=3'], 'config.batch_sise is not a setting. Did you mean batch_size?'),
     (['--config=README.json'], 'README.json: No such file'),
@@ -113,6 +114,14 @@ def test_bad_requests(given, message, monkeypatch, capsys):
     with pytest.raises(SystemExit, match='2'):
         arguments.main(benchmark.run, benchmark._arguments())
     assert message in capsys.readouterr().err
+
+
+def test_peer_without_torch(monkeypatch, capsys):
+    monkeypatch.setattr('sys.argv', ['benchmark', 'step', f'--config={CONFIG}', '--peer'])
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    with pytest.raises(SystemExit, match='2'):
+        arguments.main(benchmark.run, benchmark._arguments())
+    assert '--peer takes PyTorch: pip install torch' in capsys.readouterr().err
 
 
 def test_a_damaged_config(tmp_path, monkeypatch, capsys):

@@ -5,6 +5,7 @@ import pytest
 
 from beit_jax.tasks import task_config
 from beit_jax.train import loop
+from beit_jax.train import step as steps
 from beit_jax.train.run import Run
 from tests import tiny
 
@@ -44,6 +45,25 @@ def test_only_logged_steps_are_read(tokenizer_dir, tmp_path, monkeypatch, reads)
     assert loop.train(task_config(config), tmp_path) == 0
     assert written == [4, 8, 9]
     assert taken == [(number, 0) for number in range(3, 10)]
+
+
+def test_evaluation_is_read_one_batch_late(tokenizer_dir, tmp_path, monkeypatch, reads):
+    """When a batch starts, what came of the one before it has not been waited for."""
+    read_before, make = [], steps.make_evaluate_step
+
+    def make_noted(task, mesh, shardings):
+        step = make(task, mesh, shardings)
+
+        def noted(params, batch, number):
+            read_before.append((number, list(reads)))
+            reads.clear()
+            return step(params, batch, number)
+        return noted
+    monkeypatch.setattr(steps, 'make_evaluate_step', make_noted)
+    config = tiny.settings(tokenizer_dir, total_steps=2, log_every=9, evaluate_every=2, data={'num_evaluate_examples': 29})
+    assert loop.train(task_config(config), tmp_path) == 0
+    assert [number for number, _ in read_before] == [0, 1, 2, 3]
+    assert [() in shapes for _, shapes in read_before][1:] == [False, True, True]  # the sums are scalars
 
 
 def test_what_is_counted(reads):
