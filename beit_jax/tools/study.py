@@ -38,7 +38,8 @@ CHOOSING_SEED = 1000  # of the runs that choose a learning rate: no arm is compa
 class Study:
     """A study file defines STUDY, a dict of these. `Settings` are what stands behind the colon of --config."""
     recipes: dict  # stage -> 'RECIPE.py[:settings]'; of fit_tokenizer: its arguments
-    arms: dict  # name -> {stage: settings}: its stages, of STAGES; `line` and `x` place it in the plot, where `axis` is set
+    # name -> {stage: settings}: its stages, of STAGES; `line` and `x` place it in the plot, where `axis` is set; `baseline`, for that of all
+    arms: dict
     tasks: dict  # name -> settings: the fine-tunings that every arm gets
     baseline: str = ''  # the arm that others are compared with, seed by seed
     seeds: int = 3  # of the weights, the draws and the choice of labelled pictures, in every stage
@@ -50,14 +51,15 @@ class Study:
     def __post_init__(self):
         check(bool(self.arms) and bool(self.tasks) and self.seeds > 0, 'a study needs arms, tasks and seeds.')
         for name, arm in self.arms.items():
-            for stage in arm.keys() - {'line', 'x'}:
+            for stage in arm.keys() - {'line', 'x', 'baseline'}:
                 one_of(f'a stage of the arm {name!r}', stage, STAGES)
                 check(stage in self.recipes, f'the arm {name!r} has the stage {stage}, but recipes has none for it.')
             check('finetune' in arm, f"the arm {name!r} has no 'finetune': give its settings, '' for the recipe's.")
             check(not self.axis or {'line', 'x'} <= arm.keys(), f'the arm {name!r} has no line and x, which the axis {self.axis!r} takes.')
         for names in (self.arms, self.tasks):
             check(len(set(map(_as_name, names))) == len(names), f'some of these make the same name of a folder: {", ".join(names)}.')
-        check(self.baseline in ('', *self.arms), f'the baseline {self.baseline!r} is not an arm. Arms: {", ".join(self.arms)}.')
+        for baseline in (self.baseline, *(arm.get('baseline', '') for arm in self.arms.values())):
+            check(baseline in ('', *self.arms), f'the baseline {baseline!r} is not an arm. Arms: {", ".join(self.arms)}.')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -215,6 +217,7 @@ def run(options) -> None:
     study, about = load_study(options.study)
     arms, tasks = (_only(names, whole, option) for names, whole, option in ((options.arms, study.arms, '--arms'),
                                                                            (options.tasks, study.tasks, '--tasks')))
+    arms = {name: {key: value for key, value in arm.items() if key != 'baseline' or value in arms} for name, arm in arms.items()}
     check(options.processes >= 0, f'--processes={options.processes}: use 1 or more, or 0 to write the report only.')
     check(',' not in options.workdir, f'--workdir={options.workdir}: use a path without commas.')
     study = dataclasses.replace(study, arms=arms, tasks=tasks, baseline=study.baseline if study.baseline in arms else '',
@@ -228,7 +231,10 @@ def run(options) -> None:
     elif options.processes:
         _start_processes(options.processes)
     if options.report:
-        study_report.write(study, runs, workdir, about, options.study)
+        chosen = [word for name in ('arms', 'tasks') for word in (f'--{name}', *getattr(options, name)) if getattr(options, name)]
+        chosen += [f'--seeds={options.seeds}'] * bool(options.seeds) + ['--choose_rates=false'] * (not options.choose_rates)
+        command = shlex.join([f'--study={options.study}', f'--workdir={workdir}', *chosen])
+        study_report.write(study, runs, workdir, about, f'python -m beit_jax.tools.study {command}')
 
 
 def _only(names: list[str], whole: dict, option: str) -> dict:

@@ -15,14 +15,14 @@ VERSIONS = ('jax', 'flax', 'optax', 'numpy')
 PRETRAINING = ('eval/token_accuracy', 'eval/majority_accuracy', 'eval/token_perplexity', 'eval/loss')
 
 
-def write(study, runs: list, workdir: Path, about: str, path: str) -> None:
-    """Writes the three files of the runs that are done, and prints the table. about: the study file's docstring; path: of that file."""
+def write(study, runs: list, workdir: Path, about: str, command: str) -> None:
+    """Writes the three files of the runs that are done, and prints the table. about: the study file's docstring; command: what was run."""
     done = [run for run in runs if run.done]
     _write_csv(done, workdir)
     _plot(study, done, workdir / 'report.png')
     table, hours = _table(study, done), sum(run.result['seconds'] for run in done) / 3600
     missing = f' {len(runs) - len(done)} of {len(runs)} runs are missing.' if len(done) < len(runs) else ''
-    lines = [f'# {about.strip().splitlines()[0]}', '', f'`python -m beit_jax.tools.study --study={path} --workdir={workdir}`', '',
+    lines = [f'# {about.strip().splitlines()[0]}', '', f'`{command}`', '',
              f'{_machine()}. {len(done)} runs, {hours:.2f} hours of one process.{missing}', '', *table, '',
              '![mean and deviation of each arm](report.png)', '', *_pretraining_table(done)]
     (workdir / 'report.md').write_text('\n'.join(lines).rstrip() + '\n')
@@ -61,7 +61,8 @@ def _table(study, done):
         if (arm, task) not in found:
             return '-'
         percent = {seed: 100 * score for seed, score in found[arm, task].items()}
-        others = {seed: 100 * score for seed, score in found.get((study.baseline, task), {}).items()} if arm != study.baseline else {}
+        baseline = study.arms[arm].get('baseline', study.baseline)
+        others = {seed: 100 * score for seed, score in found.get((baseline, task), {}).items()} if arm != baseline else {}
         differences = [percent[seed] - others[seed] for seed in percent if seed in others]
         rate = rates[arm, task]
         at_edge = len(study.rates) > 1 and rate in (min(study.rates), max(study.rates))
@@ -69,7 +70,9 @@ def _table(study, done):
                           f'lr {rate:g}{" (edge)" if at_edge else ""}'])
 
     legend = f'In percent: mean +- deviation of {_in_words(study.metric)} over seeds (how many)'
-    legend += f'; what it is ahead of "{study.baseline}" with the same seed' if study.baseline else ''
+    baselines = {study.baseline, *(arm.get('baseline', '') for arm in study.arms.values())} - {''}
+    if baselines:
+        legend += f'; what it is ahead of {"its baseline" if baselines != {study.baseline} else repr(study.baseline)} with the same seed'
     legend += '; learning rate' + (', the best on validation pictures.' if study.rates else '.')
     return [_row(_in_words(study.metric), *study.tasks), '|-' * (1 + len(study.tasks)) + '|',
             *(_row(arm, *(cell(arm, task) for task in study.tasks)) for arm in study.arms), '', legend]

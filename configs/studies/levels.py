@@ -19,7 +19,8 @@ def arms(level: str, size: int, groups: int, variants: dict):
     name, data, model = f'{level}, {size} px', f'data.level={level}', f'data.image_size={size},model.patch_size={size // 8}'
     tokenizer, finetune = f'{data},data.image_size={size // 2},model.groups={groups}', f'{data},{model}'
     for how, variant in variants.items():
-        yield f'{name}, {how}', {'tokenizer': tokenizer, 'pretrain': f'{variant}{data},{model}', 'finetune': finetune}
+        yield f'{name}, {how}', {'tokenizer': tokenizer, 'pretrain': f'{variant}{data},{model}', 'finetune': finetune,
+                                 'baseline': f'{name}, from scratch'}
     yield f'{name}, from scratch', {'finetune': f'scratch,{finetune}'}
 
 

@@ -98,7 +98,7 @@ def test_report(path, ran, tmp_path, capsys):
     spread = f'{values.mean():.1f} +- {values.std(ddof=1):.1f}'
     cell = f'{spread} (2); +20.0 +- 0.0; lr 0.5'
     assert f'| tokens | {cell} | {cell.replace("0.5", "1 (edge)")} |' in report
-    assert f'| from scratch | {spread.replace("71.5", "51.5")} (2); lr 0.5 | ' in report
+    assert f'| from scratch | {spread.replace("71.5", "51.5")} (2); lr 0.5 | ' in report and "ahead of 'from scratch' with" in report
     assert '| random masks | 4,192 | 0.500 +- 0.354 | - | - | 3.000 +- 0.000 |' in report
     assert cell in capsys.readouterr().out and (workdir / 'report.png').stat().st_size > 5000
     rows = list(csv.DictReader((workdir / 'results.csv').open()))
@@ -106,6 +106,17 @@ def test_report(path, ran, tmp_path, capsys):
     row = next(row for row in rows if row['folder'] == 'finetune/tokens/many/seed1')
     assert (row['stage'], row['arm'], row['task'], row['seed'], row['chooses'], row['lr'], row['steps'], row['eval/accuracy']) == (
         'finetune', 'tokens', 'many', '1', '0', '1.0', '37', '0.73')
+
+
+def test_arms_with_baselines_of_their_own(path, ran, tmp_path):
+    """Another than the study's; one that is left out is not compared with."""
+    arms = STUDY['arms'] | {'random masks': STUDY['arms']['random masks'] | {'baseline': 'tokens'}}
+    path.write_text(f'"""Arms."""\nSTUDY = {STUDY | {"arms": arms}}\n')
+    run(path, tmp_path / 'w', '--tasks', 'few')
+    report = (tmp_path / 'w' / 'report.md').read_text()
+    assert '| random masks | 71.5 +- 2.1 (2); +0.0 +- 0.0; lr 0.5 |' in report and 'ahead of its baseline with the same seed' in report
+    run(path, tmp_path / 'w', '--tasks', 'few', '--arms', 'random masks')
+    assert '| random masks | 71.5 +- 2.1 (2); lr 0.5 |' in (tmp_path / 'w' / 'report.md').read_text()
 
 
 def test_lines_over_an_axis(path, ran, tmp_path):
@@ -129,7 +140,8 @@ def test_what_is_done_is_not_done_again(path, ran, tmp_path, monkeypatch):
     run(path, workdir)  # the fixture fails where a folder is trained twice
     assert len(ran) == 36
     run(path, workdir, '--arms', 'tokens', 'from scratch', '--tasks', 'many', '--seeds', 1)
-    assert len(ran) == 36 and 'few' not in (workdir / 'report.md').read_text()
+    report = (workdir / 'report.md').read_text()
+    assert len(ran) == 36 and 'few' not in report and f"--workdir={workdir} --arms tokens 'from scratch' --tasks many --seeds=1`" in report
 
 
 def test_results_of_other_settings_are_refused(path, ran, tmp_path):
@@ -171,6 +183,7 @@ def test_wrong_settings_are_refused_before_anything_is_run(path, ran, tmp_path):
 
 
 @pytest.mark.parametrize(('changed', 'message'), [
+    ({'arms': {'a': {'finetune': '', 'baseline': 'b'}}, 'baseline': ''}, "the baseline 'b' is not an arm. Arms: a"),
     ({'arms': {'a': {'pretrian': '', 'finetune': ''}}}, "stage of the arm 'a'='pretrian' is unknown. Did you mean pretrain?"),
     ({'arms': {'a': {'fit_tokenizer': '', 'finetune': ''}}}, "the arm 'a' has the stage fit_tokenizer, but recipes has none"),
     ({'arms': {'a': {'pretrain': ''}}}, "the arm 'a' has no 'finetune'"),
