@@ -4,8 +4,8 @@
 
 `cluttered` is a figure turned by any angle, stripes on all there is and small grey figures behind; `occluded` has a bar across the figure
 too. 153,600 pictures seen without labels, then 1 % of the labels of 20,000. One arm hides nothing: does that still do better than BEiT,
-as in table4_long.py, where a visible patch tells less of the figure? Two see three times the pictures: how far off is the threshold, and
-does hiding then pay?
+as in table4_long.py, where a visible patch tells less of the figure? Two see three times the pictures: how much more
+does it pay then, and does hiding?
 """
 INIT = 'model.init_std=0.08'
 STEPS = 'total_steps=4800,optimizer.warmup_steps=400'  # of 32 pictures

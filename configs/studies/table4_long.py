@@ -1,4 +1,4 @@
-"""Table 4 again, where BEiT is past its threshold: do blockwise masks, tokens and hiding pay once all rows have trained for long?
+"""Table 4 again, where BEiT gains much: do blockwise masks, tokens and hiding pay once all rows have trained for long?
 
     python -m beit_jax.tools.study --study=configs/studies/table4_long.py --workdir=runs/table4_long --processes=2
 
