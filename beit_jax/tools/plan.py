@@ -167,8 +167,8 @@ def report(result: dict) -> str:
 
 
 def search_batch(config: RunConfig, topology: str, dall_e: bool = False) -> dict:
-    """The largest batch that fits, and the fastest of those tried: doubles the images of a chip from the recipe's until they do not fit, or
-    halves them until they do and once more, then tries half way between."""
+    """The largest batch that fits, and the fastest: doubles the images of a chip from the recipe's until they do not fit, or halves them until
+    they do, then tries half way between, and halves the smallest as long as that is faster."""
     chips, unit, tried, refused = len(_devices(topology, config.mesh.slice)), config.accumulate_steps, {}, {}
 
     def attempt(images):
@@ -191,12 +191,11 @@ def search_batch(config: RunConfig, topology: str, dall_e: bool = False) -> dict
     else:
         while images > unit and not attempt(images := whole_parts(images // 2)):
             pass
-        if images > unit:
-            attempt(whole_parts(images // 2))
     while tried and min(refused) - max(tried) > max(8, unit, max(tried) // 4):
         attempt(whole_parts((min(refused) + max(tried)) // 2))
     check(bool(tried), f'not even {min(refused)} images a chip fit: {refused[min(refused)]}')
-    fastest = max(tried, key=lambda images: tried[images]['images_per_second'])
+    while (fastest := max(tried, key=lambda images: tried[images]['images_per_second'])) == min(tried) > unit:
+        attempt(whole_parts(fastest // 2))
     return tried[fastest] | {'largest_images_per_chip': max(tried), 'fastest_images_per_chip': fastest}
 
 
