@@ -48,34 +48,37 @@ def plan(config: RunConfig, topology: str, dall_e: bool = False) -> dict:
     """
     import jax
 
-    from beit_jax.tools.programs import initial_programs, step_programs
+    from beit_jax.tools.programs import initial_programs, peak, peak_in_turns, step_programs
     from beit_jax.train.sharding import make_mesh
     chip, devices = CHIPS.get(topology.partition(':')[0]), _devices(topology, config.mesh.slice)
     mesh = make_mesh(config.mesh, devices)
-    parts = {}
+    parts, memories = {}, []
     for name, program in step_programs(config, mesh, dall_e).items():
-        parts[name] = {'flops': program.flops // len(devices)} | _examine(program, config, topology)
+        found, memory_of_program = _examine(program, config, topology)
+        parts[name] = {'flops': program.flops // len(devices)} | found
+        memories.append(memory_of_program)
     started = [_compile(program, config)[0].memory_analysis() for program in initial_programs(config, mesh)]
     cycles, flops = (sum(part[name] for part in parts.values()) for name in ('cycles', 'flops'))
     seconds = cycles / chip.hertz
     received = sum(size for part in parts.values() for size in part['received'].values())
-    # what one program is given lies on the chip while the other runs
-    memory = sum(part['arguments'] for part in parts.values()) + max(part['memory'] - part['arguments'] for part in parts.values())
+    memory = peak_in_turns(memories)
     if memory > chip.memory:
-        raise _exceeded(memory, chip.memory, config)
+        raise _exceeded(_too_much(memory, chip.memory), config)
     return {
         'topology': topology, 'chips': len(devices), 'mesh': dict(mesh.shape), 'task': config.task, 'batch_size': config.batch_size,
         'images_per_chip': config.batch_size // len(devices), 'jax': jax.__version__, 'programs': parts, 'cycles': cycles, 'flops': flops,
         'step_seconds': seconds, 'images_per_second': config.batch_size / seconds, 'utilisation': flops / cycles / chip.flops_per_cycle,
         'transfer_seconds': received / chip.link_bytes_per_second, 'initial_state': started[-1].output_size_in_bytes,
         # the state is made of the parameters, which are drawn one after the other
-        'initial_memory': max(_peak(started[-1]), started[-1].argument_size_in_bytes + max(map(_peak, started[:-1]))),
+        'initial_memory': max(peak(started[-1]), started[-1].argument_size_in_bytes + max(map(peak, started[:-1]))),
         'memory': memory, 'memory_limit': chip.memory}
 
 
-def _examine(program, config, topology: str) -> dict:
-    """What the compiler says of one program. Kernels, of which it says nothing, count by the schedule of their instructions."""
+def _examine(program, config, topology: str) -> tuple:
+    """(what the compiler says of one program, its memory analysis). Kernels, of which it says nothing, count by the schedule of their
+    instructions."""
     from beit_jax.tools import jaxprs
+    from beit_jax.tools.programs import peak
     from beit_jax.tools.tpu_estimate import estimate
     from beit_jax.tools.tpu_kernels import kernel_cycles
     began = time.perf_counter()
@@ -91,13 +94,8 @@ def _examine(program, config, topology: str) -> dict:
         found.cycles += times * cycles[name, shapes]
         found.operations[f'{name} (a kernel, by its schedule)'] += times * cycles[name, shapes]
     return {'cycles': found.cycles, 'compile_seconds': seconds, 'arguments': memory.argument_size_in_bytes,
-            'temporaries': memory.temp_size_in_bytes, 'memory': _peak(memory), 'received': dict(found.received),
-            'operations': dict(found.operations.most_common(10))}
-
-
-def _peak(memory) -> int:
-    """Bytes that a program takes, with what it is given and what it makes."""
-    return memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+            'temporaries': memory.temp_size_in_bytes, 'memory': peak(memory), 'received': dict(found.received),
+            'operations': dict(found.operations.most_common(10))}, memory
 
 
 def _devices(topology: str, slices: int = 1):
@@ -132,7 +130,8 @@ def _compile(program, config):
             raise
         sizes = re.search(r'Used (?P<used>[\d.]+\w) of (?P<limit>[\d.]+\w) hbm', str(error)) or re.search(
             r'temporaries \((?P<used>[\d.]+\w)\) exceeds available HBM \((?P<limit>[\d.]+\w)\)', str(error))
-        raise _exceeded(*map(_size, sizes.group('used', 'limit')), config) if sizes else MemoryLimitError(str(error).splitlines()[0]) from error
+        what = _too_much(*map(_size, sizes.group('used', 'limit'))) if sizes else str(error).splitlines()[0]
+        raise _exceeded(what, config) from error
 
 
 def _size(text: str) -> float:
@@ -140,11 +139,13 @@ def _size(text: str) -> float:
     return float(text[:-1]) * 2 ** {'K': 10, 'M': 20, 'G': 30}[text[-1]]
 
 
-def _exceeded(used: float, limit: float, config) -> MemoryLimitError:
-    used, limit = used / 1e9, limit / 1e9
-    return MemoryLimitError(
-        f'a chip has {limit:.2f} GB of memory, this takes {used:.2f} GB, {used - limit:.2f} GB too much: lower config.batch_size '
-        f'({config.batch_size}), set config.model.remat=true, or raise config.accumulate_steps or config.mesh.fsdp.')
+def _too_much(used: float, limit: float) -> str:
+    return f'a chip has {limit / 1e9:.2f} GB of memory, this takes {used / 1e9:.2f} GB, {(used - limit) / 1e9:.2f} GB too much'
+
+
+def _exceeded(what: str, config) -> MemoryLimitError:
+    return MemoryLimitError(f'{what}: lower config.batch_size ({config.batch_size}), set config.model.remat=true, or raise '
+                            'config.accumulate_steps or config.mesh.fsdp.')
 
 
 def report(result: dict) -> str:

@@ -59,6 +59,17 @@ def initial_programs(config: RunConfig, mesh) -> list[Program]:
     return [*(Program(draw, (key,), 0) for draw in draws), Program(steps.make_initial_state(task, optimizer, mesh), (placed,), 0)]
 
 
+def peak(memory) -> int:
+    """Bytes that a program takes, with what it is given and what it makes; memory: `memory_analysis()` of what was compiled."""
+    return memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+
+
+def peak_in_turns(memories: list) -> int:
+    """Bytes that programs take which run one after the other: what one is given lies on the device while another runs."""
+    given = [memory.argument_size_in_bytes for memory in memories]
+    return sum(given) + max((peak(memory) - mine for memory, mine in zip(memories, given)), default=0)
+
+
 def _set_up(config, mesh, dall_e=False):
     """(config with what ImageNet-1k decides, task, schedule, optimizer)."""
     check_batch(mesh, config.batch_size, config.accumulate_steps)

@@ -12,7 +12,7 @@ import numpy as np
 
 from beit_jax.config import RunConfig, check
 from beit_jax.cpu_memory import keep_memory
-from beit_jax.tools.programs import step_programs
+from beit_jax.tools.programs import peak_in_turns, step_programs
 from beit_jax.train.sharding import batch_sharding, make_mesh, replicated, state_shardings
 
 WHOLE, GIVEN = 'whole step', 'step on given tokens'
@@ -75,9 +75,7 @@ class _Ours:
         began = time.perf_counter()
         compiled = {name: program.function.lower(*program.inputs).compile() for name, program in programs.items()}
         self.compile_seconds = time.perf_counter() - began
-        sizes = [program.memory_analysis() for program in compiled.values()]
-        # what one program is given lies on the device while the other runs
-        self.memory = sum(size.argument_size_in_bytes for size in sizes) + max(size.temp_size_in_bytes for size in sizes)
+        self.memory = peak_in_turns([memory for program in compiled.values() if (memory := program.memory_analysis())])
         self._step, self._tokenize = compiled['step'], compiled['tokenizer']
 
         def random(leaf):

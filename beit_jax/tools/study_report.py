@@ -72,7 +72,8 @@ def _table(study, done):
     legend = f'In percent: mean +- deviation of {_in_words(study.metric)} over seeds (how many)'
     baselines = {study.baseline, *(arm.get('baseline', '') for arm in study.arms.values())} - {''}
     if baselines:
-        legend += f'; what it is ahead of {"its baseline" if baselines != {study.baseline} else repr(study.baseline)} with the same seed'
+        named = f'"{study.baseline}"' if baselines == {study.baseline} else 'its baseline'
+        legend += f'; what it is ahead of {named} with the same seed'
     legend += '; learning rate' + (', the best on validation pictures.' if study.rates else '.')
     return [_row(_in_words(study.metric), *study.tasks), '|-' * (1 + len(study.tasks)) + '|',
             *(_row(arm, *(cell(arm, task) for task in study.tasks)) for arm in study.arms), '', legend]

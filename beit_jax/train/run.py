@@ -1,5 +1,5 @@
 """What a run has: its data, task and mesh, checked before the first step; where it starts; its batches; its evaluation; what it writes."""
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 import functools
 import itertools
 import json
@@ -30,6 +30,12 @@ from beit_jax.weights.trees import check_params
 
 HELD_OUT = 'set config.data.evaluate_path (folder), evaluate_split (tfds) or holdout'
 _NEVER = 2 ** 62
+
+
+def _one_ahead(items: Iterable) -> Iterator:
+    """`items`, each when the next is there: what the device has begun goes on while the host takes the one before."""
+    for item, _ in itertools.pairwise(itertools.chain(items, [None])):
+        yield item
 
 
 class Run:
@@ -144,15 +150,13 @@ class Run:
         with_tokenizer = itertools.islice(batches(views=self.task.views + self.task.prepare_views, start_step=start),
                                           max(0, self.cached_from - start))
         without = batches(views=self.task.views, start_step=max(start, self.cached_from))
-        ahead = None
-        for batch in itertools.islice(itertools.chain(with_tokenizer, without), self.config.total_steps - start):
-            self._name_bad(batch, self.source)
-            placed = batch['view'], put_batch(self.mesh, batch, self.config.batch_size)
-            if ahead is not None:
-                yield prepare(*ahead)
-            ahead = placed
-        if ahead is not None:
-            yield prepare(*ahead)
+
+        def placed():
+            for batch in itertools.islice(itertools.chain(with_tokenizer, without), self.config.total_steps - start):
+                self._name_bad(batch, self.source)
+                yield batch['view'], put_batch(self.mesh, batch, self.config.batch_size)
+        for views, batch in _one_ahead(placed()):
+            yield prepare(views, batch)
 
     def _make_preparation(self):
         """(numbers of this process's views, batch) -> the batch that the step takes: with tokens, computed or from the cache."""
@@ -213,7 +217,7 @@ class Run:
                     yield step(params, batch, number)
 
             total, counted, began = None, len(self.held_out), time.perf_counter()
-            for number, (result, _) in enumerate(itertools.pairwise(itertools.chain(results(), [None]))):  # the device is one batch ahead
+            for number, result in enumerate(_one_ahead(results())):
                 if result is None:
                     return None
                 sums, rows = jax.device_get(result)

@@ -1,5 +1,6 @@
 import dataclasses
 import importlib.util
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from beit_jax.recipes import load_recipe
 from beit_jax.tasks import task_config
 from beit_jax.tasks.pretrain import TokenizerConfig
 from beit_jax.tools import jaxprs, plan
-from beit_jax.tools.programs import Program, step_programs
+from beit_jax.tools.programs import Program, peak, peak_in_turns, step_programs
 from beit_jax.tools.tpu_estimate import estimate
 from beit_jax.train.sharding import make_mesh
 
@@ -92,6 +93,15 @@ def test_flops_of_base():
     assert programs['tokenizer'].flops / config.batch_size == pytest.approx(2 * 26.06e9, rel=1e-3)  # forward only
 
 
+def test_memory_of_programs_in_turns():
+    """What both are given, and the larger of what one makes and puts aside; a donated argument (alias) is what it makes."""
+    memory = lambda *sizes: types.SimpleNamespace(**dict(zip(('argument_size_in_bytes', 'temp_size_in_bytes', 'output_size_in_bytes',
+                                                              'alias_size_in_bytes'), sizes)))
+    step, tokenizer = memory(100, 30, 101, 100), memory(7, 40, 2, 0)
+    assert peak(step) == 131 and peak(tokenizer) == 49
+    assert peak_in_turns([step, tokenizer]) == 100 + 7 + 42 and peak_in_turns([step]) == 131 and peak_in_turns([]) == 0
+
+
 def test_programs_without_a_tokenizer():
     config = recipe(batch_size=16)
     program = step_programs(config, make_mesh(config.mesh))['step']
@@ -138,8 +148,8 @@ def test_without_the_compiler(monkeypatch):
      'a chip has 16.91 GB of memory, this takes 23.63 GB, 6.72 GB too much: lower config.batch_size .2048.'),
     ('Ran out of memory on HBM, the total memory required for HLO temporaries (15.91G) exceeds available HBM (15.75G).',
      'a chip has 16.91 GB of memory, this takes 17.08 GB, 0.17 GB too much: lower config.batch_size .2048.'),
-    ('said otherwise', 'said otherwise')])
-def test_what_exceeded(answer, message):
+    ('said otherwise', 'said otherwise: lower config.batch_size .2048.')])
+def test_what_does_not_fit(answer, message):
     class Stub:
         def trace(self, *inputs):
             return self
@@ -161,7 +171,9 @@ def test_search_batch(images, parts, tried, fastest, monkeypatch, capsys):
     _chip(monkeypatch, 90)
     found = plan.search_batch(recipe(batch_size=4 * images, accumulate_steps=parts), 'v5e:2x2')
     assert found['largest_images_per_chip'] == max(number for number in tried if number <= 90) and found['fastest_images_per_chip'] == fastest
-    assert [int(line.split(' images a chip:')[0]) for line in capsys.readouterr().out.splitlines()] == tried
+    lines = capsys.readouterr().out.splitlines()
+    assert [int(line.split(' images a chip:')[0]) for line in lines] == tried
+    assert all(f'{number} images a chip: {4 * number} images' in lines for number in tried if number > 90)
 
 
 @pytest.mark.parametrize(('error', 'message', 'lines'), [

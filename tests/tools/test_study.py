@@ -98,7 +98,7 @@ def test_report(path, ran, tmp_path, capsys):
     spread = f'{values.mean():.1f} +- {values.std(ddof=1):.1f}'
     cell = f'{spread} (2); +20.0 +- 0.0; lr 0.5'
     assert f'| tokens | {cell} | {cell.replace("0.5", "1 (edge)")} |' in report
-    assert f'| from scratch | {spread.replace("71.5", "51.5")} (2); lr 0.5 | ' in report and "ahead of 'from scratch' with" in report
+    assert f'| from scratch | {spread.replace("71.5", "51.5")} (2); lr 0.5 | ' in report and 'ahead of "from scratch" with' in report
     assert '| random masks | 4,192 | 0.500 +- 0.354 | - | - | 3.000 +- 0.000 |' in report
     assert cell in capsys.readouterr().out and (workdir / 'report.png').stat().st_size > 5000
     rows = list(csv.DictReader((workdir / 'results.csv').open()))
