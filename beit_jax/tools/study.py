@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import fcntl
 import functools
+import itertools
 import json
 import os
 from pathlib import Path
@@ -14,6 +15,7 @@ import re
 import runpy
 import shlex
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -31,7 +33,7 @@ from beit_jax.train.changes import settings_of
 # The stages before the fine-tuning, in order. Each gives what it leaves to the next: (where it lies in its folder, the setting for it).
 RESULTS = {'tokenizer': ('tokenizer', 'tokenizer.path'), 'fit_tokenizer': ('tokenizer', 'tokenizer.path'), 'pretrain': ('', 'init')}
 STAGES = (*RESULTS, 'finetune')
-CHOOSING_SEED = 1000  # of the runs that choose a learning rate: no arm is compared with it
+CHOOSING_SEED = 1000  # and those after it are of the runs that choose a learning rate: no arm is compared with them
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,12 +46,14 @@ class Study:
     baseline: str = ''  # the arm that others are compared with, seed by seed
     seeds: int = 3  # of the weights, the draws and the choice of labelled pictures, in every stage
     rates: tuple[float, ...] = ()  # learning rates of the fine-tuning to choose from; (): that of the recipe
+    choosing_seeds: int = 1  # a rate is chosen by the mean over fine-tunings of the encoders of so many seeds
     validation: str = ''  # settings of the runs that choose: other pictures to evaluate on
     metric: str = 'eval/accuracy'
     axis: str = ''  # the plot's horizontal axis, in words; '': arms one below the other
 
     def __post_init__(self):
-        check(bool(self.arms) and bool(self.tasks) and self.seeds > 0, 'a study needs arms, tasks and seeds.')
+        check(bool(self.arms) and bool(self.tasks) and self.seeds > 0 and self.choosing_seeds > 0,
+              'a study needs arms, tasks, seeds and choosing_seeds.')
         for name, arm in self.arms.items():
             for stage in arm.keys() - {'line', 'x', 'baseline'}:
                 one_of(f'a stage of the arm {name!r}', stage, STAGES)
@@ -70,7 +74,7 @@ class Run:
     recipe: str
     settings: str
     needs: tuple['Run', ...] = ()  # the runs that must be done before
-    candidates: dict | None = None  # learning rate -> run: the best one's rate is taken
+    candidates: dict = dataclasses.field(default_factory=dict)  # learning rate -> runs: the rate with the best mean is taken
     arm: str
     task: str = ''
     seed: int
@@ -78,7 +82,7 @@ class Run:
     @property
     def chooses(self) -> bool:
         """Whether it only helps to choose a learning rate."""
-        return self.seed == CHOOSING_SEED
+        return self.seed >= CHOOSING_SEED
 
     @property
     def file(self) -> Path:
@@ -101,7 +105,8 @@ class Run:
         """
         if self.stage == 'fit_tokenizer':
             return {'arguments': f'{self.recipe} {self.settings}'}
-        scores = {rate: run.result['metrics'][metric] for rate, run in (self.candidates or {}).items() if run.done}
+        scores = {rate: statistics.fmean(run.result['metrics'][metric] for run in runs)
+                  for rate, runs in self.candidates.items() if all(run.done for run in runs)}
         rate = f'optimizer.lr={max(scores, key=scores.get):g}' if scores else ''
         return settings_of(task_config(_load(self.recipe, self.settings, rate)))
 
@@ -114,24 +119,28 @@ def plan(study: Study, workdir: Path) -> list[Run]:
         path = workdir.joinpath(*map(_as_name, folder))
         return runs.setdefault(path, Run(folder=path, **what))
 
-    for seed in range(study.seeds):
-        for arm, stages in study.arms.items():
-            needs, given, history = (), '', []
-            for stage in (stage for stage in RESULTS if stage in stages):
-                history.append(stages[stage] or 'plain')
-                settings = f'{stages[stage]} --seed {seed}' if stage == 'fit_tokenizer' else _joined(stages[stage], given, f'seed={seed}')
-                made = add(stage, '+'.join(history), f'seed{seed}', stage=stage, recipe=study.recipes[stage], settings=settings, needs=needs,
-                           arm=arm, seed=seed)
-                place, setting = RESULTS[stage]
-                needs, given = (made,), f'{setting}={made.folder / place}'
-            for task, of_task in study.tasks.items():
-                tune = functools.partial(add, 'finetune', arm, task, stage='finetune', recipe=study.recipes['finetune'], arm=arm, task=task)
-                settings = _joined(stages['finetune'], of_task, given)
-                # made with the first seed's encoder, and there already for the other seeds
-                candidates = {rate: tune(f'choose_lr{rate:g}', needs=needs, seed=CHOOSING_SEED, settings=_joined(
-                    settings, study.validation, f'optimizer.lr={rate:g}', _seeds(CHOOSING_SEED))) for rate in study.rates}
-                tune(f'seed{seed}', needs=(*needs, *candidates.values()), candidates=candidates, seed=seed,
-                     settings=_joined(settings, _seeds(seed)))
+    def encoder(arm: str, seed: int) -> tuple[tuple[Run, ...], str]:
+        """(the last of its runs, what gives it to the fine-tuning)."""
+        stages, needs, given, history = study.arms[arm], (), '', []
+        for stage in (stage for stage in RESULTS if stage in stages):
+            history.append(stages[stage] or 'plain')
+            settings = f'{stages[stage]} --seed {seed}' if stage == 'fit_tokenizer' else _joined(stages[stage], given, f'seed={seed}')
+            made = add(stage, '+'.join(history), f'seed{seed}', stage=stage, recipe=study.recipes[stage], settings=settings, needs=needs,
+                       arm=arm, seed=seed)
+            place, setting = RESULTS[stage]
+            needs, given = (made,), f'{setting}={made.folder / place}'
+        return needs, given
+
+    def fine_tuning(arm: str, task: str, seed: int, folder: str, *settings: str, candidates: dict) -> Run:
+        needs, given = encoder(arm, seed % CHOOSING_SEED)
+        return add('finetune', arm, task, folder, stage='finetune', recipe=study.recipes['finetune'], arm=arm, task=task, seed=seed,
+                   candidates=candidates, needs=(*needs, *itertools.chain(*candidates.values())),
+                   settings=_joined(study.arms[arm]['finetune'], study.tasks[task], given, *settings, f'seed={seed},data.subset_seed={seed}'))
+
+    for seed, arm, task in itertools.product(range(study.seeds), study.arms, study.tasks):
+        candidates = {rate: [fine_tuning(arm, task, CHOOSING_SEED + i, f'choose_lr{rate:g}_seed{i}', study.validation, f'optimizer.lr={rate:g}',
+                                         candidates={}) for i in range(study.choosing_seeds)] for rate in study.rates}
+        fine_tuning(arm, task, seed, f'seed{seed}', candidates=candidates)
     return list(runs.values())
 
 
@@ -142,10 +151,6 @@ def _as_name(text: str) -> str:
 
 def _joined(*settings: str) -> str:
     return ','.join(filter(None, settings))
-
-
-def _seeds(seed: int) -> str:
-    return f'seed={seed},data.subset_seed={seed}'
 
 
 def _load(recipe: str, *settings: str):

@@ -4,7 +4,7 @@
 
 On `shapes` turned by any angle, 36 x 36 pixels. Pre-training sees the 20,000 pictures without labels; 1, 10 and 100 % of their labels are
 then used for the same fine-tuning. A seed decides everything: the tokenizer, pre-training, which labels there are, fine-tuning. Each arm
-has the learning rate that is best for it; random weights have no layer-wise decay.
+has the learning rate that is best for it with two seeds; random weights have no layer-wise decay.
 """
 DATA, INIT = 'data.level=rotated', 'model.init_std=0.08'
 STEPS = {'25,600': 800, '51,200': 1600, '102,400': 3200, '204,800': 6400}  # of 32 pictures
@@ -22,5 +22,6 @@ STUDY = {
     'baseline': 'from scratch',
     'rates': (1e-3, 2e-3, 4e-3, 8e-3),
     'validation': 'data.evaluate_split=validation,data.num_evaluate_examples=1000',
+    'choosing_seeds': 2,
     'seeds': 3,
 }

@@ -22,7 +22,8 @@ STUDY = {
     },
     'tasks': {'10 labels a class, 200 steps': ''},
     'baseline': 'BEiT',
-    'rates': (2e-3, 4e-3, 8e-3, 1.6e-2),
+    'rates': (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
     'validation': 'data.evaluate_split=validation,data.num_evaluate_examples=1000',
+    'choosing_seeds': 2,
     'seeds': 3,
 }

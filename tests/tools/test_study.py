@@ -82,11 +82,25 @@ def test_runs_and_their_settings(path, ran, tmp_path):
             encoder = f'pretrain/model.vocabulary=64+{"mask.kind=random" if arm == "random_masks" else "plain"}/seed{config.seed % 1000}'
             assert config.init == ('' if arm == 'from_scratch' else str(workdir / encoder))
             if config.seed == study.CHOOSING_SEED:
-                assert folder.name == f'choose_lr{config.optimizer.lr:g}'
+                assert folder.name == f'choose_lr{config.optimizer.lr:g}_seed0'
             else:
                 assert config.optimizer.lr == BEST[task]
-                assert max(names.index(f'finetune/{arm}/{task}/choose_lr{rate:g}') for rate in (0.25, 0.5, 1.0)) < names.index(
+                assert max(names.index(f'finetune/{arm}/{task}/choose_lr{rate:g}_seed0') for rate in (0.25, 0.5, 1.0)) < names.index(
                     str(folder.relative_to(workdir)))
+
+
+def test_rates_chosen_with_encoders_of_several_seeds(path, ran, tmp_path, monkeypatch):
+    """By their mean: with the first seed's encoder alone another rate would be chosen."""
+    path.write_text(f'"""Arms."""\nSTUDY = {STUDY | {"choosing_seeds": 2}}\n')
+    alone = {(0.25, 1000): 0.7, (0.25, 1001): 0.1, (0.5, 1000): 0.3, (0.5, 1001): 0.6, (1.0, 1000): 0.4, (1.0, 1001): 0.4}
+    monkeypatch.setitem(globals(), 'score', lambda config, task: alone.get((config.optimizer.lr, config.seed), 0.9))
+    workdir = tmp_path / 'w'
+    run(path, workdir, '--arms', 'tokens', '--tasks', 'few')
+    folder = workdir / 'finetune' / 'tokens' / 'few'
+    assert len(ran) == 2 + 2 + 6 + 2 and {ran[folder / f'seed{seed}'].optimizer.lr for seed in range(2)} == {0.5}
+    for seed in range(2):
+        chosen = ran[folder / f'choose_lr1_seed{seed}']
+        assert (chosen.seed, chosen.data.subset_seed) == (1000 + seed, 1000 + seed) and chosen.init.endswith(f'/seed{seed}')
 
 
 def test_report(path, ran, tmp_path, capsys):
@@ -147,7 +161,7 @@ def test_what_is_done_is_not_done_again(path, ran, tmp_path, monkeypatch):
 def test_results_of_other_settings_are_refused(path, ran, tmp_path):
     run(path, tmp_path / 'w', '--arms', 'from scratch')
     path.write_text(path.read_text().replace('total_steps=37', 'total_steps=38'))
-    with pytest.raises(RequestError, match=r'many/choose_lr0.25 was run with other settings \(total_steps was 37, is 38\): remove it'):
+    with pytest.raises(RequestError, match=r'many/choose_lr0.25_seed0 was run with other settings \(total_steps was 37, is 38\): remove it'):
         run(path, tmp_path / 'w')
 
 
