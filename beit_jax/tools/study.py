@@ -33,7 +33,7 @@ from beit_jax.train.changes import settings_of
 # The stages before the fine-tuning, in order. Each gives what it leaves to the next: (where it lies in its folder, the setting for it).
 RESULTS = {'tokenizer': ('tokenizer', 'tokenizer.path'), 'fit_tokenizer': ('tokenizer', 'tokenizer.path'), 'pretrain': ('', 'init')}
 STAGES = (*RESULTS, 'finetune')
-CHOOSING_SEED = 1000  # and those after it are of the runs that choose a learning rate: no arm is compared with them
+CHOOSING_SEED = 1000  # the first of those of the runs that choose a learning rate: no arm is compared with them
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
