@@ -21,5 +21,6 @@ STUDY = {
     'baseline': 'from scratch',
     'rates': (2e-3, 4e-3, 8e-3, 1.6e-2),
     'validation': 'data.evaluate_split=validation,data.num_evaluate_examples=1000',
+    'choosing_seeds': 2,
     'seeds': 3,
 }
