@@ -232,6 +232,7 @@ def run(options) -> None:
     runs = plan(study, workdir)
     check_runs(runs, study.metric)
     if options.processes == 1:
+        loop.keep_programs(workdir)  # arms share most: rate and seed are part of a compiled step, the encoder's weights are not
         work(runs, study.metric)
     elif options.processes:
         _start_processes(options.processes)
