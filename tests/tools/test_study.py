@@ -158,6 +158,15 @@ def test_what_is_done_is_not_done_again(path, ran, tmp_path, monkeypatch):
     assert len(ran) == 36 and 'few' not in report and f"--workdir={workdir} --arms tokens 'from scratch' --tasks many --seeds=1`" in report
 
 
+def test_runs_share_what_is_compiled(path, ran, tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(study.loop, 'keep_programs', lambda folder: kept.append((folder, len(ran))))
+    run(path, tmp_path / 'w', '--seeds', 1)
+    assert kept == [(tmp_path / 'w', 0)] and ran  # before the first run
+    run(path, tmp_path / 'w', '--seeds', 1, '--processes', 0)
+    assert len(kept) == 1  # a report compiles nothing
+
+
 def test_results_of_other_settings_are_refused(path, ran, tmp_path):
     run(path, tmp_path / 'w', '--arms', 'from scratch')
     path.write_text(path.read_text().replace('total_steps=37', 'total_steps=38'))
