@@ -32,6 +32,9 @@ class Chip:
 
 CHIPS = {'v4': Chip(262_144, 1.05e9, 1.228e12, 32 * 2**30, 2, 3e11), 'v5e': Chip(131_072, 1.5e9, 8.19e11, 16 * 2**30, 1, 2e11),
          'v5p': Chip(262_144, 1.75e9, 2.765e12, 95 * 2**30, 2, 6e11), 'v6e': Chip(524_288, 1.75e9, 1.64e12, 32 * 2**30, 1, 4.48e11)}
+# There is no TPU for libtpu to ask, to complain of not finding, or to take from others that plan at the same time.
+WITHOUT_TPU = {'TPU_SKIP_MDS_QUERY': '1', 'TPU_WORKER_HOSTNAMES': 'localhost', 'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
+               'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}
 EXAMPLES = 'v4:2x2x1, v5e:2x2, v5e:4x4, v5e:16x16, v5p:2x2x1, v5p:4x4x4, v6e:4x4, v6e:16x16'
 
 
@@ -201,8 +204,8 @@ def search_batch(config: RunConfig, topology: str, dall_e: bool = False) -> dict
 
 
 def run(options: argparse.Namespace) -> None:
-    os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # there is no TPU to ask
-    os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # nor one to take: others may plan at the same time
+    for name, value in WITHOUT_TPU.items():
+        os.environ.setdefault(name, value)
     os.environ['JAX_PLATFORMS'] = 'cpu'
     check(not options.json or options.json.parent.is_dir(), f'--json={options.json}: its folder does not exist.')
     config = arguments.recipe_config(options)
