@@ -12,10 +12,10 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from beit_jax.errors import RequestError
-from beit_jax.recipes import parse_flags
-from beit_jax.tasks import task_config
+from beit_jax.runtime import keep_programs, set_xla_flags
+from beit_jax.settings.mapping import task_config
+from beit_jax.settings.recipes import parse_flags
 from beit_jax.train import distributed, loop
-from beit_jax.xla_flags import set_xla_flags
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The recipe, with a variant after a colon.', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where everything that the run writes goes.')
@@ -32,7 +32,7 @@ def main(_) -> int | None:
     try:
         config = task_config(_CONFIG.value)
         distributed.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _HEARTBEAT.value)
-        loop.keep_programs(Path(_WORKDIR.value))
+        keep_programs(Path(_WORKDIR.value))
         run = {'train': loop.train, 'evaluate': loop.evaluate}[_MODE.value]
         distributed.leave(run(config, Path(_WORKDIR.value)))
     except RequestError as error:

@@ -1,4 +1,6 @@
-"""The one exception that a user is meant to see."""
+"""The one exception that a user is meant to see, and checks that raise it."""
+from collections.abc import Iterable
+import difflib
 
 
 class RequestError(Exception):
@@ -6,3 +8,21 @@ class RequestError(Exception):
 
     `main.py` and the tools print it on stderr without a traceback and exit with status 2.
     """
+
+
+def check(condition: bool, message: str) -> None:
+    """Raises `RequestError(message)` unless `condition`."""
+    if not condition:
+        raise RequestError(message)
+
+
+def one_of(name: str, value: str, allowed: Iterable[str]) -> None:
+    """Raises `RequestError` unless `value` is in `allowed`; names the nearest."""
+    allowed = tuple(allowed)
+    check(value in allowed, f'{name}={value!r} is unknown.{nearest(value, allowed)} Allowed: {", ".join(allowed)}.')
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """' Did you mean X?' for the word of `words` that is most like `word`, or ''."""
+    found = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
+    return f' Did you mean {found[0]}?' if found else ''

@@ -9,7 +9,7 @@ learning rate are ours.
 Expected: BEiT's paper gives none. For orientation: DeiT-B, pre-trained with ImageNet's labels, reaches 90.8 % (DeiT paper). Not measured
 here.
 """
-from beit_jax.recipes import recipe, vary
+from beit_jax.settings.recipes import recipe, vary
 
 _IN1K = {'data': {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}}
 VARIANTS = {

@@ -14,7 +14,7 @@ Expected top-1 on ImageNet-1k (not measured here):
 - pre-trained on 22k (official README): base 83.7 %, large 86.0 %
 - and fine-tuned on 22k (official README): base 85.2 %, 86.8 % at 384; large 87.4 %, 88.4 % at 384, 88.6 % at 512
 """
-from beit_jax.recipes import recipe, vary
+from beit_jax.settings.recipes import recipe, vary
 
 _IN1K = {'data': {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}}
 _INTERMEDIATE = {'batch_size': 512, 'epochs': 30.0, 'new_head': True, 'mix': {'mixup': 0.0, 'cutmix': 0.0}}

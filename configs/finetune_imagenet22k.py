@@ -7,7 +7,7 @@ Variants: `base` (default), `large`. Then --config=configs/finetune_imagenet1k.p
 Expected: of this step alone no accuracy is published; after fine-tuning on ImageNet-1k base reaches 85.2 %, large 87.4 % (official README;
 not measured here), 1.5 points above runs without it.
 """
-from beit_jax.recipes import recipe, vary
+from beit_jax.settings.recipes import recipe, vary
 
 VARIANTS = {
     'base': {},

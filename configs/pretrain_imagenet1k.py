@@ -13,7 +13,7 @@ and fine-tuning (base vanilla): 82.86 % top-1; random 82.77, pixels (not normali
 Expected after fine-tuning on ImageNet-1k, from the paper (not measured here): base vanilla 83.2 % top-1, large vanilla 85.2 %. A healthy
 run: the official log of base after 300 epochs has loss 6.30, token_accuracy 0.0496, grad_norm 0.42.
 """
-from beit_jax.recipes import recipe, vary
+from beit_jax.settings.recipes import recipe, vary
 
 VARIANTS = {
     'base': {'model': {'size': 'base', 'layer_scale': 0.1}, 'optimizer': {'clip_norm': 3.0}},

@@ -7,7 +7,7 @@ Variants are the first four of pretrain_imagenet1k.py. Pixels are normalised wit
 Expected after fine-tuning on ImageNet-1k, from the official README (not measured here): base plus 83.7 % top-1 (85.2 % with intermediate
 fine-tuning on 22k labels), large plus 86.0 % (87.4 %).
 """
-from beit_jax.recipes import recipe, vary
+from beit_jax.settings.recipes import recipe, vary
 
 VARIANTS = {
     'base': {'model': {'size': 'base', 'layer_scale': 0.1}, 'optimizer': {'clip_norm': 3.0}},

@@ -8,7 +8,7 @@ Features are standardised, heads read CLS, the patches' mean, and both; learning
 
 Expected: base vanilla 56.7 %, on the patches' mean of layer 9; of large the paper takes layer 14 (paper; not measured here).
 """
-from beit_jax.recipes import recipe, vary
+from beit_jax.settings.recipes import recipe, vary
 
 _IN1K = {'data': {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}}
 VARIANTS = {

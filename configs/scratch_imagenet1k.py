@@ -8,7 +8,7 @@ Weights are initialised as those of our fine-tuned models; keys have no bias.
 
 Expected top-1: base 81.8 %, small 79.8 %, tiny 72.2 % (DeiT paper; not measured here). BEiT's paper compares with this 81.8 %.
 """
-from beit_jax.recipes import recipe, vary
+from beit_jax.settings.recipes import recipe, vary
 
 VARIANTS = {'base': {}, 'small': {'model': {'size': 'small'}}, 'tiny': {'model': {'size': 'tiny'}}}
 

@@ -14,7 +14,7 @@ Expected mIoU (not measured here):
 - base vanilla, pre-trained on ImageNet-1k, 512: 45.6 % after 800 epochs, 44.65 % after 300 (paper, Table 4)
 - intermediate, 640: 53.6 %, multiscale 54.2 %; large, 640: 56.7 %, multiscale 57.0 % (official README)
 """
-from beit_jax.recipes import recipe, vary
+from beit_jax.settings.recipes import recipe, vary
 
 VARIANTS = {
     'base': {},

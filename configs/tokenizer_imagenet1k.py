@@ -9,7 +9,7 @@ Variants: the codebook, `v512` to `v8192` (default, DALL-E's); `short`, a tenth 
 DALL-E's was trained on other pictures and goes on to 3,000,000 steps at the final step size. Not measured here. Look at codebook_usage: if many
 codes die, set --config.usage_weight=0.01.
 """
-from beit_jax.recipes import recipe, vary
+from beit_jax.settings.recipes import recipe, vary
 
 VARIANTS = {f'v{size}': {'model': {'vocabulary': size}} for size in (512, 1024, 2048, 4096, 8192)} | {
     'short': {'total_steps': 120_000, 'data': {'image_size': 128}},

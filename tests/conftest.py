@@ -15,7 +15,7 @@ def pytest_configure(config):
     if config.getoption('-m') != 'slow':
         os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + (
             ' --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
-            ' --xla_cpu_experimental_ynn_fusion_type=+reduce')  # XLA's default (see beit_jax/xla_flags.py): code that is not optimised is slower
+            ' --xla_cpu_experimental_ynn_fusion_type=+reduce')  # XLA's default (see beit_jax/runtime.py): code that is not optimised is slower
 
 
 def pytest_collection_modifyitems(items):

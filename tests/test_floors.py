@@ -1,36 +1,106 @@
-"""The house rules on imports: a folder uses only what stands below it, and heavy packages stay where they belong."""
+"""The rules of the house (docs/architecture.md): a room imports only what stands below it, no two files import each
+other, heavy packages stay where they belong, and files stay short.
+
+`python -m tests.test_floors` prints the drawing.
+"""
+
 import ast
+from collections import defaultdict
+import functools
+import graphlib
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / 'beit_jax'
-FLOORS = ('models', 'images', 'data', 'weights', 'tasks', 'train', 'tools')
+REPOSITORY = Path(__file__).parents[1]
+PACKAGE = REPOSITORY / 'beit_jax'
+# From the ground up. What is a file in one row and lies in a folder of another belongs to the first.
+ROOMS = (
+    'errors', 'runtime', 'whole_files', 'settings', 'data/config', 'data/sampler', 'data/stores', 'data/pictures',
+    'data/sources', 'data', 'models', 'images', 'weights', 'tasks', 'train', 'performance', 'studies', 'tools',
+)
 FILES = sorted(PACKAGE.rglob('*.py'))
+MOST_LINES, MOST_LINES_OF_A_TOOL = 350, 120
 
 
-def imported(path: Path) -> set[str]:
+def room_of(file: Path) -> str:
+    name = file.relative_to(PACKAGE).with_suffix('').as_posix()
+    return max((room for room in ROOMS if name == room or name.startswith(room + '/')), key=len, default='')
+
+
+@functools.cache
+def imported(file: Path) -> frozenset[str]:
+    """Full names of what is imported, anywhere in the file: modules, or names in them."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             names |= {f'{node.module}.{alias.name}' for alias in node.names}
-    return names
+    return frozenset(names)
 
 
-@pytest.mark.parametrize('path', FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports(path):
-    floor = path.relative_to(PACKAGE).parts[0]
-    names = imported(path)
-    if floor in FLOORS:
-        above = FLOORS[FLOORS.index(floor) + 1:]
-        assert not [name for name in names for folder in above if name.startswith(f'beit_jax.{folder}.')]
-    packages = {name.split('.')[0] for name in names}
-    if floor != 'data':
+@functools.cache
+def used(file: Path) -> frozenset[Path]:
+    """The files of the package that a file imports. The package itself, which has the version, is none of them."""
+    found = set()
+    for name in imported(file):
+        path = REPOSITORY.joinpath(*name.split('.'))
+        candidates = [path.with_suffix('.py'), path / '__init__.py', path.parent.with_suffix('.py'), path.parent / '__init__.py']
+        found |= set([candidate for candidate in candidates if candidate.is_file()][:1])
+    return frozenset(found - {PACKAGE / '__init__.py', file})
+
+
+def drawing() -> str:
+    """A line a room, from the top: what it imports."""
+    below, files, lines = defaultdict(set), defaultdict(int), defaultdict(int)
+    for file in FILES:
+        room = room_of(file)
+        below[room] |= {room_of(other) for other in used(file)} - {room}
+        files[room] += 1
+        lines[room] += len(file.read_text().splitlines())
+    return '\n'.join(
+        f'{room:14}{files[room]:3} files  -> {", ".join(sorted(below[room], key=ROOMS.index, reverse=True)) or "-"}'
+        for room in reversed(ROOMS)
+    )
+
+
+def test_drawing():
+    """The drawing that people read is that of the code."""
+    print(drawing())
+    assert drawing() in (REPOSITORY / 'docs' / 'architecture.md').read_text(), 'python -m tests.test_floors prints the new one'
+
+
+@pytest.mark.parametrize('file', FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_no_arrow_upwards(file):
+    room = room_of(file)
+    if file == PACKAGE / '__init__.py':  # the door, from which `load` leads to weights
+        return
+    assert room, f'{file} is in no room'
+    higher = ROOMS[ROOMS.index(room) + 1:]
+    assert not [str(other) for other in used(file) if room_of(other) in higher]
+
+
+def test_no_circle_between_files():
+    tuple(graphlib.TopologicalSorter({file: used(file) for file in FILES}).static_order())  # raises CycleError
+
+
+@pytest.mark.parametrize('file', FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_heavy_packages(file):
+    room, packages = room_of(file), {name.split('.')[0] for name in imported(file)}
+    if not room.startswith('data'):
         assert not packages & {'tensorflow', 'tensorflow_datasets'}
-    if not path.name.endswith('benchmark.py'):
+    if not file.name.endswith('benchmark.py'):
         assert not packages & {'torch', 'timm', 'transformers'}
-    if floor in ('models', 'images', 'tasks', 'train'):
+    if room != 'settings':
         assert 'ml_collections' not in packages
-    assert len(path.read_text().splitlines()) <= 500
+
+
+@pytest.mark.parametrize('file', [*FILES, *sorted((REPOSITORY / 'tests').rglob('*.py'))], ids=lambda file: str(file.relative_to(REPOSITORY)))
+def test_length(file):
+    most = MOST_LINES_OF_A_TOOL if room_of(file) == 'tools' else MOST_LINES
+    assert len(file.read_text().splitlines()) <= most
+
+
+if __name__ == '__main__':
+    print(drawing())

@@ -6,8 +6,9 @@ import sys
 for name in ('tensorflow', 'tensorflow_datasets', 'ml_collections'):
     sys.modules[name] = None
 import numpy as np
-from beit_jax.config import MeshConfig
-from beit_jax.tasks import make_task, task_config
+from beit_jax.settings.run import MeshConfig
+from beit_jax.settings.mapping import task_config
+from beit_jax.tasks import make_task
 from beit_jax.train import optimizer, sharding, step
 from tests import tiny
 task = make_task(task_config(tiny.settings(sys.argv[1])))

@@ -2,7 +2,7 @@
 import dataclasses
 from typing import ClassVar
 
-from beit_jax.config import check, one_of
+from beit_jax.errors import check, one_of
 
 SOURCES = ('shapes', 'folder', 'tfds')
 IMAGE_OPS = ('simd', 'tensorflow')

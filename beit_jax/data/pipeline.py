@@ -15,14 +15,14 @@ from types import ModuleType
 import numpy as np
 import tensorflow as tf
 
-from beit_jax.config import check
-from beit_jax.data import label_maps, tensorflow_images
 from beit_jax.data.config import IGNORED, DataConfig, SegmentDataConfig, View
-from beit_jax.data.rand_augment import fill_color, parse_policy, rand_augment
+from beit_jax.data.pictures import label_maps
+from beit_jax.data.pictures.boxes import DRAWS, Box, center_box, flipped, random_box, whole_box
+from beit_jax.data.pictures.decode import image_ops
+from beit_jax.data.pictures.rand_augment import fill_color, parse_policy, rand_augment
 from beit_jax.data.sampler import Sampler, random_bits
-from beit_jax.data.sources import Example, Source, check_label
-from beit_jax.data.transforms import DRAWS, Box, center_box, flipped, random_box, whole_box
-from beit_jax.errors import RequestError
+from beit_jax.data.sources.source import Example, Source, check_label
+from beit_jax.errors import RequestError, check
 
 Batch = dict[str, np.ndarray]
 SUBSTITUTES = 8  # examples that may take the place of a bad one; they are read only when it is bad
@@ -30,22 +30,6 @@ CHECKED = 32  # examples that check_source reads
 _ENDLESS = 2**62  # steps
 _BEGUN = 2  # batches that are made at a time, so that no thread waits for the last row of one
 _PARTS = 4  # of a batch, for each thread
-
-
-def image_ops(config: DataConfig) -> ModuleType:
-    """What decodes and resizes: `tensorflow_images` or its like.
-
-    Raises:
-      RequestError: a library is not installed.
-    """
-    if config.image_ops == 'tensorflow':
-        return tensorflow_images
-    try:
-        from beit_jax.data import simd_images
-    except ImportError as error:
-        raise RequestError(f'config.data.image_ops=simd takes simplejpeg and cykooz_resizer ({error}): install requirements.txt, or set '
-                           'config.data.image_ops=tensorflow, which is slower.') from error
-    return simd_images
 
 
 def train_batches(source: Source, sampler: Sampler, views: Sequence[View], config: DataConfig, rows: np.ndarray,

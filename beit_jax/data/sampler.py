@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-from beit_jax.config import check
+from beit_jax.errors import check
 
 
 @functools.lru_cache(maxsize=2)  # a batch straddles two epochs at most, unless there are fewer examples than a batch has rows

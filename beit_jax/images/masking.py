@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from beit_jax.config import check, one_of
+from beit_jax.errors import check, one_of
 from beit_jax.models.platform import by_rows
 
 KINDS = ('blockwise', 'random', 'none')

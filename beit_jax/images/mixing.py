@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from beit_jax.config import check
+from beit_jax.errors import check
 
 ATTEMPTS = 10  # for a rectangle to erase; a picture where all fail stays whole
 ERASED_AREA = 0.02, 1 / 3  # share of the picture

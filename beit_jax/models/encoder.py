@@ -10,7 +10,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from beit_jax.config import check, one_of
+from beit_jax.errors import check, one_of
 from beit_jax.models.layers import Block, Constant, RelativePositionBias, TruncatedNormal, Uniform, linear, parameter
 from beit_jax.models.patches import patchify
 from beit_jax.models.presets import PRESETS

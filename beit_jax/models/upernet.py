@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from beit_jax.config import check
+from beit_jax.errors import check
 from beit_jax.models.encoder import Encoder, EncoderConfig
 from beit_jax.models.layers import Constant, TruncatedNormal, Uniform, gelu, parameter
 

@@ -12,14 +12,14 @@ from typing import Any, ClassVar
 from flax import nnx
 import jax
 
-from beit_jax.config import RunConfig, check, from_mapping, one_of
 from beit_jax.data.config import DataConfig, View
+from beit_jax.errors import check
 from beit_jax.models.architecture import ARCHITECTURES
 from beit_jax.models.encoder import EncoderConfig
+from beit_jax.settings.run import RunConfig
 
 # (split, number of images at most) -> batches of NumPy arrays, prepared, cropped as an evaluation does it
 Batches = Callable[[str, int], Iterator[dict]]
-TASKS = ('pretrain', 'tokenizer', 'classify', 'probe', 'segment')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,13 +133,6 @@ def check_encoder(architecture: dict, model: EncoderConfig, source: str) -> None
     for name in ('heads', 'patch_size', 'norm_eps'):
         theirs, ours = architecture[name], getattr(model, name)
         check(theirs == ours, f'{source} has {name} {theirs}, config.model.{name} is {ours}: set it so.')
-
-
-def task_config(settings) -> RunConfig:
-    """The checked dataclass for a recipe's mapping; its `task` says which."""
-    name = settings.get('task', '')
-    one_of('config.task', name, TASKS)
-    return from_mapping(importlib.import_module(f'beit_jax.tasks.{name}').Config, settings)
 
 
 def make_task(config: RunConfig) -> Task:

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from beit_jax.config import check, one_of
 from beit_jax.data.config import DataConfig, View
-from beit_jax.data.rand_augment import parse_policy
+from beit_jax.data.pictures.rand_augment import parse_policy
+from beit_jax.errors import check, one_of
 from beit_jax.images.color import jitter_views, normalize, to_float
 from beit_jax.images.mixing import MixConfig, draw_weights, erase, mix
 from beit_jax.models.architecture import segments

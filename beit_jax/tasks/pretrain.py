@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from beit_jax.config import check, one_of
 from beit_jax.data.config import View
+from beit_jax.errors import check, one_of
 from beit_jax.images.color import jitter_views, normalize, patch_statistics, to_float
 from beit_jax.images.masking import MaskConfig, Masks, draw_masks
 from beit_jax.models.architecture import patch_target

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from beit_jax.config import check
 from beit_jax.data.config import View
+from beit_jax.errors import check
 from beit_jax.images.color import jitter_views, normalize, to_float
 from beit_jax.models.encoder import Encoder
 from beit_jax.models.heads import KINDS, LayerProbes, pool_both

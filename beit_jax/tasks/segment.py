@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from beit_jax.config import check, one_of
 from beit_jax.data.config import IGNORED, SegmentDataConfig, View
+from beit_jax.errors import check, one_of
 from beit_jax.images.color import normalize, to_float
 from beit_jax.images.distortion import distort_views
 from beit_jax.models.architecture import head_config, segments

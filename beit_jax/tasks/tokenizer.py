@@ -10,11 +10,12 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from beit_jax.config import RunConfig, check, one_of
 from beit_jax.data.config import DataConfig, View
+from beit_jax.errors import check, one_of
 from beit_jax.images.color import to_float
 from beit_jax.models.tokenizers import dvae
 from beit_jax.models.tokenizers.dvae import DVAE, map_pixels, unmap_pixels
+from beit_jax.settings.run import RunConfig
 from beit_jax.tasks import Task
 from beit_jax.weights.tokenizer import save_tokenizer
 

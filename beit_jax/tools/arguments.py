@@ -7,10 +7,10 @@ from pathlib import Path
 import sys
 import typing
 
-from beit_jax.config import check, from_mapping
 from beit_jax.data.config import DataConfig
-from beit_jax.errors import RequestError
-from beit_jax.xla_flags import set_xla_flags
+from beit_jax.errors import RequestError, check
+from beit_jax.runtime import set_xla_flags
+from beit_jax.settings.mapping import from_mapping
 
 # which pictures there are, and how they are cropped
 DATA = ('name', 'path', 'evaluate_path', 'split', 'evaluate_split', 'holdout', 'level', 'num_examples', 'num_evaluate_examples', 'crop_scale',
@@ -48,8 +48,8 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 def recipe_config(options: argparse.Namespace):
     """The settings of --config=RECIPE.py[:variant], or of a run's config.json, which takes no ml_collections, changed by --config.KEY=VALUE, for
     a parser that `main` lets have such."""
-    from beit_jax.overrides import override
-    from beit_jax.tasks import task_config
+    from beit_jax.settings.mapping import task_config
+    from beit_jax.settings.overrides import override
     config = _run_config(options.config) if options.config.endswith('.json') else _recipe(options.config)
     for argument in options.overrides:
         key, equals, value = argument.removeprefix('--config.').partition('=')
@@ -59,7 +59,7 @@ def recipe_config(options: argparse.Namespace):
 
 
 def _recipe(text: str):
-    from beit_jax.recipes import load_recipe
+    from beit_jax.settings.recipes import load_recipe
     path, _, variant = text.partition(':')
     return load_recipe(path, variant)
 

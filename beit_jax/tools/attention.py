@@ -5,9 +5,8 @@ import jax
 import numpy as np
 from PIL import Image, ImageDraw
 
-from beit_jax.config import check
-from beit_jax.data.images import load_images
-from beit_jax.errors import RequestError
+from beit_jax.data.pictures.load import load_images
+from beit_jax.errors import RequestError, check
 from beit_jax.tools import arguments
 from beit_jax.tools.reconstruct import CELL, grid_picture
 
@@ -53,7 +52,7 @@ def run(options) -> None:
     check(0 <= options.head <= heads, f'--head={options.head}: the encoder has heads 1 to {heads}; 0 is their mean.')
     check(options.limit > 0, f'--limit is {options.limit}: use at least 1.')
     if options.images == 'shapes':
-        from beit_jax.data.shapes import ShapesSource
+        from beit_jax.data.sources.shapes import ShapesSource
         source = ShapesSource(options.limit, model.image_size, 'easy', 'evaluate')
         images = np.stack([source.read(i).image for i in range(options.limit)])
     else:

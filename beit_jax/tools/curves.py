@@ -7,9 +7,9 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from beit_jax.config import check
-from beit_jax.records import whole_lines
+from beit_jax.errors import check
 from beit_jax.tools import arguments
+from beit_jax.whole_files import whole_lines
 
 matplotlib.use('Agg')
 LEFT_OUT = ('step', 'bad_records', 'skipped_steps', 'skipped_in_a_row')

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from beit_jax.config import check
 from beit_jax.data.config import View
-from beit_jax.data.sources import Subset, open_source, spread
+from beit_jax.data.sources.choice import open_source
+from beit_jax.data.sources.subset import Subset, spread
+from beit_jax.errors import check
 from beit_jax.images.color import to_float
 from beit_jax.images.quality import WINDOW, psnr, ssim
 from beit_jax.models.tokenizers import PRECISIONS, make_tokenizer

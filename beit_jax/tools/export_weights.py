@@ -7,10 +7,9 @@ from pathlib import Path
 
 import safetensors.numpy
 
-from beit_jax.config import one_of
+from beit_jax.errors import one_of
 from beit_jax.models.architecture import patch_target
 from beit_jax.models.encoder import EncoderConfig
-from beit_jax.records import sha256, whole_directory, whole_lines
 from beit_jax.tools import arguments
 from beit_jax.weights import export
 from beit_jax.weights.card import model_card
@@ -20,6 +19,7 @@ from beit_jax.weights.files import METADATA
 from beit_jax.weights.models import load_model
 from beit_jax.weights.names import DIALECTS
 from beit_jax.weights.torch_files import write_torch_file
+from beit_jax.whole_files import sha256, whole_directory, whole_lines
 
 
 def run(options) -> None:

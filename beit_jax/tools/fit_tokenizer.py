@@ -5,10 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from beit_jax.config import check
 from beit_jax.data.config import View
 from beit_jax.data.sampler import Sampler
-from beit_jax.data.sources import open_source
+from beit_jax.data.sources.choice import open_source
+from beit_jax.errors import check
 from beit_jax.images.color import to_float
 from beit_jax.models.patches import patchify
 from beit_jax.models.tokenizers import kmeans, make_tokenizer, random_projection

@@ -6,8 +6,7 @@ from flax import traverse_util
 import jax
 import numpy as np
 
-from beit_jax.config import check
-from beit_jax.errors import RequestError
+from beit_jax.errors import RequestError, check
 from beit_jax.models.tokenizers import make_tokenizer
 from beit_jax.tools import arguments
 from beit_jax.weights.pickles import read_tensors

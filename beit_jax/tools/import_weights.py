@@ -4,12 +4,12 @@ from pathlib import Path
 
 import jax
 
-from beit_jax.config import check
-from beit_jax.records import whole_directory
+from beit_jax.errors import check
 from beit_jax.tools import arguments
 from beit_jax.tools.inspect_weights import summary
 from beit_jax.train.checkpoint import Checkpoints
 from beit_jax.weights.torch_models import convert, examine
+from beit_jax.whole_files import whole_directory
 
 
 def run(options) -> None:

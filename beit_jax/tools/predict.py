@@ -7,13 +7,14 @@ from flax import nnx
 import jax
 import numpy as np
 
-from beit_jax.config import check, from_mapping, one_of
-from beit_jax.data.images import image_batches, whole_images
+from beit_jax.data.pictures.label_pictures import label_png
+from beit_jax.data.pictures.load import image_batches, whole_images
+from beit_jax.errors import check, one_of
 from beit_jax.images.color import normalize, to_float
 from beit_jax.models.architecture import segments
+from beit_jax.settings.mapping import from_mapping
 from beit_jax.tasks.segment import InferenceConfig
 from beit_jax.tools import arguments
-from beit_jax.train.label_pictures import label_png
 from beit_jax.train.metrics import class_name, prediction_header, prediction_row
 from beit_jax.train.segmentation import PictureLabeller
 from beit_jax.weights.models import pad_rows

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw
 
-from beit_jax.config import check
-from beit_jax.data.images import load_images
+from beit_jax.data.pictures.load import load_images
+from beit_jax.errors import check
 from beit_jax.images.color import normalize, patch_statistics, to_float
 from beit_jax.models.patches import patchify, unpatchify
-from beit_jax.tasks import make_task, task_config
+from beit_jax.settings.mapping import task_config
+from beit_jax.tasks import make_task
 from beit_jax.tools import arguments
 from beit_jax.train.step import abstract_params
 from beit_jax.weights.load import load_weights
@@ -84,7 +85,7 @@ def run(options) -> None:
     check('decoder' in tokenizer_params or not task.tokenizer, f'the tokenizer {path} has no decoder: it cannot draw pictures.')
     sizes = [view.size for view in task.views + task.prepare_views]
     if options.images == 'shapes':
-        from beit_jax.data.shapes import ShapesSource
+        from beit_jax.data.sources.shapes import ShapesSource
         source = ShapesSource(options.limit, sizes[0], task.config.data.level, 'evaluate')
         pictures = np.stack([source.read(i).image for i in range(options.limit)])
         views = [pictures, *(np.stack([np.asarray(Image.fromarray(p).resize((size, size), Image.Resampling.LANCZOS)) for p in pictures])

@@ -10,14 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from beit_jax import records
-from beit_jax.config import MeshConfig, check
+from beit_jax import whole_files
 from beit_jax.data.config import View
-from beit_jax.data.images import load_images
-from beit_jax.data.sources import Subset, open_source
-from beit_jax.errors import RequestError
+from beit_jax.data.pictures.load import load_images
+from beit_jax.data.sources.choice import open_source
+from beit_jax.data.sources.subset import Subset
+from beit_jax.errors import RequestError, check
 from beit_jax.images.color import to_float
 from beit_jax.models.tokenizers import PRECISIONS
+from beit_jax.settings.run import MeshConfig
 from beit_jax.tools import arguments
 from beit_jax.train import distributed
 from beit_jax.train.sharding import batch_sharding, make_mesh, replicated
@@ -51,7 +52,7 @@ class Export:
             saved = dict(json.loads(file.read_text())) if file.exists() else {}
         except (ValueError, TypeError) as error:
             raise RequestError(f'{file} is damaged: remove it and what it is of.') from error
-        differing = records.differences(saved, self.description)
+        differing = whole_files.differences(saved, self.description)
         check(not differing, f'{self.path} holds tokens of something else ({"; ".join(differing[:3])}): give another --output, or remove it.')
         return saved
 
@@ -60,10 +61,10 @@ class Export:
         self._ids[self.done:self.done + len(ids_RP)] = ids_RP
         self.done, self.bad = self.done + len(ids_RP), self.bad + bad
         self._ids.flush()
-        records.write(self._progress, self.description | {'done': self.done, 'bad': self.bad})
+        whole_files.write(self._progress, self.description | {'done': self.done, 'bad': self.bad})
 
     def finish(self) -> None:
-        records.write(self._json, self.description | {'bad': self.bad})
+        whole_files.write(self._json, self.description | {'bad': self.bad})
         os.replace(self._partial, self.path)
         self._progress.unlink(missing_ok=True)
 

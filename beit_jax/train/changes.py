@@ -5,10 +5,10 @@ from pathlib import Path
 
 import jax
 
-from beit_jax import records
-from beit_jax.config import RunConfig, check
-from beit_jax.errors import RequestError
-from beit_jax.overrides import flat
+from beit_jax import whole_files
+from beit_jax.errors import RequestError, check
+from beit_jax.settings.overrides import flat
+from beit_jax.settings.run import RunConfig
 from beit_jax.train.metrics import writing
 
 FILE = 'config.json'  # in a work directory
@@ -45,7 +45,7 @@ def write_config(config: RunConfig, workdir: Path) -> None:
     """What the next start compares its config with. Written when nothing is left to refuse, so that a refused start leaves no trace."""
     if jax.process_index() == 0:
         with writing(workdir):
-            records.write(workdir / FILE, settings_of(config), indent=2)
+            whole_files.write(workdir / FILE, settings_of(config), indent=2)
 
 
 def settings_of(config: RunConfig) -> dict:

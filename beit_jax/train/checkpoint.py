@@ -13,7 +13,7 @@ import jax
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from beit_jax.config import check
+from beit_jax.errors import check
 from beit_jax.train.distributed import agreed
 from beit_jax.weights.checkpoint import step_directories
 from beit_jax.weights.integrity import DamagedError, reading, seal, unseal, verify

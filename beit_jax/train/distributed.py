@@ -7,7 +7,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from beit_jax.config import check
+from beit_jax.errors import check
 
 
 def start(coordinator: str, num_processes: int, process_id: int, heartbeat_seconds: int = 100) -> None:

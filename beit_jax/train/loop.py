@@ -11,7 +11,8 @@ import time
 import jax
 
 import beit_jax
-from beit_jax.config import RunConfig, check
+from beit_jax.errors import check
+from beit_jax.settings.run import RunConfig
 from beit_jax.train import optimizer as optimizers
 from beit_jax.train import step as steps
 from beit_jax.train.changes import config_changes, write_config
@@ -23,12 +24,6 @@ from beit_jax.train.watchdog import Watchdog
 
 STOPPED = 75  # exit status: stopped by a signal, all is saved (EX_TEMPFAIL: try again)
 UNSAVED = 74  # exit status: a checkpoint or metrics could not be written (EX_IOERR)
-
-
-def keep_programs(workdir: Path) -> None:
-    """Has JAX keep what it compiles in the work directory, for the next start, unless it keeps it elsewhere (JAX_COMPILATION_CACHE_DIR)."""
-    if not jax.config.jax_compilation_cache_dir:
-        jax.config.update('jax_compilation_cache_dir', str(workdir / 'compiled'))
 
 
 def train(config: RunConfig, workdir: Path) -> int:

@@ -16,7 +16,7 @@ from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from beit_jax.errors import RequestError
-from beit_jax.records import replace, whole_lines
+from beit_jax.whole_files import replace, whole_lines
 
 SHOWN = ('loss', 'accuracy', 'pixel_accuracy', 'token_accuracy', 'psnr', 'token_perplexity', 'lr', 'grad_norm', 'images_per_second')
 

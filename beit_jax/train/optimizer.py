@@ -5,7 +5,8 @@ from flax import nnx
 import jax
 import optax
 
-from beit_jax.config import OptimizerConfig, check
+from beit_jax.errors import check
+from beit_jax.settings.run import OptimizerConfig
 from beit_jax.weights.trees import path_string
 
 # Norm scales, LayerScale, biases, CLS and absolute positions are not decayed; mask token and bias tables are (optim_factory.py:65). Running

@@ -10,13 +10,15 @@ import jax
 import numpy as np
 
 import beit_jax
-from beit_jax import records
-from beit_jax.config import RunConfig, check
-from beit_jax.cpu_memory import keep_memory
-from beit_jax.data.chunks import chunked
+from beit_jax import whole_files
 from beit_jax.data.sampler import Sampler
-from beit_jax.data.sources import Source, Subset, open_source
-from beit_jax.errors import RequestError
+from beit_jax.data.sources.choice import open_source
+from beit_jax.data.sources.chunks import chunked
+from beit_jax.data.sources.source import Source
+from beit_jax.data.sources.subset import Subset
+from beit_jax.errors import RequestError, check
+from beit_jax.runtime import keep_memory
+from beit_jax.settings.run import RunConfig
 from beit_jax.tasks import make_task
 from beit_jax.train import optimizer as optimizers
 from beit_jax.train import step as steps
@@ -100,7 +102,7 @@ class Run:
         return steps.initial_state(self.task, optimizer, self.mesh, params)
 
     def _check_data(self, description: dict) -> None:
-        differing = records.differences(description['data'], self.fingerprint)
+        differing = whole_files.differences(description['data'], self.fingerprint)
         self.notes += refuse_changes(self.config, differing, f'{self.workdir} holds a run on other data', 'give the data and the tokenizer of '
                                       'that run')
 

@@ -19,12 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from beit_jax.config import MeshConfig
 from beit_jax.data.config import IGNORED
+from beit_jax.data.pictures.label_pictures import overview
 from beit_jax.images.confusion import confusion_matrix, scores, summarize_confusion
 from beit_jax.images.windows import axis_maps, fitted_size
+from beit_jax.settings.run import MeshConfig
 from beit_jax.tasks.segment import InferenceConfig
-from beit_jax.train.label_pictures import overview
 from beit_jax.train.metrics import writing
 from beit_jax.train.sharding import batch_sharding, make_mesh, on_mesh, replicated
 

@@ -15,9 +15,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
-from beit_jax.config import MeshConfig, check
-from beit_jax.errors import RequestError
+from beit_jax.errors import RequestError, check
 from beit_jax.models.platform import ROWS
+from beit_jax.settings.run import MeshConfig
 from beit_jax.weights.trees import path_string
 
 AXES = ('slice', 'data', 'fsdp', 'tensor')

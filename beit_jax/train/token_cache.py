@@ -11,9 +11,8 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from beit_jax import records
-from beit_jax.config import check
-from beit_jax.errors import RequestError
+from beit_jax import whole_files
+from beit_jax.errors import RequestError, check
 
 
 class TokenCache:
@@ -58,7 +57,7 @@ class TokenCache:
             int(state['filled']), int(state['since']), bool(state['complete'])
         except (ValueError, KeyError, TypeError) as error:
             raise RequestError(f'{self._json} is damaged: remove {self._json.parent}.') from error
-        differing = records.differences(saved, self._fingerprint)
+        differing = whole_files.differences(saved, self._fingerprint)
         check(not differing, f'the token cache {self._json.parent} is of other data, crops or another tokenizer ({"; ".join(differing[:3])}): '
               'give another config.tokenizer.cache_path, or remove it.')
         return state
@@ -87,5 +86,5 @@ class TokenCache:
         self._write_state()
 
     def _write_state(self):
-        records.write(self._json, {'fingerprint': self._fingerprint, 'since': self._since, 'filled': self._filled,
+        whole_files.write(self._json, {'fingerprint': self._fingerprint, 'since': self._since, 'filled': self._filled,
                                    'complete': self._filled >= self.complete_at})

@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from beit_jax.config import check
+from beit_jax.errors import check
 from beit_jax.weights.integrity import reading, unseal, verify
 
 

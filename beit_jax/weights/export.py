@@ -3,7 +3,7 @@ from flax import traverse_util
 import jax
 import numpy as np
 
-from beit_jax.config import check
+from beit_jax.errors import check
 from beit_jax.models.architecture import head_config, predicts_tokens, segments
 from beit_jax.models.layers import relative_position_index
 from beit_jax.weights import names

@@ -3,7 +3,7 @@ import dataclasses
 import re
 from typing import Any
 
-from beit_jax.config import check
+from beit_jax.errors import check
 from beit_jax.models.architecture import head_config, segments
 from beit_jax.weights.files import Source
 

@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import safetensors
 
-from beit_jax.config import check
-from beit_jax.errors import RequestError
+from beit_jax.errors import RequestError, check
 from beit_jax.models.presets import Released, find_released
-from beit_jax.records import sha256
 from beit_jax.weights.pickles import read_torch_file
+from beit_jax.whole_files import sha256
 
 # the weights of a folder, in order of preference
 WHOLE = ('model.safetensors', 'model.safetensors.index.json', 'pytorch_model.bin', 'pytorch_model.bin.index.json')

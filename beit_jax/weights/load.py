@@ -4,7 +4,7 @@ from pathlib import Path
 
 import jax
 
-from beit_jax.config import check
+from beit_jax.errors import check
 from beit_jax.models.encoder import EncoderConfig
 from beit_jax.weights.checkpoint import is_checkpoint, load_params
 from beit_jax.weights.torch_models import convert, examine

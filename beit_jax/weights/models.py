@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from beit_jax.config import COMPUTE_DTYPES, check, one_of
-from beit_jax.data.images import read_image, square
+from beit_jax.data.pictures.load import read_image, square
+from beit_jax.errors import check, one_of
 from beit_jax.images.color import normalize, to_float
 from beit_jax.models.architecture import ARCHITECTURES, abstract, predicts_tokens, segments
 from beit_jax.models.heads import pool_both
 from beit_jax.models.upernet import resize
+from beit_jax.settings.run import COMPUTE_DTYPES
 from beit_jax.weights.load import load_weights
 from beit_jax.weights.positions import fit_positions
 from beit_jax.weights.trees import check_params

@@ -17,8 +17,7 @@ import zipfile
 import ml_dtypes
 import numpy as np
 
-from beit_jax.config import check
-from beit_jax.errors import RequestError
+from beit_jax.errors import RequestError, check
 
 CLASSES = frozenset({  # modules and settings
     'dall_e.encoder.Encoder', 'dall_e.encoder.EncoderBlock', 'dall_e.decoder.Decoder', 'dall_e.decoder.DecoderBlock', 'dall_e.utils.Conv2d',

@@ -8,8 +8,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from beit_jax.config import check
-from beit_jax.errors import RequestError
+from beit_jax.errors import RequestError, check
 from beit_jax.models.tokenizers import make_tokenizer
 from beit_jax.weights.trees import digest
 

@@ -13,8 +13,7 @@ import ml_dtypes
 import numpy as np
 
 import beit_jax
-from beit_jax.config import check
-from beit_jax.errors import RequestError
+from beit_jax.errors import RequestError, check
 from beit_jax.models.architecture import abstract, head_config, predicts_tokens, segments
 from beit_jax.models.encoder import EncoderConfig
 from beit_jax.models.layers import num_relative_positions, relative_position_index

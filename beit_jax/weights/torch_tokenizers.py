@@ -4,7 +4,7 @@ import re
 from flax import traverse_util
 import numpy as np
 
-from beit_jax.config import check
+from beit_jax.errors import check
 from beit_jax.models.tokenizers import customized, dvae
 
 # Patterns of whole names, without the last part, and our paths.

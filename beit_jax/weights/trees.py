@@ -5,7 +5,7 @@ from flax import traverse_util
 import jax
 import numpy as np
 
-from beit_jax.config import check
+from beit_jax.errors import check
 
 
 def path_string(path) -> str:

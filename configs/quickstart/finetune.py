@@ -4,7 +4,7 @@
 
 Variants: `scratch`, the same model from random weights; `long`, four times the steps. configs/studies/quickstart.py compares them.
 """
-from beit_jax.recipes import recipe, vary
+from beit_jax.settings.recipes import recipe, vary
 
 VARIANTS = {'scratch': {'init': '', 'optimizer': {'lr': 4e-3, 'layer_decay': 1.0}}, 'long': {'total_steps': 800}}
 

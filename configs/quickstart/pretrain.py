@@ -7,7 +7,7 @@ Variants are the ablations that configs/pretrain_imagenet1k.py explains: `random
 Expect (2 CPU cores, about a minute): token_accuracy above five times majority_accuracy, and linear probes far above those of a random
 encoder (configs/quickstart/probe.py).
 """
-from beit_jax.recipes import recipe, vary
+from beit_jax.settings.recipes import recipe, vary
 
 VARIANTS = {
     'random': {'mask': {'kind': 'random'}},

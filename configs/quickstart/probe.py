@@ -5,7 +5,7 @@
 Variant: `random`, the same on an encoder with random weights. Prints a table of all layers and writes WORKDIR/probe.json.
 Expect (2 CPU cores, about 20 seconds): the best linear head above 0.55, with random weights about 0.25.
 """
-from beit_jax.recipes import recipe, vary
+from beit_jax.settings.recipes import recipe, vary
 
 VARIANTS = {'random': {'encoder': ''}}
 

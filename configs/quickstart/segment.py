@@ -5,7 +5,7 @@
 Variant: `scratch`, the same model and budget from random weights. WORKDIR/images has held-out pictures with truth and prediction,
 WORKDIR/classes.csv the IoU of each class. Expect (2 CPU cores, two minutes): mIoU above 0.8, from random weights about 0.77.
 """
-from beit_jax.recipes import recipe, vary
+from beit_jax.settings.recipes import recipe, vary
 
 VARIANTS = {'scratch': {'init': ''}}
 

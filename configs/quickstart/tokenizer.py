@@ -5,7 +5,7 @@
 Expect (2 CPU cores, about 40 seconds): psnr above 20 dB, token_perplexity above 70. Writes WORKDIR/tokenizer, which
 pre-training reads.
 """
-from beit_jax.recipes import recipe, vary
+from beit_jax.settings.recipes import recipe, vary
 
 VARIANTS = {}
 

@@ -8,14 +8,15 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from beit_jax.data import simd_images
 from beit_jax.data.config import DataConfig, View
+from beit_jax.data.pictures import decode_simd
+from beit_jax.data.pictures.boxes import DRAWS, center_box, random_box
+from beit_jax.data.pictures.rand_augment import parse_policy, rand_augment
 from beit_jax.data.pipeline import check_source, evaluate_batches, train_batches
-from beit_jax.data.rand_augment import parse_policy, rand_augment
 from beit_jax.data.sampler import Sampler
-from beit_jax.data.shapes import ShapesSource
-from beit_jax.data.sources import Example, FolderSource
-from beit_jax.data.transforms import DRAWS, center_box, random_box
+from beit_jax.data.sources.folder import FolderSource
+from beit_jax.data.sources.shapes import ShapesSource
+from beit_jax.data.sources.source import Example
 from beit_jax.errors import RequestError
 from tests.photos import write_photos
 
@@ -84,9 +85,9 @@ def test_pixels_follow_from_seed_and_position_alone(good):
         for row, index in enumerate(batch['index']):
             flip, *draws = uniform(5, 7 * step + row, 1 + DRAWS)
             flips += flip < 0.5
-            crop = simd_images.decode_crop(good.read(index).image, functools.partial(
+            crop = decode_simd.decode_crop(good.read(index).image, functools.partial(
                 random_box, draws, scale=CONFIG.crop_scale, ratio=CONFIG.crop_ratio))
-            for view, expected in zip(VIEWS, simd_images.resize(crop, VIEWS)):  # one crop and one flip for both views
+            for view, expected in zip(VIEWS, decode_simd.resize(crop, VIEWS)):  # one crop and one flip for both views
                 np.testing.assert_array_equal(batch[view.name][row], expected[:, ::-1 if flip < 0.5 else 1])
     assert 27 <= flips <= 57
 
@@ -104,8 +105,8 @@ def test_without_the_quick_libraries(good, monkeypatch):
         for view in VIEWS:
             assert np.abs(quick[view.name].astype(int) - slow[view.name]).mean() < 0.5
     monkeypatch.setitem(sys.modules, 'simplejpeg', None)
-    monkeypatch.delitem(sys.modules, 'beit_jax.data.simd_images')
-    monkeypatch.delattr('beit_jax.data.simd_images')
+    monkeypatch.delitem(sys.modules, 'beit_jax.data.pictures.decode_simd')
+    monkeypatch.delattr('beit_jax.data.pictures.decode_simd')
     with pytest.raises(RequestError, match=r'simplejpeg.*config.data.image_ops=tensorflow'):
         train(good, 1)
     train(good, 1, config=config)
@@ -227,8 +228,8 @@ def test_evaluation_sees_each_example_once(spoiled, num_hosts):
                 assert index in bad or index == 0
                 continue
             seen.append(index)
-            crop = simd_images.decode_crop(spoiled.read(index).image, center_box)
-            np.testing.assert_array_equal(batch['tokens'][row], *simd_images.resize(crop, VIEWS[1:]))
+            crop = decode_simd.decode_crop(spoiled.read(index).image, center_box)
+            np.testing.assert_array_equal(batch['tokens'][row], *decode_simd.resize(crop, VIEWS[1:]))
             assert batch['label'][row] == spoiled.read(index).label
     assert sorted(seen) == sorted(set(range(12)) - bad)
 

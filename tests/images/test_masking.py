@@ -11,7 +11,7 @@ import scipy.stats
 
 from beit_jax.errors import RequestError
 from beit_jax.images.masking import MaskConfig, Masks, count_blocks, draw_masks
-from beit_jax.tools.benchmark import official_mask
+from beit_jax.performance.mask_benchmark import official_mask
 
 GOLDEN = json.loads((Path(__file__).parents[1] / 'golden' / 'mask_distribution.json').read_text())
 GRID = (14, 14)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from beit_jax.config import MeshConfig
 from beit_jax.models import attention
 from beit_jax.models.attention import attend, attend_by_kernel, attend_plain
 from beit_jax.models.layers import gelu
 from beit_jax.models.platform import ROWS
+from beit_jax.settings.run import MeshConfig
 from beit_jax.train.sharding import AXES, make_mesh, on_mesh
 
 BATCH, TOKENS, HEADS, WIDTH = 8, 29, 4, 16

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from beit_jax.errors import RequestError
-from beit_jax.tasks import make_task, task_config
+from beit_jax.settings.mapping import task_config
+from beit_jax.tasks import make_task
 from beit_jax.train import step
 from beit_jax.weights.positions import resize_bias_table
 from tests import tiny

@@ -13,7 +13,8 @@ from beit_jax.images.color import jitter_views
 from beit_jax.images.masking import draw_masks
 from beit_jax.models.architecture import abstract, in_words, predicts_tokens
 from beit_jax.models.tokenizers.dvae import map_pixels
-from beit_jax.tasks import make_task, task_config
+from beit_jax.settings.mapping import task_config
+from beit_jax.tasks import make_task
 from beit_jax.train.step import abstract_params
 from tests import tiny
 

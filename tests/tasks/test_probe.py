@@ -10,7 +10,8 @@ import pytest
 
 from beit_jax.errors import RequestError
 from beit_jax.models.heads import KINDS
-from beit_jax.tasks import make_task, task_config
+from beit_jax.settings.mapping import task_config
+from beit_jax.tasks import make_task
 from beit_jax.tasks.probe import NeighboursConfig, collect, nearest_neighbours
 from beit_jax.train import loop, step
 from tests import tiny

@@ -10,7 +10,8 @@ import torch
 
 from beit_jax.errors import RequestError
 from beit_jax.images.distortion import distort_views
-from beit_jax.tasks import make_task, task_config
+from beit_jax.settings.mapping import task_config
+from beit_jax.tasks import make_task
 from beit_jax.train import step
 from beit_jax.weights.positions import resize_bias_table
 from beit_jax.weights.trees import leaves_by_path

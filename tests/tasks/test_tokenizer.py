@@ -8,11 +8,12 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from beit_jax.config import MeshConfig
-from beit_jax.data.shapes import ShapesSource
+from beit_jax.data.sources.shapes import ShapesSource
 from beit_jax.errors import RequestError
 from beit_jax.models.tokenizers.dvae import map_pixels
-from beit_jax.tasks import make_task, task_config
+from beit_jax.settings.mapping import task_config
+from beit_jax.settings.run import MeshConfig
+from beit_jax.tasks import make_task
 from beit_jax.tasks.tokenizer import reconstruction_loss, token_statistics
 from beit_jax.train.sharding import make_mesh
 from beit_jax.train.step import abstract_params

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import sklearn.cluster
 
-from beit_jax.data.images import load_images
-from beit_jax.data.shapes import ShapesSource
+from beit_jax.data.pictures.load import load_images
+from beit_jax.data.sources.shapes import ShapesSource
 from beit_jax.models.tokenizers import dvae
-from beit_jax.tasks import task_config
+from beit_jax.settings.mapping import task_config
 from beit_jax.tools.evaluate_tokenizer import measure
 from beit_jax.train import loop
 from beit_jax.weights.tokenizer import load_tokenizer

@@ -11,9 +11,10 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from beit_jax.data.sources import Example
-from beit_jax.recipes import load_recipe
-from beit_jax.tasks import task_config
+from beit_jax.data import inspection
+from beit_jax.data.sources.source import Example
+from beit_jax.settings.mapping import task_config
+from beit_jax.settings.recipes import load_recipe
 from beit_jax.tools import arguments, check_data
 from tests import tiny
 from tests.photos import write_photos
@@ -189,10 +190,10 @@ def test_usable(labels, message, tmp_path, monkeypatch, capsys):
 def test_memory_stays_bounded():
     """Threads are handed a block at a time: the first result comes before the last example is asked for."""
     asked = []
-    results = check_data.in_threads(asked.append, np.arange(10 * check_data.BLOCK), 3, '')
+    results = inspection.in_threads(asked.append, np.arange(10 * inspection.BLOCK), 3, '')
     next(results)
-    assert len(asked) <= check_data.BLOCK
-    assert sum(1 for _ in results) == 10 * check_data.BLOCK - 1 and sorted(asked) == list(range(10 * check_data.BLOCK))
+    assert len(asked) <= inspection.BLOCK
+    assert sum(1 for _ in results) == 10 * inspection.BLOCK - 1 and sorted(asked) == list(range(10 * inspection.BLOCK))
 
 
 def test_no_image(tmp_path, monkeypatch, capsys):

@@ -4,10 +4,12 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from beit_jax.data.pictures.label_pictures import palette
 from beit_jax.errors import RequestError
-from beit_jax.tasks import make_task, task_config
-from beit_jax.tools import input_benchmark, predict
-from beit_jax.train.label_pictures import palette
+from beit_jax.performance import input_benchmark
+from beit_jax.settings.mapping import task_config
+from beit_jax.tasks import make_task
+from beit_jax.tools import predict
 from tests import tiny
 from tests.train.test_segmentation import enlarge, picture
 

@@ -7,9 +7,10 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from beit_jax.data.shapes import SHAPES, ShapesSource
+from beit_jax.data.sources.shapes import SHAPES, ShapesSource
 from beit_jax.errors import RequestError
-from beit_jax.tasks import make_task, task_config
+from beit_jax.settings.mapping import task_config
+from beit_jax.tasks import make_task
 from beit_jax.tools import attention, predict
 from beit_jax.tools.reconstruct import CELL, GAP, TITLE
 from beit_jax.weights.models import load_model

@@ -10,9 +10,9 @@ import pytest
 import scipy.stats
 import skimage.metrics
 
-from beit_jax import records
-from beit_jax.data.images import load_images
-from beit_jax.data.shapes import ShapesSource
+from beit_jax import whole_files
+from beit_jax.data.pictures.load import load_images
+from beit_jax.data.sources.shapes import ShapesSource
 from beit_jax.errors import RequestError
 from beit_jax.tools import evaluate_tokenizer, fit_tokenizer, tokenize
 from beit_jax.weights.tokenizer import load_tokenizer
@@ -110,7 +110,7 @@ def test_interrupted_export_goes_on(fitted, tmp_path, monkeypatch):
     arguments = ['--tokenizer', fitted, *SHAPES, '--data.num_examples', 37, '--batch', 8]
     call(tokenize, *arguments, '--output', tmp_path / 'whole' / 'ids.npy')
     np.testing.assert_array_equal(np.load(tmp_path / 'whole' / 'ids.npy'), ids_of(fitted, shapes(37)))
-    write, record = tokenize.Export.write, records.write
+    write, record = tokenize.Export.write, whole_files.write
     for stopped in range(5):
         batches = []
 
@@ -121,14 +121,14 @@ def test_interrupted_export_goes_on(fitted, tmp_path, monkeypatch):
                 raise KeyboardInterrupt
         monkeypatch.setattr(tokenize.Export, 'write', stop)
         if stopped == 2:  # rows written, not recorded
-            monkeypatch.setattr(records, 'write', lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            monkeypatch.setattr(whole_files, 'write', lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         if stopped < 4:
             with pytest.raises(KeyboardInterrupt):
                 call(tokenize, *arguments, '--output', tmp_path / 'parts' / 'ids.npy')
             assert not (tmp_path / 'parts' / 'ids.npy').exists()
         else:
             call(tokenize, *arguments, '--output', tmp_path / 'parts' / 'ids.npy')
-        monkeypatch.setattr(records, 'write', record)
+        monkeypatch.setattr(whole_files, 'write', record)
     assert files(tmp_path / 'parts') == files(tmp_path / 'whole')
 
 

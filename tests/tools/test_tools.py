@@ -6,11 +6,12 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from beit_jax.data.images import load_images
+from beit_jax.data.pictures.load import load_images
 from beit_jax.errors import RequestError
-from beit_jax.tasks import make_task, task_config
+from beit_jax.performance.input_benchmark import views_of
+from beit_jax.settings.mapping import task_config
+from beit_jax.tasks import make_task
 from beit_jax.tools import benchmark, curves, reconstruct
-from beit_jax.tools.input_benchmark import views_of
 from beit_jax.train import loop
 from beit_jax.train.changes import write_config
 from beit_jax.weights.tokenizer import load_tokenizer

@@ -12,7 +12,8 @@ import torch
 import beit_jax
 from beit_jax.errors import RequestError
 from beit_jax.models.presets import RELEASED, find_released
-from beit_jax.tasks import make_task, task_config
+from beit_jax.settings.mapping import task_config
+from beit_jax.tasks import make_task
 from beit_jax.tools import export_weights, inspect_weights
 from beit_jax.train import loop, step
 from beit_jax.train.checkpoint import Checkpoints

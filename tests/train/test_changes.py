@@ -5,7 +5,7 @@ import jax
 import pytest
 
 from beit_jax.errors import RequestError
-from beit_jax.tasks import task_config
+from beit_jax.settings.mapping import task_config
 from beit_jax.tools import curves
 from beit_jax.train import loop
 from beit_jax.train.changes import FILE, config_changes, write_config

@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from beit_jax.data.shapes import SHAPES
-from beit_jax.data.sources import open_source
+from beit_jax.data.sources.choice import open_source
+from beit_jax.data.sources.shapes import SHAPES
 from beit_jax.errors import RequestError
-from beit_jax.tasks import make_task, task_config
+from beit_jax.settings.mapping import task_config
+from beit_jax.tasks import make_task
 from beit_jax.train import loop, run, sharding, step
 from beit_jax.train import optimizer as optimizers
 from beit_jax.train.distributed import Stop

@@ -8,7 +8,7 @@ from PIL import Image
 import pytest
 
 from beit_jax.errors import RequestError
-from beit_jax.tasks import task_config
+from beit_jax.settings.mapping import task_config
 from beit_jax.train import loop
 from beit_jax.train.distributed import Stop
 from tests import tiny

@@ -9,11 +9,12 @@ import jax
 import numpy as np
 import pytest
 
-from beit_jax.config import MeshConfig
 from beit_jax.errors import RequestError
-from beit_jax.tasks import make_task, task_config
-from beit_jax.tools.programs import step_programs
-from beit_jax.tools.tpu_estimate import estimate
+from beit_jax.performance.programs import step_programs
+from beit_jax.performance.tpu_estimate import estimate
+from beit_jax.settings.mapping import task_config
+from beit_jax.settings.run import MeshConfig
+from beit_jax.tasks import make_task
 from beit_jax.train import optimizer as optimizers
 from beit_jax.train import sharding, step
 from beit_jax.weights.trees import path_string

@@ -8,10 +8,11 @@ import optax
 import pytest
 import torch
 
-from beit_jax.config import OptimizerConfig
 from beit_jax.errors import RequestError
-from beit_jax.recipes import load_recipe
-from beit_jax.tasks import make_task, task_config
+from beit_jax.settings.mapping import task_config
+from beit_jax.settings.recipes import load_recipe
+from beit_jax.settings.run import OptimizerConfig
+from beit_jax.tasks import make_task
 from beit_jax.train import optimizer as optimizers
 from beit_jax.train import step as steps
 from beit_jax.weights.trees import path_string

@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 from beit_jax.errors import RequestError
-from beit_jax.tasks import task_config
+from beit_jax.settings.mapping import task_config
 from beit_jax.tools import fit_tokenizer
 from beit_jax.train import loop
 from beit_jax.train.distributed import Stop

@@ -5,10 +5,10 @@
 import jax
 import pytest
 
-from beit_jax.config import MeshConfig
-from beit_jax.recipes import load_recipe
-from beit_jax.tasks import task_config
-from beit_jax.tools.programs import step_programs
+from beit_jax.performance.programs import step_programs
+from beit_jax.settings.mapping import task_config
+from beit_jax.settings.recipes import load_recipe
+from beit_jax.settings.run import MeshConfig
 from beit_jax.train.sharding import make_mesh
 
 

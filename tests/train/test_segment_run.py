@@ -8,10 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from beit_jax.config import MeshConfig, OptimizerConfig
-from beit_jax.data.shapes import SHAPES
+from beit_jax.data.sources.shapes import SHAPES
 from beit_jax.errors import RequestError
-from beit_jax.tasks import make_task, task_config
+from beit_jax.settings.mapping import task_config
+from beit_jax.settings.run import MeshConfig, OptimizerConfig
+from beit_jax.tasks import make_task
 from beit_jax.train import loop, run, sharding
 from beit_jax.train import optimizer as optimizers
 from beit_jax.train.distributed import Stop

@@ -9,9 +9,9 @@ import pytest
 from sklearn.metrics import confusion_matrix
 import torch
 
+from beit_jax.data.pictures.label_pictures import label_png, overview, palette
 from beit_jax.errors import RequestError
 from beit_jax.tasks.segment import InferenceConfig
-from beit_jax.train.label_pictures import label_png, overview, palette
 from beit_jax.train.segmentation import PictureLabeller, _over_hosts, evaluate_pictures
 
 SIDE, CLASSES, FILL = 12, 5, (0.2, 0.4, 0.6)

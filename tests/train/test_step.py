@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from beit_jax.config import MeshConfig, OptimizerConfig
 from beit_jax.models.layers import Constant, TruncatedNormal, linear, parameter
+from beit_jax.settings.run import MeshConfig, OptimizerConfig
 from beit_jax.tasks import Task
 from beit_jax.train import optimizer as optimizers
 from beit_jax.train import step

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from beit_jax.tasks import task_config
+from beit_jax.settings.mapping import task_config
 from beit_jax.train import loop
 from beit_jax.train.checkpoint import Checkpoints
 from beit_jax.train.distributed import Stop

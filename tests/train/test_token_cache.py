@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from beit_jax.errors import RequestError
-from beit_jax.tasks import task_config
+from beit_jax.settings.mapping import task_config
 from beit_jax.train import loop, step
 from beit_jax.train.distributed import Stop
 from beit_jax.train.token_cache import TokenCache

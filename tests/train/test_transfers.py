@@ -3,7 +3,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from beit_jax.tasks import task_config
+from beit_jax.settings.mapping import task_config
 from beit_jax.train import loop
 from beit_jax.train import step as steps
 from beit_jax.train.run import Run

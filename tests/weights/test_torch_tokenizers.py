@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from beit_jax.data.images import load_images
+from beit_jax.data.pictures.load import load_images
 from beit_jax.errors import RequestError
 from beit_jax.tools import import_tokenizer
 from beit_jax.weights.tokenizer import load_tokenizer

@@ -10,8 +10,9 @@ from typing import Any, Protocol
 
 import jax
 
-from beit_jax.config import check, from_mapping, one_of
+from beit_jax.errors import check, one_of
 from beit_jax.models.platform import target_platform
+from beit_jax.settings.mapping import from_mapping
 
 KINDS = ('dvae', 'customized', 'kmeans', 'random_projection')
 # bfloat16_3x: three bfloat16 products for one on a TPU, which keeps all but one in ten thousand of float32's ids; elsewhere it is float32, for

@@ -10,7 +10,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from beit_jax.config import check
+from beit_jax.errors import check
 from beit_jax.models.tokenizers import check_vocabulary, dtype_and_precision
 
 

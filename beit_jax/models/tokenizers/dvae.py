@@ -11,7 +11,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from beit_jax.config import check
+from beit_jax.errors import check
 from beit_jax.models.layers import Constant, product
 from beit_jax.models.platform import target_platform
 from beit_jax.models.tokenizers import check_vocabulary, dtype_and_precision

@@ -10,7 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from beit_jax.config import check
+from beit_jax.errors import check
 from beit_jax.models.patches import patchify, unpatchify
 from beit_jax.models.tokenizers import check_vocabulary, dtype_and_precision
 

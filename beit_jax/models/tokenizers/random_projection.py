@@ -8,8 +8,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from beit_jax.config import check
-from beit_jax.errors import RequestError
+from beit_jax.errors import RequestError, check
 from beit_jax.models.patches import patchify
 from beit_jax.models.tokenizers import kmeans
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from beit_jax.config import MeshConfig
 from beit_jax.models.tokenizers import fused_block as module
 from beit_jax.models.tokenizers.fused_block import fits, fused_block
+from beit_jax.settings.run import MeshConfig
 from beit_jax.train.sharding import make_mesh, on_mesh, put_batch
 
 CHANNELS, HIDDEN, GAIN = 24, 5, 0.37

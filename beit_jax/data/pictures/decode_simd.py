@@ -1,0 +1,43 @@
+"""`decode_tensorflow` several times as fast: JPEG files by libjpeg-turbo (simplejpeg), resizing by fast_image_resize (cykooz_resizer).
+
+JPEG files are decoded as by TensorFlow, bit for bit but for the edge of a crop, of which TensorFlow does not decode what is beyond. Resizing
+computes with integers, so that it gives the same on every processor.
+"""
+from collections.abc import Callable, Sequence
+import threading
+
+from cykooz_resizer import FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions, Resizer
+import numpy as np
+import simplejpeg
+
+from beit_jax.data.config import View
+from beit_jax.data.pictures import decode_tensorflow
+from beit_jax.data.pictures.boxes import Box, crop, is_jpeg, whole_box
+
+_OPTIONS = {method: ResizeOptions(ResizeAlg.convolution(kind), use_alpha=False)
+            for method, kind in (('bicubic', FilterType.catmull_rom), ('lanczos3', FilterType.lanczos3))}
+_own = threading.local()  # a resizer keeps buffers, so each thread has one
+
+
+def decode_crop(image: bytes | np.ndarray, box_of: Callable[[int, int], Box]) -> np.ndarray:
+    """As `decode_tensorflow.decode_crop`."""
+    if isinstance(image, np.ndarray) or not is_jpeg(image):
+        return decode_tensorflow.decode_crop(image, box_of)
+    try:
+        if simplejpeg.decode_jpeg_header(image)[2] in ('YCbCr', 'Gray', 'RGB'):
+            return crop(simplejpeg.decode_jpeg(image), box_of)
+    except ValueError:  # damage, which is not always fatal: one decoder judges for both
+        pass
+    return crop(decode_tensorflow.decode_crop(image, whole_box), box_of)  # or CMYK, which is converted in different ways
+
+
+def resize(pixels: np.ndarray, views: Sequence[View], shape: tuple[int, int] | None = None) -> list[np.ndarray]:
+    """As `decode_tensorflow.resize`, by Pillow's integer arithmetic."""
+    if not hasattr(_own, 'resizer'):
+        _own.resizer = Resizer()
+    source = ImageData(pixels.shape[1], pixels.shape[0], PixelType.U8x3, pixels.tobytes())
+    shapes = [shape or (view.size, view.size) for view in views]
+    made = [ImageData(width, height, PixelType.U8x3) for height, width in shapes]
+    for view, target in zip(views, made):
+        _own.resizer.resize(source, target, _OPTIONS[view.method])
+    return [np.frombuffer(target.get_buffer(), np.uint8).reshape(*shape, 3) for shape, target in zip(shapes, made)]
