@@ -2,9 +2,11 @@
 
     python main.py --config=configs/RECIPE.py[:variant[,key=value]] --workdir=DIR [--mode=train|evaluate] [--config.KEY=VALUE ...]
 
-Exit status: 0 done, 2 a bad request (the message is on stderr), 75 stopped by a signal after saving; 74 something could not be saved,
-70 a step hung. After 70, 74, 75 and a kill the same command goes on.
+Exit status: 0 done, 2 a bad request (the message is on stderr), 75 stopped by a signal after
+saving; 74 something could not be saved, 70 a step hung. After 70, 74, 75 and a kill the same
+command goes on.
 """
+
 from pathlib import Path
 import sys
 
@@ -17,21 +19,37 @@ from beit_jax.settings.mapping import task_config
 from beit_jax.settings.recipes import parse_flags
 from beit_jax.train import distributed, loop
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'The recipe, with a variant after a colon.', lock_config=True)
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'The recipe, with a variant after a colon.', lock_config=True
+)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where everything that the run writes goes.')
 _MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate'], 'What to do.')
-_COORDINATOR = flags.DEFINE_string('coordinator', '', 'host:port of process 0, to start several processes by hand.')
-_NUM_PROCESSES = flags.DEFINE_integer('num_processes', 1, 'How many processes there are, with --coordinator.')
-_PROCESS_ID = flags.DEFINE_integer('process_id', 0, 'Which of them this is, from 0, with --coordinator.')
-_HEARTBEAT = flags.DEFINE_integer('heartbeat_seconds', 100, 'A process that is not heard of for so long is dead, and ends the others.')
+_COORDINATOR = flags.DEFINE_string(
+    'coordinator', '', 'host:port of process 0, to start several processes by hand.'
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    'num_processes', 1, 'How many processes there are, with --coordinator.'
+)
+_PROCESS_ID = flags.DEFINE_integer(
+    'process_id', 0, 'Which of them this is, from 0, with --coordinator.'
+)
+_HEARTBEAT = flags.DEFINE_integer(
+    'heartbeat_seconds',
+    100,
+    'A process that is not heard of for so long is dead, and ends the others.',
+)
 
 
 def main(_) -> int | None:
-    logging.set_verbosity(logging.FATAL)  # Orbax tells what it does to every file, and of failures with many stacks; they are raised as well
+    # Orbax tells what it does to every file, and of failures with many stacks; they are raised as
+    # well
+    logging.set_verbosity(logging.FATAL)
     set_xla_flags()
     try:
         config = task_config(_CONFIG.value)
-        distributed.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _HEARTBEAT.value)
+        distributed.start(
+            _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _HEARTBEAT.value
+        )
         keep_programs(Path(_WORKDIR.value))
         run = {'train': loop.train, 'evaluate': loop.evaluate}[_MODE.value]
         distributed.leave(run(config, Path(_WORKDIR.value)))

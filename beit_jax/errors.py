@@ -1,10 +1,12 @@
 """The one exception that a user is meant to see, and checks that raise it."""
+
 from collections.abc import Iterable
 import difflib
 
 
 class RequestError(Exception):
-    """A request that cannot be carried out: says what is wrong, where, and what to change, in one or two lines.
+    """A request that cannot be carried out: says what is wrong, where, and what to change, in one
+    or two lines.
 
     `main.py` and the tools print it on stderr without a traceback and exit with status 2.
     """
@@ -19,7 +21,10 @@ def check(condition: bool, message: str) -> None:
 def one_of(name: str, value: str, allowed: Iterable[str]) -> None:
     """Raises `RequestError` unless `value` is in `allowed`; names the nearest."""
     allowed = tuple(allowed)
-    check(value in allowed, f'{name}={value!r} is unknown.{nearest(value, allowed)} Allowed: {", ".join(allowed)}.')
+    check(
+        value in allowed,
+        f'{name}={value!r} is unknown.{nearest(value, allowed)} Allowed: {", ".join(allowed)}.',
+    )
 
 
 def nearest(word: str, words: Iterable[str]) -> str:

@@ -1,4 +1,5 @@
 """Eight fake devices on the CPU, strict promotion, and a compilation cache for the session."""
+
 import os
 
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
@@ -11,27 +12,38 @@ jax.config.update('jax_num_cpu_devices', 8)
 
 
 def pytest_configure(config):
-    """Compilation is most of the time of tests that run for seconds; those that run for minutes want fast code."""
+    """Compilation is most of the time of tests that run for seconds; those that run for minutes
+    want fast code."""
     if config.getoption('-m') != 'slow':
+        # XLA's default (see beit_jax/runtime.py): code that is not optimised is slower
         os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + (
             ' --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
-            ' --xla_cpu_experimental_ynn_fusion_type=+reduce')  # XLA's default (see beit_jax/runtime.py): code that is not optimised is slower
+            ' --xla_cpu_experimental_ynn_fusion_type=+reduce'
+        )
 
 
 def pytest_collection_modifyitems(items):
     """Whole runs first: at the end a worker of pytest-xdist would be alone with them."""
-    items.sort(key=lambda item: (not item.nodeid.startswith('tests/train/test_faults'), not item.nodeid.startswith('tests/train')))
+    items.sort(
+        key=lambda item: (
+            not item.nodeid.startswith('tests/train/test_faults'),
+            not item.nodeid.startswith('tests/train'),
+        )
+    )
 
 
 @pytest.fixture(scope='session', autouse=True)
 def compilation_cache(tmp_path_factory):
-    """Runs that are stopped and started again compile the same step many times: in this process, in others of pytest-xdist, and in those
-    that tests start."""
+    """Runs that are stopped and started again compile the same step many times: in this process, in
+    others of pytest-xdist, and in those that tests start."""
     shared = tmp_path_factory.getbasetemp()
     directory = str((shared.parent if 'PYTEST_XDIST_WORKER' in os.environ else shared) / 'compiled')
     jax.config.update('jax_compilation_cache_dir', directory)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
-    os.environ |= {'JAX_COMPILATION_CACHE_DIR': directory, 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2'}
+    os.environ |= {
+        'JAX_COMPILATION_CACHE_DIR': directory,
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2',
+    }
 
 
 @pytest.fixture(scope='session')
@@ -41,7 +53,10 @@ def tokenizer_dir(tmp_path_factory):
 
     from beit_jax.models.tokenizers.dvae import DVAE, Config
     from beit_jax.weights.tokenizer import save_tokenizer
+
     config = Config(groups=2, blocks=1, width=8, decoder_input=8, vocabulary=17)
     directory = tmp_path_factory.mktemp('tokenizer')
-    save_tokenizer(directory, 'dvae', config, 10, nnx.to_pure_dict(nnx.state(DVAE(config, rngs=nnx.Rngs(3)))))
+    save_tokenizer(
+        directory, 'dvae', config, 10, nnx.to_pure_dict(nnx.state(DVAE(config, rngs=nnx.Rngs(3))))
+    )
     return directory

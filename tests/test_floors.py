@@ -1,5 +1,5 @@
-"""The rules of the house (docs/architecture.md): a room imports only what stands below it, no two files import each
-other, heavy packages stay where they belong, and files stay short.
+"""The rules of the house (docs/architecture.md): a room imports only what stands below it, no two
+files import each other, heavy packages stay where they belong, and files stay short.
 
 `python -m tests.test_floors` prints the drawing.
 """
@@ -14,10 +14,27 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 PACKAGE = REPOSITORY / 'beit_jax'
-# From the ground up. What is a file in one row and lies in a folder of another belongs to the first.
+# From the ground up. What is a file in one row and lies in a folder of another belongs to the
+# first.
 ROOMS = (
-    'errors', 'runtime', 'whole_files', 'settings', 'data/config', 'data/sampler', 'data/stores', 'data/pictures',
-    'data/sources', 'data', 'models', 'images', 'weights', 'tasks', 'train', 'performance', 'studies', 'tools',
+    'errors',
+    'runtime',
+    'whole_files',
+    'settings',
+    'data/config',
+    'data/sampler',
+    'data/stores',
+    'data/pictures',
+    'data/sources',
+    'data',
+    'models',
+    'images',
+    'weights',
+    'tasks',
+    'train',
+    'performance',
+    'studies',
+    'tools',
 )
 FILES = sorted(PACKAGE.rglob('*.py'))
 MOST_LINES, MOST_LINES_OF_A_TOOL = 350, 120
@@ -25,7 +42,9 @@ MOST_LINES, MOST_LINES_OF_A_TOOL = 350, 120
 
 def room_of(file: Path) -> str:
     name = file.relative_to(PACKAGE).with_suffix('').as_posix()
-    return max((room for room in ROOMS if name == room or name.startswith(room + '/')), key=len, default='')
+    return max(
+        (room for room in ROOMS if name == room or name.startswith(room + '/')), key=len, default=''
+    )
 
 
 @functools.cache
@@ -42,11 +61,17 @@ def imported(file: Path) -> frozenset[str]:
 
 @functools.cache
 def used(file: Path) -> frozenset[Path]:
-    """The files of the package that a file imports. The package itself, which has the version, is none of them."""
+    """The files of the package that a file imports. The package itself, which has the version, is
+    none of them."""
     found = set()
     for name in imported(file):
         path = REPOSITORY.joinpath(*name.split('.'))
-        candidates = [path.with_suffix('.py'), path / '__init__.py', path.parent.with_suffix('.py'), path.parent / '__init__.py']
+        candidates = [
+            path.with_suffix('.py'),
+            path / '__init__.py',
+            path.parent.with_suffix('.py'),
+            path.parent / '__init__.py',
+        ]
         found |= set([candidate for candidate in candidates if candidate.is_file()][:1])
     return frozenset(found - {PACKAGE / '__init__.py', file})
 
@@ -60,7 +85,8 @@ def drawing() -> str:
         files[room] += 1
         lines[room] += len(file.read_text().splitlines())
     return '\n'.join(
-        f'{room:14}{files[room]:3} files  -> {", ".join(sorted(below[room], key=ROOMS.index, reverse=True)) or "-"}'
+        f'{room:14}{files[room]:3} files  -> '
+        f'{", ".join(sorted(below[room], key=ROOMS.index, reverse=True)) or "-"}'
         for room in reversed(ROOMS)
     )
 
@@ -68,7 +94,9 @@ def drawing() -> str:
 def test_drawing():
     """The drawing that people read is that of the code."""
     print(drawing())
-    assert drawing() in (REPOSITORY / 'docs' / 'architecture.md').read_text(), 'python -m tests.test_floors prints the new one'
+    assert drawing() in (REPOSITORY / 'docs' / 'architecture.md').read_text(), (
+        'python -m tests.test_floors prints the new one'
+    )
 
 
 @pytest.mark.parametrize('file', FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
@@ -77,12 +105,13 @@ def test_no_arrow_upwards(file):
     if file == PACKAGE / '__init__.py':  # the door, from which `load` leads to weights
         return
     assert room, f'{file} is in no room'
-    higher = ROOMS[ROOMS.index(room) + 1:]
+    higher = ROOMS[ROOMS.index(room) + 1 :]
     assert not [str(other) for other in used(file) if room_of(other) in higher]
 
 
 def test_no_circle_between_files():
-    tuple(graphlib.TopologicalSorter({file: used(file) for file in FILES}).static_order())  # raises CycleError
+    # raises CycleError
+    tuple(graphlib.TopologicalSorter({file: used(file) for file in FILES}).static_order())
 
 
 @pytest.mark.parametrize('file', FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
@@ -96,7 +125,11 @@ def test_heavy_packages(file):
         assert 'ml_collections' not in packages
 
 
-@pytest.mark.parametrize('file', [*FILES, *sorted((REPOSITORY / 'tests').rglob('*.py'))], ids=lambda file: str(file.relative_to(REPOSITORY)))
+@pytest.mark.parametrize(
+    'file',
+    [*FILES, *sorted((REPOSITORY / 'tests').rglob('*.py'))],
+    ids=lambda file: str(file.relative_to(REPOSITORY)),
+)
 def test_length(file):
     most = MOST_LINES_OF_A_TOOL if room_of(file) == 'tools' else MOST_LINES
     assert len(file.read_text().splitlines()) <= most

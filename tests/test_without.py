@@ -1,7 +1,9 @@
-"""The step runs where neither TensorFlow nor ml_collections is installed (a bare accelerator machine)."""
+"""The step runs where neither TensorFlow nor ml_collections is installed (a bare accelerator
+machine)."""
+
 from tests import tiny
 
-PROGRAM = '''
+PROGRAM = """
 import sys
 for name in ('tensorflow', 'tensorflow_datasets', 'ml_collections'):
     sys.modules[name] = None
@@ -22,7 +24,7 @@ batch |= step.make_prepare(task, mesh, train=True)(task.frozen, batch)
 state = step.initial_state(task, rule, mesh, step.initial_params(task, 0))
 state, metrics = step.make_train_step(task, rule, schedule, mesh, 5)(state, batch)
 print(float(metrics['loss']))
-'''
+"""
 
 
 def test_step_without_tensorflow(tokenizer_dir):

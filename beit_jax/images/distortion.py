@@ -1,7 +1,10 @@
-"""Photometric distortion on the device, as mmsegmentation's PhotoMetricDistortion trains segmentation. Pictures are float32 in [0, 1], RGB.
+"""Photometric distortion on the device, as mmsegmentation's PhotoMetricDistortion trains
+segmentation. Pictures are float32 in [0, 1], RGB.
 
-Colours only, so that a label map stays as it is. Each of four changes happens with probability 1/2; contrast comes second or last.
+Colours only, so that a label map stays as it is. Each of four changes happens with probability 1/2;
+contrast comes second or last.
 """
+
 import jax
 import jax.numpy as jnp
 
@@ -10,25 +13,32 @@ _DISTORT = 0x64697374  # sets the keys of the distortion apart from those of a s
 
 
 def distort_views(seed: int, views_B, images_BHWC):
-    """`distort` by the number of each view (uint32 [B]) alone, neither by its row nor by the step."""
+    """`distort` by the number of each view (uint32 [B]) alone, neither by its row nor by the
+    step."""
     key = jax.random.fold_in(jax.random.key(seed), _DISTORT)
-    return jax.vmap(lambda view, image: distort(image, *draw_distortion(jax.random.fold_in(key, view))))(views_B, images_BHWC)
+    return jax.vmap(
+        lambda view, image: distort(image, *draw_distortion(jax.random.fold_in(key, view)))
+    )(views_B, images_BHWC)
 
 
 def draw_distortion(key):
-    """(what is added: brightness; factors float32 [2]: contrast, saturation; turns of the hue; whether contrast comes before the colours).
+    """(what is added: brightness; factors float32 [2]: contrast, saturation; turns of the hue;
+    whether contrast comes before the colours).
 
     0 or 1 where a change does not happen.
     """
     happens_key, amount_key, order_key = jax.random.split(key, 3)
     happens = jax.random.bernoulli(happens_key, 0.5, (4,))
     amounts = jnp.where(happens, jax.random.uniform(amount_key, (4,), minval=-1.0), 0.0)
-    brightness, contrast, saturation, hue = amounts * jnp.array([BRIGHTNESS, CONTRAST, SATURATION, HUE])
+    brightness, contrast, saturation, hue = amounts * jnp.array(
+        [BRIGHTNESS, CONTRAST, SATURATION, HUE]
+    )
     return brightness, 1 + jnp.stack([contrast, saturation]), hue, jax.random.bernoulli(order_key)
 
 
 def distort(image_HWC, brightness, factors, hue, contrast_first):
-    """One picture: brightness, contrast, saturation and hue, clipped to [0, 1] after each; mmsegmentation rounds to bytes besides."""
+    """One picture: brightness, contrast, saturation and hue, clipped to [0, 1] after each;
+    mmsegmentation rounds to bytes besides."""
     contrast, saturation = factors
     image_HWC = jnp.clip(image_HWC + brightness, 0, 1)
     image_HWC = jnp.clip(image_HWC * jnp.where(contrast_first, contrast, 1), 0, 1)
@@ -43,8 +53,11 @@ def rgb_to_hsv(image_HWC):
     value = jnp.max(image_HWC, axis=-1)
     range_ = value - jnp.min(image_HWC, axis=-1)
     divisor = jnp.where(range_ > 0, range_, 1)
-    sixths = jnp.where(value == red, (green - blue) / divisor,
-                       jnp.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor))
+    sixths = jnp.where(
+        value == red,
+        (green - blue) / divisor,
+        jnp.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
+    )
     return sixths / 6 % 1, range_ / jnp.where(value > 0, value, 1), value
 
 

@@ -1,9 +1,11 @@
-"""Which patches are hidden: blockwise masks (paper, Algorithm 1, as masking_generator.py does it), uniformly random ones (section
-3.3, Table 4: without blockwise masking), or none at all (without masking).
+"""Which patches are hidden: blockwise masks (paper, Algorithm 1, as masking_generator.py does it),
+uniformly random ones (section 3.3, Table 4: without blockwise masking), or none at all (without
+masking).
 
-Pure functions of a key, jitted and vectorised, so that masks are drawn on the device inside the step.
-Shape legend: B images, h w rows and columns of patches, P = h * w, K slots.
+Pure functions of a key, jitted and vectorised, so that masks are drawn on the device inside the
+step. Shape legend: B images, h w rows and columns of patches, P = h * w, K slots.
 """
+
 import dataclasses
 import functools
 import math
@@ -22,35 +24,59 @@ ATTEMPTS = 10  # for one block; a block that fails as often ends the mask
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskConfig:
     """How patches are hidden; the defaults are BEiT's for 14 x 14 patches."""
-    kind: str = 'blockwise'  # blockwise | random | none (nothing is hidden, and the other settings are not used)
+
+    # blockwise | random | none (nothing is hidden, and the other settings are not used)
+    kind: str = 'blockwise'
     patches: int = 75  # hidden at most (blockwise) or exactly (random)
     min_block: int = 16  # patches of the smallest block that is tried while as many are wanted
-    min_aspect: float = 0.3  # height over width of a block is log-uniform in [min_aspect, 1 / min_aspect]
+    # height over width of a block is log-uniform in [min_aspect, 1 / min_aspect]
+    min_aspect: float = 0.3
 
     def __post_init__(self):
         one_of('config.mask.kind', self.kind, KINDS)
         if self.kind == 'none':
             return
-        check(self.patches > 0, f'config.mask.patches is {self.patches}: a loss over no patch is undefined, hide at least 1.')
+        check(
+            self.patches > 0,
+            f'config.mask.patches is {self.patches}: a loss over no patch is undefined, hide at '
+            'least 1.',
+        )
         check(self.min_block > 0, f'config.mask.min_block is {self.min_block}: use at least 1.')
-        check(0 < self.min_aspect <= 1, f'config.mask.min_aspect is {self.min_aspect}: use a number above 0 and up to 1.')
+        check(
+            0 < self.min_aspect <= 1,
+            f'config.mask.min_aspect is {self.min_aspect}: use a number above 0 and up to 1.',
+        )
 
     def check_grid(self, grid: tuple[int, int]) -> None:
-        """Raises RequestError where a picture may end up with too few patches for a mask, or without the mask that it should have."""
+        """Raises RequestError where a picture may end up with too few patches for a mask, or
+        without the mask that it should have."""
         if self.kind == 'none':
             return
-        check(self.patches <= grid[0] * grid[1], f'config.mask.patches is {self.patches} but a picture has {grid[0]} x {grid[1]} = '
-              f'{grid[0] * grid[1]} patches: hide fewer, or change config.data.image_size or config.model.patch_size.')
-        check(self.kind == 'random' or min(grid) > 1,
-              f'blockwise masks need at least 2 x 2 patches, the picture has {grid[0]} x {grid[1]}: set config.mask.kind=random.')
-        check(self.kind == 'random' or self.min_block <= self.patches, f'config.mask.min_block {self.min_block} is above config.mask.patches '
-              f'{self.patches}: no block may fit and a picture stay without a mask. Lower min_block.')
+        check(
+            self.patches <= grid[0] * grid[1],
+            f'config.mask.patches is {self.patches} but a picture has {grid[0]} x {grid[1]} = '
+            f'{grid[0] * grid[1]} patches: hide fewer, or change config.data.image_size or '
+            'config.model.patch_size.',
+        )
+        check(
+            self.kind == 'random' or min(grid) > 1,
+            f'blockwise masks need at least 2 x 2 patches, the picture has {grid[0]} x {grid[1]}: '
+            'set config.mask.kind=random.',
+        )
+        check(
+            self.kind == 'random' or self.min_block <= self.patches,
+            f'config.mask.min_block {self.min_block} is above config.mask.patches '
+            f'{self.patches}: no block may fit and a picture stay without a mask. Lower min_block.',
+        )
 
 
 class Masks(NamedTuple):
     """Hidden patches, as a picture and as a list of static length."""
+
     mask_BP: jax.Array  # bool, true where hidden, in reading order
-    slots_BK: jax.Array  # int32, the hidden patches in reading order; 0 where fewer than K are hidden; K = 0 without masks
+    # int32, the hidden patches in reading order; 0 where fewer than K are hidden; K = 0 without
+    # masks
+    slots_BK: jax.Array
     weights_BK: jax.Array  # float32, 1 for a slot that is used, else 0
 
 
@@ -59,10 +85,18 @@ def draw_masks(keys_B: jax.Array, config: MaskConfig, grid: tuple[int, int]) -> 
     """One mask a key. grid: rows and columns of patches."""
     if config.kind == 'none':
         batch = keys_B.shape[0]
-        return Masks(jnp.zeros((batch, grid[0] * grid[1]), bool), jnp.zeros((batch, 0), jnp.int32), jnp.zeros((batch, 0), jnp.float32))
+        return Masks(
+            jnp.zeros((batch, grid[0] * grid[1]), bool),
+            jnp.zeros((batch, 0), jnp.int32),
+            jnp.zeros((batch, 0), jnp.float32),
+        )
     draw = _blockwise if config.kind == 'blockwise' else _random
-    mask_BP = by_rows(jax.vmap(lambda key: draw(key, config, grid)[0]), keys_B).reshape(keys_B.shape[0], -1)
-    slots_BK = jax.vmap(lambda mask_P: jnp.nonzero(mask_P, size=config.patches, fill_value=0)[0])(mask_BP)
+    mask_BP = by_rows(jax.vmap(lambda key: draw(key, config, grid)[0]), keys_B).reshape(
+        keys_B.shape[0], -1
+    )
+    slots_BK = jax.vmap(lambda mask_P: jnp.nonzero(mask_P, size=config.patches, fill_value=0)[0])(
+        mask_BP
+    )
     used_BK = jnp.arange(config.patches) < jnp.sum(mask_BP, axis=-1, keepdims=True)
     return Masks(mask_BP, slots_BK.astype(jnp.int32), used_BK.astype(jnp.float32))
 
@@ -79,7 +113,8 @@ def _random(key, config, grid):
 
 
 def _blockwise(key, config, grid):
-    """One turn of the loop is one attempt to place one block. A row of patches is a row of bits, 32 to a word: 14 words for 14 x 14."""
+    """One turn of the loop is one attempt to place one block. A row of patches is a row of bits, 32
+    to a word: 14 words for 14 x 14."""
     height, width = grid
     rows_h, columns_w = jnp.arange(height), jnp.arange(width)
     words = -(-width // 32)
@@ -89,22 +124,40 @@ def _blockwise(key, config, grid):
     def attempt(state):
         turn, failures, blocks, count, hidden_hn = state
         bits_2 = jax.random.bits(jax.random.fold_in(key, turn), (2,), jnp.uint32)
-        u_area, u_aspect, u_top, u_left = jnp.concatenate([bits_2 >> 16, bits_2 & 0xffff]).astype(jnp.float32) / 65536
+        u_area, u_aspect, u_top, u_left = (
+            jnp.concatenate([bits_2 >> 16, bits_2 & 0xFFFF]).astype(jnp.float32) / 65536
+        )
         wanted = config.patches - count
-        # Where fewer than min_block patches are wanted, the area is drawn from [wanted, min_block], as random.uniform(16, 3) would.
+        # Where fewer than min_block patches are wanted, the area is drawn from [wanted, min_block],
+        # as random.uniform(16, 3) would.
         area = config.min_block + u_area * (wanted - config.min_block)
         aspect = jnp.exp(log_aspect * (1 - 2 * u_aspect))
-        h, w = jnp.rint(jnp.sqrt(area * aspect)).astype(jnp.int32), jnp.rint(jnp.sqrt(area / aspect)).astype(jnp.int32)
-        top, left = (u_top * (height - h + 1)).astype(jnp.int32), (u_left * (width - w + 1)).astype(jnp.int32)
+        h, w = (
+            jnp.rint(jnp.sqrt(area * aspect)).astype(jnp.int32),
+            jnp.rint(jnp.sqrt(area / aspect)).astype(jnp.int32),
+        )
+        top, left = (
+            (u_top * (height - h + 1)).astype(jnp.int32),
+            (u_left * (width - w + 1)).astype(jnp.int32),
+        )
         column_bits_w = jnp.where((columns_w >= left) & (columns_w < left + w), bit_w, 0)
-        column_bits_n = jnp.stack([jnp.sum(column_bits_w[i:i + 32], dtype=jnp.uint32) for i in range(0, width, 32)])
+        column_bits_n = jnp.stack(
+            [jnp.sum(column_bits_w[i : i + 32], dtype=jnp.uint32) for i in range(0, width, 32)]
+        )
         block_hn = jnp.where(((rows_h >= top) & (rows_h < top + h))[:, None], column_bits_n, 0)
         added = jnp.sum(jax.lax.population_count(block_hn & ~hidden_hn).astype(jnp.int32))
         taken = (h < height) & (w < width) & (added > 0) & (added <= wanted)
-        return (turn + 1, jnp.where(taken, 0, failures + 1), blocks + taken, count + jnp.where(taken, added, 0),
-                jnp.where(taken, hidden_hn | block_hn, hidden_hn))
+        return (
+            turn + 1,
+            jnp.where(taken, 0, failures + 1),
+            blocks + taken,
+            count + jnp.where(taken, added, 0),
+            jnp.where(taken, hidden_hn | block_hn, hidden_hn),
+        )
 
     zero = jnp.int32(0)
     start = (zero, zero, zero, zero, jnp.zeros((height, words), jnp.uint32))
-    *_, blocks, _, hidden_hn = jax.lax.while_loop(lambda s: (s[3] < config.patches) & (s[1] < ATTEMPTS), attempt, start)
+    *_, blocks, _, hidden_hn = jax.lax.while_loop(
+        lambda s: (s[3] < config.patches) & (s[1] < ATTEMPTS), attempt, start
+    )
     return hidden_hn[:, columns_w // 32] & bit_w > 0, blocks

@@ -1,4 +1,6 @@
-"""Mixup, CutMix and random erasing on the device, as timm defines them. Pictures are normalised, float [B, H, W, C] or [H, W, C]."""
+"""Mixup, CutMix and random erasing on the device, as timm defines them. Pictures are normalised,
+float [B, H, W, C] or [H, W, C]."""
+
 import dataclasses
 import math
 
@@ -15,53 +17,76 @@ MIN_ASPECT = 0.3
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MixConfig:
     """Mixing of pairs of pictures and of their targets; one draw a batch."""
+
     mixup: float = 0.8  # alpha of the beta distribution of mixup's share; 0: no mixup
     cutmix: float = 1.0  # alpha of CutMix; 0: no CutMix
     probability: float = 1.0  # that a batch is mixed at all
     switch: float = 0.5  # probability of CutMix where both are on
 
     def __post_init__(self):
-        check(self.mixup >= 0 and self.cutmix >= 0, 'config.mix.mixup and config.mix.cutmix must not be negative: use 0 for none.')
-        check(0 <= self.probability <= 1 and 0 <= self.switch <= 1, 'config.mix.probability and config.mix.switch are in [0, 1].')
+        check(
+            self.mixup >= 0 and self.cutmix >= 0,
+            'config.mix.mixup and config.mix.cutmix must not be negative: use 0 for none.',
+        )
+        check(
+            0 <= self.probability <= 1 and 0 <= self.switch <= 1,
+            'config.mix.probability and config.mix.switch are in [0, 1].',
+        )
 
     def check_batch(self, batch_size: int) -> None:
         """Raises RequestError where the pictures of a batch do not make pairs."""
-        check(not (self.mixup or self.cutmix) or batch_size % 2 == 0, f'mixup and CutMix mix pairs of pictures, but config.batch_size is '
-              f'{batch_size}: make it even, or set config.mix.mixup=0 and config.mix.cutmix=0.')
+        check(
+            not (self.mixup or self.cutmix) or batch_size % 2 == 0,
+            f'mixup and CutMix mix pairs of pictures, but config.batch_size is '
+            f'{batch_size}: make it even, or set config.mix.mixup=0 and config.mix.cutmix=0.',
+        )
 
 
 def draw_weights(key, config: MixConfig, height: int, width: int):
-    """What is left of each pixel of a picture when it is mixed with its partner, float32 [H, W] in [0, 1].
+    """What is left of each pixel of a picture when it is mixed with its partner, float32 [H, W] in
+    [0, 1].
 
-    One share everywhere (mixup); or 0 inside a rectangle, which may be cut off at the border, and 1 outside (CutMix); or ones.
+    One share everywhere (mixup); or 0 inside a rectangle, which may be cut off at the border, and 1
+    outside (CutMix); or ones.
     """
     mixed_key, switch_key, mixup_key, cutmix_key, place_key = jax.random.split(key, 5)
     # an alpha of 0 is never drawn from
     share = jax.random.beta(mixup_key, config.mixup or 1.0, config.mixup or 1.0)
     side = jnp.sqrt(1 - jax.random.beta(cutmix_key, config.cutmix or 1.0, config.cutmix or 1.0))
     centre = jax.random.uniform(place_key, (2,))
-    inside_HW = (_inside(height, side, centre[0])[:, None] & _inside(width, side, centre[1]))
-    cut = (jax.random.uniform(switch_key) < config.switch if config.mixup else True) if config.cutmix else False
+    inside_HW = _inside(height, side, centre[0])[:, None] & _inside(width, side, centre[1])
+    cut = (
+        (jax.random.uniform(switch_key) < config.switch if config.mixup else True)
+        if config.cutmix
+        else False
+    )
     weights_HW = jnp.where(cut, jnp.where(inside_HW, 0.0, 1.0), share)
     return jnp.where(jax.random.uniform(mixed_key) < config.probability, weights_HW, 1.0)
 
 
 def _inside(size, side, centre):
-    """Which pixels of an axis lie in a box of `side` (share of the axis) around the pixel at `centre` (share), bool [size]."""
-    length, middle = jnp.floor(size * side).astype(jnp.int32), jnp.floor(size * centre).astype(jnp.int32)
+    """Which pixels of an axis lie in a box of `side` (share of the axis) around the pixel at
+    `centre` (share), bool [size]."""
+    length, middle = (
+        jnp.floor(size * side).astype(jnp.int32),
+        jnp.floor(size * centre).astype(jnp.int32),
+    )
     pixel = jnp.arange(size)
     return (pixel >= middle - length // 2) & (pixel < middle + (length + 1) // 2)
 
 
 def mix(weights_HW, images_BHWC, targets_BC):
-    """Pictures and their targets, mixed with those of their partners: rows 2k and 2k + 1 are a pair, which mostly lies on one device.
+    """Pictures and their targets, mixed with those of their partners: rows 2k and 2k + 1 are a
+    pair, which mostly lies on one device.
 
     Targets are mixed by the share of the pixels, that is the mean of the weights. B is even.
     """
     share = jnp.mean(weights_HW)
     weights_HW1 = weights_HW[..., None].astype(images_BHWC.dtype)
-    return (images_BHWC * weights_HW1 + _partners(images_BHWC) * (1 - weights_HW1),
-            targets_BC * share + _partners(targets_BC) * (1 - share))
+    return (
+        images_BHWC * weights_HW1 + _partners(images_BHWC) * (1 - weights_HW1),
+        targets_BC * share + _partners(targets_BC) * (1 - share),
+    )
 
 
 def _partners(x):
@@ -71,23 +96,34 @@ def _partners(x):
 def draw_rectangle(key, probability: float, height: int, width: int):
     """(top, left, height, width), int32: what is erased of a picture; all 0 where nothing is.
 
-    A share of the area in [0.02, 1/3], uniform, with a log-uniform aspect in [0.3, 1/0.3]: the first of ten attempts that is smaller
-    than the picture.
+    A share of the area in [0.02, 1/3], uniform, with a log-uniform aspect in [0.3, 1/0.3]: the
+    first of ten attempts that is smaller than the picture.
     """
     erase_key, area_key, aspect_key, place_key = jax.random.split(key, 4)
-    areas = jax.random.uniform(area_key, (ATTEMPTS,), minval=ERASED_AREA[0], maxval=ERASED_AREA[1]) * (height * width)
-    aspects = jnp.exp(jax.random.uniform(aspect_key, (ATTEMPTS,), minval=math.log(MIN_ASPECT), maxval=-math.log(MIN_ASPECT)))
-    heights, widths = (jnp.rint(jnp.sqrt(x)).astype(jnp.int32) for x in (areas * aspects, areas / aspects))
+    areas = jax.random.uniform(
+        area_key, (ATTEMPTS,), minval=ERASED_AREA[0], maxval=ERASED_AREA[1]
+    ) * (height * width)
+    aspects = jnp.exp(
+        jax.random.uniform(
+            aspect_key, (ATTEMPTS,), minval=math.log(MIN_ASPECT), maxval=-math.log(MIN_ASPECT)
+        )
+    )
+    heights, widths = (
+        jnp.rint(jnp.sqrt(x)).astype(jnp.int32) for x in (areas * aspects, areas / aspects)
+    )
     fits = (heights < height) & (widths < width)
     first = jnp.argmax(fits)
     h, w = heights[first], widths[first]
-    top, left = jnp.floor(jax.random.uniform(place_key, (2,)) * jnp.stack([height - h + 1, width - w + 1])).astype(jnp.int32)
+    top, left = jnp.floor(
+        jax.random.uniform(place_key, (2,)) * jnp.stack([height - h + 1, width - w + 1])
+    ).astype(jnp.int32)
     erased = jnp.any(fits) & (jax.random.uniform(erase_key) < probability)
     return jnp.where(erased, jnp.stack([top, left, h, w]), 0)
 
 
 def erase(keys_B, images_BHWC, probability: float):
-    """Fills a rectangle of some pictures with normal noise, a number a pixel and channel (timm's RandomErasing, mode 'pixel')."""
+    """Fills a rectangle of some pictures with normal noise, a number a pixel and channel (timm's
+    RandomErasing, mode 'pixel')."""
     if not probability:
         return images_BHWC
 
@@ -96,5 +132,10 @@ def erase(keys_B, images_BHWC, probability: float):
         top, left, h, w = draw_rectangle(place_key, probability, *image_HWC.shape[:2])
         row, column = jnp.arange(image_HWC.shape[0])[:, None], jnp.arange(image_HWC.shape[1])
         inside_HW = (row >= top) & (row < top + h) & (column >= left) & (column < left + w)
-        return jnp.where(inside_HW[..., None], jax.random.normal(noise_key, image_HWC.shape, image_HWC.dtype), image_HWC)
+        return jnp.where(
+            inside_HW[..., None],
+            jax.random.normal(noise_key, image_HWC.shape, image_HWC.dtype),
+            image_HWC,
+        )
+
     return jax.vmap(erase_one)(keys_B, images_BHWC)

@@ -1,4 +1,6 @@
-"""A model from the description of its architecture that checkpoints carry: the fields of `EncoderConfig`, `grid`, and those of its head."""
+"""A model from the description of its architecture that checkpoints carry: the fields of
+`EncoderConfig`, `grid`, and those of its head."""
+
 import dataclasses
 
 from flax import nnx
@@ -12,9 +14,14 @@ ARCHITECTURES = ('beit_masked_image_model', 'beit_classifier', 'beit_segmenter')
 
 
 def patch_target(architecture: dict) -> str:
-    """What a model of pre-training predicts of each patch, 'tokens' or 'pixels' (normalised: see `tasks.pretrain`); '' of other models."""
+    """What a model of pre-training predicts of each patch, 'tokens' or 'pixels' (normalised: see
+    `tasks.pretrain`); '' of other models."""
     # descriptions from before there was a choice do not say
-    return architecture.get('target', 'tokens') if architecture['architecture'] == 'beit_masked_image_model' else ''
+    return (
+        architecture.get('target', 'tokens')
+        if architecture['architecture'] == 'beit_masked_image_model'
+        else ''
+    )
 
 
 def predicts_tokens(architecture: dict) -> bool:
@@ -33,15 +40,20 @@ def head_config(architecture: dict) -> UperNetConfig:
 
 
 def encoder_config(architecture: dict) -> EncoderConfig:
-    return EncoderConfig(**{field.name: architecture[field.name] for field in dataclasses.fields(EncoderConfig)})
+    return EncoderConfig(
+        **{field.name: architecture[field.name] for field in dataclasses.fields(EncoderConfig)}
+    )
 
 
-def build(architecture: dict, *, dtype='float32', rngs: nnx.Rngs) -> MaskedImageModel | Classifier | Segmenter:
+def build(
+    architecture: dict, *, dtype='float32', rngs: nnx.Rngs
+) -> MaskedImageModel | Classifier | Segmenter:
     """The module, freshly initialised.
 
     Args:
-      architecture: `architecture` (of ARCHITECTURES), `grid`, the fields of `EncoderConfig`, and `target` and for tokens `vocabulary`,
-        or `num_classes` (0: no head but its norm) and `pooling`, or `num_classes` and `head` (the fields of `UperNetConfig`).
+      architecture: `architecture` (of ARCHITECTURES), `grid`, the fields of `EncoderConfig`, and
+        `target` and for tokens `vocabulary`, or `num_classes` (0: no head but its norm) and
+        `pooling`, or `num_classes` and `head` (the fields of `UperNetConfig`).
       dtype: of the products and of the residual stream.
 
     Raises:
@@ -50,16 +62,34 @@ def build(architecture: dict, *, dtype='float32', rngs: nnx.Rngs) -> MaskedImage
     grid = tuple(architecture['grid'])
     config = encoder_config(architecture)
     if segments(architecture):
-        return Segmenter(config, grid, architecture['num_classes'], head=head_config(architecture), dtype=dtype, rngs=rngs)
+        return Segmenter(
+            config,
+            grid,
+            architecture['num_classes'],
+            head=head_config(architecture),
+            dtype=dtype,
+            rngs=rngs,
+        )
     if patch_target(architecture):
-        outputs = architecture['vocabulary'] if predicts_tokens(architecture) else config.patch_values
+        outputs = (
+            architecture['vocabulary'] if predicts_tokens(architecture) else config.patch_values
+        )
         return MaskedImageModel(config, grid, outputs, dtype=dtype, rngs=rngs)
-    return Classifier(config, grid, architecture['num_classes'], pooling=architecture['pooling'], dtype=dtype, rngs=rngs)
+    return Classifier(
+        config,
+        grid,
+        architecture['num_classes'],
+        pooling=architecture['pooling'],
+        dtype=dtype,
+        rngs=rngs,
+    )
 
 
 def abstract(architecture: dict, *, dtype='float32') -> tuple[nnx.GraphDef, dict]:
     """(graphdef, parameters as a nested dict of jax.ShapeDtypeStruct) of `build`."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: build(architecture, dtype=dtype, rngs=nnx.Rngs(0))))
+    graphdef, state = nnx.split(
+        nnx.eval_shape(lambda: build(architecture, dtype=dtype, rngs=nnx.Rngs(0)))
+    )
     return graphdef, nnx.to_pure_dict(state)
 
 
@@ -72,18 +102,28 @@ def in_words(architecture: dict) -> list[str]:
         head = 'pre-trained: predicts the pixels of each patch, normalised'
     elif segments(a):
         uper = head_config(a)
-        head = (f'segmenter of {a["num_classes"]} classes: UPerNet of {uper.channels} channels on blocks {_listed(uper.taps)} (from 0), pools '
-                f'{_listed(uper.pool_scales)}' + (f'; auxiliary head of {uper.auxiliary_channels}' if uper.auxiliary_channels else ''))
+        head = (
+            f'segmenter of {a["num_classes"]} classes: UPerNet of {uper.channels} channels on '
+            f'blocks {_listed(uper.taps)} (from 0), pools {_listed(uper.pool_scales)}'
+            + (f'; auxiliary head of {uper.auxiliary_channels}' if uper.auxiliary_channels else '')
+        )
     elif a['num_classes']:
         head = f'classifier of {a["num_classes"]} classes, pooling {a["pooling"]}'
     else:
         head = f'encoder without classes or tokens; its last norm is for pooling {a["pooling"]}'
-    size = a['size'] if all(a[name] == value for name, value in PRESETS[a['size']].items()) else 'a size of its own'
-    return [head,
-            f'{size}: width {a["width"]}, {a["depth"]} blocks, {a["heads"]} heads, MLP {a["hidden"]}; positions {a["positions"]}, LayerScale '
-            f'{"yes" if a["layer_scale"] else "no"}, norm_eps {a["norm_eps"]:g}',
-            f'pictures of {side} x {side} pixels, {rows} x {columns} patches of {a["patch_size"]}; mean {tuple(a["mean"])}, std '
-            f'{tuple(a["std"])}, crop {a["crop"]:g}']
+    size = (
+        a['size']
+        if all(a[name] == value for name, value in PRESETS[a['size']].items())
+        else 'a size of its own'
+    )
+    return [
+        head,
+        f'{size}: width {a["width"]}, {a["depth"]} blocks, {a["heads"]} heads, MLP {a["hidden"]}; '
+        f'positions {a["positions"]}, LayerScale {"yes" if a["layer_scale"] else "no"}, norm_eps '
+        f'{a["norm_eps"]:g}',
+        f'pictures of {side} x {side} pixels, {rows} x {columns} patches of {a["patch_size"]}; '
+        f'mean {tuple(a["mean"])}, std {tuple(a["std"])}, crop {a["crop"]:g}',
+    ]
 
 
 def _listed(numbers) -> str:

@@ -1,8 +1,11 @@
-"""The BEiT encoder: a ViT that can hide patches (arXiv 2106.08254, section 2.2; modeling_pretrain.py, modeling_finetune.py).
+"""The BEiT encoder: a ViT that can hide patches (arXiv 2106.08254, section 2.2;
+modeling_pretrain.py, modeling_finetune.py).
 
-`vanilla` is positions='absolute', layer_scale=0; `plus` is positions='shared_bias' (pre-training) or 'layer_bias' (fine-tuning) with
-LayerScale. Shape legend: B images, N tokens (CLS first), P patches, D width, H heads, L layers.
+`vanilla` is positions='absolute', layer_scale=0; `plus` is positions='shared_bias' (pre-training)
+or 'layer_bias' (fine-tuning) with LayerScale. Shape legend: B images, N tokens (CLS first), P
+patches, D width, H heads, L layers.
 """
+
 from collections.abc import Callable, Sequence
 import dataclasses
 
@@ -11,7 +14,15 @@ import jax
 import jax.numpy as jnp
 
 from beit_jax.errors import check, one_of
-from beit_jax.models.layers import Block, Constant, RelativePositionBias, TruncatedNormal, Uniform, linear, parameter
+from beit_jax.models.layers import (
+    Block,
+    Constant,
+    RelativePositionBias,
+    TruncatedNormal,
+    Uniform,
+    linear,
+    parameter,
+)
 from beit_jax.models.patches import patchify
 from beit_jax.models.presets import PRESETS
 
@@ -24,7 +35,9 @@ REMAT_POLICIES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """The architecture. `width`, `depth`, `heads`, `hidden` override the preset `size` where they are not 0."""
+    """The architecture. `width`, `depth`, `heads`, `hidden` override the preset `size` where they
+    are not 0."""
+
     size: str = 'base'  # tiny | small | base | large
     patch_size: int = 16
     width: int = 0
@@ -35,7 +48,9 @@ class EncoderConfig:
     layer_scale: float = 0.1  # initial value; 0 leaves LayerScale out
     norm_eps: float = 1e-6  # of the LayerNorms; weights from Hugging Face's hub run with 1e-12
     drop_path: float = 0.1  # of the last block; grows linearly from 0
-    init_std: float = 0.02  # deviation of initial weights, cut there in pre-training; narrow models learn sooner from larger ones
+    # deviation of initial weights, cut there in pre-training; narrow models learn sooner from
+    # larger ones
+    init_std: float = 0.02
     unroll: int = 1  # blocks per step of the scan; the depth or more: no scan, slower to compile
     remat: bool = False  # recompute the blocks in the backward pass
     remat_policy: str = 'nothing'  # what remat still saves: nothing | dots
@@ -47,75 +62,134 @@ class EncoderConfig:
         for name, value in PRESETS[self.size].items():
             if not getattr(self, name):
                 object.__setattr__(self, name, value)
-        check(self.width % self.heads == 0, f'config.model.width {self.width} is not a multiple of config.model.heads {self.heads}.')
-        check(self.patch_size > 0 and self.unroll > 0, 'config.model.patch_size and config.model.unroll must be at least 1.')
-        check(self.init_std > 0, f'config.model.init_std is {self.init_std}: use a positive number.')
-        check(0 <= self.drop_path < 1, f'config.model.drop_path is {self.drop_path}: use a share from 0 up to but not including 1.')
+        check(
+            self.width % self.heads == 0,
+            f'config.model.width {self.width} is not a multiple of config.model.heads '
+            f'{self.heads}.',
+        )
+        check(
+            self.patch_size > 0 and self.unroll > 0,
+            'config.model.patch_size and config.model.unroll must be at least 1.',
+        )
+        check(
+            self.init_std > 0, f'config.model.init_std is {self.init_std}: use a positive number.'
+        )
+        check(
+            0 <= self.drop_path < 1,
+            f'config.model.drop_path is {self.drop_path}: use a share from 0 up to but not '
+            'including 1.',
+        )
 
     @property
     def patch_values(self) -> int:
         """Numbers that a patch of a picture has."""
-        return 3 * self.patch_size ** 2
+        return 3 * self.patch_size**2
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches of a picture of height x width pixels."""
-        check(height % self.patch_size == 0 and width % self.patch_size == 0,
-              f'an image of {height} x {width} cannot be cut into patches of {self.patch_size}: '
-              'change config.data.image_size or config.model.patch_size.')
+        check(
+            height % self.patch_size == 0 and width % self.patch_size == 0,
+            f'an image of {height} x {width} cannot be cut into patches of {self.patch_size}: '
+            'change config.data.image_size or config.model.patch_size.',
+        )
         return height // self.patch_size, width // self.patch_size
 
 
 class Encoder(nnx.Module):
     """Images to token representations, before the last norm (which belongs to the heads)."""
 
-    def __init__(self, config: EncoderConfig, grid: tuple[int, int], *, masked: bool = True, dtype=jnp.float32, rngs: nnx.Rngs):
-        """Initialised for pre-training, or where no patch is ever hidden as modeling_finetune.py does it (torch's default for the patches).
+    def __init__(
+        self,
+        config: EncoderConfig,
+        grid: tuple[int, int],
+        *,
+        masked: bool = True,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Initialised for pre-training, or where no patch is ever hidden as modeling_finetune.py
+        does it (torch's default for the patches).
 
-        `grid`: rows and columns of patches; `masked`: whether patches can be hidden; `dtype`: of the products and of the residual stream.
+        `grid`: rows and columns of patches; `masked`: whether patches can be hidden; `dtype`: of
+        the products and of the residual stream.
         """
         self.config, self.grid_shape, self.dtype = config, grid, dtype
         patches, width, inputs = grid[0] * grid[1], config.width, config.patch_values
         kernel_init = TruncatedNormal(config.init_std, config.init_std if masked else 2.0)
-        patch_init, patch_bias_init = (kernel_init, Constant(0.0)) if masked else (Uniform(inputs ** -0.5),) * 2
-        self.patch_embedding = linear(inputs, width, patch_init, bias_init=patch_bias_init, dtype=dtype, rngs=rngs)
+        patch_init, patch_bias_init = (
+            (kernel_init, Constant(0.0)) if masked else (Uniform(inputs**-0.5),) * 2
+        )
+        self.patch_embedding = linear(
+            inputs, width, patch_init, bias_init=patch_bias_init, dtype=dtype, rngs=rngs
+        )
         self.cls_token = parameter(kernel_init, (width,), rngs)
         self.mask_token = parameter(kernel_init, (width,), rngs) if masked else None
         absolute = config.positions == 'absolute'
-        self.position_embedding = parameter(kernel_init, (1 + patches, width), rngs) if absolute else None
-        self.position_bias = RelativePositionBias(grid, config.heads, rngs=rngs) if config.positions == 'shared_bias' else None
-        # Parameters are kept per layer: the TPU estimate favours it over slices of stacked arrays (docs/benchmarks.md).
-        self.blocks = nnx.Dict({f'{i:02d}': Block(
-            i + 1, width, config.heads, config.hidden, layer_scale=config.layer_scale, norm_eps=config.norm_eps,
-            kernel_init=kernel_init, dtype=dtype, rngs=rngs,
-            grid=grid if config.positions == 'layer_bias' else None) for i in range(config.depth)})
+        self.position_embedding = (
+            parameter(kernel_init, (1 + patches, width), rngs) if absolute else None
+        )
+        self.position_bias = (
+            RelativePositionBias(grid, config.heads, rngs=rngs)
+            if config.positions == 'shared_bias'
+            else None
+        )
+        # Parameters are kept per layer: the TPU estimate favours it over slices of stacked arrays
+        # (docs/benchmarks.md).
+        self.blocks = nnx.Dict(
+            {
+                f'{i:02d}': Block(
+                    i + 1,
+                    width,
+                    config.heads,
+                    config.hidden,
+                    layer_scale=config.layer_scale,
+                    norm_eps=config.norm_eps,
+                    kernel_init=kernel_init,
+                    dtype=dtype,
+                    rngs=rngs,
+                    grid=grid if config.positions == 'layer_bias' else None,
+                )
+                for i in range(config.depth)
+            }
+        )
 
-    def __call__(self, images_BHWC, mask_BP=None, *, keys_B=None, every_layer: Callable | None = None):
+    def __call__(
+        self, images_BHWC, mask_BP=None, *, keys_B=None, every_layer: Callable | None = None
+    ):
         """Encodes pictures of the grid's size.
 
         Args:
           images_BHWC: normalised pixels, float [B, height, width, 3].
-          mask_BP: bool [B, P]; true patches are replaced by the mask token after the embedding, so that their pixels cannot be seen.
+          mask_BP: bool [B, P]; true patches are replaced by the mask token after the embedding, so
+            that their pixels cannot be seen.
           keys_B: a key an image for stochastic depth, or None (evaluation).
-          every_layer: what to return of each block's result, `dtype` [B, 1 + P, D], instead of the last one.
+          every_layer: what to return of each block's result, `dtype` [B, 1 + P, D], instead of the
+            last one.
 
         Returns:
-          `dtype` [B, 1 + P, D]; with every_layer what that makes of each block, stacked along a first axis L.
+          `dtype` [B, 1 + P, D]; with every_layer what that makes of each block, stacked along a
+            first axis L.
         """
         x_BND, bias_HNN = self._embed(images_BHWC, mask_BP)
         return self._run_blocks(x_BND, bias_HNN, self._draw_drop_path(keys_B), every_layer)
 
     def taps(self, images_BHWC, blocks: Sequence[int], *, keys_B=None) -> list:
-        """What some blocks give, of numbers from 0 (-1: what the first one gets): a list of `dtype` [B, 1 + P, D]. Those behind the last of
-        them are not run. Arguments as above."""
+        """What some blocks give, of numbers from 0 (-1: what the first one gets): a list of `dtype`
+        [B, 1 + P, D]. Those behind the last of them are not run. Arguments as above."""
         x_BND, bias_HNN = self._embed(images_BHWC)
         keep_L2B, made, done = self._draw_drop_path(keys_B), {}, 0
         for block in sorted(set(blocks)):
-            x_BND = self._run_blocks(x_BND, bias_HNN, keep_L2B, None, slice(done, block + 1)) if block >= done else x_BND
+            x_BND = (
+                self._run_blocks(x_BND, bias_HNN, keep_L2B, None, slice(done, block + 1))
+                if block >= done
+                else x_BND
+            )
             made[block], done = x_BND, block + 1
         return [made[block] for block in blocks]
 
     def attention(self, images_BHWC, layer: int):
-        """How much each token looks at each other one in block `layer` (from 0), float32 [B, H, N, N]; rows sum to 1."""
+        """How much each token looks at each other one in block `layer` (from 0), float32 [B, H, N,
+        N]; rows sum to 1."""
         x_BND, bias_HNN = self._embed(images_BHWC)
         blocks = list(self.blocks.values())
         for block in blocks[:layer]:
@@ -127,22 +201,28 @@ class Encoder(nnx.Module):
         x_BPD = self.patch_embedding(patchify(images_BHWC, self.config.patch_size))
         if mask_BP is not None:
             x_BPD = jnp.where(mask_BP[..., None], self.mask_token[...].astype(self.dtype), x_BPD)
-        cls_B1D = jnp.broadcast_to(self.cls_token[...].astype(self.dtype), (x_BPD.shape[0], 1, x_BPD.shape[2]))
+        cls_B1D = jnp.broadcast_to(
+            self.cls_token[...].astype(self.dtype), (x_BPD.shape[0], 1, x_BPD.shape[2])
+        )
         x_BND = jnp.concatenate([cls_B1D, x_BPD], axis=1)
         if self.position_embedding is not None:
             x_BND = x_BND + self.position_embedding[...].astype(self.dtype)
         return x_BND, self.position_bias() if self.position_bias is not None else None
 
     def _draw_drop_path(self, keys_B):
-        """What each branch is multiplied by, float32 [L, 2, B]: 0 with the layer's rate, else 1 / (1 - rate). None: nothing is dropped."""
+        """What each branch is multiplied by, float32 [L, 2, B]: 0 with the layer's rate, else 1 /
+        (1 - rate). None: nothing is dropped."""
         if keys_B is None or not self.config.drop_path:
             return None
         rates_L = jnp.linspace(0, self.config.drop_path, self.config.depth)
         uniform_BL2 = jax.vmap(lambda key: jax.random.uniform(key, (self.config.depth, 2)))(keys_B)
-        return (uniform_BL2.transpose(1, 2, 0) >= rates_L[:, None, None]) / (1 - rates_L[:, None, None])
+        return (uniform_BL2.transpose(1, 2, 0) >= rates_L[:, None, None]) / (
+            1 - rates_L[:, None, None]
+        )
 
     def _run_blocks(self, x_BND, bias_HNN, keep_L2B, every_layer, which=slice(None)):
-        """The one place that chooses between a scan over the blocks (some: `which`) and a plain loop."""
+        """The one place that chooses between a scan over the blocks (some: `which`) and a plain
+        loop."""
         config, blocks = self.config, list(self.blocks.values())[which]
         graphdef = nnx.graphdef(blocks[0])
 
@@ -151,15 +231,23 @@ class Encoder(nnx.Module):
             return x_BND, (every_layer(x_BND) if every_layer else None)
 
         if config.remat:
-            apply = jax.checkpoint(apply, policy=REMAT_POLICIES[config.remat_policy], prevent_cse=config.unroll >= config.depth)
+            apply = jax.checkpoint(
+                apply,
+                policy=REMAT_POLICIES[config.remat_policy],
+                prevent_cse=config.unroll >= config.depth,
+            )
         params = [nnx.to_pure_dict(nnx.state(block, nnx.Param)) for block in blocks]
         keep = {} if keep_L2B is None else {'keep': keep_L2B[which]}
         if config.unroll < config.depth:
             stacked = jax.tree.map(lambda *layers: jnp.stack(layers), *params)
-            x_BND, layers = jax.lax.scan(apply, x_BND, {'params': stacked} | keep, unroll=config.unroll)
+            x_BND, layers = jax.lax.scan(
+                apply, x_BND, {'params': stacked} | keep, unroll=config.unroll
+            )
             return layers if every_layer else x_BND
         layers = []
         for i, layer_params in enumerate(params):
-            x_BND, layer = apply(x_BND, {'params': layer_params} | {name: value[i] for name, value in keep.items()})
+            x_BND, layer = apply(
+                x_BND, {'params': layer_params} | {name: value[i] for name, value in keep.items()}
+            )
             layers.append(layer)
         return jax.tree.map(lambda *each: jnp.stack(each), *layers) if every_layer else x_BND

@@ -1,5 +1,6 @@
-"""Heads on the encoder. Shape legend: B images, N tokens (CLS first), P patches, K slots, D width, L layers, C classes,
-V outputs a patch: the vocabulary of its token, or its pixel values."""
+"""Heads on the encoder. Shape legend: B images, N tokens (CLS first), P patches, K slots, D width,
+L layers, C classes, V outputs a patch: the vocabulary of its token, or its pixel values."""
+
 from flax import nnx
 import jax.numpy as jnp
 
@@ -8,11 +9,18 @@ from beit_jax.models.layers import Constant, TruncatedNormal, layer_norm, linear
 
 
 class PatchHead(nnx.Module):
-    """The last norm and a linear layer to the vocabulary (modeling_pretrain.py: norm, lm_head), or to pixel values."""
+    """The last norm and a linear layer to the vocabulary (modeling_pretrain.py: norm, lm_head), or
+    to pixel values."""
 
     def __init__(self, config: EncoderConfig, outputs: int, *, dtype, rngs: nnx.Rngs):
         self.norm = layer_norm(config.width, config.norm_eps, dtype=dtype, rngs=rngs)
-        self.projection = linear(config.width, outputs, TruncatedNormal(config.init_std, config.init_std), dtype=dtype, rngs=rngs)
+        self.projection = linear(
+            config.width,
+            outputs,
+            TruncatedNormal(config.init_std, config.init_std),
+            dtype=dtype,
+            rngs=rngs,
+        )
 
     def __call__(self, x_BKD):
         """[B, K, D] -> float32 [B, K, V]."""
@@ -22,12 +30,21 @@ class PatchHead(nnx.Module):
 class MaskedImageModel(nnx.Module):
     """Encoder and head of patches: what is pre-trained."""
 
-    def __init__(self, config: EncoderConfig, grid: tuple[int, int], outputs: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: EncoderConfig,
+        grid: tuple[int, int],
+        outputs: int,
+        *,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         self.encoder = Encoder(config, grid, dtype=dtype, rngs=rngs)
         self.head = PatchHead(config, outputs, dtype=dtype, rngs=rngs)
 
     def __call__(self, images_BHWC, mask_BP, slots_BK, *, keys_B=None):
-        """Logits of the tokens (or pixels) at the slots only, so that the large head never runs on patches that nobody asks for.
+        """Logits of the tokens (or pixels) at the slots only, so that the large head never runs on
+        patches that nobody asks for.
 
         Args:
           images_BHWC: normalised pixels, float [B, height, width, 3].
@@ -47,17 +64,31 @@ KINDS = ('cls', 'mean', 'both')  # what a linear probe reads
 
 
 class ClassificationHead(nnx.Module):
-    """The mean of the patches (or CLS), a norm, and a linear layer to the classes, in float32 (modeling_finetune.py: fc_norm, head)."""
+    """The mean of the patches (or CLS), a norm, and a linear layer to the classes, in float32
+    (modeling_finetune.py: fc_norm, head)."""
 
-    def __init__(self, width: int, num_classes: int, *, pooling: str, norm_eps: float, scale: float = 1.0, rngs: nnx.Rngs):
-        """`num_classes`: 0 leaves the linear layer out; `scale`: what its initial kernel is multiplied by."""
+    def __init__(
+        self,
+        width: int,
+        num_classes: int,
+        *,
+        pooling: str,
+        norm_eps: float,
+        scale: float = 1.0,
+        rngs: nnx.Rngs,
+    ):
+        """`num_classes`: 0 leaves the linear layer out; `scale`: what its initial kernel is
+        multiplied by."""
         self.pooling = pooling
         self.norm = layer_norm(width, norm_eps, dtype=jnp.float32, rngs=rngs)
         init = TruncatedNormal(0.02 * scale, 2.0 * scale)
-        self.classes = linear(width, num_classes, init, dtype=jnp.float32, rngs=rngs) if num_classes else None
+        self.classes = (
+            linear(width, num_classes, init, dtype=jnp.float32, rngs=rngs) if num_classes else None
+        )
 
     def __call__(self, x_BND):
-        """[B, N, D] -> logits float32 [B, C]; without classes what they would be made of, [B, D]."""
+        """[B, N, D] -> logits float32 [B, C]; without classes what they would be made of, [B,
+        D]."""
         x_BD = self.norm(pool(x_BND, self.pooling))
         return x_BD if self.classes is None else self.classes(x_BD)
 
@@ -65,19 +96,40 @@ class ClassificationHead(nnx.Module):
 class Classifier(nnx.Module):
     """Encoder and classification head: what is fine-tuned."""
 
-    def __init__(self, config: EncoderConfig, grid: tuple[int, int], num_classes: int, *, pooling: str = 'mean', head_scale: float = 1.0,
-                 dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: EncoderConfig,
+        grid: tuple[int, int],
+        num_classes: int,
+        *,
+        pooling: str = 'mean',
+        head_scale: float = 1.0,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         self.encoder = Encoder(config, grid, masked=False, dtype=dtype, rngs=rngs)
-        self.head = ClassificationHead(config.width, num_classes, pooling=pooling, norm_eps=config.norm_eps, scale=head_scale, rngs=rngs)
+        self.head = ClassificationHead(
+            config.width,
+            num_classes,
+            pooling=pooling,
+            norm_eps=config.norm_eps,
+            scale=head_scale,
+            rngs=rngs,
+        )
 
     def __call__(self, images_BHWC, *, keys_B=None):
-        """Normalised pixels, float [B, height, width, 3], and the keys of `Encoder` -> logits float32 [B, C]."""
+        """Normalised pixels, float [B, height, width, 3], and the keys of `Encoder` -> logits
+        float32 [B, C]."""
         return self.head(self.encoder(images_BHWC, keys_B=keys_B))
 
 
 def pool(x_BND, pooling: str):
     """[..., N, D] -> float32 [..., D]: the mean of the patches ('mean') or CLS ('cls')."""
-    return jnp.mean(x_BND[..., 1:, :], axis=-2, dtype=jnp.float32) if pooling == 'mean' else x_BND[..., 0, :].astype(jnp.float32)
+    return (
+        jnp.mean(x_BND[..., 1:, :], axis=-2, dtype=jnp.float32)
+        if pooling == 'mean'
+        else x_BND[..., 0, :].astype(jnp.float32)
+    )
 
 
 def pool_both(x_BND) -> dict:
@@ -86,17 +138,31 @@ def pool_both(x_BND) -> dict:
 
 
 class LayerProbes(nnx.Module):
-    """A linear head on each layer for each of KINDS: heads that share nothing but their input (run_linear_eval.py: weights N(0, 0.01))."""
+    """A linear head on each layer for each of KINDS: heads that share nothing but their input
+    (run_linear_eval.py: weights N(0, 0.01))."""
 
     def __init__(self, layers: int, width: int, num_classes: int, *, rngs: nnx.Rngs):
         init, zeros = TruncatedNormal(0.01, 1.0), Constant(0.0)
         for kind in KINDS:
             inputs = 2 * width if kind == 'both' else width
-            setattr(self, kind, nnx.Dict(kernel=parameter(init, (layers, inputs, num_classes), rngs),
-                                         bias=parameter(zeros, (layers, num_classes), rngs)))
+            setattr(
+                self,
+                kind,
+                nnx.Dict(
+                    kernel=parameter(init, (layers, inputs, num_classes), rngs),
+                    bias=parameter(zeros, (layers, num_classes), rngs),
+                ),
+            )
 
     def __call__(self, cls_BLD, mean_BLD):
         """Features float32 [B, L, D] -> {kind: logits float32 [B, L, C]}."""
-        inputs = {'cls': cls_BLD, 'mean': mean_BLD, 'both': jnp.concatenate([cls_BLD, mean_BLD], axis=-1)}
+        inputs = {
+            'cls': cls_BLD,
+            'mean': mean_BLD,
+            'both': jnp.concatenate([cls_BLD, mean_BLD], axis=-1),
+        }
         heads = {kind: getattr(self, kind) for kind in KINDS}
-        return {kind: jnp.einsum('bld,ldc->blc', inputs[kind], head.kernel[...]) + head.bias[...] for kind, head in heads.items()}
+        return {
+            kind: jnp.einsum('bld,ldc->blc', inputs[kind], head.kernel[...]) + head.bias[...]
+            for kind, head in heads.items()
+        }

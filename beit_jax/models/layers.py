@@ -1,8 +1,11 @@
-"""Layers of the vision transformer: initialisers, attention with a relative position bias, MLP, block.
+"""Layers of the vision transformer: initialisers, attention with a relative position bias, MLP,
+block.
 
-Shape legend: B images, N tokens (CLS first), D width, H heads, K width of a head, F hidden width of the MLP.
-Parameters are float32; `dtype` is that of the products and of the residual stream. Norms and softmax have float32 statistics.
+Shape legend: B images, N tokens (CLS first), D width, H heads, K width of a head, F hidden width of
+the MLP. Parameters are float32; `dtype` is that of the products and of the residual stream. Norms
+and softmax have float32 statistics.
 """
+
 import dataclasses
 import functools
 import math
@@ -19,12 +22,14 @@ from beit_jax.models.platform import keep_rows, target_platform
 @dataclasses.dataclass(frozen=True)
 class TruncatedNormal:
     """Normal draws of deviation `std`, cut at +-`bound` (absolute). BEiT cuts at ONE deviation."""
+
     std: float
     bound: float
 
     def __call__(self, key, shape, dtype=jnp.float32, **_):
         cut = self.bound / self.std
-        if cut > 6:  # float32 draws end before; truncated_normal would now and then give the bound itself
+        # float32 draws end before; truncated_normal would now and then give the bound itself
+        if cut > 6:
             return jax.random.normal(key, shape, dtype) * self.std
         return jax.random.truncated_normal(key, -cut, cut, shape, dtype) * self.std
 
@@ -35,6 +40,7 @@ class TruncatedNormal:
 @dataclasses.dataclass(frozen=True)
 class Divided:
     """What `initializer` draws, divided by `divisor`."""
+
     initializer: TruncatedNormal
     divisor: float
 
@@ -48,6 +54,7 @@ class Divided:
 @dataclasses.dataclass(frozen=True)
 class Uniform:
     """Uniform draws from -bound to bound."""
+
     bound: float
 
     def __call__(self, key, shape, dtype=jnp.float32, **_):
@@ -60,6 +67,7 @@ class Uniform:
 @dataclasses.dataclass(frozen=True)
 class Constant:
     """Every element is `value`."""
+
     value: float
 
     def __call__(self, key, shape, dtype=jnp.float32, **_):
@@ -74,15 +82,34 @@ def parameter(init, shape: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Param:
     return nnx.Param(init(rngs.params(), shape), initializer=init)
 
 
-def linear(inputs: int, outputs: int, kernel_init, *, bias_init=Constant(0.0), dtype, rngs: nnx.Rngs, use_bias: bool = True) -> nnx.Linear:
-    return nnx.Linear(inputs, outputs, use_bias=use_bias, kernel_init=kernel_init, bias_init=bias_init, dtype=dtype, rngs=rngs,
-                      kernel_metadata={'initializer': kernel_init}, bias_metadata={'initializer': bias_init},
-                      dot_general=lambda x, kernel, *_, **options: product(x, kernel, **options))
+def linear(
+    inputs: int,
+    outputs: int,
+    kernel_init,
+    *,
+    bias_init=Constant(0.0),
+    dtype,
+    rngs: nnx.Rngs,
+    use_bias: bool = True,
+) -> nnx.Linear:
+    return nnx.Linear(
+        inputs,
+        outputs,
+        use_bias=use_bias,
+        kernel_init=kernel_init,
+        bias_init=bias_init,
+        dtype=dtype,
+        rngs=rngs,
+        kernel_metadata={'initializer': kernel_init},
+        bias_metadata={'initializer': bias_init},
+        dot_general=lambda x, kernel, *_, **options: product(x, kernel, **options),
+    )
 
 
 def product(x, kernel_DE, **options):
-    """[..., D] and a kernel [D, E] -> [..., E]. Elsewhere than on a TPU, whose tiles it would break, as a product of two matrices: XLA's CPU
-    backend would else transpose the gradient of every result, at a third of the time of the MLP (docs/benchmarks.md)."""
+    """[..., D] and a kernel [D, E] -> [..., E]. Elsewhere than on a TPU, whose tiles it would
+    break, as a product of two matrices: XLA's CPU backend would else transpose the gradient of
+    every result, at a third of the time of the MLP (docs/benchmarks.md)."""
     rows = x if target_platform() == 'tpu' else x.reshape(-1, x.shape[-1])
     return jnp.matmul(rows, kernel_DE, **options).reshape(*x.shape[:-1], -1)
 
@@ -90,19 +117,30 @@ def product(x, kernel_DE, **options):
 def layer_norm(width: int, eps: float, *, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """LayerNorm with float32 statistics over the last axis; the result has `dtype`."""
     ones, zeros = Constant(1.0), Constant(0.0)
-    return nnx.LayerNorm(width, epsilon=eps, use_fast_variance=True, scale_init=ones, bias_init=zeros, dtype=dtype,
-                         rngs=rngs, scale_metadata={'initializer': ones}, bias_metadata={'initializer': zeros})
+    return nnx.LayerNorm(
+        width,
+        epsilon=eps,
+        use_fast_variance=True,
+        scale_init=ones,
+        bias_init=zeros,
+        dtype=dtype,
+        rngs=rngs,
+        scale_metadata={'initializer': ones},
+        bias_metadata={'initializer': zeros},
+    )
 
 
 @functools.lru_cache(maxsize=16)
 def relative_position_index(grid: tuple[int, int]) -> np.ndarray:
     """Row of the bias table for each pair (query, key), int32 [N, N], N = 1 + h * w.
 
-    The first (2h - 1)(2w - 1) rows are offsets between patches; the last three are CLS to patch, patch to CLS, CLS to CLS
-    (modeling_finetune.py, RelativePositionBias).
+    The first (2h - 1)(2w - 1) rows are offsets between patches; the last three are CLS to patch,
+    patch to CLS, CLS to CLS (modeling_finetune.py, RelativePositionBias).
     """
     height, width = grid
-    y, x = (axis.ravel() for axis in np.meshgrid(np.arange(height), np.arange(width), indexing='ij'))
+    y, x = (
+        axis.ravel() for axis in np.meshgrid(np.arange(height), np.arange(width), indexing='ij')
+    )
     offsets = (y[:, None] - y + height - 1) * (2 * width - 1) + (x[:, None] - x + width - 1)
     rows = num_relative_positions(grid)
     index = np.full((1 + height * width,) * 2, rows - 1, np.int32)
@@ -127,10 +165,22 @@ class RelativePositionBias(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention; query and value have biases, key has none (modeling_finetune.py, Attention)."""
+    """Multi-head self-attention; query and value have biases, key has none (modeling_finetune.py,
+    Attention)."""
 
-    def __init__(self, width: int, heads: int, kernel_init, out_init, *, grid: tuple[int, int] | None, dtype, rngs: nnx.Rngs):
-        """`grid`: rows and columns of patches if this layer has a bias table of its own, else None."""
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        kernel_init,
+        out_init,
+        *,
+        grid: tuple[int, int] | None,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
+        """`grid`: rows and columns of patches if this layer has a bias table of its own, else
+        None."""
         self.heads = heads
         self.query = linear(width, width, kernel_init, dtype=dtype, rngs=rngs)
         self.key = linear(width, width, kernel_init, dtype=dtype, rngs=rngs, use_bias=False)
@@ -139,25 +189,31 @@ class Attention(nnx.Module):
         self.position_bias = RelativePositionBias(grid, heads, rngs=rngs) if grid else None
 
     def __call__(self, x_BND, bias_HNN=None, scale_D=None):
-        """x: [B, N, D]; bias: float32 [H, N, N] (key, query) shared by the layers, or None; scale: what the result is multiplied by, [D] or
-        None. Returns [B, N, D]."""
+        """x: [B, N, D]; bias: float32 [H, N, N] (key, query) shared by the layers, or None; scale:
+        what the result is multiplied by, [D] or None. Returns [B, N, D]."""
         q_BND, k_BND, query_bias_D = self._queries_and_keys(x_BND)
         v_BND = product(x_BND, self.value.kernel[...].astype(x_BND.dtype))
         read_BND = attend(q_BND, k_BND, v_BND, query_bias_D, self._bias(x_BND, bias_HNN))
         # The weights of a token add up to 1: the values' bias can as well be added after them.
         kernel_DD = self.out.kernel[...]
-        kernel_DD, bias_D = scaled(scale_D, kernel_DD, self.out.bias[...] + self.value.bias[...] @ kernel_DD)
+        kernel_DD, bias_D = scaled(
+            scale_D, kernel_DD, self.out.bias[...] + self.value.bias[...] @ kernel_DD
+        )
         return product(read_BND, kernel_DD.astype(x_BND.dtype)) + bias_D.astype(x_BND.dtype)
 
     def weights(self, x_BND, bias_HNN=None):
-        """How much each token looks at each other one, float32 [B, H, N, N] (query, key): rows sum to 1."""
+        """How much each token looks at each other one, float32 [B, H, N, N] (query, key): rows sum
+        to 1."""
         return weights(*self._queries_and_keys(x_BND), self._bias(x_BND, bias_HNN))
 
     def _queries_and_keys(self, x_BND):
-        """Queries without their bias and keys, [B, N, D] each, and that bias [D]; queries and bias divided by the root of their width."""
+        """Queries without their bias and keys, [B, N, D] each, and that bias [D]; queries and bias
+        divided by the root of their width."""
         scale = (x_BND.shape[-1] // self.heads) ** -0.5
         kernels = self.query.kernel[...] * scale, self.key.kernel[...]
-        return *(product(x_BND, kernel_DD.astype(x_BND.dtype)) for kernel_DD in kernels), self.query.bias[...] * scale
+        return *(
+            product(x_BND, kernel_DD.astype(x_BND.dtype)) for kernel_DD in kernels
+        ), self.query.bias[...] * scale
 
     def _bias(self, x_BND, bias_HNN):
         if self.position_bias is not None:
@@ -166,13 +222,15 @@ class Attention(nnx.Module):
 
 
 def scaled(scale_D, kernel, bias_D):
-    """Kernel and bias of a linear layer whose result LayerScale multiplies, in one: no pass over the tokens is needed. `scale_D`: or None."""
+    """Kernel and bias of a linear layer whose result LayerScale multiplies, in one: no pass over
+    the tokens is needed. `scale_D`: or None."""
     return (kernel, bias_D) if scale_D is None else (kernel * scale_D, bias_D * scale_D)
 
 
 @jax.custom_vjp
 def gelu(x):
-    """x * Phi(x), computed in float32. What its gradient needs is computed beside it, so that the backward pass only multiplies."""
+    """x * Phi(x), computed in float32. What its gradient needs is computed beside it, so that the
+    backward pass only multiplies."""
     return _gelu_and_slope(x)[0]
 
 
@@ -196,27 +254,47 @@ class Mlp(nnx.Module):
     def __call__(self, x_BND, scale_D=None):
         """scale: what the result is multiplied by, [D] or None."""
         kernel_FD, bias_D = scaled(scale_D, self.fc2.kernel[...], self.fc2.bias[...])
-        return product(gelu(self.fc1(x_BND)), kernel_FD.astype(x_BND.dtype)) + bias_D.astype(x_BND.dtype)
+        return product(gelu(self.fc1(x_BND)), kernel_FD.astype(x_BND.dtype)) + bias_D.astype(
+            x_BND.dtype
+        )
 
 
 class Block(nnx.Module):
     """Pre-norm transformer block with LayerScale (where `layer_scale` > 0) and stochastic depth."""
 
-    def __init__(self, layer: int, width: int, heads: int, hidden: int, *, layer_scale: float, norm_eps: float,
-                 kernel_init: TruncatedNormal, grid: tuple[int, int] | None, dtype, rngs: nnx.Rngs):
-        """`layer` counts from 1: the two kernels that write to the residual stream are divided by sqrt(2 * layer)."""
+    def __init__(
+        self,
+        layer: int,
+        width: int,
+        heads: int,
+        hidden: int,
+        *,
+        layer_scale: float,
+        norm_eps: float,
+        kernel_init: TruncatedNormal,
+        grid: tuple[int, int] | None,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
+        """`layer` counts from 1: the two kernels that write to the residual stream are divided by
+        sqrt(2 * layer)."""
         out_init = Divided(kernel_init, math.sqrt(2 * layer))
         self.norm1 = layer_norm(width, norm_eps, dtype=dtype, rngs=rngs)
-        self.attention = Attention(width, heads, kernel_init, out_init, grid=grid, dtype=dtype, rngs=rngs)
+        self.attention = Attention(
+            width, heads, kernel_init, out_init, grid=grid, dtype=dtype, rngs=rngs
+        )
         self.norm2 = layer_norm(width, norm_eps, dtype=dtype, rngs=rngs)
         self.mlp = Mlp(width, hidden, kernel_init, out_init, dtype=dtype, rngs=rngs)
         self.scale1 = parameter(Constant(layer_scale), (width,), rngs) if layer_scale else None
         self.scale2 = parameter(Constant(layer_scale), (width,), rngs) if layer_scale else None
 
     def __call__(self, x_BND, bias_HNN=None, keep_2B=None):
-        """keep: float32 [2, B], what each image's attention and MLP branch is multiplied by (0 drops it), or None."""
+        """keep: float32 [2, B], what each image's attention and MLP branch is multiplied by (0
+        drops it), or None."""
         x_BND = row_major(keep_rows(x_BND))
-        scale1_D, scale2_D = (None if scale is None else scale[...] for scale in (self.scale1, self.scale2))
+        scale1_D, scale2_D = (
+            None if scale is None else scale[...] for scale in (self.scale1, self.scale2)
+        )
         x_BND = self._add(x_BND, self.attention(self.norm1(x_BND), bias_HNN, scale1_D), keep_2B, 0)
         return self._add(x_BND, self.mlp(self.norm2(x_BND), scale2_D), keep_2B, 1)
 

@@ -1,4 +1,6 @@
-"""Sizes of the encoder (paper, section 2.2 and appendix; tiny and small as in DeiT), and the weights that the authors released."""
+"""Sizes of the encoder (paper, section 2.2 and appendix; tiny and small as in DeiT), and the
+weights that the authors released."""
+
 import dataclasses
 
 PRESETS = {
@@ -11,11 +13,14 @@ PRESETS = {
 
 @dataclasses.dataclass(frozen=True)
 class Released:
-    """A file of the official README, also on Hugging Face's hub as `hub` and in timm as `timm` ('' where it is not).
+    """A file of the official README, also on Hugging Face's hub as `hub` and in timm as `timm` (''
+    where it is not).
 
-    All of them: patches of 16 pixels, LayerScale, a relative position bias (shared in pre-training), mean pooling, pixels with mean and
-    standard deviation 0.5. Accuracies in percent on ImageNet-1k as the official README gives them; 0 where it gives none.
+    All of them: patches of 16 pixels, LayerScale, a relative position bias (shared in
+    pre-training), mean pooling, pixels with mean and standard deviation 0.5. Accuracies in percent
+    on ImageNet-1k as the official README gives them; 0 where it gives none.
     """
+
     size: str
     image_size: int
     num_classes: int = 0  # 0: pre-trained, a head for 8192 tokens
@@ -26,31 +31,84 @@ class Released:
 
 
 RELEASED = {
-    'beit_base_patch16_224_pt22k': Released('base', 224, hub='microsoft/beit-base-patch16-224-pt22k'),
-    'beit_large_patch16_224_pt22k': Released('large', 224, hub='microsoft/beit-large-patch16-224-pt22k'),
+    'beit_base_patch16_224_pt22k': Released(
+        'base', 224, hub='microsoft/beit-base-patch16-224-pt22k'
+    ),
+    'beit_large_patch16_224_pt22k': Released(
+        'large', 224, hub='microsoft/beit-large-patch16-224-pt22k'
+    ),
     'beit_base_patch16_224_pt22k_ft22k': Released(
-        'base', 224, 21841, hub='microsoft/beit-base-patch16-224-pt22k-ft22k', timm='beit_base_patch16_224.in22k_ft_in22k'),
+        'base',
+        224,
+        21841,
+        hub='microsoft/beit-base-patch16-224-pt22k-ft22k',
+        timm='beit_base_patch16_224.in22k_ft_in22k',
+    ),
     'beit_large_patch16_224_pt22k_ft22k': Released(
-        'large', 224, 21841, hub='microsoft/beit-large-patch16-224-pt22k-ft22k', timm='beit_large_patch16_224.in22k_ft_in22k'),
+        'large',
+        224,
+        21841,
+        hub='microsoft/beit-large-patch16-224-pt22k-ft22k',
+        timm='beit_large_patch16_224.in22k_ft_in22k',
+    ),
     'beit_base_patch16_224_pt22k_ft1k': Released('base', 224, 1000, 83.7, 96.6),
     'beit_base_patch16_224_pt22k_ft22kto1k': Released(
-        'base', 224, 1000, 85.2, 97.6, 'microsoft/beit-base-patch16-224', 'beit_base_patch16_224.in22k_ft_in22k_in1k'),
+        'base',
+        224,
+        1000,
+        85.2,
+        97.6,
+        'microsoft/beit-base-patch16-224',
+        'beit_base_patch16_224.in22k_ft_in22k_in1k',
+    ),
     'beit_base_patch16_384_pt22k_ft22kto1k': Released(
-        'base', 384, 1000, 86.8, 98.1, 'microsoft/beit-base-patch16-384', 'beit_base_patch16_384.in22k_ft_in22k_in1k'),
+        'base',
+        384,
+        1000,
+        86.8,
+        98.1,
+        'microsoft/beit-base-patch16-384',
+        'beit_base_patch16_384.in22k_ft_in22k_in1k',
+    ),
     'beit_large_patch16_224_pt22k_ft1k': Released('large', 224, 1000, 86.0, 97.6),
     'beit_large_patch16_224_pt22k_ft22kto1k': Released(
-        'large', 224, 1000, 87.4, 98.3, 'microsoft/beit-large-patch16-224', 'beit_large_patch16_224.in22k_ft_in22k_in1k'),
+        'large',
+        224,
+        1000,
+        87.4,
+        98.3,
+        'microsoft/beit-large-patch16-224',
+        'beit_large_patch16_224.in22k_ft_in22k_in1k',
+    ),
     'beit_large_patch16_384_pt22k_ft22kto1k': Released(
-        'large', 384, 1000, 88.4, 98.6, 'microsoft/beit-large-patch16-384', 'beit_large_patch16_384.in22k_ft_in22k_in1k'),
+        'large',
+        384,
+        1000,
+        88.4,
+        98.6,
+        'microsoft/beit-large-patch16-384',
+        'beit_large_patch16_384.in22k_ft_in22k_in1k',
+    ),
     'beit_large_patch16_512_pt22k_ft22kto1k': Released(
-        'large', 512, 1000, 88.6, 98.66, 'microsoft/beit-large-patch16-512', 'beit_large_patch16_512.in22k_ft_in22k_in1k'),
+        'large',
+        512,
+        1000,
+        88.6,
+        98.66,
+        'microsoft/beit-large-patch16-512',
+        'beit_large_patch16_512.in22k_ft_in22k_in1k',
+    ),
 }
 
 
 def find_released(name: str) -> Released | None:
-    """The released weights that a file or folder is named after: 'beit_base_patch16_224_pt22k', the hub's name, or timm's."""
+    """The released weights that a file or folder is named after: 'beit_base_patch16_224_pt22k', the
+    hub's name, or timm's."""
     folded = name.lower().replace('-', '_')
     for key, released in RELEASED.items():
-        if folded in (key, released.hub.partition('/')[2].replace('-', '_'), released.timm) and folded:
+        if (
+            folded in (key, released.hub.partition('/')[2].replace('-', '_'), released.timm)
+            and folded
+        ):
             return released
     return None

@@ -1,4 +1,6 @@
-"""What a program that JAX has traced consists of, before any compiler: its equations, their products' arithmetic, its Pallas kernels."""
+"""What a program that JAX has traced consists of, before any compiler: its equations, their
+products' arithmetic, its Pallas kernels."""
+
 from collections.abc import Iterator
 import math
 
@@ -6,13 +8,21 @@ import jax
 
 
 def equations(jaxpr, times: int = 1) -> Iterator[tuple]:
-    """(equation, how often it runs) for all that have none inside them, and for Pallas kernels; the body of a while loop counts once."""
+    """(equation, how often it runs) for all that have none inside them, and for Pallas kernels; the
+    body of a while loop counts once."""
     for equation in getattr(jaxpr, 'jaxpr', jaxpr).eqns:
-        inner = [] if equation.primitive.name == 'pallas_call' else list(_inside(equation.params.values()))
+        inner = (
+            []
+            if equation.primitive.name == 'pallas_call'
+            else list(_inside(equation.params.values()))
+        )
         if not inner:
             yield equation, times
         for each in inner:
-            yield from equations(each, times * equation.params['length'] if equation.primitive.name == 'scan' else times)
+            yield from equations(
+                each,
+                times * equation.params['length'] if equation.primitive.name == 'scan' else times,
+            )
 
 
 def _inside(values):
@@ -24,16 +34,29 @@ def _inside(values):
 
 
 def product_flops(function, *arguments) -> int:
-    """Floating-point operations of the matrix products and convolutions of function(*arguments); a multiplication and an addition are two."""
-    return sum(times * _flops(equation) for equation, times in equations(jax.make_jaxpr(function)(*arguments)))
+    """Floating-point operations of the matrix products and convolutions of function(*arguments); a
+    multiplication and an addition are two."""
+    return sum(
+        times * _flops(equation)
+        for equation, times in equations(jax.make_jaxpr(function)(*arguments))
+    )
 
 
 def _flops(equation) -> int:
     if equation.primitive.name == 'dot_general':
         (contracted, _), _ = equation.params['dimension_numbers']
         left = equation.invars[0].aval.shape
-        return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+        return (
+            2
+            * math.prod(equation.outvars[0].aval.shape)
+            * math.prod(left[axis] for axis in contracted)
+        )
     if equation.primitive.name == 'conv_general_dilated':
         kernel, numbers = equation.invars[1].aval.shape, equation.params['dimension_numbers']
-        return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // kernel[numbers.rhs_spec[0]]
+        return (
+            2
+            * math.prod(equation.outvars[0].aval.shape)
+            * math.prod(kernel)
+            // kernel[numbers.rhs_spec[0]]
+        )
     return 0

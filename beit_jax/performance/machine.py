@@ -1,4 +1,5 @@
 """Which machine this is, for those who read figures."""
+
 from pathlib import Path
 import platform
 

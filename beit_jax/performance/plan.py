@@ -1,7 +1,9 @@
-"""What the TPU's own compiler says of a recipe's step: whether it fits a chip, and how fast it is. Needs libtpu, and no TPU.
+"""What the TPU's own compiler says of a recipe's step: whether it fits a chip, and how fast it is.
+Needs libtpu, and no TPU.
 
 All figures are estimates of the compiler: cycles do not count what chips wait for one another.
 """
+
 import dataclasses
 import importlib.util
 import re
@@ -13,7 +15,9 @@ from beit_jax.settings.run import RunConfig
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Of a kind of TPU (Google's published figures; peak and bandwidth are those of a chip, with all its cores)."""
+    """Of a kind of TPU (Google's published figures; peak and bandwidth are those of a chip, with
+    all its cores)."""
+
     flops_per_cycle: int  # bfloat16
     hertz: float
     bytes_per_second: float  # of its memory
@@ -22,8 +26,12 @@ class Chip:
     link_bytes_per_second: float  # of all its links to other chips of its slice
 
 
-CHIPS = {'v4': Chip(262_144, 1.05e9, 1.228e12, 32 * 2**30, 2, 3e11), 'v5e': Chip(131_072, 1.5e9, 8.19e11, 16 * 2**30, 1, 2e11),
-         'v5p': Chip(262_144, 1.75e9, 2.765e12, 95 * 2**30, 2, 6e11), 'v6e': Chip(524_288, 1.75e9, 1.64e12, 32 * 2**30, 1, 4.48e11)}
+CHIPS = {
+    'v4': Chip(262_144, 1.05e9, 1.228e12, 32 * 2**30, 2, 3e11),
+    'v5e': Chip(131_072, 1.5e9, 8.19e11, 16 * 2**30, 1, 2e11),
+    'v5p': Chip(262_144, 1.75e9, 2.765e12, 95 * 2**30, 2, 6e11),
+    'v6e': Chip(524_288, 1.75e9, 1.64e12, 32 * 2**30, 1, 4.48e11),
+}
 EXAMPLES = 'v4:2x2x1, v5e:2x2, v5e:4x4, v5e:16x16, v5p:2x2x1, v5p:4x4x4, v6e:4x4, v6e:16x16'
 
 
@@ -32,8 +40,8 @@ class MemoryLimitError(RequestError):
 
 
 def plan(config: RunConfig, topology: str, dall_e: bool = False) -> dict:
-    """Compiles the training step and gives what the compiler says of it; sizes and cycles are those of one chip. `dall_e`: with DALL-E's
-    tokenizer where the config has none.
+    """Compiles the training step and gives what the compiler says of it; sizes and cycles are those
+    of one chip. `dall_e`: with DALL-E's tokenizer where the config has none.
 
     Raises:
       RequestError: no such topology, a batch or a mesh that does not divide; `MemoryLimitError`.
@@ -42,6 +50,7 @@ def plan(config: RunConfig, topology: str, dall_e: bool = False) -> dict:
 
     from beit_jax.performance.programs import initial_programs, peak, peak_in_turns, step_programs
     from beit_jax.train.sharding import make_mesh
+
     chip, devices = CHIPS.get(topology.partition(':')[0]), _devices(topology, config.mesh.slice)
     mesh = make_mesh(config.mesh, devices)
     parts, memories = {}, []
@@ -49,7 +58,9 @@ def plan(config: RunConfig, topology: str, dall_e: bool = False) -> dict:
         found, memory_of_program = _examine(program, config, topology)
         parts[name] = {'flops': program.flops // len(devices)} | found
         memories.append(memory_of_program)
-    started = [_compile(program, config)[0].memory_analysis() for program in initial_programs(config, mesh)]
+    started = [
+        _compile(program, config)[0].memory_analysis() for program in initial_programs(config, mesh)
+    ]
     cycles, flops = (sum(part[name] for part in parts.values()) for name in ('cycles', 'flops'))
     seconds = cycles / chip.hertz
     received = sum(size for part in parts.values() for size in part['received'].values())
@@ -57,37 +68,68 @@ def plan(config: RunConfig, topology: str, dall_e: bool = False) -> dict:
     if memory > chip.memory:
         raise _exceeded(_too_much(memory, chip.memory), config)
     return {
-        'topology': topology, 'chips': len(devices), 'mesh': dict(mesh.shape), 'task': config.task, 'batch_size': config.batch_size,
-        'images_per_chip': config.batch_size // len(devices), 'jax': jax.__version__, 'programs': parts, 'cycles': cycles, 'flops': flops,
-        'step_seconds': seconds, 'images_per_second': config.batch_size / seconds, 'utilisation': flops / cycles / chip.flops_per_cycle,
-        'transfer_seconds': received / chip.link_bytes_per_second, 'initial_state': started[-1].output_size_in_bytes,
+        'topology': topology,
+        'chips': len(devices),
+        'mesh': dict(mesh.shape),
+        'task': config.task,
+        'batch_size': config.batch_size,
+        'images_per_chip': config.batch_size // len(devices),
+        'jax': jax.__version__,
+        'programs': parts,
+        'cycles': cycles,
+        'flops': flops,
+        'step_seconds': seconds,
+        'images_per_second': config.batch_size / seconds,
+        'utilisation': flops / cycles / chip.flops_per_cycle,
+        'transfer_seconds': received / chip.link_bytes_per_second,
+        'initial_state': started[-1].output_size_in_bytes,
         # the state is made of the parameters, which are drawn one after the other
-        'initial_memory': max(peak(started[-1]), started[-1].argument_size_in_bytes + max(map(peak, started[:-1]))),
-        'memory': memory, 'memory_limit': chip.memory}
+        'initial_memory': max(
+            peak(started[-1]), started[-1].argument_size_in_bytes + max(map(peak, started[:-1]))
+        ),
+        'memory': memory,
+        'memory_limit': chip.memory,
+    }
 
 
 def _examine(program, config, topology: str) -> tuple:
-    """(what the compiler says of one program, its memory analysis). Kernels, of which it says nothing, count by the schedule of their
-    instructions."""
+    """(what the compiler says of one program, its memory analysis). Kernels, of which it says
+    nothing, count by the schedule of their instructions."""
     from beit_jax.performance import jaxprs
     from beit_jax.performance.programs import peak
     from beit_jax.performance.tpu_estimate import estimate
     from beit_jax.performance.tpu_kernels import kernel_cycles
+
     began = time.perf_counter()
     compiled, traced = _compile(program, config)
     seconds, memory = time.perf_counter() - began, compiled.memory_analysis()
     found = estimate(compiled.as_text(), trips=getattr(getattr(config, 'model', None), 'depth', 1))
-    kernels = [(equation, times) for equation, times in jaxprs.equations(traced.jaxpr) if equation.primitive.name == 'pallas_call']
+    kernels = [
+        (equation, times)
+        for equation, times in jaxprs.equations(traced.jaxpr)
+        if equation.primitive.name == 'pallas_call'
+    ]
     chip, cycles = CHIPS[topology.partition(':')[0]], {}
     for equation, times in kernels:
-        name, shapes = equation.params['name'], tuple(variable.aval.shape for variable in equation.invars)
+        name, shapes = (
+            equation.params['name'],
+            tuple(variable.aval.shape for variable in equation.invars),
+        )
         if (name, shapes) not in cycles:
-            cycles[name, shapes] = kernel_cycles(equation, topology, chip.cores, chip.bytes_per_second / chip.hertz)
+            cycles[name, shapes] = kernel_cycles(
+                equation, topology, chip.cores, chip.bytes_per_second / chip.hertz
+            )
         found.cycles += times * cycles[name, shapes]
         found.operations[f'{name} (a kernel, by its schedule)'] += times * cycles[name, shapes]
-    return {'cycles': found.cycles, 'compile_seconds': seconds, 'arguments': memory.argument_size_in_bytes,
-            'temporaries': memory.temp_size_in_bytes, 'memory': peak(memory), 'received': dict(found.received),
-            'operations': dict(found.operations.most_common(10))}, memory
+    return {
+        'cycles': found.cycles,
+        'compile_seconds': seconds,
+        'arguments': memory.argument_size_in_bytes,
+        'temporaries': memory.temp_size_in_bytes,
+        'memory': peak(memory),
+        'received': dict(found.received),
+        'operations': dict(found.operations.most_common(10)),
+    }, memory
 
 
 def _devices(topology: str, slices: int = 1):
@@ -97,12 +139,18 @@ def _devices(topology: str, slices: int = 1):
       RequestError: there is no such topology, or no compiler.
     """
     from jax.experimental import topologies
-    check(importlib.util.find_spec('libtpu') is not None, 'planning takes the compiler of the TPU: pip install "jax[tpu]".')
+
+    check(
+        importlib.util.find_spec('libtpu') is not None,
+        'planning takes the compiler of the TPU: pip install "jax[tpu]".',
+    )
     kind = topology.partition(':')[0]
     unknown = f'--topology={topology} is unknown: give KIND:SHAPE, for example {EXAMPLES}.'
     check(kind in CHIPS, unknown)
     try:
-        return topologies.get_topology_desc(topology, platform='tpu', num_slices=max(1, slices)).devices
+        return topologies.get_topology_desc(
+            topology, platform='tpu', num_slices=max(1, slices)
+        ).devices
     except Exception as error:  # of the compiler, of many types
         raise RequestError(f'{unknown} ({str(error).splitlines()[0][:200]})') from error
 
@@ -114,15 +162,24 @@ def _compile(program, config):
       RequestError: it does not fit.
     """
     import jax
+
     traced = program.function.trace(*program.inputs)
     try:
         return traced.lower().compile(), traced
     except jax.errors.JaxRuntimeError as error:
         if 'RESOURCE_EXHAUSTED' not in str(error):
             raise
-        sizes = re.search(r'Used (?P<used>[\d.]+\w) of (?P<limit>[\d.]+\w) hbm', str(error)) or re.search(
-            r'temporaries \((?P<used>[\d.]+\w)\) exceeds available HBM \((?P<limit>[\d.]+\w)\)', str(error))
-        what = _too_much(*map(_size, sizes.group('used', 'limit'))) if sizes else str(error).splitlines()[0]
+        sizes = re.search(
+            r'Used (?P<used>[\d.]+\w) of (?P<limit>[\d.]+\w) hbm', str(error)
+        ) or re.search(
+            r'temporaries \((?P<used>[\d.]+\w)\) exceeds available HBM \((?P<limit>[\d.]+\w)\)',
+            str(error),
+        )
+        what = (
+            _too_much(*map(_size, sizes.group('used', 'limit')))
+            if sizes
+            else str(error).splitlines()[0]
+        )
         raise _exceeded(what, config) from error
 
 
@@ -136,20 +193,33 @@ def _too_much(used: float, limit: float) -> str:
 
 
 def _exceeded(what: str, config) -> MemoryLimitError:
-    return MemoryLimitError(f'{what}: lower config.batch_size ({config.batch_size}), set config.model.remat=true, or raise '
-                            'config.accumulate_steps or config.mesh.fsdp.')
+    return MemoryLimitError(
+        f'{what}: lower config.batch_size ({config.batch_size}), set config.model.remat=true, or '
+        'raise config.accumulate_steps or config.mesh.fsdp.'
+    )
 
 
 def search_batch(config: RunConfig, topology: str, dall_e: bool = False) -> dict:
-    """The largest batch that fits, and the fastest: doubles the images of a chip from the recipe's until they do not fit, or halves them until
-    they do, then tries half way between, and halves the smallest as long as that is faster."""
-    chips, unit, tried, refused = len(_devices(topology, config.mesh.slice)), config.accumulate_steps, {}, {}
+    """The largest batch that fits, and the fastest: doubles the images of a chip from the recipe's
+    until they do not fit, or halves them until they do, then tries half way between, and halves the
+    smallest as long as that is faster."""
+    chips, unit, tried, refused = (
+        len(_devices(topology, config.mesh.slice)),
+        config.accumulate_steps,
+        {},
+        {},
+    )
 
     def attempt(images):
         try:
-            tried[images] = plan(dataclasses.replace(config, batch_size=images * chips), topology, dall_e)
-            print(f'{images} images a chip: {tried[images]["images_per_second"]:,.0f} images/s, {tried[images]["memory"] / 1e9:.2f} GB',
-                  flush=True)
+            tried[images] = plan(
+                dataclasses.replace(config, batch_size=images * chips), topology, dall_e
+            )
+            print(
+                f'{images} images a chip: {tried[images]["images_per_second"]:,.0f} images/s, '
+                f'{tried[images]["memory"] / 1e9:.2f} GB',
+                flush=True,
+            )
         except MemoryLimitError as error:
             refused[images] = str(error)
             print(f'{images} images a chip: {error}', flush=True)
@@ -168,6 +238,13 @@ def search_batch(config: RunConfig, topology: str, dall_e: bool = False) -> dict
     while tried and min(refused) - max(tried) > max(8, unit, max(tried) // 4):
         attempt(whole_parts((min(refused) + max(tried)) // 2))
     check(bool(tried), f'not even {min(refused)} images a chip fit: {refused[min(refused)]}')
-    while (fastest := max(tried, key=lambda images: tried[images]['images_per_second'])) == min(tried) > unit:
+    while (
+        (fastest := max(tried, key=lambda images: tried[images]['images_per_second']))
+        == min(tried)
+        > unit
+    ):
         attempt(whole_parts(fastest // 2))
-    return tried[fastest] | {'largest_images_per_chip': max(tried), 'fastest_images_per_chip': fastest}
+    return tried[fastest] | {
+        'largest_images_per_chip': max(tried),
+        'fastest_images_per_chip': fastest,
+    }

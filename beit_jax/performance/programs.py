@@ -1,4 +1,6 @@
-"""The programs that a step of a recipe runs, and the shapes of what they take: what `plan` compiles and `benchmark step` times."""
+"""The programs that a step of a recipe runs, and the shapes of what they take: what `plan` compiles
+and `benchmark step` times."""
+
 from collections.abc import Callable
 import dataclasses
 
@@ -21,17 +23,21 @@ PIXEL_CLASSES = 150  # of ADE20K
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A jitted function, what it takes (a tuple of trees of abstract shapes), and the arithmetic of its method: the products of the
-    forward pass, and twice as much for a backward pass; what is recomputed does not count."""
+    """A jitted function, what it takes (a tuple of trees of abstract shapes), and the arithmetic of
+    its method: the products of the forward pass, and twice as much for a backward pass; what is
+    recomputed does not count."""
+
     function: Callable
     inputs: tuple
     flops: int
 
 
 def step_programs(config: RunConfig, mesh, dall_e: bool = False) -> dict[str, Program]:
-    """{'step': (state, batch) -> (state, metrics)}, and with a tokenizer {'tokenizer': (its parameters, batch) -> tokens}.
+    """{'step': (state, batch) -> (state, metrics)}, and with a tokenizer {'tokenizer': (its
+    parameters, batch) -> tokens}.
 
-    config: an empty tokenizer.path stands for tokens that are given, or with `dall_e` for DALL-E's tokenizer, of which only the shapes count.
+    config: an empty tokenizer.path stands for tokens that are given, or with `dall_e` for DALL-E's
+    tokenizer, of which only the shapes count.
 
     Raises:
       RequestError: a batch that the mesh does not divide.
@@ -40,45 +46,85 @@ def step_programs(config: RunConfig, mesh, dall_e: bool = False) -> dict[str, Pr
     step = steps.make_train_step(task, optimizer, schedule, mesh, config.total_steps)
     state, batch = steps.abstract_state(task, optimizer), _batch(config.batch_size, task.views)
     if config.task == 'pretrain' and config.target == 'tokens':
-        batch['tokens'] = _shape(config.batch_size, config.grid[0] * config.grid[1], dtype=jnp.uint16)
+        batch['tokens'] = _shape(
+            config.batch_size, config.grid[0] * config.grid[1], dtype=jnp.uint16
+        )
     programs = {'step': Program(step, (state, batch), _step_flops(task, state['params'], batch))}
     if config.task == 'pretrain' and task.frozen:
-        inputs = jax.tree.map(lambda leaf: _shape(*leaf.shape, dtype=leaf.dtype), task.frozen), _batch(config.batch_size, task.prepare_views)
-        flops = jaxprs.product_flops(lambda frozen, batch: task.prepare(frozen, batch, train=True), *inputs)
+        inputs = (
+            jax.tree.map(lambda leaf: _shape(*leaf.shape, dtype=leaf.dtype), task.frozen),
+            _batch(config.batch_size, task.prepare_views),
+        )
+        flops = jaxprs.product_flops(
+            lambda frozen, batch: task.prepare(frozen, batch, train=True), *inputs
+        )
         programs['tokenizer'] = Program(steps.make_prepare(task, mesh, train=True), inputs, flops)
     return programs
 
 
 def initial_programs(config: RunConfig, mesh) -> list[Program]:
-    """What makes the state that a run starts with: one program for each kind of parameter, and one that adds the optimizer's part."""
+    """What makes the state that a run starts with: one program for each kind of parameter, and one
+    that adds the optimizer's part."""
     _, task, _, optimizer = _set_up(config, mesh)
-    shardings, params = state_shardings(mesh, steps.abstract_params(task)), steps.abstract_params(task)
+    shardings, params = (
+        state_shardings(mesh, steps.abstract_params(task)),
+        steps.abstract_params(task),
+    )
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
-    placed = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), params, shardings)
+    placed = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        params,
+        shardings,
+    )
     draws = dict.fromkeys(draw for _, draw, _ in steps.drawings(task, shardings))
-    return [*(Program(draw, (key,), 0) for draw in draws), Program(steps.make_initial_state(task, optimizer, mesh), (placed,), 0)]
+    return [
+        *(Program(draw, (key,), 0) for draw in draws),
+        Program(steps.make_initial_state(task, optimizer, mesh), (placed,), 0),
+    ]
 
 
 def peak(memory) -> int:
-    """Bytes that a program takes, with what it is given and what it makes; memory: `memory_analysis()` of what was compiled."""
-    return memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    """Bytes that a program takes, with what it is given and what it makes; memory:
+    `memory_analysis()` of what was compiled."""
+    return (
+        memory.argument_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+    )
 
 
 def peak_in_turns(memories: list) -> int:
-    """Bytes that programs take which run one after the other: what one is given lies on the device while another runs."""
+    """Bytes that programs take which run one after the other: what one is given lies on the device
+    while another runs."""
     given = [memory.argument_size_in_bytes for memory in memories]
-    return sum(given) + max((peak(memory) - mine for memory, mine in zip(memories, given)), default=0)
+    return sum(given) + max(
+        (peak(memory) - mine for memory, mine in zip(memories, given)), default=0
+    )
 
 
 def _set_up(config, mesh, dall_e=False):
     """(config with what ImageNet-1k decides, task, schedule, optimizer)."""
     check_batch(mesh, config.batch_size, config.accumulate_steps)
-    check(config.task != 'probe', 'config.task=probe: its step is one small product on features; give a recipe of another task.')
-    config = config.resolve(IMAGES, tuple(map(str, range(PIXEL_CLASSES if config.task == 'segment' else CLASSES))))
+    check(
+        config.task != 'probe',
+        'config.task=probe: its step is one small product on features; give a recipe of another '
+        'task.',
+    )
+    config = config.resolve(
+        IMAGES, tuple(map(str, range(PIXEL_CLASSES if config.task == 'segment' else CLASSES)))
+    )
     task = on_mesh(mesh, _make_task)(config, dall_e)
-    schedule = optimizers.learning_rate(config.optimizer, config.total_steps, IMAGES / config.batch_size)
-    return config, task, schedule, optimizers.make_optimizer(config.optimizer, schedule, steps.abstract_params(task))
+    schedule = optimizers.learning_rate(
+        config.optimizer, config.total_steps, IMAGES / config.batch_size
+    )
+    return (
+        config,
+        task,
+        schedule,
+        optimizers.make_optimizer(config.optimizer, schedule, steps.abstract_params(task)),
+    )
 
 
 def _make_task(config, dall_e: bool):
@@ -87,7 +133,9 @@ def _make_task(config, dall_e: bool):
     if not dall_e:
         return make_on_given_tokens(config)
     tokenizer = make_tokenizer('dvae', {}, 8 * config.grid[0], config.tokenizer.precision)
-    return dataclasses.replace(make_on_given_tokens(config, tokenizer), frozen={'encoder': tokenizer.abstract()['encoder']})
+    return dataclasses.replace(
+        make_on_given_tokens(config, tokenizer), frozen={'encoder': tokenizer.abstract()['encoder']}
+    )
 
 
 def _shape(*sizes: int, dtype) -> jax.ShapeDtypeStruct:
@@ -97,8 +145,15 @@ def _shape(*sizes: int, dtype) -> jax.ShapeDtypeStruct:
 def _batch(size: int, views) -> dict:
     """Shapes of what the input makes."""
     batch = {view.name: _shape(size, *view.shape, dtype=jnp.uint8) for view in views}
-    return batch | {name: _shape(size, dtype=dtype) for name, dtype in (
-        ('label', jnp.int32), ('view', jnp.uint32), ('valid', jnp.float32), ('substituted', jnp.bool_))}
+    return batch | {
+        name: _shape(size, dtype=dtype)
+        for name, dtype in (
+            ('label', jnp.int32),
+            ('view', jnp.uint32),
+            ('valid', jnp.float32),
+            ('substituted', jnp.bool_),
+        )
+    }
 
 
 def _step_flops(task, params, batch) -> int:
@@ -106,5 +161,12 @@ def _step_flops(task, params, batch) -> int:
     key = jax.eval_shape(lambda: jax.random.key(0))
 
     def forward(params, key, keys_B, batch):
-        return task.loss(params, task.augment(steps.model_inputs(batch), key, keys_B), keys_B, progress=0.0, train=True)[0]
+        return task.loss(
+            params,
+            task.augment(steps.model_inputs(batch), key, keys_B),
+            keys_B,
+            progress=0.0,
+            train=True,
+        )[0]
+
     return 3 * jaxprs.product_flops(forward, params, key, keys_B, batch)

@@ -1,4 +1,6 @@
-"""How fast a recipe's pre-training step is on the device at hand, beside a matrix product and beside PyTorch, in turns and in one run."""
+"""How fast a recipe's pre-training step is on the device at hand, beside a matrix product and
+beside PyTorch, in turns and in one run."""
+
 from collections.abc import Callable
 import importlib.util
 import math
@@ -20,23 +22,45 @@ WHOLE, GIVEN = 'whole step', 'step on given tokens'
 
 
 def benchmark_step(config: RunConfig, repeats: int, variants: tuple[str, ...]) -> dict:
-    """Seconds of the whole step (tokenizer included) and of the step on given tokens, of ours and of PyTorch's variants.
+    """Seconds of the whole step (tokenizer included) and of the step on given tokens, of ours and
+    of PyTorch's variants.
 
-    An empty config.tokenizer.path means DALL-E's tokenizer with random weights. Pictures are random and lie on the device.
+    An empty config.tokenizer.path means DALL-E's tokenizer with random weights. Pictures are random
+    and lie on the device.
     """
-    os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # or JAX leaves PyTorch a quarter of the memory
+    # or JAX leaves PyTorch a quarter of the memory
+    os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
     keep_memory()
-    check(config.task == 'pretrain', f'config.task={config.task}: benchmark step measures pre-training.')
-    check(config.target == 'tokens', f'config.target={config.target}: benchmark step measures pre-training on tokens.')
-    check(not variants or config.predict == 'masked', f'config.predict={config.predict}: --peer predicts hidden patches alone.')
-    check(not variants or not config.tokenizer.path, "--peer has DALL-E's tokenizer: leave config.tokenizer.path empty.")
-    check(not variants or importlib.util.find_spec('torch') is not None, '--peer takes PyTorch: pip install torch.')
-    check(not variants or jax.device_count() == 1, f'--peer runs on one device, here are {jax.device_count()}.')
+    check(
+        config.task == 'pretrain',
+        f'config.task={config.task}: benchmark step measures pre-training.',
+    )
+    check(
+        config.target == 'tokens',
+        f'config.target={config.target}: benchmark step measures pre-training on tokens.',
+    )
+    check(
+        not variants or config.predict == 'masked',
+        f'config.predict={config.predict}: --peer predicts hidden patches alone.',
+    )
+    check(
+        not variants or not config.tokenizer.path,
+        "--peer has DALL-E's tokenizer: leave config.tokenizer.path empty.",
+    )
+    check(
+        not variants or importlib.util.find_spec('torch') is not None,
+        '--peer takes PyTorch: pip install torch.',
+    )
+    check(
+        not variants or jax.device_count() == 1,
+        f'--peer runs on one device, here are {jax.device_count()}.',
+    )
     ours = _Ours(config)
     ways = {('ours', WHOLE): ours.step, ('ours', GIVEN): ours.step_on_given_tokens}
     peers = {}
     if variants:
         from beit_jax.performance.torch_benchmark import Peer
+
         peers = {name: Peer(config, name) for name in variants}
         for name, peer in peers.items():
             ways |= {(name, WHOLE): peer.step, (name, GIVEN): peer.step_on_given_tokens}
@@ -50,19 +74,53 @@ def benchmark_step(config: RunConfig, repeats: int, variants: tuple[str, ...]) -
     rate, rows = statistics.median(rates), []
     for (name, what), times in seconds.items():
         median, flops = statistics.median(times), ours.flops[what]
-        rows.append({'name': name, 'what': what, 'seconds': {'median': median, 'min': min(times), 'max': max(times)},
-                     'images_per_second': config.batch_size / median, 'utilisation': flops / median / rate})
-    best = {what: min((row for row in rows if row['what'] == what and row['name'] != 'ours'), key=lambda row: row['seconds']['median'],
-                      default=None) for what in (WHOLE, GIVEN)}
-    ratio = {what: statistics.median(theirs / mine for mine, theirs in zip(seconds['ours', what], seconds[row['name'], what]))
-             for what, row in best.items() if row}
+        rows.append(
+            {
+                'name': name,
+                'what': what,
+                'seconds': {'median': median, 'min': min(times), 'max': max(times)},
+                'images_per_second': config.batch_size / median,
+                'utilisation': flops / median / rate,
+            }
+        )
+    best = {
+        what: min(
+            (row for row in rows if row['what'] == what and row['name'] != 'ours'),
+            key=lambda row: row['seconds']['median'],
+            default=None,
+        )
+        for what in (WHOLE, GIVEN)
+    }
+    ratio = {
+        what: statistics.median(
+            theirs / mine for mine, theirs in zip(seconds['ours', what], seconds[row['name'], what])
+        )
+        for what, row in best.items()
+        if row
+    }
     first = rows[0]  # our whole step
     return {
-        'device': jax.devices()[0].device_kind, 'devices': jax.device_count(), 'jax': jax.__version__, 'batch_size': config.batch_size,
-        'compute_dtype': config.compute_dtype, 'repeats': repeats, 'flops': ours.flops, 'product_flops_per_second': rate, 'rows': rows,
-        'images_per_second': first['images_per_second'], 'utilisation': first['utilisation'], 'ratio': ratio,
-        'compile_seconds': {'ours': ours.compile_seconds} | {name: peer.compile_seconds for name, peer in peers.items()},
-        'peak_memory': {'ours': ours.memory, 'PyTorch, all variants': max((peer.peak_memory() for peer in peers.values()), default=0)}}
+        'device': jax.devices()[0].device_kind,
+        'devices': jax.device_count(),
+        'jax': jax.__version__,
+        'batch_size': config.batch_size,
+        'compute_dtype': config.compute_dtype,
+        'repeats': repeats,
+        'flops': ours.flops,
+        'product_flops_per_second': rate,
+        'rows': rows,
+        'images_per_second': first['images_per_second'],
+        'utilisation': first['utilisation'],
+        'ratio': ratio,
+        'compile_seconds': {'ours': ours.compile_seconds}
+        | {name: peer.compile_seconds for name, peer in peers.items()},
+        'peak_memory': {
+            'ours': ours.memory,
+            'PyTorch, all variants': max(
+                (peer.peak_memory() for peer in peers.values()), default=0
+            ),
+        },
+    }
 
 
 class _Ours:
@@ -71,12 +129,19 @@ class _Ours:
     def __init__(self, config: RunConfig):
         mesh, rng = make_mesh(config.mesh), np.random.default_rng(0)
         programs = step_programs(config, mesh, dall_e=True)
-        self.flops = {WHOLE: sum(program.flops for program in programs.values()) // jax.device_count(),
-                      GIVEN: programs['step'].flops // jax.device_count()}
+        self.flops = {
+            WHOLE: sum(program.flops for program in programs.values()) // jax.device_count(),
+            GIVEN: programs['step'].flops // jax.device_count(),
+        }
         began = time.perf_counter()
-        compiled = {name: program.function.lower(*program.inputs).compile() for name, program in programs.items()}
+        compiled = {
+            name: program.function.lower(*program.inputs).compile()
+            for name, program in programs.items()
+        }
         self.compile_seconds = time.perf_counter() - began
-        self.memory = peak_in_turns([memory for program in compiled.values() if (memory := program.memory_analysis())])
+        self.memory = peak_in_turns(
+            [memory for program in compiled.values() if (memory := program.memory_analysis())]
+        )
         self._step, self._tokenize = compiled['step'], compiled['tokenizer']
 
         def random(leaf):
@@ -85,12 +150,21 @@ class _Ours:
             if jnp.issubdtype(leaf.dtype, jnp.integer):
                 return rng.integers(0, 256, leaf.shape).astype(leaf.dtype)
             return np.ones(leaf.shape, leaf.dtype)
+
         (state, batch), (frozen, small) = programs['step'].inputs, programs['tokenizer'].inputs
-        weights = lambda leaf: (rng.standard_normal(leaf.shape, np.float32) * 0.02).astype(leaf.dtype)
-        state = {name: jax.tree.map(weights if name == 'params' else lambda leaf: np.zeros(leaf.shape, leaf.dtype), tree)
-                 for name, tree in state.items()}
+        weights = lambda leaf: (rng.standard_normal(leaf.shape, np.float32) * 0.02).astype(
+            leaf.dtype
+        )
+        state = {
+            name: jax.tree.map(
+                weights if name == 'params' else lambda leaf: np.zeros(leaf.shape, leaf.dtype), tree
+            )
+            for name, tree in state.items()
+        }
         self._state = jax.device_put(state, state_shardings(mesh, state))
-        self._batch, self._small = jax.device_put((jax.tree.map(random, batch), jax.tree.map(random, small)), batch_sharding(mesh))
+        self._batch, self._small = jax.device_put(
+            (jax.tree.map(random, batch), jax.tree.map(random, small)), batch_sharding(mesh)
+        )
         self._frozen = jax.device_put(jax.tree.map(weights, frozen), replicated(mesh))
         self.step()
 
@@ -118,13 +192,16 @@ class _Product:
 
     def rate(self) -> float:
         """Floating-point operations a second."""
+
         def multiply():
             self._result = self._multiply(self._matrix)
-        return 2 * self._size ** 3 / _seconds(multiply, lambda: jax.block_until_ready(self._result))
+
+        return 2 * self._size**3 / _seconds(multiply, lambda: jax.block_until_ready(self._result))
 
 
 def _seconds(step: Callable, wait: Callable, least: float = 1.0) -> float:
-    """Of a step, over as many as take about `least` seconds, 30 at most; the first does not count."""
+    """Of a step, over as many as take about `least` seconds, 30 at most; the first does not
+    count."""
     began = time.perf_counter()
     step(), wait()
     count = min(30, max(1, math.ceil(least / (time.perf_counter() - began))))

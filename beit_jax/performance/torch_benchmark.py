@@ -1,9 +1,12 @@
-"""The peer of `benchmark step`: the arithmetic of BEiT's official pre-training step in PyTorch, with random weights (modeling_pretrain.py,
-engine_for_pretraining.py, optim_factory.py; the tokenizer as in dall_e/encoder.py).
+"""The peer of `benchmark step`: the arithmetic of BEiT's official pre-training step in PyTorch,
+with random weights (modeling_pretrain.py, engine_for_pretraining.py, optim_factory.py; the
+tokenizer as in dall_e/encoder.py).
 
-bfloat16 autocast where that is asked for, AdamW in its fused form on a GPU, the head on the hidden patches alone, 75 an image.
-Shape legend: B images, N tokens, D width, H heads, P patches, K hidden patches.
+bfloat16 autocast where that is asked for, AdamW in its fused form on a GPU, the head on the hidden
+patches alone, 75 an image. Shape legend: B images, N tokens, D width, H heads, P patches, K hidden
+patches.
 """
+
 import math
 import time
 
@@ -28,13 +31,22 @@ class _Attention(nn.Module):
         super().__init__()
         self.heads, self.fused = heads, fused
         self.qkv, self.proj = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width)
-        self.q_bias, self.v_bias = nn.Parameter(torch.zeros(width)), nn.Parameter(torch.zeros(width))
+        self.q_bias, self.v_bias = (
+            nn.Parameter(torch.zeros(width)),
+            nn.Parameter(torch.zeros(width)),
+        )
 
     def forward(self, x_BND, bias_HNN):
         bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
-        q, k, v = functional.linear(x_BND, self.qkv.weight, bias).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = (
+            functional.linear(x_BND, self.qkv.weight, bias)
+            .unflatten(2, (3, self.heads, -1))
+            .permute(2, 0, 3, 1, 4)
+        )
         if self.fused:
-            read = functional.scaled_dot_product_attention(q, k, v, attn_mask=None if bias_HNN is None else bias_HNN.to(q.dtype)[None])
+            read = functional.scaled_dot_product_attention(
+                q, k, v, attn_mask=None if bias_HNN is None else bias_HNN.to(q.dtype)[None]
+            )
         else:
             logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
             read = (logits if bias_HNN is None else logits + bias_HNN).softmax(-1) @ v
@@ -45,10 +57,19 @@ class _Block(nn.Module):
     def __init__(self, model, drop_path, fused):
         super().__init__()
         width, self.drop_path = model.width, drop_path
-        self.norm1, self.norm2 = nn.LayerNorm(width, model.norm_eps), nn.LayerNorm(width, model.norm_eps)
+        self.norm1, self.norm2 = (
+            nn.LayerNorm(width, model.norm_eps),
+            nn.LayerNorm(width, model.norm_eps),
+        )
         self.attn = _Attention(width, model.heads, fused)
-        self.mlp = nn.Sequential(nn.Linear(width, model.hidden), nn.GELU(), nn.Linear(model.hidden, width))
-        scale = [nn.Parameter(torch.full((width,), model.layer_scale)) for _ in range(2)] if model.layer_scale else [1.0, 1.0]
+        self.mlp = nn.Sequential(
+            nn.Linear(width, model.hidden), nn.GELU(), nn.Linear(model.hidden, width)
+        )
+        scale = (
+            [nn.Parameter(torch.full((width,), model.layer_scale)) for _ in range(2)]
+            if model.layer_scale
+            else [1.0, 1.0]
+        )
         self.gamma_1, self.gamma_2 = scale
 
     def forward(self, x_BND, bias_HNN):
@@ -58,24 +79,40 @@ class _Block(nn.Module):
     def _drop(self, x_BND):
         if not self.drop_path:
             return x_BND
-        return x_BND * (torch.rand(len(x_BND), 1, 1, device=x_BND.device) >= self.drop_path).to(x_BND.dtype) / (1 - self.drop_path)
+        return (
+            x_BND
+            * (torch.rand(len(x_BND), 1, 1, device=x_BND.device) >= self.drop_path).to(x_BND.dtype)
+            / (1 - self.drop_path)
+        )
 
 
 class MaskedImageModel(nn.Module):
-    """Pictures float [B, 3, side, side], mask bool [B, P], slots int64 [B, K] -> logits [B, K, vocabulary]."""
+    """Pictures float [B, 3, side, side], mask bool [B, P], slots int64 [B, K] -> logits [B, K,
+    vocabulary]."""
 
     def __init__(self, config: Config, vocabulary: int, fused: bool = False):
         super().__init__()
         model, (rows, columns) = config.model, config.grid
         self.patch_embed = nn.Conv2d(3, model.width, model.patch_size, model.patch_size)
-        self.cls_token, self.mask_token = (nn.Parameter(torch.zeros(1, 1, model.width)) for _ in range(2))
+        self.cls_token, self.mask_token = (
+            nn.Parameter(torch.zeros(1, 1, model.width)) for _ in range(2)
+        )
         absolute = model.positions == 'absolute'
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + rows * columns, model.width)) if absolute else None
-        self.table = None if absolute else nn.Parameter(torch.zeros(num_relative_positions(config.grid), model.heads))
+        self.pos_embed = (
+            nn.Parameter(torch.zeros(1, 1 + rows * columns, model.width)) if absolute else None
+        )
+        self.table = (
+            None
+            if absolute
+            else nn.Parameter(torch.zeros(num_relative_positions(config.grid), model.heads))
+        )
         self.register_buffer('index', torch.from_numpy(relative_position_index(config.grid)).long())
         rates = np.linspace(0, model.drop_path, model.depth).tolist()
         self.blocks = nn.ModuleList(_Block(model, rate, fused) for rate in rates)
-        self.norm, self.lm_head = nn.LayerNorm(model.width, model.norm_eps), nn.Linear(model.width, vocabulary)
+        self.norm, self.lm_head = (
+            nn.LayerNorm(model.width, model.norm_eps),
+            nn.Linear(model.width, vocabulary),
+        )
 
     def forward(self, images, mask_BP, slots_BK):
         x = self.patch_embed(images).flatten(2).transpose(1, 2)
@@ -95,23 +132,32 @@ class _TokenizerBlock(nn.Module):
         widths, layers = (inputs, *[outputs // 4] * 3, outputs), []
         for i, size in enumerate((3, 3, 3, 1)):
             layers += [nn.ReLU(), nn.Conv2d(widths[i], widths[i + 1], size, padding=size // 2)]
-        self.branch, self.shortcut = nn.Sequential(*layers), nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.branch, self.shortcut = (
+            nn.Sequential(*layers),
+            nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity(),
+        )
 
     def forward(self, x):
         return self.shortcut(x) + self.branch(x) / 64
 
 
 class Tokenizer(nn.Module):
-    """DALL-E's encoder: pictures float [B, 3, side, side] in [0, 1] -> ids int64 [B, P]. Its last convolution is in float32."""
+    """DALL-E's encoder: pictures float [B, 3, side, side] in [0, 1] -> ids int64 [B, P]. Its last
+    convolution is in float32."""
 
     def __init__(self, width: int = 256, vocabulary: int = 8192):
         super().__init__()
         layers, inputs = [nn.Conv2d(3, width, 7, padding=3)], width
         for group in range(4):
-            outputs = width * 2 ** group
-            layers += [_TokenizerBlock(inputs, outputs), _TokenizerBlock(outputs, outputs)] + ([nn.MaxPool2d(2)] if group < 3 else [])
+            outputs = width * 2**group
+            layers += [_TokenizerBlock(inputs, outputs), _TokenizerBlock(outputs, outputs)] + (
+                [nn.MaxPool2d(2)] if group < 3 else []
+            )
             inputs = outputs
-        self.layers, self.output = nn.Sequential(*layers, nn.ReLU()), nn.Conv2d(inputs, vocabulary, 1)
+        self.layers, self.output = (
+            nn.Sequential(*layers, nn.ReLU()),
+            nn.Conv2d(inputs, vocabulary, 1),
+        )
 
     def forward(self, images):
         x = self.layers(0.8 * images + 0.1)
@@ -120,7 +166,8 @@ class Tokenizer(nn.Module):
 
 
 class Peer:
-    """One variant, ready to take steps on random pictures. `compile_seconds`: of the first step, of everything that it compiles."""
+    """One variant, ready to take steps on random pictures. `compile_seconds`: of the first step, of
+    everything that it compiles."""
 
     def __init__(self, config: Config, variant: str, vocabulary: int = 8192):
         torch.manual_seed(0)
@@ -129,16 +176,36 @@ class Peer:
         self._config, size = config, config.data.image_size
         self._model = MaskedImageModel(config, vocabulary, fused).to(self._device)
         # convolutions are faster with channels last
-        self._tokenizer = Tokenizer(vocabulary=vocabulary).to(self._device, memory_format=torch.channels_last).eval()
-        groups = [{'params': [p for p in self._model.parameters() if p.ndim > 1], 'weight_decay': config.optimizer.weight_decay},
-                  {'params': [p for p in self._model.parameters() if p.ndim <= 1], 'weight_decay': 0.0}]
-        self._optimizer = torch.optim.AdamW(groups, lr=config.optimizer.lr, betas=(config.optimizer.beta1, config.optimizer.beta2),
-                                            eps=config.optimizer.eps, fused=self._device.type == 'cuda')
+        self._tokenizer = (
+            Tokenizer(vocabulary=vocabulary)
+            .to(self._device, memory_format=torch.channels_last)
+            .eval()
+        )
+        groups = [
+            {
+                'params': [p for p in self._model.parameters() if p.ndim > 1],
+                'weight_decay': config.optimizer.weight_decay,
+            },
+            {'params': [p for p in self._model.parameters() if p.ndim <= 1], 'weight_decay': 0.0},
+        ]
+        self._optimizer = torch.optim.AdamW(
+            groups,
+            lr=config.optimizer.lr,
+            betas=(config.optimizer.beta1, config.optimizer.beta2),
+            eps=config.optimizer.eps,
+            fused=self._device.type == 'cuda',
+        )
         rows, patches = config.batch_size, config.grid[0] * config.grid[1]
         self._images = torch.rand(rows, 3, size, size, device=self._device)
-        self._small = torch.rand(rows, 3, 8 * config.grid[0], 8 * config.grid[1], device=self._device).to(memory_format=torch.channels_last)
-        self._slots = torch.rand(rows, patches, device=self._device).argsort(1)[:, :config.mask.patches]
-        self._mask = torch.zeros(rows, patches, dtype=torch.bool, device=self._device).scatter_(1, self._slots, True)
+        self._small = torch.rand(
+            rows, 3, 8 * config.grid[0], 8 * config.grid[1], device=self._device
+        ).to(memory_format=torch.channels_last)
+        self._slots = torch.rand(rows, patches, device=self._device).argsort(1)[
+            :, : config.mask.patches
+        ]
+        self._mask = torch.zeros(rows, patches, dtype=torch.bool, device=self._device).scatter_(
+            1, self._slots, True
+        )
         self._tokens = torch.randint(vocabulary, (rows, patches), device=self._device)
         self._forward, self._encode = self._model, self._tokenizer
         if compiled:
@@ -160,15 +227,21 @@ class Peer:
     def _learn(self, tokens):
         with self._autocast():
             logits = self._forward(self._images, self._mask, self._slots)
-        loss = functional.cross_entropy(logits.float().flatten(0, 1), tokens.gather(1, self._slots).flatten())
+        loss = functional.cross_entropy(
+            logits.float().flatten(0, 1), tokens.gather(1, self._slots).flatten()
+        )
         self._optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(self._model.parameters(), self._config.optimizer.clip_norm or math.inf)
+        nn.utils.clip_grad_norm_(
+            self._model.parameters(), self._config.optimizer.clip_norm or math.inf
+        )
         self._optimizer.step()
         return loss
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self._device.type, torch.bfloat16, self._config.compute_dtype == 'bfloat16')
+        return torch.autocast(
+            self._device.type, torch.bfloat16, self._config.compute_dtype == 'bfloat16'
+        )
 
     def wait(self) -> None:
         """Until the device has done all that it was given."""

@@ -1,8 +1,11 @@
-"""What the TPU's compiler says of a program that it compiled: cycles by operation, and bytes that chips receive from one another.
+"""What the TPU's compiler says of a program that it compiled: cycles by operation, and bytes that
+chips receive from one another.
 
-It reads the optimised text of the program (`compiled.as_text()`), in which every fusion carries the compiler's own estimate. Transfers are
-not in the cycles: they overlap with arithmetic as far as the compiler finds any.
+It reads the optimised text of the program (`compiled.as_text()`), in which every fusion carries the
+compiler's own estimate. Transfers are not in the cycles: they overlap with arithmetic as far as the
+compiler finds any.
 """
+
 import collections
 import dataclasses
 import math
@@ -15,25 +18,40 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _LIMIT = re.compile(r' constant\((\d+)\)')
 _CALLED = re.compile(r'(?:to_apply|calls|branch_computations)=\{?%?([\w.\-]+)')
 _NAME = re.compile(r'op_name="([^"]*)"')
-_COLLECTIVE = re.compile(r' (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\(')
+_COLLECTIVE = re.compile(
+    r' (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\('
+)
 _ARRAY = re.compile(r'\b(pred|[subf]+\d+)\[([\d,]*)\]')
-# groups of chips: [how many,of how many], {{the first,...},...}, or a mesh and the axes of it along which a group lies
-_GROUPS = re.compile(r'replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]*)\}|mesh\[([^\]]*)\] \{([^}]*)\})')
-# what a chip receives of an array of one byte that k chips have in the end (all-reduce, all-gather) or had before, by the ring algorithm
-_RECEIVED = {'all-reduce': lambda k: 2 * (k - 1) / k, 'all-gather': lambda k: (k - 1) / k, 'reduce-scatter': lambda k: k - 1,
-             'all-to-all': lambda k: (k - 1) / k, 'collective-permute': lambda k: 1}
+# groups of chips: [how many,of how many], {{the first,...},...}, or a mesh and the axes of it along
+# which a group lies
+_GROUPS = re.compile(
+    r'replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]*)\}|mesh\[([^\]]*)\] \{([^}]*)\})'
+)
+# what a chip receives of an array of one byte that k chips have in the end (all-reduce, all-gather)
+# or had before, by the ring algorithm
+_RECEIVED = {
+    'all-reduce': lambda k: 2 * (k - 1) / k,
+    'all-gather': lambda k: (k - 1) / k,
+    'reduce-scatter': lambda k: k - 1,
+    'all-to-all': lambda k: (k - 1) / k,
+    'collective-permute': lambda k: 1,
+}
 
 
 @dataclasses.dataclass
 class Estimate:
     """Of one run of a program on one chip."""
+
     cycles: int = 0
-    operations: collections.Counter = dataclasses.field(default_factory=collections.Counter)  # cycles by name, digits folded
-    received: collections.Counter = dataclasses.field(default_factory=collections.Counter)  # bytes by kind of collective
+    # cycles by name, digits folded
+    operations: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    # bytes by kind of collective
+    received: collections.Counter = dataclasses.field(default_factory=collections.Counter)
 
 
 def estimate(text: str, trips: int) -> Estimate:
-    """Adds up the compiler's estimates in an optimised program; a loop of unknown length counts `trips` times."""
+    """Adds up the compiler's estimates in an optimised program; a loop of unknown length counts
+    `trips` times."""
     bodies, entry = _split(text)
     result = Estimate()
 
@@ -50,6 +68,7 @@ def estimate(text: str, trips: int) -> Estimate:
             if ' call(' in line or ' conditional(' in line or ' fusion(' in line:
                 for callee in _CALLED.findall(line):
                     walk(callee, times)
+
     walk(entry, 1)
     return result
 
@@ -72,7 +91,11 @@ def _known_trips(line: str, condition: list[str]) -> int:
     if known := _TRIPS.search(line):
         return int(known[1])
     limits = [int(limit[1]) for limit in map(_LIMIT.search, condition) if limit]
-    return limits[0] if len(limits) == 1 and any('ROOT' in line and 'direction=LT' in line for line in condition) else 0
+    return (
+        limits[0]
+        if len(limits) == 1 and any('ROOT' in line and 'direction=LT' in line for line in condition)
+        else 0
+    )
 
 
 def _name(line: str) -> str:
@@ -82,11 +105,15 @@ def _name(line: str) -> str:
 
 def _bytes_received(kind, line: str) -> int:
     """By a chip, of the arrays that a collective makes."""
-    arrays = _ARRAY.findall(line[:kind.start()])
-    if kind[2] and kind[1] != 'all-reduce':  # the -start of an asynchronous one makes (operands, results, marks of the transfer)
+    arrays = _ARRAY.findall(line[: kind.start()])
+    # the -start of an asynchronous one makes (operands, results, marks of the transfer)
+    if kind[2] and kind[1] != 'all-reduce':
         arrays = [array for array in arrays if array != ('u32', '')]
-        arrays = arrays[len(arrays) // 2:]
-    size = sum(math.prod(map(int, filter(None, shape.split(',')))) * _item_size(dtype) for dtype, shape in arrays)
+        arrays = arrays[len(arrays) // 2 :]
+    size = sum(
+        math.prod(map(int, filter(None, shape.split(',')))) * _item_size(dtype)
+        for dtype, shape in arrays
+    )
     return round(size * _RECEIVED[kind[1]](_group_size(line)))
 
 
@@ -97,7 +124,10 @@ def _group_size(line: str) -> int:
         return 2
     if groups[3]:
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", groups[3]))
-        return math.prod(int(part or sizes[axis]) for axis, part in re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", groups[4]))
+        return math.prod(
+            int(part or sizes[axis])
+            for axis, part in re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", groups[4])
+        )
     return int(groups[1]) if groups[1] else len(groups[2].split(','))
 
 

@@ -1,8 +1,10 @@
 """From a mapping of settings to frozen dataclasses.
 
-A recipe returns an `ml_collections.ConfigDict`; `from_mapping` turns it into the dataclass of the task, and every wrong key, type or
-value is a `RequestError` that names the key and what is allowed, before anything is allocated.
+A recipe returns an `ml_collections.ConfigDict`; `from_mapping` turns it into the dataclass of the
+task, and every wrong key, type or value is a `RequestError` that names the key and what is allowed,
+before anything is allocated.
 """
+
 from collections.abc import Mapping
 import dataclasses
 import importlib
@@ -14,7 +16,8 @@ TASKS = ('pretrain', 'tokenizer', 'classify', 'probe', 'segment')
 
 
 def config_class(task: str) -> type:
-    """The dataclass of a task's settings: `Config` of its file in beit_jax/tasks, which is found by its name.
+    """The dataclass of a task's settings: `Config` of its file in beit_jax/tasks, which is found by
+    its name.
 
     Raises:
       RequestError: there is no such task.
@@ -34,7 +37,8 @@ def from_mapping(cls: type, settings: Mapping[str, typing.Any], where: str = '')
     An int is taken for a float field and a list for a tuple field; nothing else is converted.
 
     Raises:
-      RequestError: an unknown key (with the nearest one), a missing key, a wrong type, or a value that `cls` itself refuses.
+      RequestError: an unknown key (with the nearest one), a missing key, a wrong type, or a value
+        that `cls` itself refuses.
     """
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
@@ -42,9 +46,16 @@ def from_mapping(cls: type, settings: Mapping[str, typing.Any], where: str = '')
     for key, value in settings.items():
         path = f'{where}{key}'
         if key not in fields:
-            raise RequestError(f'config.{path} is not a setting.{nearest(key, fields)} Settings here: {", ".join(fields)}.')
+            raise RequestError(
+                f'config.{path} is not a setting.{nearest(key, fields)} Settings here: '
+                f'{", ".join(fields)}.'
+            )
         values[key] = _convert(hints[key], value, path)
-    required = [name for name, f in fields.items() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    required = [
+        name
+        for name, f in fields.items()
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
     for name in required:
         check(name in values, f'config.{where}{name} is missing.')
     return cls(**values)
@@ -52,7 +63,10 @@ def from_mapping(cls: type, settings: Mapping[str, typing.Any], where: str = '')
 
 def _convert(kind, value, path):
     if dataclasses.is_dataclass(kind):
-        check(isinstance(value, Mapping) or hasattr(value, 'items'), f'config.{path} is {value!r}: it is a group of settings.')
+        check(
+            isinstance(value, Mapping) or hasattr(value, 'items'),
+            f'config.{path} is {value!r}: it is a group of settings.',
+        )
         return from_mapping(kind, value, f'{path}.')
     base = typing.get_origin(kind) or kind
     if base is float and isinstance(value, int) and not isinstance(value, bool):
@@ -61,8 +75,15 @@ def _convert(kind, value, path):
         item_kinds = typing.get_args(kind)
         if item_kinds[-1:] == (...,):
             item_kinds = item_kinds[:1] * len(value)
-        check(len(item_kinds) == len(value), f'config.{path} has {len(value)} items: it takes {len(item_kinds)}.')
-        return tuple(_convert(k, v, f'{path}[{i}]') for i, (k, v) in enumerate(zip(item_kinds, value)))
-    check(isinstance(value, base) and (base is bool or not isinstance(value, bool)),
-          f'config.{path} is {value!r} ({type(value).__name__}): it takes {base.__name__}.')
+        check(
+            len(item_kinds) == len(value),
+            f'config.{path} has {len(value)} items: it takes {len(item_kinds)}.',
+        )
+        return tuple(
+            _convert(k, v, f'{path}[{i}]') for i, (k, v) in enumerate(zip(item_kinds, value))
+        )
+    check(
+        isinstance(value, base) and (base is bool or not isinstance(value, bool)),
+        f'config.{path} is {value!r} ({type(value).__name__}): it takes {base.__name__}.',
+    )
     return value

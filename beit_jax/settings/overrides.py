@@ -1,4 +1,6 @@
-"""Changing settings by key: of a recipe (`ml_collections.ConfigDict`) or of a plain nested dict, as a run's config.json has."""
+"""Changing settings by key: of a recipe (`ml_collections.ConfigDict`) or of a plain nested dict, as
+a run's config.json has."""
+
 from beit_jax.errors import RequestError, check, nearest
 
 
@@ -31,7 +33,9 @@ def flat(config, prefix: str = '') -> dict:
     """{'group.name': value} of nested settings."""
     settings = {}
     for key, value in config.items():
-        settings |= flat(value, f'{prefix}{key}.') if hasattr(value, 'items') else {prefix + key: value}
+        settings |= (
+            flat(value, f'{prefix}{key}.') if hasattr(value, 'items') else {prefix + key: value}
+        )
     return settings
 
 
@@ -46,7 +50,10 @@ def _parse(key, text, current):
         return text.lower() == 'true'
     try:
         if isinstance(current, (tuple, list)):
-            return tuple(kind(part) for kind, part in zip(map(type, current), text.strip('()').split(','), strict=True))
+            return tuple(
+                kind(part)
+                for kind, part in zip(map(type, current), text.strip('()').split(','), strict=True)
+            )
         return type(current)(text)
     except (TypeError, ValueError) as error:
         raise RequestError(f'config.{key}={text}: it takes {type(current).__name__}.') from error

@@ -1,4 +1,6 @@
-"""From a recipe and a command line to settings: what `configs/*.py` and `main.py` share. The only user of ml_collections."""
+"""From a recipe and a command line to settings: what `configs/*.py` and `main.py` share. The only
+user of ml_collections."""
+
 import dataclasses
 from pathlib import Path
 import runpy
@@ -25,13 +27,18 @@ def recipe(task: str, **settings) -> ConfigDict:
 
 
 def vary(config: ConfigDict, argument: str, variants: dict[str, dict]) -> ConfigDict:
-    """Applies what stands behind the colon of --config: names of `variants` and KEY=VALUE settings, separated by commas, in order."""
+    """Applies what stands behind the colon of --config: names of `variants` and KEY=VALUE settings,
+    separated by commas, in order."""
     for part in filter(None, (argument or '').split(',')):
         key, equals, value = part.partition('=')
         if equals:
             override(config, key, value)
         else:
-            check(part in variants, f'this recipe has no variant {part!r}.{nearest(part, variants)} Variants: {", ".join(variants)}.')
+            check(
+                part in variants,
+                f'this recipe has no variant {part!r}.{nearest(part, variants)} Variants: '
+                f'{", ".join(variants)}.',
+            )
             change(config, variants[part])
     return config
 
@@ -47,14 +54,20 @@ def load_recipe(path: str, variant: str = '') -> ConfigDict:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """The `flags_parser` of `absl.app.run`: a wrong flag ends the program with a line or two on stderr and status 2."""
+    """The `flags_parser` of `absl.app.run`: a wrong flag ends the program with a line or two on
+    stderr and status 2."""
     try:
         _check_overrides(argv)
         rest = flags.FLAGS(argv)
         for name in ('config', 'workdir'):
-            check(flags.FLAGS[name].value is not None, f'--{name} is missing. Example: python main.py '
-                  '--config=configs/quickstart/tokenizer.py --workdir=runs/tokenizer')
-        check(len(rest) == 1, f'{rest[1:]} is not a flag: settings are given as --config.KEY=VALUE.')
+            check(
+                flags.FLAGS[name].value is not None,
+                f'--{name} is missing. Example: python main.py '
+                '--config=configs/quickstart/tokenizer.py --workdir=runs/tokenizer',
+            )
+        check(
+            len(rest) == 1, f'{rest[1:]} is not a flag: settings are given as --config.KEY=VALUE.'
+        )
         return rest
     except (RequestError, flags.Error, OSError, TypeError, ValueError) as error:
         print(f'error: {error}', file=sys.stderr)
@@ -62,7 +75,8 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def _check_overrides(argv):
-    """Reads the recipe before ml_collections does, which would answer a wrong key or variant with a traceback."""
+    """Reads the recipe before ml_collections does, which would answer a wrong key or variant with a
+    traceback."""
     given = [argument.partition('=')[2] for argument in argv if argument.startswith('--config=')]
     if not given:
         return
@@ -70,11 +84,19 @@ def _check_overrides(argv):
     keys = flat(load_recipe(path, variant))
     for argument in argv:
         key = argument.partition('=')[0].removeprefix('--config.')
-        check(key in keys or not argument.startswith('--config.'), f'config.{key} is not a setting of this recipe.{nearest(key, keys)}')
+        check(
+            key in keys or not argument.startswith('--config.'),
+            f'config.{key} is not a setting of this recipe.{nearest(key, keys)}',
+        )
 
 
 def _defaults(cls) -> dict:
-    """Settings of a dataclass and of the groups in it: the defaults of the fields of their classes."""
+    """Settings of a dataclass and of the groups in it: the defaults of the fields of their
+    classes."""
     hints = typing.get_type_hints(cls)
-    return {field.name: _defaults(hints[field.name]) if dataclasses.is_dataclass(hints[field.name]) else field.default
-            for field in dataclasses.fields(cls)}
+    return {
+        field.name: _defaults(hints[field.name])
+        if dataclasses.is_dataclass(hints[field.name])
+        else field.default
+        for field in dataclasses.fields(cls)
+    }

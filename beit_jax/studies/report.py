@@ -1,4 +1,6 @@
-"""What a study found: `results.csv` (a line a run), `report.md` (tables) and `report.png` (mean and deviation of each arm)."""
+"""What a study found: `results.csv` (a line a run), `report.md` (tables) and `report.png` (mean and
+deviation of each arm)."""
+
 import csv
 from importlib.metadata import version
 import os
@@ -12,19 +14,39 @@ from matplotlib.figure import Figure
 
 matplotlib.use('Agg')
 VERSIONS = ('jax', 'flax', 'optax', 'numpy')
-PRETRAINING = ('eval/token_accuracy', 'eval/majority_accuracy', 'eval/token_perplexity', 'eval/loss')
+PRETRAINING = (
+    'eval/token_accuracy',
+    'eval/majority_accuracy',
+    'eval/token_perplexity',
+    'eval/loss',
+)
 
 
 def write(study, runs: list, workdir: Path, about: str, command: str) -> None:
-    """Writes the three files of the runs that are done, and prints the table. about: the study file's docstring; command: what was run."""
+    """Writes the three files of the runs that are done, and prints the table. about: the study
+    file's docstring; command: what was run."""
     done = [run for run in runs if run.done]
     _write_csv(done, workdir)
     _plot(study, done, workdir / 'report.png')
     table, hours = _table(study, done), sum(run.result['seconds'] for run in done) / 3600
-    missing = f' {len(runs) - len(done)} of {len(runs)} runs are missing.' if len(done) < len(runs) else ''
-    lines = [f'# {about.strip().splitlines()[0]}', '', f'`{command}`', '',
-             f'{_machine()}. {len(done)} runs, {hours:.2f} hours of one process.{missing}', '', *table, '',
-             '![mean and deviation of each arm](report.png)', '', *_pretraining_table(done)]
+    missing = (
+        f' {len(runs) - len(done)} of {len(runs)} runs are missing.'
+        if len(done) < len(runs)
+        else ''
+    )
+    lines = [
+        f'# {about.strip().splitlines()[0]}',
+        '',
+        f'`{command}`',
+        '',
+        f'{_machine()}. {len(done)} runs, {hours:.2f} hours of one process.{missing}',
+        '',
+        *table,
+        '',
+        '![mean and deviation of each arm](report.png)',
+        '',
+        *_pretraining_table(done),
+    ]
     (workdir / 'report.md').write_text('\n'.join(lines).rstrip() + '\n')
     print('\n'.join(table), f'\n-> {workdir / "report.md"}, report.png, results.csv')
 
@@ -55,19 +77,32 @@ def _row(*cells: str) -> str:
 
 def _table(study, done):
     found = scores(done, study.metric)
-    rates = {(run.arm, run.task): run.result['config']['optimizer']['lr'] for run in done if run.stage == 'finetune' and not run.chooses}
+    rates = {
+        (run.arm, run.task): run.result['config']['optimizer']['lr']
+        for run in done
+        if run.stage == 'finetune' and not run.chooses
+    }
 
     def cell(arm, task):
         if (arm, task) not in found:
             return '-'
         percent = {seed: 100 * score for seed, score in found[arm, task].items()}
         baseline = study.arms[arm].get('baseline', study.baseline)
-        others = {seed: 100 * score for seed, score in found.get((baseline, task), {}).items()} if arm != baseline else {}
+        others = (
+            {seed: 100 * score for seed, score in found.get((baseline, task), {}).items()}
+            if arm != baseline
+            else {}
+        )
         differences = [percent[seed] - others[seed] for seed in percent if seed in others]
         rate = rates[arm, task]
         at_edge = len(study.rates) > 1 and rate in (min(study.rates), max(study.rates))
-        return '; '.join([f'{_spread(percent.values(), 1)} ({len(percent)})', *([_spread(differences, 1, '+')] if differences else []),
-                          f'lr {rate:g}{" (edge)" if at_edge else ""}'])
+        return '; '.join(
+            [
+                f'{_spread(percent.values(), 1)} ({len(percent)})',
+                *([_spread(differences, 1, '+')] if differences else []),
+                f'lr {rate:g}{" (edge)" if at_edge else ""}',
+            ]
+        )
 
     legend = f'In percent: mean +- deviation of {_in_words(study.metric)} over seeds (how many)'
     baselines = {study.baseline, *(arm.get('baseline', '') for arm in study.arms.values())} - {''}
@@ -75,13 +110,18 @@ def _table(study, done):
         named = f'"{study.baseline}"' if baselines == {study.baseline} else 'its baseline'
         legend += f'; what it is ahead of {named} with the same seed'
     legend += '; learning rate' + (', the best on validation pictures.' if study.rates else '.')
-    return [_row(_in_words(study.metric), *study.tasks), '|-' * (1 + len(study.tasks)) + '|',
-            *(_row(arm, *(cell(arm, task) for task in study.tasks)) for arm in study.arms), '', legend]
+    return [
+        _row(_in_words(study.metric), *study.tasks),
+        '|-' * (1 + len(study.tasks)) + '|',
+        *(_row(arm, *(cell(arm, task) for task in study.tasks)) for arm in study.arms),
+        '',
+        legend,
+    ]
 
 
 def _pretraining_table(done):
-    """What pre-training says of itself, under the first arm that has it. Tokens differ in how hard they are to predict: it does not tell
-    which encoder is the best one."""
+    """What pre-training says of itself, under the first arm that has it. Tokens differ in how hard
+    they are to predict: it does not tell which encoder is the best one."""
     results = {}
     for run in done:
         if run.stage == 'pretrain':
@@ -89,34 +129,69 @@ def _pretraining_table(done):
     rows = []
     for name, each in results.items():
         seen = each[0]['config']['total_steps'] * each[0]['config']['batch_size']
-        rows.append(_row(name, f'{seen:,}', *(_spread((result['metrics'][metric] for result in each), 3) if metric in each[0]['metrics'] else '-'
-                                              for metric in PRETRAINING)))
-    return [_row('pre-training', 'pictures seen', *map(_in_words, PRETRAINING)), '|-' * (2 + len(PRETRAINING)) + '|', *rows] if rows else []
+        rows.append(
+            _row(
+                name,
+                f'{seen:,}',
+                *(
+                    _spread((result['metrics'][metric] for result in each), 3)
+                    if metric in each[0]['metrics']
+                    else '-'
+                    for metric in PRETRAINING
+                ),
+            )
+        )
+    return (
+        [
+            _row('pre-training', 'pictures seen', *map(_in_words, PRETRAINING)),
+            '|-' * (2 + len(PRETRAINING)) + '|',
+            *rows,
+        ]
+        if rows
+        else []
+    )
 
 
 def _plot(study, done, path):
-    found = {key: [100 * score for score in by_seed.values()] for key, by_seed in scores(done, study.metric).items()}
+    found = {
+        key: [100 * score for score in by_seed.values()]
+        for key, by_seed in scores(done, study.metric).items()
+    }
     if not found:
         return
-    size = (5.5 * len(study.tasks), 4) if study.axis else (4 * len(study.tasks) + 1.5, 0.42 * len(study.arms) + 1.3)
+    size = (
+        (5.5 * len(study.tasks), 4)
+        if study.axis
+        else (4 * len(study.tasks) + 1.5, 0.42 * len(study.arms) + 1.3)
+    )
     figure = Figure(figsize=size, layout='constrained')
     for axes, task in zip(figure.subplots(1, len(study.tasks), squeeze=False)[0], study.tasks):
         shown = {arm: found[arm, task] for arm in study.arms if (arm, task) in found}
         _draw_lines(axes, shown, study) if study.axis else _draw_rows(axes, shown)
-        axes.set(title=task, **{'ylabel' if study.axis else 'xlabel': f'{_in_words(study.metric)}, %'})
+        axes.set(
+            title=task, **{'ylabel' if study.axis else 'xlabel': f'{_in_words(study.metric)}, %'}
+        )
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
 
 
 def _means_and_deviations(shown: dict) -> tuple[list[float], list[float]]:
-    return [statistics.fmean(each) for each in shown.values()], [statistics.stdev(each) if len(each) > 1 else 0.0 for each in shown.values()]
+    return [statistics.fmean(each) for each in shown.values()], [
+        statistics.stdev(each) if len(each) > 1 else 0.0 for each in shown.values()
+    ]
 
 
 def _draw_lines(axes, shown, study):
     lines = dict.fromkeys(study.arms[arm]['line'] for arm in shown)
     for line in lines:
         of_line = {arm: each for arm, each in shown.items() if study.arms[arm]['line'] == line}
-        axes.errorbar([study.arms[arm]['x'] for arm in of_line], *_means_and_deviations(of_line), fmt='o-', capsize=3, label=line)
+        axes.errorbar(
+            [study.arms[arm]['x'] for arm in of_line],
+            *_means_and_deviations(of_line),
+            fmt='o-',
+            capsize=3,
+            label=line,
+        )
     axes.set_xlabel(study.axis)
     if len(lines) > 1:
         axes.legend(frameon=False)
@@ -135,20 +210,43 @@ def _write_csv(done, workdir):
     rows = []
     for run in done:
         config = run.result['config']
-        rows.append({'stage': run.stage, 'arm': run.arm, 'task': run.task, 'seed': run.seed, 'chooses': int(run.chooses),
-                     'lr': config.get('optimizer', {}).get('lr', ''), 'steps': config.get('total_steps', ''),
-                     'batch_size': config.get('batch_size', ''), 'seconds': run.result['seconds'], 'folder': run.folder.relative_to(workdir)}
-                    | {name: f'{value:.6g}' for name, value in run.result['metrics'].items()})
+        rows.append(
+            {
+                'stage': run.stage,
+                'arm': run.arm,
+                'task': run.task,
+                'seed': run.seed,
+                'chooses': int(run.chooses),
+                'lr': config.get('optimizer', {}).get('lr', ''),
+                'steps': config.get('total_steps', ''),
+                'batch_size': config.get('batch_size', ''),
+                'seconds': run.result['seconds'],
+                'folder': run.folder.relative_to(workdir),
+            }
+            | {name: f'{value:.6g}' for name, value in run.result['metrics'].items()}
+        )
     with (workdir / 'results.csv').open('w', newline='') as file:
-        writer = csv.DictWriter(file, dict.fromkeys(name for row in rows for name in row), restval='')
+        writer = csv.DictWriter(
+            file, dict.fromkeys(name for row in rows for name in row), restval=''
+        )
         writer.writeheader()
         writer.writerows(rows)
 
 
 def _machine() -> str:
     cpu = Path('/proc/cpuinfo')
-    names = [line.partition(':')[2].strip() for line in cpu.read_text().splitlines() if line.startswith('model name')] if cpu.is_file() else []
+    names = (
+        [
+            line.partition(':')[2].strip()
+            for line in cpu.read_text().splitlines()
+            if line.startswith('model name')
+        ]
+        if cpu.is_file()
+        else []
+    )
     device = jax.devices()[0]
-    accelerators = '' if device.platform == 'cpu' else f', {jax.device_count()} x {device.device_kind}'
+    accelerators = (
+        '' if device.platform == 'cpu' else f', {jax.device_count()} x {device.device_kind}'
+    )
     versions = ', '.join(f'{name} {version(name)}' for name in VERSIONS)
     return f'{[*names, platform.machine()][0]}, {os.cpu_count()} cores{accelerators}; Python {platform.python_version()}, {versions}'

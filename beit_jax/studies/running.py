@@ -1,4 +1,5 @@
 """Does the runs of a study, in one process or in several that share the work directory."""
+
 import contextlib
 import fcntl
 import json
@@ -24,7 +25,9 @@ def work(runs: list[Run], metric: str) -> None:
     waited = False
     while unfinished := [run for run in runs if not run.done]:
         for run in unfinished:
-            if all(need.done for need in run.needs) and _do(run, metric, f'{len(runs) - len(unfinished) + 1} of {len(runs)}'):
+            if all(need.done for need in run.needs) and _do(
+                run, metric, f'{len(runs) - len(unfinished) + 1} of {len(runs)}'
+            ):
                 break
         else:
             if not waited:
@@ -34,7 +37,8 @@ def work(runs: list[Run], metric: str) -> None:
 
 
 def _do(run: Run, metric: str, number: str) -> bool:
-    """Whether the run was ours to do; then it is done. A lock says whose it is, which the system takes from a process that ends."""
+    """Whether the run was ours to do; then it is done. A lock says whose it is, which the system
+    takes from a process that ends."""
     run.folder.mkdir(parents=True, exist_ok=True)
     with (run.folder / 'lock').open('w') as lock:
         try:
@@ -44,10 +48,20 @@ def _do(run: Run, metric: str, number: str) -> bool:
         if run.done:
             return True
         began, config = time.perf_counter(), run.config(metric)
-        with (run.folder / 'log.txt').open('a', buffering=1) as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-            metrics = _fit(config, run.folder / 'tokenizer') if run.stage == 'fit_tokenizer' else _train(config, run.folder)
+        with (
+            (run.folder / 'log.txt').open('a', buffering=1) as log,
+            contextlib.redirect_stdout(log),
+            contextlib.redirect_stderr(log),
+        ):
+            metrics = (
+                _fit(config, run.folder / 'tokenizer')
+                if run.stage == 'fit_tokenizer'
+                else _train(config, run.folder)
+            )
         seconds = round(time.perf_counter() - began, 1)
-        whole_files.write(run.file, {'config': config, 'metrics': metrics, 'seconds': seconds}, indent=1)
+        whole_files.write(
+            run.file, {'config': config, 'metrics': metrics, 'seconds': seconds}, indent=1
+        )
         shown = f'  {metric} {metrics[metric]:.4f}' if metric in metrics else ''
         print(f'run {number}: {run.folder}{shown}  ({seconds:.0f} s)', flush=True)
     return True
@@ -60,29 +74,61 @@ def _train(settings: dict, folder: Path) -> dict:
     if status:
         sys.exit(status)
     rows = [json.loads(line) for line in whole_files.whole_lines(folder / 'metrics.jsonl')]
-    return [evaluated for row in rows if (evaluated := {name: value for name, value in row.items() if name.startswith('eval/')})][-1]
+    return [
+        evaluated
+        for row in rows
+        if (evaluated := {name: value for name, value in row.items() if name.startswith('eval/')})
+    ][-1]
 
 
 def _fit(settings: dict, folder: Path) -> dict:
     if not folder.exists():
-        command = [sys.executable, '-m', 'beit_jax.tools.fit_tokenizer', *shlex.split(settings['arguments']), '--output', str(folder)]
+        command = [
+            sys.executable,
+            '-m',
+            'beit_jax.tools.fit_tokenizer',
+            *shlex.split(settings['arguments']),
+            '--output',
+            str(folder),
+        ]
         done = subprocess.run(command, check=False, stdout=sys.stdout, stderr=sys.stderr)
-        check(done.returncode == 0, f'{shlex.join(command)} failed: see {folder.parent / "log.txt"}.')
+        check(
+            done.returncode == 0, f'{shlex.join(command)} failed: see {folder.parent / "log.txt"}.'
+        )
     return {}
 
 
 def check_runs(runs: list[Run], metric: str) -> None:
-    """Refuses wrong settings, and a work directory with results of others, before anything is run."""
+    """Refuses wrong settings, and a work directory with results of others, before anything is
+    run."""
     for run in runs:
         config = run.config(metric)
         differing = whole_files.differences(run.result['config'], config) if run.done else ()
-        check(not differing, f'{run.folder} was run with other settings ({"; ".join(differing[:3])}): remove it, or give another --workdir.')
+        check(
+            not differing,
+            f'{run.folder} was run with other settings ({"; ".join(differing[:3])}): remove it, or '
+            'give another --workdir.',
+        )
 
 
 def start_processes(number: int) -> None:
-    """The same command so many times, each with its share of this machine's cores; ends with the status of one that failed."""
-    command = [sys.executable, '-m', 'beit_jax.tools.study', *sys.argv[1:], '--processes', '1', '--report', 'false']
-    cores, children = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else [], []  # macOS has no such thing
+    """The same command so many times, each with its share of this machine's cores; ends with the
+    status of one that failed."""
+    command = [
+        sys.executable,
+        '-m',
+        'beit_jax.tools.study',
+        *sys.argv[1:],
+        '--processes',
+        '1',
+        '--report',
+        'false',
+    ]
+    # macOS has no such thing
+    cores, children = (
+        sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else [],
+        [],
+    )
     for i in range(number):
         if cores:
             os.sched_setaffinity(0, cores[i::number] or cores)
@@ -90,7 +136,8 @@ def start_processes(number: int) -> None:
     if cores:
         os.sched_setaffinity(0, cores)
     signal.signal(signal.SIGTERM, lambda *_: [child.terminate() for child in children])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the children too, who end in their way
+    # the terminal sends it to the children too, who end in their way
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     statuses = [child.wait() for child in children]
     if any(statuses):
         sys.exit(max(map(abs, statuses)))

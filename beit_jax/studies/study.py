@@ -1,4 +1,6 @@
-"""What a study is: arms that are pre-trained differently, or not at all, then fine-tuned alike, over several seeds; and its runs, in order."""
+"""What a study is: arms that are pre-trained differently, or not at all, then fine-tuned alike,
+over several seeds; and its runs, in order."""
+
 import dataclasses
 import functools
 import itertools
@@ -13,51 +15,81 @@ from beit_jax.settings.mapping import from_mapping, task_config
 from beit_jax.settings.recipes import load_recipe
 from beit_jax.train.changes import settings_of
 
-# The stages before the fine-tuning, in order. Each gives what it leaves to the next: (where it lies in its folder, the setting for it).
-RESULTS = {'tokenizer': ('tokenizer', 'tokenizer.path'), 'fit_tokenizer': ('tokenizer', 'tokenizer.path'), 'pretrain': ('', 'init')}
+# The stages before the fine-tuning, in order. Each gives what it leaves to the next: (where it lies
+# in its folder, the setting for it).
+RESULTS = {
+    'tokenizer': ('tokenizer', 'tokenizer.path'),
+    'fit_tokenizer': ('tokenizer', 'tokenizer.path'),
+    'pretrain': ('', 'init'),
+}
 STAGES = (*RESULTS, 'finetune')
-CHOOSING_SEED = 1000  # the first of those of the runs that choose a learning rate: no arm is compared with them
+# the first of those of the runs that choose a learning rate: no arm is compared with them
+CHOOSING_SEED = 1000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
-    """A study file defines STUDY, a dict of these. `Settings` are what stands behind the colon of --config."""
+    """A study file defines STUDY, a dict of these. `Settings` are what stands behind the colon of
+    --config."""
+
     recipes: dict  # stage -> 'RECIPE.py[:settings]'; of fit_tokenizer: its arguments
-    # name -> {stage: settings}: its stages, of STAGES; `line` and `x` place it in the plot, where `axis` is set; `baseline`, for that of all
+    # name -> {stage: settings}: its stages, of STAGES; `line` and `x` place it in the plot, where
+    # `axis` is set; `baseline`, for that of all
     arms: dict
     tasks: dict  # name -> settings: the fine-tunings that every arm gets
     baseline: str = ''  # the arm that others are compared with, seed by seed
     seeds: int = 3  # of the weights, the draws and the choice of labelled pictures, in every stage
-    rates: tuple[float, ...] = ()  # learning rates of the fine-tuning to choose from; (): that of the recipe
-    choosing_seeds: int = 1  # a rate is chosen by the mean over fine-tunings of the encoders of so many seeds
+    # learning rates of the fine-tuning to choose from; (): that of the recipe
+    rates: tuple[float, ...] = ()
+    # a rate is chosen by the mean over fine-tunings of the encoders of so many seeds
+    choosing_seeds: int = 1
     validation: str = ''  # settings of the runs that choose: other pictures to evaluate on
     metric: str = 'eval/accuracy'
     axis: str = ''  # the plot's horizontal axis, in words; '': arms one below the other
 
     def __post_init__(self):
-        check(bool(self.arms) and bool(self.tasks) and self.seeds > 0 and self.choosing_seeds > 0,
-              'a study needs arms, tasks, seeds and choosing_seeds.')
+        check(
+            bool(self.arms) and bool(self.tasks) and self.seeds > 0 and self.choosing_seeds > 0,
+            'a study needs arms, tasks, seeds and choosing_seeds.',
+        )
         for name, arm in self.arms.items():
             for stage in arm.keys() - {'line', 'x', 'baseline'}:
                 one_of(f'a stage of the arm {name!r}', stage, STAGES)
-                check(stage in self.recipes, f'the arm {name!r} has the stage {stage}, but recipes has none for it.')
-            check('finetune' in arm, f"the arm {name!r} has no 'finetune': give its settings, '' for the recipe's.")
-            check(not self.axis or {'line', 'x'} <= arm.keys(), f'the arm {name!r} has no line and x, which the axis {self.axis!r} takes.')
+                check(
+                    stage in self.recipes,
+                    f'the arm {name!r} has the stage {stage}, but recipes has none for it.',
+                )
+            check(
+                'finetune' in arm,
+                f"the arm {name!r} has no 'finetune': give its settings, '' for the recipe's.",
+            )
+            check(
+                not self.axis or {'line', 'x'} <= arm.keys(),
+                f'the arm {name!r} has no line and x, which the axis {self.axis!r} takes.',
+            )
         for names in (self.arms, self.tasks):
-            check(len(set(map(_as_name, names))) == len(names), f'some of these make the same name of a folder: {", ".join(names)}.')
+            check(
+                len(set(map(_as_name, names))) == len(names),
+                f'some of these make the same name of a folder: {", ".join(names)}.',
+            )
         for baseline in (self.baseline, *(arm.get('baseline', '') for arm in self.arms.values())):
-            check(baseline in ('', *self.arms), f'the baseline {baseline!r} is not an arm. Arms: {", ".join(self.arms)}.')
+            check(
+                baseline in ('', *self.arms),
+                f'the baseline {baseline!r} is not an arm. Arms: {", ".join(self.arms)}.',
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
     """One run of a study; when it is done there is `folder`/result.json."""
+
     folder: Path
     stage: str
     recipe: str
     settings: str
     needs: tuple['Run', ...] = ()  # the runs that must be done before
-    candidates: dict = dataclasses.field(default_factory=dict)  # learning rate -> runs: the rate with the best mean is taken
+    # learning rate -> runs: the rate with the best mean is taken
+    candidates: dict = dataclasses.field(default_factory=dict)
     arm: str
     task: str = ''
     seed: int
@@ -88,14 +120,18 @@ class Run:
         """
         if self.stage == 'fit_tokenizer':
             return {'arguments': f'{self.recipe} {self.settings}'}
-        scores = {rate: statistics.fmean(run.result['metrics'][metric] for run in runs)
-                  for rate, runs in self.candidates.items() if all(run.done for run in runs)}
+        scores = {
+            rate: statistics.fmean(run.result['metrics'][metric] for run in runs)
+            for rate, runs in self.candidates.items()
+            if all(run.done for run in runs)
+        }
         rate = f'optimizer.lr={max(scores, key=scores.get):g}' if scores else ''
         return settings_of(task_config(_load(self.recipe, self.settings, rate)))
 
 
 def plan(study: Study, workdir: Path) -> list[Run]:
-    """All runs, each behind those that it needs, in the order in which they are started. Arms share the stages that they have in common."""
+    """All runs, each behind those that it needs, in the order in which they are started. Arms share
+    the stages that they have in common."""
     runs = {}
 
     def add(*folder: str, **what) -> Run:
@@ -107,22 +143,67 @@ def plan(study: Study, workdir: Path) -> list[Run]:
         stages, needs, given, history = study.arms[arm], (), '', []
         for stage in (stage for stage in RESULTS if stage in stages):
             history.append(stages[stage] or 'plain')
-            settings = f'{stages[stage]} --seed {seed}' if stage == 'fit_tokenizer' else _joined(stages[stage], given, f'seed={seed}')
-            made = add(stage, '+'.join(history), f'seed{seed}', stage=stage, recipe=study.recipes[stage], settings=settings, needs=needs,
-                       arm=arm, seed=seed)
+            settings = (
+                f'{stages[stage]} --seed {seed}'
+                if stage == 'fit_tokenizer'
+                else _joined(stages[stage], given, f'seed={seed}')
+            )
+            made = add(
+                stage,
+                '+'.join(history),
+                f'seed{seed}',
+                stage=stage,
+                recipe=study.recipes[stage],
+                settings=settings,
+                needs=needs,
+                arm=arm,
+                seed=seed,
+            )
             place, setting = RESULTS[stage]
             needs, given = (made,), f'{setting}={made.folder / place}'
         return needs, given
 
-    def fine_tuning(arm: str, task: str, seed: int, folder: str, *settings: str, candidates: dict) -> Run:
+    def fine_tuning(
+        arm: str, task: str, seed: int, folder: str, *settings: str, candidates: dict
+    ) -> Run:
         needs, given = encoder(arm, seed % CHOOSING_SEED)
-        return add('finetune', arm, task, folder, stage='finetune', recipe=study.recipes['finetune'], arm=arm, task=task, seed=seed,
-                   candidates=candidates, needs=(*needs, *itertools.chain(*candidates.values())),
-                   settings=_joined(study.arms[arm]['finetune'], study.tasks[task], given, *settings, f'seed={seed},data.subset_seed={seed}'))
+        return add(
+            'finetune',
+            arm,
+            task,
+            folder,
+            stage='finetune',
+            recipe=study.recipes['finetune'],
+            arm=arm,
+            task=task,
+            seed=seed,
+            candidates=candidates,
+            needs=(*needs, *itertools.chain(*candidates.values())),
+            settings=_joined(
+                study.arms[arm]['finetune'],
+                study.tasks[task],
+                given,
+                *settings,
+                f'seed={seed},data.subset_seed={seed}',
+            ),
+        )
 
     for seed, arm, task in itertools.product(range(study.seeds), study.arms, study.tasks):
-        candidates = {rate: [fine_tuning(arm, task, CHOOSING_SEED + i, f'choose_lr{rate:g}_seed{i}', study.validation, f'optimizer.lr={rate:g}',
-                                         candidates={}) for i in range(study.choosing_seeds)] for rate in study.rates}
+        candidates = {
+            rate: [
+                fine_tuning(
+                    arm,
+                    task,
+                    CHOOSING_SEED + i,
+                    f'choose_lr{rate:g}_seed{i}',
+                    study.validation,
+                    f'optimizer.lr={rate:g}',
+                    candidates={},
+                )
+                for i in range(study.choosing_seeds)
+            ]
+            for rate in study.rates
+        }
         fine_tuning(arm, task, seed, f'seed{seed}', candidates=candidates)
     return list(runs.values())
 
@@ -143,7 +224,10 @@ def _load(recipe: str, *settings: str):
 
 def load_study(path: str) -> tuple[Study, str]:
     """(the study of a file, its docstring)."""
-    check(Path(path).is_file(), f'--study={path}: there is no such file. Studies are in configs/studies/.')
+    check(
+        Path(path).is_file(),
+        f'--study={path}: there is no such file. Studies are in configs/studies/.',
+    )
     names = runpy.run_path(path)
     check('STUDY' in names, f'--study={path} defines no STUDY.')
     return from_mapping(Study, names['STUDY']), names['__doc__'] or ''

@@ -1,7 +1,10 @@
-"""WHAT is learned: one file tells one method's whole story. `Task` is all that the training loop knows of it.
+"""WHAT is learned: one file tells one method's whole story. `Task` is all that the training loop
+knows of it.
 
-Everything that a task reports is a sum over examples, so that parts of a batch, batches of an evaluation and devices simply add up.
+Everything that a task reports is a sum over examples, so that parts of a batch, batches of an
+evaluation and devices simply add up.
 """
+
 from collections.abc import Callable, Iterator
 import dataclasses
 import functools
@@ -18,19 +21,22 @@ from beit_jax.models.architecture import ARCHITECTURES
 from beit_jax.models.encoder import EncoderConfig
 from beit_jax.settings.run import RunConfig
 
-# (split, number of images at most) -> batches of NumPy arrays, prepared, cropped as an evaluation does it
+# (split, number of images at most) -> batches of NumPy arrays, prepared, cropped as an evaluation
+# does it
 Batches = Callable[[str, int], Iterator[dict]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncoderRunConfig(RunConfig):
     """What tasks with an encoder have besides."""
+
     data: DataConfig = DataConfig()
     model: EncoderConfig = EncoderConfig()
 
     def __post_init__(self):
         super().__post_init__()
-        self.model.grid(self.data.image_size, self.data.image_size)  # refuses pictures that do not divide into patches
+        # refuses pictures that do not divide into patches
+        self.model.grid(self.data.image_size, self.data.image_size)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -41,31 +47,47 @@ class EncoderRunConfig(RunConfig):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LabelledRunConfig(EncoderRunConfig):
     """What tasks with an encoder and labels have besides."""
+
     num_classes: int = 0  # 0: as many as the training images have
 
     def resolve(self, num_examples: int, class_names: tuple[str, ...]):
         num_classes = self.num_classes or len(class_names)
-        check(len(class_names) > 1, f'the training images have {len(class_names)} classes: sort them into one folder a class, or use labelled '
-              'data.')
-        check(len(class_names) <= num_classes, f'the training images have {len(class_names)} classes, so labels up to {len(class_names) - 1}, '
-              f'but config.num_classes is {num_classes}: leave it 0, or raise it.')
-        return dataclasses.replace(super().resolve(num_examples, class_names), num_classes=num_classes)
+        check(
+            len(class_names) > 1,
+            f'the training images have {len(class_names)} classes: sort them into one folder a '
+            'class, or use labelled data.',
+        )
+        check(
+            len(class_names) <= num_classes,
+            f'the training images have {len(class_names)} classes, so labels up to '
+            f'{len(class_names) - 1}, but config.num_classes is {num_classes}: leave it 0, or '
+            'raise it.',
+        )
+        return dataclasses.replace(
+            super().resolve(num_examples, class_names), num_classes=num_classes
+        )
 
 
 class Task:
-    """A method. Built once a run, after its config was checked; `params` is always the nested dict of arrays of `build`."""
+    """A method. Built once a run, after its config was checked; `params` is always the nested dict
+    of arrays of `build`."""
+
     config: RunConfig
     views: tuple[View, ...] = ()  # the pictures of an example that `loss` reads
-    prepare_views: tuple[View, ...] = ()  # the pictures that `prepare` alone reads; () where there is nothing to prepare
+    # the pictures that `prepare` alone reads; () where there is nothing to prepare
+    prepare_views: tuple[View, ...] = ()
     frozen: Any = ()  # arrays that `prepare` needs and nobody learns
     needs_held_out: ClassVar[bool] = False
-    token_cache: Any = None  # the settings of a cache for what `prepare` makes (`TokenizerConfig`); None: there is none
-    # (params, images uint8 [B, S, S, 3]) -> logits of pixels, float32 [B, h, w, C]: a task that has it is evaluated on whole pictures of
-    # their own size, with the settings `config.inference`, and not by `loss`
+    # the settings of a cache for what `prepare` makes (`TokenizerConfig`); None: there is none
+    token_cache: Any = None
+    # (params, images uint8 [B, S, S, 3]) -> logits of pixels, float32 [B, h, w, C]: a task that has
+    # it is evaluated on whole pictures of their own size, with the settings `config.inference`, and
+    # not by `loss`
     label_windows: Callable | None = None
 
     def fingerprint(self) -> str:
-        """Says which `frozen` these are, so that a run goes on with no others; '' where there are none."""
+        """Says which `frozen` these are, so that a run goes on with no others; '' where there are
+        none."""
         return ''
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
@@ -77,10 +99,14 @@ class Task:
         """The parameters as the module declares them: shapes, dtypes and initialisers."""
         return nnx.state(nnx.eval_shape(lambda: self.build(nnx.Rngs(0))), nnx.Param)
 
-    def adapt(self, params, description: dict, classes: tuple[str, ...], source: str) -> tuple[dict, tuple[str, ...], list[str]]:
-        """What this run makes of a checkpoint: (its parameters for this model, path prefixes that start fresh, lines that say what was done).
+    def adapt(
+        self, params, description: dict, classes: tuple[str, ...], source: str
+    ) -> tuple[dict, tuple[str, ...], list[str]]:
+        """What this run makes of a checkpoint: (its parameters for this model, path prefixes that
+        start fresh, lines that say what was done).
 
-        description: the JSON of the checkpoint; classes: names of the run's classes; source: what messages call the checkpoint.
+        description: the JSON of the checkpoint; classes: names of the run's classes; source: what
+        messages call the checkpoint.
 
         Raises:
           RequestError: a checkpoint that is of no use here.
@@ -92,22 +118,29 @@ class Task:
         return frozen
 
     def prepare(self, frozen, batch: dict, *, train: bool) -> dict:
-        """Entries of the batch that are computed from `prepare_views` and not learned: what an image's view number decides, no more."""
+        """Entries of the batch that are computed from `prepare_views` and not learned: what an
+        image's view number decides, no more."""
         return {}
 
     def augment(self, batch: dict, key: jax.Array, keys_B: jax.Array) -> dict:
-        """A training batch as `loss` takes it. key: for what is drawn once a batch; keys_B: a key an image."""
+        """A training batch as `loss` takes it. key: for what is drawn once a batch; keys_B: a key
+        an image."""
         return batch
 
-    def loss(self, params, batch: dict, keys_B: jax.Array, *, progress, train: bool) -> tuple[jax.Array, dict]:
-        """(sum of the losses, sums): `sums['weight']` is what the sum of the losses is divided by, here and in the gradient.
+    def loss(
+        self, params, batch: dict, keys_B: jax.Array, *, progress, train: bool
+    ) -> tuple[jax.Array, dict]:
+        """(sum of the losses, sums): `sums['weight']` is what the sum of the losses is divided by,
+        here and in the gradient.
 
-        In training the sums may have 'statistics': (the running statistics of norms, a sub-tree of the parameters, which the step puts in
-        their place; 1.0, by whose sum it divides them where a batch has parts).
+        In training the sums may have 'statistics': (the running statistics of norms, a sub-tree of
+        the parameters, which the step puts in their place; 1.0, by whose sum it divides them where
+        a batch has parts).
 
-        batch: the views, what `prepare` gave, `label` int32 [B], `view` uint32 [B] (the number of each view) and `valid` float32 [B].
-        progress: step / total_steps in [0, 1]; train: draw augmentation and dropout, else be deterministic given the keys. In an
-        evaluation the sums may have 'rows', a dict of arrays [B, ...] on each image, which are not added up.
+        batch: the views, what `prepare` gave, `label` int32 [B], `view` uint32 [B] (the number of
+        each view) and `valid` float32 [B]. progress: step / total_steps in [0, 1]; train: draw
+        augmentation and dropout, else be deterministic given the keys. In an evaluation the sums
+        may have 'rows', a dict of arrays [B, ...] on each image, which are not added up.
         """
         raise NotImplementedError
 
@@ -116,23 +149,32 @@ class Task:
         raise NotImplementedError
 
     def describe(self) -> dict:
-        """The architecture and the preprocessing, for a reader of the checkpoint without this package. JSON."""
+        """The architecture and the preprocessing, for a reader of the checkpoint without this
+        package. JSON."""
         raise NotImplementedError
 
     def finish(self, params, workdir: Path, batches: Batches, metrics: dict) -> None:
-        """Called once when training is done, by every process, with whole arrays: process 0 writes what else the task owes.
+        """Called once when training is done, by every process, with whole arrays: process 0 writes
+        what else the task owes.
 
         metrics: those of the last evaluation, eval/...; {} where nothing is held out.
         """
 
 
 def check_encoder(architecture: dict, model: EncoderConfig, source: str) -> None:
-    """Raises RequestError where a checkpoint has no encoder, or differs from `model` in what no shape of an array shows."""
-    check(architecture['architecture'] in ARCHITECTURES,
-          f'{source} is a {architecture["architecture"]}: give a checkpoint of pre-training or of fine-tuning.')
+    """Raises RequestError where a checkpoint has no encoder, or differs from `model` in what no
+    shape of an array shows."""
+    check(
+        architecture['architecture'] in ARCHITECTURES,
+        f'{source} is a {architecture["architecture"]}: give a checkpoint of pre-training or of '
+        'fine-tuning.',
+    )
     for name in ('heads', 'patch_size', 'norm_eps'):
         theirs, ours = architecture[name], getattr(model, name)
-        check(theirs == ours, f'{source} has {name} {theirs}, config.model.{name} is {ours}: set it so.')
+        check(
+            theirs == ours,
+            f'{source} has {name} {theirs}, config.model.{name} is {ours}: set it so.',
+        )
 
 
 def make_task(config: RunConfig) -> Task:

@@ -1,9 +1,11 @@
-"""Fine-tuning for classification (paper, section 2.5; run_class_finetuning.py), or the same training from random weights.
+"""Fine-tuning for classification (paper, section 2.5; run_class_finetuning.py), or the same
+training from random weights.
 
-The encoder of a checkpoint, its positions fitted to this model's, gets a head on the mean of its patches. The host crops and augments one
-picture after the other; the device erases, mixes pairs and mixes their targets alike.
-Shape legend: B images, S side in pixels, C classes.
+The encoder of a checkpoint, its positions fitted to this model's, gets a head on the mean of its
+patches. The host crops and augments one picture after the other; the device erases, mixes pairs and
+mixes their targets alike. Shape legend: B images, S side in pixels, C classes.
 """
+
 import dataclasses
 
 from flax import nnx
@@ -34,14 +36,19 @@ class Config(LabelledRunConfig):
     head_scale: float = 0.001  # what the head's initial kernel is multiplied by
     new_head: bool = False  # start with a fresh head where `init` has one for other classes
     label_smoothing: float = 0.1
-    rand_augment: str = ''  # timm's notation: rand-m9-mstd0.5-inc1; '': none, and data.color_jitter instead
+    # timm's notation: rand-m9-mstd0.5-inc1; '': none, and data.color_jitter instead
+    rand_augment: str = ''
     erase: float = 0.25  # probability that a rectangle of a picture is replaced by noise
     mix: MixConfig = MixConfig()
 
     def __post_init__(self):
         super().__post_init__()
         one_of('config.pooling', self.pooling, POOLINGS)
-        check(0 <= self.label_smoothing < 1, f'config.label_smoothing is {self.label_smoothing}: use a number from 0 up to but not including 1.')
+        check(
+            0 <= self.label_smoothing < 1,
+            f'config.label_smoothing is {self.label_smoothing}: use a number from 0 up to but not '
+            'including 1.',
+        )
         check(0 <= self.erase <= 1, f'config.erase is {self.erase}: use a probability.')
         self.mix.check_batch(self.batch_size)
         if self.rand_augment:
@@ -51,6 +58,7 @@ class Config(LabelledRunConfig):
 @dataclasses.dataclass(frozen=True)
 class Classify(Task):
     """The task: see `beit_jax.tasks.Task`."""
+
     config: Config
     graphdef: nnx.GraphDef
 
@@ -65,33 +73,61 @@ class Classify(Task):
         """The encoder with its positions fitted, and the head where it is for the same classes."""
         architecture = description['architecture']
         encoder, notes = adapt_encoder(params, architecture, self.config, source)
-        notes += [f'warning: {difference}' for difference in pixel_differences(architecture, self.config.data, source)]
+        notes += [
+            f'warning: {difference}'
+            for difference in pixel_differences(architecture, self.config.data, source)
+        ]
         if not architecture.get('num_classes') or segments(architecture):
             return {'encoder': encoder}, ('head',), notes
         head, named = params['head'], description.get('classes') or ()
         width = head['classes']['bias'].shape[0]
         if width == self.config.num_classes and (list(named) == list(classes) or not named):
             pooling = architecture['pooling']
-            check(pooling == self.config.pooling,
-                  f'the head of {source} reads {pooling!r}, config.pooling is {self.config.pooling!r}: set it so.')
+            check(
+                pooling == self.config.pooling,
+                f'the head of {source} reads {pooling!r}, config.pooling is '
+                f'{self.config.pooling!r}: set it so.',
+            )
             return {'encoder': encoder, 'head': head}, (), notes
-        differing = (f', class {i} of which is {a!r}; in this run it is {b!r}' for i, (a, b) in enumerate(zip(named, classes)) if a != b)
-        check(self.config.new_head, f'the head of {source} is for {width} classes{next(differing, "")}; this run has {self.config.num_classes}: '
-              'give the classes that it was trained on, or set config.new_head=true to start with a fresh head.')
-        notes.append(f'the head of {source}, for {width} classes, is replaced by a fresh one for {self.config.num_classes}')
+        differing = (
+            f', class {i} of which is {a!r}; in this run it is {b!r}'
+            for i, (a, b) in enumerate(zip(named, classes))
+            if a != b
+        )
+        check(
+            self.config.new_head,
+            f'the head of {source} is for {width} classes{next(differing, "")}; this run has '
+            f'{self.config.num_classes}: give the classes that it was trained on, or set '
+            'config.new_head=true to start with a fresh head.',
+        )
+        notes.append(
+            f'the head of {source}, for {width} classes, is replaced by a fresh one for '
+            f'{self.config.num_classes}'
+        )
         return {'encoder': encoder, 'head': {'norm': head['norm']}}, ('head/classes',), notes
 
     def augment(self, batch, key, keys_B):
-        """`image` float32 [B, S, S, 3], normalised, and `target` float32 [B, C] in place of the bytes and labels."""
+        """`image` float32 [B, S, S, 3], normalised, and `target` float32 [B, C] in place of the
+        bytes and labels."""
         config = self.config
         images_BSS3 = to_float(batch['image'])
         if not config.rand_augment:
-            images_BSS3 = jitter_views(config.seed, batch['view'], images_BSS3, config.data.color_jitter)
+            images_BSS3 = jitter_views(
+                config.seed, batch['view'], images_BSS3, config.data.color_jitter
+            )
         images_BSS3 = normalize(images_BSS3, config.data.mean, config.data.std)
-        images_BSS3 = erase(jax.vmap(lambda row_key: jax.random.fold_in(row_key, _ERASE))(keys_B), images_BSS3, config.erase)
-        targets_BC = optax.smooth_labels(jax.nn.one_hot(batch['label'], config.num_classes), config.label_smoothing)
+        images_BSS3 = erase(
+            jax.vmap(lambda row_key: jax.random.fold_in(row_key, _ERASE))(keys_B),
+            images_BSS3,
+            config.erase,
+        )
+        targets_BC = optax.smooth_labels(
+            jax.nn.one_hot(batch['label'], config.num_classes), config.label_smoothing
+        )
         if config.mix.mixup or config.mix.cutmix:
-            images_BSS3, targets_BC = mix(draw_weights(key, config.mix, *images_BSS3.shape[1:3]), images_BSS3, targets_BC)
+            images_BSS3, targets_BC = mix(
+                draw_weights(key, config.mix, *images_BSS3.shape[1:3]), images_BSS3, targets_BC
+            )
         return batch | {'image': images_BSS3, 'target': targets_BC}
 
     def loss(self, params, batch, keys_B, *, progress, train):
@@ -100,32 +136,65 @@ class Classify(Task):
             logits_BC, targets_BC = model(batch['image'], keys_B=keys_B), batch['target']
             labels_B = jnp.argmax(targets_BC, axis=-1)
         else:
-            logits_BC, labels_B = model(normalize(to_float(batch['image']), config.data.mean, config.data.std)), batch['label']
+            logits_BC, labels_B = (
+                model(normalize(to_float(batch['image']), config.data.mean, config.data.std)),
+                batch['label'],
+            )
             targets_BC = jax.nn.one_hot(labels_B, config.num_classes)
         loss = jnp.sum(optax.softmax_cross_entropy(logits_BC, targets_BC) * valid_B)
-        sums = {'loss': loss, 'weight': jnp.sum(valid_B), 'top1': jnp.sum((jnp.argmax(logits_BC, axis=-1) == labels_B) * valid_B)}
+        sums = {
+            'loss': loss,
+            'weight': jnp.sum(valid_B),
+            'top1': jnp.sum((jnp.argmax(logits_BC, axis=-1) == labels_B) * valid_B),
+        }
         if train:
             return loss, sums
-        probabilities_BT, classes_BT = jax.lax.top_k(jax.nn.softmax(logits_BC), min(TOP, config.num_classes))
+        probabilities_BT, classes_BT = jax.lax.top_k(
+            jax.nn.softmax(logits_BC), min(TOP, config.num_classes)
+        )
         sums['top5'] = jnp.sum((classes_BT == labels_B[:, None]) * valid_B[:, None])
-        return loss, sums | {'rows': {'label': labels_B, 'valid': valid_B, 'classes': classes_BT, 'probabilities': probabilities_BT}}
+        return loss, sums | {
+            'rows': {
+                'label': labels_B,
+                'valid': valid_B,
+                'classes': classes_BT,
+                'probabilities': probabilities_BT,
+            }
+        }
 
     def summarize(self, sums):
-        """`accuracy` is top-1; in training it is that of the label with the larger share of a mixed picture."""
+        """`accuracy` is top-1; in training it is that of the label with the larger share of a mixed
+        picture."""
         metrics = {'loss': sums['loss'] / sums['weight'], 'accuracy': sums['top1'] / sums['weight']}
-        return metrics if 'top5' not in sums else metrics | {'top5_accuracy': sums['top5'] / sums['weight'], 'images': sums['weight']}
+        return (
+            metrics
+            if 'top5' not in sums
+            else metrics
+            | {'top5_accuracy': sums['top5'] / sums['weight'], 'images': sums['weight']}
+        )
 
     def describe(self):
         config, data = self.config, self.config.data
-        return {'architecture': 'beit_classifier', **dataclasses.asdict(config.model), 'grid': config.grid, 'num_classes': config.num_classes,
-                'pooling': config.pooling, 'image_size': data.image_size, 'crop': data.evaluate_crop, 'mean': data.mean, 'std': data.std}
+        return {
+            'architecture': 'beit_classifier',
+            **dataclasses.asdict(config.model),
+            'grid': config.grid,
+            'num_classes': config.num_classes,
+            'pooling': config.pooling,
+            'image_size': data.image_size,
+            'crop': data.evaluate_crop,
+            'mean': data.mean,
+            'std': data.std,
+        }
 
 
 def adapt_encoder(params, architecture: dict, config, source: str) -> tuple[dict, list[str]]:
-    """The encoder of a checkpoint for a model that hides nothing, positions fitted to `config.model` and `config.grid`, and what was done.
+    """The encoder of a checkpoint for a model that hides nothing, positions fitted to
+    `config.model` and `config.grid`, and what was done.
 
     Raises:
-      RequestError: a checkpoint of something else, or one that differs in what no shape of an array shows.
+      RequestError: a checkpoint of something else, or one that differs in what no shape of an array
+        shows.
     """
     check_encoder(architecture, config.model, source)
     encoder = {name: value for name, value in params['encoder'].items() if name != 'mask_token'}
@@ -133,14 +202,26 @@ def adapt_encoder(params, architecture: dict, config, source: str) -> tuple[dict
 
 
 def pixel_differences(architecture: dict, data: DataConfig, source: str) -> list[str]:
-    """How the pixels that a checkpoint was trained on were normalised otherwise than `data` says, in words."""
-    return [f'{source} saw pixels with {name} {tuple(architecture[name])}, config.data.{name} is {getattr(data, name)}'
-            for name in ('mean', 'std') if tuple(architecture[name]) != getattr(data, name)]
+    """How the pixels that a checkpoint was trained on were normalised otherwise than `data` says,
+    in words."""
+    return [
+        f'{source} saw pixels with {name} {tuple(architecture[name])}, config.data.{name} is '
+        f'{getattr(data, name)}'
+        for name in ('mean', 'std')
+        if tuple(architecture[name]) != getattr(data, name)
+    ]
 
 
 def _build(config: Config, rngs: nnx.Rngs) -> Classifier:
-    return Classifier(config.model, config.grid, config.num_classes, pooling=config.pooling, head_scale=config.head_scale,
-                      dtype=config.compute_dtype, rngs=rngs)
+    return Classifier(
+        config.model,
+        config.grid,
+        config.num_classes,
+        pooling=config.pooling,
+        head_scale=config.head_scale,
+        dtype=config.compute_dtype,
+        rngs=rngs,
+    )
 
 
 def make(config: Config) -> Classify:

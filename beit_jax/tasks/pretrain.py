@@ -1,12 +1,15 @@
 """BEiT pre-training (paper, section 2.3): predict the visual tokens of the patches that are hidden.
 
-One step: the tokenizer turns the small view of an image into tokens (`prepare`); patches of the large view, which was jittered alike, are
-hidden, the rest is encoded, and the loss is the cross-entropy over the hidden tokens.
+One step: the tokenizer turns the small view of an image into tokens (`prepare`); patches of the
+large view, which was jittered alike, are hidden, the rest is encoded, and the loss is the
+cross-entropy over the hidden tokens.
 
-The ablations (section 3.3, Table 4) are settings: `mask.kind` is random or none, `predict` all patches, `target` pixels. Pixels are here
-normalised patch by patch, where the paper regresses them as they are; then there is no tokenizer.
-Shape legend: B images, S side in pixels, P patches, K slots, V vocabulary, or the values of a patch.
+The ablations (section 3.3, Table 4) are settings: `mask.kind` is random or none, `predict` all
+patches, `target` pixels. Pixels are here normalised patch by patch, where the paper regresses them
+as they are; then there is no tokenizer. Shape legend: B images, S side in pixels, P patches, K
+slots, V vocabulary, or the values of a patch.
 """
+
 import dataclasses
 from typing import Any
 
@@ -35,12 +38,18 @@ class TokenizerConfig:
     path: str = ''  # a directory with tokenizer.safetensors
     precision: str = 'bfloat16_3x'  # float32 | bfloat16_3x | bfloat16
     image_size: int = 0  # side in pixels of the pictures it is shown; 0: what it was made for
-    cache_views: int = 0  # epochs after which views repeat and tokens are read from a cache instead of computed; 0: no cache
+    # epochs after which views repeat and tokens are read from a cache instead of computed; 0: no
+    # cache
+    cache_views: int = 0
     cache_path: str = ''  # directory of the cache; '' is WORKDIR/tokens
 
     def __post_init__(self):
         one_of('config.tokenizer.precision', self.precision, PRECISIONS)
-        check(self.cache_views >= 0, f'config.tokenizer.cache_views is {self.cache_views}: use a number of epochs, or 0 for no cache.')
+        check(
+            self.cache_views >= 0,
+            f'config.tokenizer.cache_views is {self.cache_views}: use a number of epochs, or 0 for '
+            'no cache.',
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,21 +64,32 @@ class Config(EncoderRunConfig):
         super().__post_init__()
         one_of('config.target', self.target, TARGETS)
         one_of('config.predict', self.predict, PREDICTED)
-        check(self.mask.kind != 'none' or self.predict == 'all', 'config.mask.kind=none hides nothing that config.predict=masked could '
-              'predict: set config.predict=all, or another config.mask.kind.')
+        check(
+            self.mask.kind != 'none' or self.predict == 'all',
+            'config.mask.kind=none hides nothing that config.predict=masked could '
+            'predict: set config.predict=all, or another config.mask.kind.',
+        )
         self.mask.check_grid(self.grid)
         views = self.tokenizer.cache_views
-        check(not views or self.target == 'tokens',
-              f'config.tokenizer.cache_views is {views}, but config.target=pixels has no tokens to cache: set it to 0.')
+        check(
+            not views or self.target == 'tokens',
+            f'config.tokenizer.cache_views is {views}, but config.target=pixels has no tokens to '
+            'cache: set it to 0.',
+        )
         if views and not self.data.repeat_views:
             object.__setattr__(self, 'data', dataclasses.replace(self.data, repeat_views=views))
-        check(not views or views == self.data.repeat_views, f'config.tokenizer.cache_views is {views} but views repeat every '
-              f'config.data.repeat_views={self.data.repeat_views} epochs: leave one of them 0, or set both alike.')
+        check(
+            not views or views == self.data.repeat_views,
+            f'config.tokenizer.cache_views is {views} but views repeat every '
+            f'config.data.repeat_views={self.data.repeat_views} epochs: leave one of them 0, or '
+            'set both alike.',
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class Pretrain(Task):
     """The task: see `beit_jax.tasks.Task`."""
+
     config: Config
     tokenizer: Tokenizer | None  # None: pixels are predicted
     graphdef: nnx.GraphDef
@@ -81,7 +101,11 @@ class Pretrain(Task):
 
     @property
     def prepare_views(self):
-        return (View('token_image', self.config.grid[0] * self.tokenizer.factor, 'lanczos3'),) if self.tokenizer else ()
+        return (
+            (View('token_image', self.config.grid[0] * self.tokenizer.factor, 'lanczos3'),)
+            if self.tokenizer
+            else ()
+        )
 
     @property
     def token_cache(self):
@@ -96,22 +120,42 @@ class Pretrain(Task):
     def adapt(self, params, description, classes, source):
         """As it is: a run starts from a checkpoint of the same model."""
         check_encoder(description['architecture'], self.config.model, source)
-        target, found = patch_target(description['architecture']), description['architecture'].get('vocabulary')
-        check(target in ('', self.config.target), f'{source} predicts {target}, config.target is {self.config.target}: set '
-              f'config.target={target}, or give another checkpoint.')
+        target, found = (
+            patch_target(description['architecture']),
+            description['architecture'].get('vocabulary'),
+        )
+        check(
+            target in ('', self.config.target),
+            f'{source} predicts {target}, config.target is {self.config.target}: set '
+            f'config.target={target}, or give another checkpoint.',
+        )
         wanted = self.tokenizer.vocabulary if self.tokenizer else None
-        check(not found or wanted == found, f'the head of {source} predicts {found} tokens, the tokenizer of this run has {wanted}: give '
-              'config.tokenizer.path the tokenizer that it was trained with.')
+        check(
+            not found or wanted == found,
+            f'the head of {source} predicts {found} tokens, the tokenizer of this run has '
+            f'{wanted}: give config.tokenizer.path the tokenizer that it was trained with.',
+        )
         return params, (), []
 
     def prepare(self, frozen, batch, *, train):
         """{'tokens': uint16 [B, P]} of the clean picture."""
-        return {'tokens': self.tokenizer.encode(frozen, self._picture(batch, 'token_image', train)).astype(jnp.uint16)}
+        return {
+            'tokens': self.tokenizer.encode(
+                frozen, self._picture(batch, 'token_image', train)
+            ).astype(jnp.uint16)
+        }
 
     def _picture(self, batch, name, train):
-        """Pixels in [0, 1], float32 [B, S, S, 3]; the number of the view decides the colours, so that all pictures of a view agree."""
+        """Pixels in [0, 1], float32 [B, S, S, 3]; the number of the view decides the colours, so
+        that all pictures of a view agree."""
         images_BSS3 = to_float(batch[name])
-        return jitter_views(self.config.seed, batch['view'], images_BSS3, self.config.data.color_jitter) if train else images_BSS3
+        return (
+            jitter_views(
+                self.config.seed, batch['view'], images_BSS3, self.config.data.color_jitter
+            )
+            if train
+            else images_BSS3
+        )
 
     def draw_masks(self, keys_B) -> Masks:
         """What is hidden, and in the slots what is predicted: that, or every patch."""
@@ -119,14 +163,20 @@ class Pretrain(Task):
         if self.config.predict == 'masked':
             return masks
         shape = masks.mask_BP.shape
-        return masks._replace(slots_BK=jnp.broadcast_to(jnp.arange(shape[1]), shape), weights_BK=jnp.ones(shape))
+        return masks._replace(
+            slots_BK=jnp.broadcast_to(jnp.arange(shape[1]), shape), weights_BK=jnp.ones(shape)
+        )
 
     def loss(self, params, batch, keys_B, *, progress, train):
         mask_keys_B, drop_keys_B = jnp.moveaxis(jax.vmap(jax.random.split)(keys_B), 1, 0)
         image_BSS3 = self._picture(batch, 'image', train)
         mask_BP, slots_BK, weights_BK = self.draw_masks(mask_keys_B)
-        outputs_BKV = nnx.merge(self.graphdef, params)(normalize(image_BSS3, self.config.data.mean, self.config.data.std), mask_BP, slots_BK,
-                                                      keys_B=drop_keys_B if train else None)
+        outputs_BKV = nnx.merge(self.graphdef, params)(
+            normalize(image_BSS3, self.config.data.mean, self.config.data.std),
+            mask_BP,
+            slots_BK,
+            keys_B=drop_keys_B if train else None,
+        )
         weights_BK = weights_BK * batch['valid'][:, None]
         if self.tokenizer:
             losses_BK, sums = self._token_losses(outputs_BKV, batch['tokens'], slots_BK, weights_BK)
@@ -143,56 +193,101 @@ class Pretrain(Task):
         targets_BK = jnp.take_along_axis(tokens_BP.astype(jnp.int32), slots_BK, axis=1)
         label_logits_BK = jnp.take_along_axis(logits_BKV, targets_BK[..., None], axis=-1)[..., 0]
         return optax.softmax_cross_entropy_with_integer_labels(logits_BKV, targets_BK), {
-            'correct': jnp.sum((label_logits_BK >= jnp.max(logits_BKV, axis=-1)) * weights_BK),  # one pass less than argmax
-            'token_counts': jnp.zeros(self.tokenizer.vocabulary).at[targets_BK].add(weights_BK)}
+            # one pass less than argmax
+            'correct': jnp.sum((label_logits_BK >= jnp.max(logits_BKV, axis=-1)) * weights_BK),
+            'token_counts': jnp.zeros(self.tokenizer.vocabulary).at[targets_BK].add(weights_BK),
+        }
 
     def _pixel_losses(self, outputs_BKV, image_BSS3, slots_BK):
-        """Mean squared errors, float32 [B, K], from patches less their mean and divided by their deviation."""
-        patches_BKV = jnp.take_along_axis(patchify(image_BSS3, self.config.model.patch_size), slots_BK[..., None], axis=1)
+        """Mean squared errors, float32 [B, K], from patches less their mean and divided by their
+        deviation."""
+        patches_BKV = jnp.take_along_axis(
+            patchify(image_BSS3, self.config.model.patch_size), slots_BK[..., None], axis=1
+        )
         mean_BK1, deviation_BK1 = patch_statistics(patches_BKV)
         return jnp.mean(jnp.square(outputs_BKV - (patches_BKV - mean_BK1) / deviation_BK1), axis=-1)
 
     def summarize(self, sums):
-        """All but `masked_patches`, which are the hidden ones of an image, is over the patches that are predicted. `loss` is the mean
-        cross-entropy, or for pixels the mean squared error, which is the share of their variance that is not explained.
-        `majority_accuracy` is that of always guessing the most frequent token."""
-        metrics = {'loss': sums['loss'] / sums['weight'], 'masked_patches': sums.get('masked', sums['weight']) / sums['images']}
-        return metrics | ({'token_accuracy': sums['correct'] / sums['weight'],
-                           'majority_accuracy': jnp.max(sums['token_counts']) / sums['weight'],
-                           **token_statistics(sums['token_counts'])} if self.tokenizer else {})
+        """All but `masked_patches`, which are the hidden ones of an image, is over the patches that
+        are predicted. `loss` is the mean cross-entropy, or for pixels the mean squared error, which
+        is the share of their variance that is not explained. `majority_accuracy` is that of always
+        guessing the most frequent token."""
+        metrics = {
+            'loss': sums['loss'] / sums['weight'],
+            'masked_patches': sums.get('masked', sums['weight']) / sums['images'],
+        }
+        return metrics | (
+            {
+                'token_accuracy': sums['correct'] / sums['weight'],
+                'majority_accuracy': jnp.max(sums['token_counts']) / sums['weight'],
+                **token_statistics(sums['token_counts']),
+            }
+            if self.tokenizer
+            else {}
+        )
 
     def describe(self):
-        data, vocabulary = self.config.data, {'vocabulary': self.tokenizer.vocabulary} if self.tokenizer else {}
-        return {'architecture': 'beit_masked_image_model', **dataclasses.asdict(self.config.model), 'grid': self.config.grid,
-                'target': self.config.target, **vocabulary, 'image_size': data.image_size, 'mean': data.mean, 'std': data.std}
+        data, vocabulary = (
+            self.config.data,
+            {'vocabulary': self.tokenizer.vocabulary} if self.tokenizer else {},
+        )
+        return {
+            'architecture': 'beit_masked_image_model',
+            **dataclasses.asdict(self.config.model),
+            'grid': self.config.grid,
+            'target': self.config.target,
+            **vocabulary,
+            'image_size': data.image_size,
+            'mean': data.mean,
+            'std': data.std,
+        }
 
 
 def _build(config: Config, tokenizer: Tokenizer | None, rngs: nnx.Rngs) -> MaskedImageModel:
     outputs = tokenizer.vocabulary if tokenizer else config.model.patch_values
-    return MaskedImageModel(config.model, config.grid, outputs, dtype=config.compute_dtype, rngs=rngs)
+    return MaskedImageModel(
+        config.model, config.grid, outputs, dtype=config.compute_dtype, rngs=rngs
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class GivenTokens:
     """Stands in for a tokenizer where every batch brings its tokens."""
+
     vocabulary: int = 8192
     factor: int = 8  # pixels per token: DALL-E's
 
 
-def make_on_given_tokens(config: Config, tokenizer: Tokenizer | GivenTokens | None = GivenTokens()) -> Pretrain:
-    """The task without the parameters of its tokenizer: its steps take batches that have `tokens` already. None: pixels are predicted."""
-    return Pretrain(config, tokenizer, nnx.graphdef(nnx.eval_shape(lambda: _build(config, tokenizer, nnx.Rngs(0)))), None)
+def make_on_given_tokens(
+    config: Config, tokenizer: Tokenizer | GivenTokens | None = GivenTokens()
+) -> Pretrain:
+    """The task without the parameters of its tokenizer: its steps take batches that have `tokens`
+    already. None: pixels are predicted."""
+    return Pretrain(
+        config,
+        tokenizer,
+        nnx.graphdef(nnx.eval_shape(lambda: _build(config, tokenizer, nnx.Rngs(0)))),
+        None,
+    )
 
 
 def make(config: Config) -> Pretrain:
     if config.target == 'pixels':
         return make_on_given_tokens(config, None)
-    check(bool(config.tokenizer.path), 'config.tokenizer.path is empty: give the directory of a tokenizer '
-          '(python main.py --config=configs/quickstart/tokenizer.py --workdir=W writes W/tokenizer).')
+    check(
+        bool(config.tokenizer.path),
+        'config.tokenizer.path is empty: give the directory of a tokenizer '
+        '(python main.py --config=configs/quickstart/tokenizer.py --workdir=W writes W/tokenizer).',
+    )
     tokenizer, frozen = load_tokenizer(config.tokenizer.path, config.tokenizer.precision)
     size, (side, _) = config.tokenizer.image_size or tokenizer.image_size, config.grid
-    check(size == side * tokenizer.factor, f'the tokenizer {config.tokenizer.path} cuts {size} pixels into cells of {tokenizer.factor}, '
-          f'{size / tokenizer.factor:g} x {size / tokenizer.factor:g} tokens, but the encoder has {side} x {side} patches '
-          f'(config.data.image_size={config.data.image_size}, config.model.patch_size={config.model.patch_size}): change these, or set '
-          f'config.tokenizer.image_size={side * tokenizer.factor}.')
+    check(
+        size == side * tokenizer.factor,
+        f'the tokenizer {config.tokenizer.path} cuts {size} pixels into cells of '
+        f'{tokenizer.factor}, {size / tokenizer.factor:g} x {size / tokenizer.factor:g} tokens, '
+        f'but the encoder has {side} x {side} patches '
+        f'(config.data.image_size={config.data.image_size}, '
+        f'config.model.patch_size={config.model.patch_size}): change these, or set '
+        f'config.tokenizer.image_size={side * tokenizer.factor}.',
+    )
     return dataclasses.replace(make_on_given_tokens(config, tokenizer), frozen=frozen)

@@ -1,11 +1,14 @@
-"""What an encoder knows that nobody adapted it to: linear heads on every layer of the frozen encoder, and its nearest neighbours.
+"""What an encoder knows that nobody adapted it to: linear heads on every layer of the frozen
+encoder, and its nearest neighbours.
 
-Each image goes through the encoder once a step; after every block a head reads CLS, another the mean of the patches, a third both, and
-all of them learn at the same time without touching one another (run_linear_eval.py trains one a layer, on both). Features are
-standardised by their mean and deviation over training images: the residual stream grows from layer to layer, and most of it is the same
-in every image. The best layer is chosen on the held-out images themselves, as the field does.
-Shape legend: B images, S side in pixels, L layers, D width, C classes.
+Each image goes through the encoder once a step; after every block a head reads CLS, another the
+mean of the patches, a third both, and all of them learn at the same time without touching one
+another (run_linear_eval.py trains one a layer, on both). Features are standardised by their mean
+and deviation over training images: the residual stream grows from layer to layer, and most of it is
+the same in every image. The best layer is chosen on the held-out images themselves, as the field
+does. Shape legend: B images, S side in pixels, L layers, D width, C classes.
 """
+
 import dataclasses
 import functools
 import json
@@ -33,31 +36,45 @@ CALIBRATION = 2048  # training images that the features are standardised by
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NeighboursConfig:
-    """k-NN by cosine similarity: each of the nearest training images votes with exp(similarity / temperature)."""
+    """k-NN by cosine similarity: each of the nearest training images votes with exp(similarity /
+    temperature)."""
+
     count: int = 20
     temperature: float = 0.07
     images: int = 20_000  # training images that may be neighbours, spread over all; 0: no k-NN
     queries: int = 10_000  # held-out images that are classified so, spread over all
 
     def __post_init__(self):
-        check(self.images >= 0 and self.queries > 0, 'config.neighbours.images must not be negative, config.neighbours.queries positive.')
-        check(self.count > 0 and self.temperature > 0, 'config.neighbours.count and config.neighbours.temperature must be positive.')
+        check(
+            self.images >= 0 and self.queries > 0,
+            'config.neighbours.images must not be negative, config.neighbours.queries positive.',
+        )
+        check(
+            self.count > 0 and self.temperature > 0,
+            'config.neighbours.count and config.neighbours.temperature must be positive.',
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(LabelledRunConfig):
     task: str = 'probe'
-    encoder: str = ''  # the checkpoint or work directory whose encoder is probed; '' probes random weights
+    # the checkpoint or work directory whose encoder is probed; '' probes random weights
+    encoder: str = ''
     neighbours: NeighboursConfig = NeighboursConfig()
 
     def __post_init__(self):
         super().__post_init__()
-        check(not self.init, 'config.init starts a run from its parameters, which are heads here: name the encoder by config.encoder.')
+        check(
+            not self.init,
+            'config.init starts a run from its parameters, which are heads here: name the encoder '
+            'by config.encoder.',
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class Probe(Task):
     """The task: see `beit_jax.tasks.Task`."""
+
     config: Config
     encoder: nnx.GraphDef
     heads: nnx.GraphDef
@@ -75,66 +92,129 @@ class Probe(Task):
         return _heads(self.config, rngs)
 
     def calibrate(self, frozen, batches):
-        """The encoder with the mean and the deviation, float32 [L, D], of `cls` and `mean` over some training images."""
+        """The encoder with the mean and the deviation, float32 [L, D], of `cls` and `mean` over
+        some training images."""
         features = collect(batches('train', CALIBRATION), CALIBRATION, np.float32)
-        statistics = {name: {'mean': features[name].mean(0), 'deviation': features[name].std(0) + 1e-6} for name in ('cls', 'mean')}
+        statistics = {
+            name: {'mean': features[name].mean(0), 'deviation': features[name].std(0) + 1e-6}
+            for name in ('cls', 'mean')
+        }
         return frozen | {'statistics': statistics}
 
     def prepare(self, frozen, batch, *, train):
         """{'cls', 'mean': float32 [B, L, D]} after each block of the encoder."""
         data, images_BSS3 = self.config.data, to_float(batch['image'])
         if train:
-            images_BSS3 = jitter_views(self.config.seed, batch['view'], images_BSS3, data.color_jitter)
-        features = nnx.merge(self.encoder, frozen['encoder'])(normalize(images_BSS3, data.mean, data.std), every_layer=pool_both)
+            images_BSS3 = jitter_views(
+                self.config.seed, batch['view'], images_BSS3, data.color_jitter
+            )
+        features = nnx.merge(self.encoder, frozen['encoder'])(
+            normalize(images_BSS3, data.mean, data.std), every_layer=pool_both
+        )
         features = {name: features_LBD.swapaxes(0, 1) for name, features_LBD in features.items()}
         if not frozen['statistics']:  # before calibration
             return features
-        return {name: (features[name] - known['mean']) / known['deviation'] for name, known in frozen['statistics'].items()}
+        return {
+            name: (features[name] - known['mean']) / known['deviation']
+            for name, known in frozen['statistics'].items()
+        }
 
     def loss(self, params, batch, keys_B, *, progress, train):
         logits = nnx.merge(self.heads, params)(batch['cls'], batch['mean'])
         labels_B, valid_B = batch['label'], batch['valid']
         losses, correct = {}, {}
         for name, logits_BLC in logits.items():
-            losses_BL = optax.softmax_cross_entropy_with_integer_labels(logits_BLC, labels_B[:, None])
+            losses_BL = optax.softmax_cross_entropy_with_integer_labels(
+                logits_BLC, labels_B[:, None]
+            )
             losses[name] = jnp.sum(losses_BL * valid_B[:, None], axis=0)
-            correct[name] = jnp.sum((jnp.argmax(logits_BLC, axis=-1) == labels_B[:, None]) * valid_B[:, None], axis=0)
+            correct[name] = jnp.sum(
+                (jnp.argmax(logits_BLC, axis=-1) == labels_B[:, None]) * valid_B[:, None], axis=0
+            )
         loss = sum(jnp.sum(losses_L) for losses_L in losses.values())
-        return loss, {'loss': loss, 'weight': jnp.sum(valid_B), 'correct': jnp.stack([correct[name] for name in KINDS])}
+        return loss, {
+            'loss': loss,
+            'weight': jnp.sum(valid_B),
+            'correct': jnp.stack([correct[name] for name in KINDS]),
+        }
 
     def summarize(self, sums):
-        """`accuracy` is that of the best head, `layer_NN/cls`, `/mean` and `/both` those of all; `loss` is the mean of all heads."""
+        """`accuracy` is that of the best head, `layer_NN/cls`, `/mean` and `/both` those of all;
+        `loss` is the mean of all heads."""
         accuracies_KL = sums['correct'] / sums['weight']
-        each = {f'layer_{layer + 1:02d}/{kind}': accuracy for kind, accuracies_L in zip(KINDS, accuracies_KL)
-                for layer, accuracy in enumerate(accuracies_L)}
-        return {'loss': sums['loss'] / sums['weight'] / accuracies_KL.size, 'accuracy': jnp.max(accuracies_KL)} | each
+        each = {
+            f'layer_{layer + 1:02d}/{kind}': accuracy
+            for kind, accuracies_L in zip(KINDS, accuracies_KL)
+            for layer, accuracy in enumerate(accuracies_L)
+        }
+        return {
+            'loss': sums['loss'] / sums['weight'] / accuracies_KL.size,
+            'accuracy': jnp.max(accuracies_KL),
+        } | each
 
     def describe(self):
-        return {'architecture': 'layer_probes', 'layers': self.config.model.depth, 'width': self.config.model.width,
-                'num_classes': self.config.num_classes, 'encoder': self.config.encoder}
+        return {
+            'architecture': 'layer_probes',
+            'layers': self.config.model.depth,
+            'width': self.config.model.width,
+            'num_classes': self.config.num_classes,
+            'encoder': self.config.encoder,
+        }
 
     def finish(self, params, workdir: Path, batches, metrics):
-        """Writes and prints the table of all layers: accuracies of the heads and of k-NN, `probe.json`."""
+        """Writes and prints the table of all layers: accuracies of the heads and of k-NN,
+        `probe.json`."""
         config, layers = self.config, self.config.model.depth
-        table = {f'linear {kind}': [float(metrics[f'eval/layer_{layer + 1:02d}/{kind}']) for layer in range(layers)] for kind in KINDS}
+        table = {
+            f'linear {kind}': [
+                float(metrics[f'eval/layer_{layer + 1:02d}/{kind}']) for layer in range(layers)
+            ]
+            for kind in KINDS
+        }
         if config.neighbours.images:
             bank = collect(batches('train', config.neighbours.images), config.neighbours.images)
-            queries = collect(batches('evaluate', config.neighbours.queries), config.neighbours.queries)
+            queries = collect(
+                batches('evaluate', config.neighbours.queries), config.neighbours.queries
+            )
             for kind in ('cls', 'mean') if jax.process_index() == 0 else ():
-                found = (nearest_neighbours(bank[kind][:, layer], bank['label'], queries[kind][:, layer], config.num_classes, config.neighbours)
-                         for layer in range(layers))
-                table[f'k-NN {kind}'] = [float(np.mean(classes == queries['label'])) for classes in found]
+                found = (
+                    nearest_neighbours(
+                        bank[kind][:, layer],
+                        bank['label'],
+                        queries[kind][:, layer],
+                        config.num_classes,
+                        config.neighbours,
+                    )
+                    for layer in range(layers)
+                )
+                table[f'k-NN {kind}'] = [
+                    float(np.mean(classes == queries['label'])) for classes in found
+                ]
         if jax.process_index() == 0:
             (workdir / 'probe.json').write_text(json.dumps(table) + '\n')
             print(_as_text(table))
 
 
-def nearest_neighbours(bank_ND, labels_N, queries_BD, num_classes: int, config: NeighboursConfig, chunk: int = 1000) -> np.ndarray:
-    """The class that the nearest images of the bank vote for, int [B]; features float [N, D] and [B, D], of any length."""
+def nearest_neighbours(
+    bank_ND, labels_N, queries_BD, num_classes: int, config: NeighboursConfig, chunk: int = 1000
+) -> np.ndarray:
+    """The class that the nearest images of the bank vote for, int [B]; features float [N, D] and
+    [B, D], of any length."""
     bank_ND, labels_N = _unit_rows(jnp.asarray(bank_ND, jnp.float32)), jnp.asarray(labels_N)
     count = min(config.count, len(bank_ND))
-    return np.concatenate([_vote(bank_ND, labels_N, jnp.asarray(queries_BD[i:i + chunk], jnp.float32), count, num_classes, config.temperature)
-                           for i in range(0, len(queries_BD), chunk)])
+    return np.concatenate(
+        [
+            _vote(
+                bank_ND,
+                labels_N,
+                jnp.asarray(queries_BD[i : i + chunk], jnp.float32),
+                count,
+                num_classes,
+                config.temperature,
+            )
+            for i in range(0, len(queries_BD), chunk)
+        ]
+    )
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
@@ -142,7 +222,11 @@ def _vote(bank_ND, labels_N, queries_BD, count, num_classes, temperature):
     similarity_BN = jnp.matmul(_unit_rows(queries_BD), bank_ND.T, precision='highest')
     nearest_BK, index_BK = jax.lax.top_k(similarity_BN, count)
     rows_B1 = jnp.arange(len(queries_BD))[:, None]
-    votes_BC = jnp.zeros((len(queries_BD), num_classes)).at[rows_B1, labels_N[index_BK]].add(jnp.exp(nearest_BK / temperature))
+    votes_BC = (
+        jnp.zeros((len(queries_BD), num_classes))
+        .at[rows_B1, labels_N[index_BK]]
+        .add(jnp.exp(nearest_BK / temperature))
+    )
     return jnp.argmax(votes_BC, axis=-1)
 
 
@@ -151,21 +235,45 @@ def _unit_rows(x):
 
 
 def collect(batches, limit: int, dtype=np.float16) -> dict:
-    """The valid rows of all batches, at most `limit`: `cls` and `mean` [N, L, D] of `dtype`, `label` int32 [N]. Half precision: a bank of
-    ImageNet must fit the host."""
+    """The valid rows of all batches, at most `limit`: `cls` and `mean` [N, L, D] of `dtype`,
+    `label` int32 [N]. Half precision: a bank of ImageNet must fit the host."""
     dtypes = {'cls': dtype, 'mean': dtype, 'label': np.int32}
-    parts = [{name: batch[name][batch['valid'] > 0].astype(kind) for name, kind in dtypes.items()} for batch in batches]
+    parts = [
+        {name: batch[name][batch['valid'] > 0].astype(kind) for name, kind in dtypes.items()}
+        for batch in batches
+    ]
     return {name: np.concatenate([part.pop(name) for part in parts])[:limit] for name in dtypes}
 
 
 def _as_text(table: dict) -> str:
     names = list(table)
     lines = ['layer  ' + '  '.join(f'{name:>11}' for name in names)]
-    lines += [f'{layer + 1:5}  ' + '  '.join(f'{table[name][layer]:11.4f}' for name in names) for layer in range(len(table[names[0]]))]
-    best = {kind: max(((values[layer], layer, name) for name, values in table.items() if name.startswith(kind) for layer in range(len(values))))
-            for kind in ('linear', 'k-NN') if any(name.startswith(kind) for name in names)}
-    return '\n'.join(['accuracy on held-out images:', *lines,
-                      *(f'best {name}: {value:.4f} at layer {layer + 1}' for value, layer, name in best.values())])
+    lines += [
+        f'{layer + 1:5}  ' + '  '.join(f'{table[name][layer]:11.4f}' for name in names)
+        for layer in range(len(table[names[0]]))
+    ]
+    best = {
+        kind: max(
+            (
+                (values[layer], layer, name)
+                for name, values in table.items()
+                if name.startswith(kind)
+                for layer in range(len(values))
+            )
+        )
+        for kind in ('linear', 'k-NN')
+        if any(name.startswith(kind) for name in names)
+    }
+    return '\n'.join(
+        [
+            'accuracy on held-out images:',
+            *lines,
+            *(
+                f'best {name}: {value:.4f} at layer {layer + 1}'
+                for value, layer, name in best.values()
+            ),
+        ]
+    )
 
 
 def _heads(config: Config, rngs: nnx.Rngs) -> LayerProbes:
@@ -174,14 +282,24 @@ def _heads(config: Config, rngs: nnx.Rngs) -> LayerProbes:
 
 def make(config: Config) -> Probe:
     def build():
-        return Encoder(config.model, config.grid, masked=False, dtype=config.compute_dtype, rngs=nnx.Rngs(config.seed))
+        return Encoder(
+            config.model,
+            config.grid,
+            masked=False,
+            dtype=config.compute_dtype,
+            rngs=nnx.Rngs(config.seed),
+        )
+
     encoder, abstract = nnx.split(nnx.eval_shape(build))
     if config.encoder:
         params, description = load_weights(config.encoder)
         architecture = description['architecture']
         frozen, _ = adapt_encoder(params, architecture, config, config.encoder)
         differing = pixel_differences(architecture, config.data, config.encoder)
-        check(not differing, f'{"; ".join(differing)}: a frozen encoder must see what it was trained on.')
+        check(
+            not differing,
+            f'{"; ".join(differing)}: a frozen encoder must see what it was trained on.',
+        )
         check_params(nnx.to_pure_dict(abstract), frozen, config.encoder)
     else:
         frozen = nnx.to_pure_dict(nnx.state(build()))

@@ -1,10 +1,14 @@
-"""Semantic segmentation (paper, section 3.2; official semantic_segmentation/): a class for each pixel, by UPerNet on the encoder.
+"""Semantic segmentation (paper, section 3.2; official semantic_segmentation/): a class for each
+pixel, by UPerNet on the encoder.
 
-The encoder of a checkpoint, its positions fitted to the crop's, feeds four blocks to a feature pyramid. The host resizes, crops and flips
-a picture with its label map; the device changes its colours. The loss is the mean over the pixels that have a class of the cross-entropy of
-the logits, resized to the crop, and of 0.4 times that of an auxiliary head. Whole pictures are labelled by windows (`train.segmentation`).
-Shape legend: B images, S side of the crop in pixels, h w of the logits (a quarter of it), C classes.
+The encoder of a checkpoint, its positions fitted to the crop's, feeds four blocks to a feature
+pyramid. The host resizes, crops and flips a picture with its label map; the device changes its
+colours. The loss is the mean over the pixels that have a class of the cross-entropy of the logits,
+resized to the crop, and of 0.4 times that of an auxiliary head. Whole pictures are labelled by
+windows (`train.segmentation`). Shape legend: B images, S side of the crop in pixels, h w of the
+logits (a quarter of it), C classes.
 """
+
 import dataclasses
 
 from flax import nnx
@@ -27,18 +31,34 @@ MODES = ('slide', 'whole')
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InferenceConfig:
-    """How a whole picture is labelled. Its shorter side is brought to `data.image_size`, its longer one to four times that at most."""
-    mode: str = 'slide'  # slide: windows of the crop's size, their logits averaged | whole: the picture squeezed into one window
-    stride: int = 0  # pixels from window to window; 0: two thirds of a window, as the official 341 of 512 and 426 of 640
-    scales: tuple[float, ...] = (1.0,)  # of the sides; with several, or with flip, probabilities are averaged (as mmsegmentation)
+    """How a whole picture is labelled. Its shorter side is brought to `data.image_size`, its longer
+    one to four times that at most."""
+
+    # slide: windows of the crop's size, their logits averaged | whole: the picture squeezed into
+    # one window
+    mode: str = 'slide'
+    # pixels from window to window; 0: two thirds of a window, as the official 341 of 512 and 426 of
+    # 640
+    stride: int = 0
+    # of the sides; with several, or with flip, probabilities are averaged (as mmsegmentation)
+    scales: tuple[float, ...] = (1.0,)
     flip: bool = False  # also turned round
     windows: int = 16  # in one program
 
     def __post_init__(self):
         one_of('config.inference.mode', self.mode, MODES)
-        check(self.stride >= 0 and self.windows > 0, 'config.inference.stride must not be negative, config.inference.windows at least 1.')
-        check(len(self.scales) > 0 and min(self.scales) > 0, f'config.inference.scales is {self.scales}: use numbers above 0.')
-        check(self.mode == 'slide' or self.scales == (1.0,), 'config.inference.mode=whole has one window of one size: leave scales at 1.')
+        check(
+            self.stride >= 0 and self.windows > 0,
+            'config.inference.stride must not be negative, config.inference.windows at least 1.',
+        )
+        check(
+            len(self.scales) > 0 and min(self.scales) > 0,
+            f'config.inference.scales is {self.scales}: use numbers above 0.',
+        )
+        check(
+            self.mode == 'slide' or self.scales == (1.0,),
+            'config.inference.mode=whole has one window of one size: leave scales at 1.',
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,15 +75,25 @@ class Config(LabelledRunConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check(self.inference.stride <= self.data.image_size, f'config.inference.stride {self.inference.stride} is larger than the windows of '
-              f'{self.data.image_size}: pixels between them would have no class.')
-        check(self.auxiliary_weight >= 0 and self.pictures >= 0, 'config.auxiliary_weight and config.pictures must not be negative.')
-        check(self.num_classes <= IGNORED, f'config.num_classes is {self.num_classes}: label maps hold {IGNORED} classes at most.')
+        check(
+            self.inference.stride <= self.data.image_size,
+            f'config.inference.stride {self.inference.stride} is larger than the windows of '
+            f'{self.data.image_size}: pixels between them would have no class.',
+        )
+        check(
+            self.auxiliary_weight >= 0 and self.pictures >= 0,
+            'config.auxiliary_weight and config.pictures must not be negative.',
+        )
+        check(
+            self.num_classes <= IGNORED,
+            f'config.num_classes is {self.num_classes}: label maps hold {IGNORED} classes at most.',
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class Segment(Task):
     """The task: see `beit_jax.tasks.Task`."""
+
     config: Config
     graphdef: nnx.GraphDef
 
@@ -76,23 +106,37 @@ class Segment(Task):
         return _build(self.config, rngs)
 
     def adapt(self, params, description, classes, source):
-        """The encoder with its positions fitted, and the heads where they are for the same classes; those of other tasks are left out."""
+        """The encoder with its positions fitted, and the heads where they are for the same classes;
+        those of other tasks are left out."""
         architecture, config = description['architecture'], self.config
         encoder, notes = adapt_encoder(params, architecture, config, source)
-        notes += [f'warning: {difference}' for difference in pixel_differences(architecture, config.data, source)]
+        notes += [
+            f'warning: {difference}'
+            for difference in pixel_differences(architecture, config.data, source)
+        ]
         if not segments(architecture):
             return {'encoder': encoder}, ('head',), notes
         width, named = architecture['num_classes'], description.get('classes') or ()
         if width == config.num_classes and (list(named) == list(classes) or not named):
             theirs, ours = head_config(architecture), config.head.fitted(config.model)
             for name in ('taps', 'pool_scales', 'auxiliary_tap', 'norm_eps'):
-                check(getattr(theirs, name) == getattr(ours, name), f'{source} has {name} {getattr(theirs, name)}, config.head.{name} is '
-                      f'{getattr(ours, name)}: set it so.')
+                check(
+                    getattr(theirs, name) == getattr(ours, name),
+                    f'{source} has {name} {getattr(theirs, name)}, config.head.{name} is '
+                    f'{getattr(ours, name)}: set it so.',
+                )
             return {'encoder': encoder, 'head': params['head']}, (), notes
-        check(config.new_head, f'the heads of {source} are for {width} classes ({", ".join(map(str, named[:3]))}, ...); this run has '
-              f'{config.num_classes} ({", ".join(classes[:3])}, ...): give the classes that it was trained on, or set config.new_head=true to '
-              'start with fresh heads.')
-        notes.append(f'the heads of {source}, for {width} classes, are replaced by fresh ones for {config.num_classes}')
+        check(
+            config.new_head,
+            f'the heads of {source} are for {width} classes ({", ".join(map(str, named[:3]))}, '
+            f'...); this run has {config.num_classes} ({", ".join(classes[:3])}, ...): give the '
+            'classes that it was trained on, or set config.new_head=true to start with fresh '
+            'heads.',
+        )
+        notes.append(
+            f'the heads of {source}, for {width} classes, are replaced by fresh ones for '
+            f'{config.num_classes}'
+        )
         return {'encoder': encoder}, ('head',), notes
 
     def augment(self, batch, key, keys_B):
@@ -104,42 +148,87 @@ class Segment(Task):
 
     def loss(self, params, batch, keys_B, *, progress, train):
         config, model = self.config, nnx.merge(self.graphdef, params)
-        images_BSS3 = batch['image'] if train else normalize(to_float(batch['image']), config.data.mean, config.data.std)
-        logits_BhwC, auxiliary_BhwC, statistics = model(images_BSS3, keys_B=keys_B if train else None, train=train)
+        images_BSS3 = (
+            batch['image']
+            if train
+            else normalize(to_float(batch['image']), config.data.mean, config.data.std)
+        )
+        logits_BhwC, auxiliary_BhwC, statistics = model(
+            images_BSS3, keys_B=keys_B if train else None, train=train
+        )
         labels_BSS = batch['label_map'].astype(jnp.int32)
         weights_BSS = (labels_BSS != IGNORED) * batch['valid'][:, None, None]
         loss, correct = _pixel_loss(logits_BhwC, labels_BSS, weights_BSS)
-        auxiliary_loss = 0.0 if auxiliary_BhwC is None else _pixel_loss(auxiliary_BhwC, labels_BSS, weights_BSS)[0]
+        auxiliary_loss = (
+            0.0
+            if auxiliary_BhwC is None
+            else _pixel_loss(auxiliary_BhwC, labels_BSS, weights_BSS)[0]
+        )
         total = loss + config.auxiliary_weight * auxiliary_loss
-        sums = {'loss': total, 'weight': jnp.sum(weights_BSS), 'auxiliary_loss': auxiliary_loss, 'correct': correct}
+        sums = {
+            'loss': total,
+            'weight': jnp.sum(weights_BSS),
+            'auxiliary_loss': auxiliary_loss,
+            'correct': correct,
+        }
         return total, sums | ({'statistics': (statistics, 1.0)} if train else {})
 
     def summarize(self, sums):
-        """`pixel_accuracy` is that of the pixels of the crops; `loss` has the share of `auxiliary_loss` in it."""
-        return {'loss': sums['loss'] / sums['weight'], 'auxiliary_loss': sums['auxiliary_loss'] / sums['weight'],
-                'pixel_accuracy': sums['correct'] / sums['weight']}
+        """`pixel_accuracy` is that of the pixels of the crops; `loss` has the share of
+        `auxiliary_loss` in it."""
+        return {
+            'loss': sums['loss'] / sums['weight'],
+            'auxiliary_loss': sums['auxiliary_loss'] / sums['weight'],
+            'pixel_accuracy': sums['correct'] / sums['weight'],
+        }
 
     def label_windows(self, params, images_BSS3):
         data = self.config.data
-        return nnx.merge(self.graphdef, params)(normalize(to_float(images_BSS3), data.mean, data.std), train=False)[0]
+        return nnx.merge(self.graphdef, params)(
+            normalize(to_float(images_BSS3), data.mean, data.std), train=False
+        )[0]
 
     def describe(self):
         config, data = self.config, self.config.data
-        return {'architecture': 'beit_segmenter', **dataclasses.asdict(config.model), 'grid': config.grid, 'num_classes': config.num_classes,
-                'head': dataclasses.asdict(config.head), 'image_size': data.image_size, 'crop': 1.0, 'mean': data.mean, 'std': data.std,
-                'reduce_zero_label': data.reduce_zero_label, 'inference': dataclasses.asdict(config.inference)}
+        return {
+            'architecture': 'beit_segmenter',
+            **dataclasses.asdict(config.model),
+            'grid': config.grid,
+            'num_classes': config.num_classes,
+            'head': dataclasses.asdict(config.head),
+            'image_size': data.image_size,
+            'crop': 1.0,
+            'mean': data.mean,
+            'std': data.std,
+            'reduce_zero_label': data.reduce_zero_label,
+            'inference': dataclasses.asdict(config.inference),
+        }
 
 
-@jax.checkpoint  # logits of the crop's size are made anew in the backward pass: they are larger than all that the model keeps
+# logits of the crop's size are made anew in the backward pass: they are larger than all that the
+# model keeps
+@jax.checkpoint
 def _pixel_loss(logits_BhwC, labels_BSS, weights_BSS):
-    """(weighted sum of the cross-entropies, weighted number of pixels whose best class is right) of logits resized to the labels' size."""
+    """(weighted sum of the cross-entropies, weighted number of pixels whose best class is right) of
+    logits resized to the labels' size."""
     logits_BSSC = resize(logits_BhwC, labels_BSS.shape[1:])
-    losses_BSS = optax.softmax_cross_entropy_with_integer_labels(logits_BSSC, jnp.where(labels_BSS == IGNORED, 0, labels_BSS))
-    return jnp.sum(losses_BSS * weights_BSS), jnp.sum((jnp.argmax(logits_BSSC, axis=-1) == labels_BSS) * weights_BSS)
+    losses_BSS = optax.softmax_cross_entropy_with_integer_labels(
+        logits_BSSC, jnp.where(labels_BSS == IGNORED, 0, labels_BSS)
+    )
+    return jnp.sum(losses_BSS * weights_BSS), jnp.sum(
+        (jnp.argmax(logits_BSSC, axis=-1) == labels_BSS) * weights_BSS
+    )
 
 
 def _build(config: Config, rngs: nnx.Rngs) -> Segmenter:
-    return Segmenter(config.model, config.grid, config.num_classes, head=config.head, dtype=config.compute_dtype, rngs=rngs)
+    return Segmenter(
+        config.model,
+        config.grid,
+        config.num_classes,
+        head=config.head,
+        dtype=config.compute_dtype,
+        rngs=rngs,
+    )
 
 
 def make(config: Config) -> Segment:

@@ -1,8 +1,11 @@
-"""Training a discrete VAE (arXiv 2102.12092, section 2.1 and appendix A.2): pictures through a grid of relaxed one-hot codes and back.
+"""Training a discrete VAE (arXiv 2102.12092, section 2.1 and appendix A.2): pictures through a grid
+of relaxed one-hot codes and back.
 
-The codes are relaxed by Gumbel-softmax at a temperature that falls along a cosine; the weight of the KL term to the uniform distribution
-rises along one. Shape legend: B images, S side in pixels, h w rows and columns of tokens, V vocabulary.
+The codes are relaxed by Gumbel-softmax at a temperature that falls along a cosine; the weight of
+the KL term to the uniform distribution rises along one. Shape legend: B images, S side in pixels, h
+w rows and columns of tokens, V vocabulary.
 """
+
 import dataclasses
 from pathlib import Path
 
@@ -25,6 +28,7 @@ RECONSTRUCTIONS = ('logit_laplace', 'l2', 'smooth_l1')
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(RunConfig):
     """Temperatures and weights as DALL-E's (appendix A.2)."""
+
     task: str = 'tokenizer'
     data: DataConfig = DataConfig()
     model: dvae.Config = dvae.Config()
@@ -34,16 +38,27 @@ class Config(RunConfig):
     temperature_share: float = 0.25  # of the run, after which the temperature is final
     kl_weight: float = 6.6  # at the end of its ramp
     kl_share: float = 0.01  # of the run, after which the KL weight is final
-    usage_weight: float = 0.0  # pulls the mean code of a batch to the uniform one: against codes that nobody uses (not in DALL-E)
+    # pulls the mean code of a batch to the uniform one: against codes that nobody uses (not in
+    # DALL-E)
+    usage_weight: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()
         one_of('config.reconstruction', self.reconstruction, RECONSTRUCTIONS)
-        check(self.data.image_size % self.model.factor == 0,
-              f'config.data.image_size {self.data.image_size} is not a multiple of {self.model.factor}, the pixels per token of '
-              f'{self.model.groups} groups: change one of them.')
-        check(0 < self.final_temperature <= self.temperature, 'use 0 < config.final_temperature <= config.temperature.')
-        check(0 < self.temperature_share <= 1 and 0 < self.kl_share <= 1, 'config.temperature_share and config.kl_share are in (0, 1].')
+        check(
+            self.data.image_size % self.model.factor == 0,
+            f'config.data.image_size {self.data.image_size} is not a multiple of '
+            f'{self.model.factor}, the pixels per token of {self.model.groups} groups: change one '
+            'of them.',
+        )
+        check(
+            0 < self.final_temperature <= self.temperature,
+            'use 0 < config.final_temperature <= config.temperature.',
+        )
+        check(
+            0 < self.temperature_share <= 1 and 0 < self.kl_share <= 1,
+            'config.temperature_share and config.kl_share are in (0, 1].',
+        )
 
 
 def reconstruction_loss(kind: str, images, prediction):
@@ -70,6 +85,7 @@ def reconstruction_loss(kind: str, images, prediction):
 @dataclasses.dataclass(frozen=True)
 class Tokenizer(Task):
     """The task: see `beit_jax.tasks.Task`."""
+
     config: Config
     graphdef: nnx.GraphDef
 
@@ -87,40 +103,78 @@ class Tokenizer(Task):
         ids_Bhw = jnp.argmax(logits_BhwV, axis=-1)
         if train:
             share = _cosine(progress / config.temperature_share)
-            temperature = config.final_temperature + (config.temperature - config.final_temperature) * share
+            temperature = (
+                config.final_temperature + (config.temperature - config.final_temperature) * share
+            )
             noise_Bn = jax.vmap(lambda key: jax.random.gumbel(key, (logits_BhwV[0].size,)))(keys_B)
-            codes_BhwV = jax.nn.softmax((logits_BhwV + noise_Bn.reshape(logits_BhwV.shape)) / temperature)
+            codes_BhwV = jax.nn.softmax(
+                (logits_BhwV + noise_Bn.reshape(logits_BhwV.shape)) / temperature
+            )
         else:
             codes_BhwV = jax.nn.one_hot(ids_Bhw, config.model.vocabulary)
         prediction_BSS6 = model.decoder(codes_BhwV)
-        reconstruction_B = jnp.mean(reconstruction_loss(config.reconstruction, images_BSS3, prediction_BSS6), axis=(1, 2, 3))
+        reconstruction_B = jnp.mean(
+            reconstruction_loss(config.reconstruction, images_BSS3, prediction_BSS6), axis=(1, 2, 3)
+        )
         log_q_BhwV = jax.nn.log_softmax(logits_BhwV)
-        kl_Bhw = jnp.sum(jnp.exp(log_q_BhwV) * (log_q_BhwV + jnp.log(config.model.vocabulary)), axis=-1)
-        kl_B = jnp.sum(kl_Bhw, axis=(1, 2)) / images_BSS3[0].size  # per pixel and channel, as the reconstruction
+        kl_Bhw = jnp.sum(
+            jnp.exp(log_q_BhwV) * (log_q_BhwV + jnp.log(config.model.vocabulary)), axis=-1
+        )
+        # per pixel and channel, as the reconstruction
+        kl_B = jnp.sum(kl_Bhw, axis=(1, 2)) / images_BSS3[0].size
         kl_weight = config.kl_weight * (1 - _cosine(progress / config.kl_share))
-        error_B = jnp.mean(jnp.square(unmap_pixels(jax.nn.sigmoid(prediction_BSS6[..., :3])) - unmap_pixels(images_BSS3)), axis=(1, 2, 3))
+        error_B = jnp.mean(
+            jnp.square(
+                unmap_pixels(jax.nn.sigmoid(prediction_BSS6[..., :3])) - unmap_pixels(images_BSS3)
+            ),
+            axis=(1, 2, 3),
+        )
         valid_B = batch['valid']
-        mean_q_V = jnp.einsum('bhwv,b->v', jnp.exp(log_q_BhwV), valid_B) / (jnp.sum(valid_B) * ids_Bhw[0].size)
-        disuse = jnp.sum(mean_q_V * jnp.log(mean_q_V * config.model.vocabulary + 1e-10))  # KL(mean code || uniform)
-        loss = jnp.sum((reconstruction_B + kl_weight * kl_B + config.usage_weight * disuse) * valid_B)
+        mean_q_V = jnp.einsum('bhwv,b->v', jnp.exp(log_q_BhwV), valid_B) / (
+            jnp.sum(valid_B) * ids_Bhw[0].size
+        )
+        # KL(mean code || uniform)
+        disuse = jnp.sum(mean_q_V * jnp.log(mean_q_V * config.model.vocabulary + 1e-10))
+        loss = jnp.sum(
+            (reconstruction_B + kl_weight * kl_B + config.usage_weight * disuse) * valid_B
+        )
         counts_V = jnp.zeros(config.model.vocabulary).at[ids_Bhw].add(valid_B[:, None, None])
-        sums = {'loss': loss, 'weight': jnp.sum(valid_B), 'reconstruction': jnp.sum(reconstruction_B * valid_B),
-                'kl': jnp.sum(kl_B * valid_B), 'squared_error': jnp.sum(error_B * valid_B), 'token_counts': counts_V}
+        sums = {
+            'loss': loss,
+            'weight': jnp.sum(valid_B),
+            'reconstruction': jnp.sum(reconstruction_B * valid_B),
+            'kl': jnp.sum(kl_B * valid_B),
+            'squared_error': jnp.sum(error_B * valid_B),
+            'token_counts': counts_V,
+        }
         return loss, sums
 
     def summarize(self, sums):
-        """`psnr` in dB; `codebook_usage` is the share of the vocabulary that occurred, `token_perplexity` its effective number."""
+        """`psnr` in dB; `codebook_usage` is the share of the vocabulary that occurred,
+        `token_perplexity` its effective number."""
         metrics = {name: sums[name] / sums['weight'] for name in ('loss', 'reconstruction', 'kl')}
-        metrics['psnr'] = -10 * jnp.log10(jnp.maximum(sums['squared_error'] / sums['weight'], 1e-10))
+        metrics['psnr'] = -10 * jnp.log10(
+            jnp.maximum(sums['squared_error'] / sums['weight'], 1e-10)
+        )
         return metrics | token_statistics(sums['token_counts'])
 
     def describe(self):
-        return {'architecture': 'dvae', **dataclasses.asdict(self.config.model), 'image_size': self.config.data.image_size,
-                'pixels': '0.8 x + 0.1 for x in [0, 1], RGB'}
+        return {
+            'architecture': 'dvae',
+            **dataclasses.asdict(self.config.model),
+            'image_size': self.config.data.image_size,
+            'pixels': '0.8 x + 0.1 for x in [0, 1], RGB',
+        }
 
     def finish(self, params, workdir: Path, batches, metrics):
         if jax.process_index() == 0:
-            save_tokenizer(workdir / 'tokenizer', 'dvae', self.config.model, self.config.data.image_size, params)
+            save_tokenizer(
+                workdir / 'tokenizer',
+                'dvae',
+                self.config.model,
+                self.config.data.image_size,
+                params,
+            )
 
 
 def _cosine(share):
@@ -129,12 +183,17 @@ def _cosine(share):
 
 
 def token_statistics(counts_V) -> dict:
-    """`token_perplexity` (exp of the entropy, in [1, V]) and `codebook_usage` (share of V that occurs) of token counts, float32 [V]."""
+    """`token_perplexity` (exp of the entropy, in [1, V]) and `codebook_usage` (share of V that
+    occurs) of token counts, float32 [V]."""
     shares_V = counts_V / jnp.maximum(jnp.sum(counts_V), 1)
-    entropy = -jnp.sum(jnp.where(shares_V > 0, shares_V * jnp.log(jnp.where(shares_V > 0, shares_V, 1)), 0))
+    entropy = -jnp.sum(
+        jnp.where(shares_V > 0, shares_V * jnp.log(jnp.where(shares_V > 0, shares_V, 1)), 0)
+    )
     return {'token_perplexity': jnp.exp(entropy), 'codebook_usage': jnp.mean(counts_V > 0)}
 
 
 def make(config: Config) -> Tokenizer:
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: DVAE(config.model, dtype=config.compute_dtype, rngs=nnx.Rngs(0))))
+    graphdef = nnx.graphdef(
+        nnx.eval_shape(lambda: DVAE(config.model, dtype=config.compute_dtype, rngs=nnx.Rngs(0)))
+    )
     return Tokenizer(config, graphdef)

@@ -1,4 +1,6 @@
-"""What the command-line tools do alike: parse, name a data set, run, and turn a bad request into a line on stderr and status 2."""
+"""What the command-line tools do alike: parse, name a data set, run, and turn a bad request into a
+line on stderr and status 2."""
+
 import argparse
 from collections.abc import Callable
 import dataclasses
@@ -13,53 +15,99 @@ from beit_jax.runtime import set_xla_flags
 from beit_jax.settings.mapping import from_mapping
 
 # which pictures there are, and how they are cropped
-DATA = ('name', 'path', 'evaluate_path', 'split', 'evaluate_split', 'holdout', 'level', 'num_examples', 'num_evaluate_examples', 'crop_scale',
-        'crop_ratio', 'flip', 'evaluate_crop', 'index', 'image_ops', 'workers')
+DATA = (
+    'name',
+    'path',
+    'evaluate_path',
+    'split',
+    'evaluate_split',
+    'holdout',
+    'level',
+    'num_examples',
+    'num_evaluate_examples',
+    'crop_scale',
+    'crop_ratio',
+    'flip',
+    'evaluate_crop',
+    'index',
+    'image_ops',
+    'workers',
+)
 
 
 def parser(tool: str, description: str, example: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog=f'python -m beit_jax.tools.{tool}', description=description, epilog=f'example: {example}',
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+    return argparse.ArgumentParser(
+        prog=f'python -m beit_jax.tools.{tool}',
+        description=description,
+        epilog=f'example: {example}',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
-    """Adds --data.name, --data.path, ...: the settings of `DataConfig` under the names that recipes have."""
+    """Adds --data.name, --data.path, ...: the settings of `DataConfig` under the names that recipes
+    have."""
     group = parser.add_argument_group('data', 'config.data of the recipes')
     kinds = typing.get_type_hints(DataConfig)
     for field in dataclasses.fields(DataConfig):
         if field.name in DATA:
-            kind = {tuple[float, float]: float, bool: true_or_false}.get(kinds[field.name], kinds[field.name])
+            kind = {tuple[float, float]: float, bool: true_or_false}.get(
+                kinds[field.name], kinds[field.name]
+            )
             pair = {'nargs': 2} if isinstance(field.default, tuple) else {}
-            group.add_argument(f'--data.{field.name}', type=kind, default=field.default, metavar='', help=f'({field.default!r})', **pair)
+            group.add_argument(
+                f'--data.{field.name}',
+                type=kind,
+                default=field.default,
+                metavar='',
+                help=f'({field.default!r})',
+                **pair,
+            )
 
 
 def data_config(options: argparse.Namespace, **settings) -> DataConfig:
     """The data set that `add_data` read."""
-    data = from_mapping(DataConfig, {name: getattr(options, f'data.{name}') for name in DATA} | settings, 'data.')
-    check(data.name == 'shapes' or bool(data.path), 'give --data.path, or --data.name shapes for the built-in pictures.')
+    data = from_mapping(
+        DataConfig, {name: getattr(options, f'data.{name}') for name in DATA} | settings, 'data.'
+    )
+    check(
+        data.name == 'shapes' or bool(data.path),
+        'give --data.path, or --data.name shapes for the built-in pictures.',
+    )
     return data
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Adds --config: what `recipe_config` reads."""
-    parser.add_argument('--config', required=True, help="RECIPE.py[:variant] or a run's config.json; change it with --config.KEY=VALUE")
+    parser.add_argument(
+        '--config',
+        required=True,
+        help="RECIPE.py[:variant] or a run's config.json; change it with --config.KEY=VALUE",
+    )
 
 
 def recipe_config(options: argparse.Namespace):
-    """The settings of --config=RECIPE.py[:variant], or of a run's config.json, which takes no ml_collections, changed by --config.KEY=VALUE, for
-    a parser that `main` lets have such."""
+    """The settings of --config=RECIPE.py[:variant], or of a run's config.json, which takes no
+    ml_collections, changed by --config.KEY=VALUE, for a parser that `main` lets have such."""
     from beit_jax.settings.mapping import task_config
     from beit_jax.settings.overrides import override
-    config = _run_config(options.config) if options.config.endswith('.json') else _recipe(options.config)
+
+    config = (
+        _run_config(options.config) if options.config.endswith('.json') else _recipe(options.config)
+    )
     for argument in options.overrides:
         key, equals, value = argument.removeprefix('--config.').partition('=')
-        check(argument.startswith('--config.') and bool(equals), f'{argument} is not an option: settings are given as --config.KEY=VALUE.')
+        check(
+            argument.startswith('--config.') and bool(equals),
+            f'{argument} is not an option: settings are given as --config.KEY=VALUE.',
+        )
         override(config, key, value)
     return task_config(config)
 
 
 def _recipe(text: str):
     from beit_jax.settings.recipes import load_recipe
+
     path, _, variant = text.partition(':')
     return load_recipe(path, variant)
 
@@ -68,20 +116,28 @@ def _run_config(path: str) -> dict:
     try:
         return json.loads(Path(path).read_text())
     except ValueError as error:
-        raise RequestError(f'--config={path} is not JSON ({error}): give a recipe or the config.json of a run.') from error
+        raise RequestError(
+            f'--config={path} is not JSON ({error}): give a recipe or the config.json of a run.'
+        ) from error
 
 
 def picture_size(options: argparse.Namespace, tokenizer) -> int:
-    """--image_size, or what the tokenizer is for: the side in pixels of the pictures that it is shown."""
+    """--image_size, or what the tokenizer is for: the side in pixels of the pictures that it is
+    shown."""
     size = options.image_size or tokenizer.image_size
-    check(size > 0 and size % tokenizer.factor == 0, f'--image_size={size} is not a multiple of {tokenizer.factor}, the pixels per token.')
+    check(
+        size > 0 and size % tokenizer.factor == 0,
+        f'--image_size={size} is not a multiple of {tokenizer.factor}, the pixels per token.',
+    )
     return size
 
 
 def load(path: str):
-    """The `beit_jax.weights.models.Model` of a checkpoint or of a file of weights; says on stderr what had to be assumed or changed to
-    read it."""
-    from beit_jax.weights.models import load_model  # here and not above: tools without a model start without it
+    """The `beit_jax.weights.models.Model` of a checkpoint or of a file of weights; says on stderr
+    what had to be assumed or changed to read it."""
+    # here and not above: tools without a model start without it
+    from beit_jax.weights.models import load_model
+
     model = load_model(path)
     for note in model.notes:
         print(f'{path}: {note}', file=sys.stderr)

@@ -1,5 +1,7 @@
-"""The curves of a run: every metric of metrics.jsonl over the steps, as one picture; evaluations are dots. With --reference, another run's
-curves lie beside them: docs/results/quickstart has those of a normal run of the quickstart."""
+"""The curves of a run: every metric of metrics.jsonl over the steps, as one picture; evaluations
+are dots. With --reference, another run's curves lie beside them: docs/results/quickstart has those
+of a normal run of the quickstart."""
+
 import json
 import math
 from pathlib import Path
@@ -23,7 +25,8 @@ def read_metrics(path: Path) -> dict[str, tuple[list[int], list[float]]]:
         for name in row.keys() - set(LEFT_OUT):
             steps, values = series.setdefault(name, ([], []))
             steps.append(row['step'])
-            values.append(math.nan if row[name] is None else row[name])  # a loss that was not finite
+            # a loss that was not finite
+            values.append(math.nan if row[name] is None else row[name])
     return series
 
 
@@ -48,7 +51,10 @@ def draw(series: dict, reference: dict) -> Figure:
 
 
 def run(options) -> None:
-    series, reference = _read('--workdir', options.workdir), _read('--reference', options.reference) if options.reference else {}
+    series, reference = (
+        _read('--workdir', options.workdir),
+        _read('--reference', options.reference) if options.reference else {},
+    )
     Path(options.output).parent.mkdir(parents=True, exist_ok=True)
     draw(series, reference).savefig(options.output, dpi=100)
     print(f'{len(series)} curves -> {options.output}')
@@ -56,16 +62,25 @@ def run(options) -> None:
 
 def _read(option, folder):
     path = Path(folder) / 'metrics.jsonl'
-    check(path.is_file(), f'{option}={folder}: there is no metrics.jsonl; give the work directory of a run.')
+    check(
+        path.is_file(),
+        f'{option}={folder}: there is no metrics.jsonl; give the work directory of a run.',
+    )
     series = read_metrics(path)
     check(bool(series), f'{path} is empty: the run has not logged a step yet.')
     return series
 
 
 def _arguments():
-    parser = arguments.parser('curves', __doc__, 'python -m beit_jax.tools.curves --workdir runs/quickstart/pretrain --output curves.png')
+    parser = arguments.parser(
+        'curves',
+        __doc__,
+        'python -m beit_jax.tools.curves --workdir runs/quickstart/pretrain --output curves.png',
+    )
     parser.add_argument('--workdir', required=True, help='work directory of a run')
-    parser.add_argument('--reference', default='', help='work directory of a run to compare with (none)')
+    parser.add_argument(
+        '--reference', default='', help='work directory of a run to compare with (none)'
+    )
     parser.add_argument('--output', required=True, help='the PNG to write')
     return parser
 

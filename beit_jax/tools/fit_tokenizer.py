@@ -1,4 +1,6 @@
-"""Makes a tokenizer that takes no training: k-means on normalised patches of some pictures, or a random projection, which needs no pictures."""
+"""Makes a tokenizer that takes no training: k-means on normalised patches of some pictures, or a
+random projection, which needs no pictures."""
+
 from pathlib import Path
 
 import jax
@@ -19,15 +21,23 @@ BATCH = 100
 
 
 def random_patches(data, image_size: int, patch_size: int, count: int, seed: int) -> np.ndarray:
-    """`count` patches, pixels in [0, 1], float32 [count, 3 * patch_size ** 2], of randomly cropped training pictures, at most 64 of each."""
+    """`count` patches, pixels in [0, 1], float32 [count, 3 * patch_size ** 2], of randomly cropped
+    training pictures, at most 64 of each."""
     from beit_jax.data import pipeline
+
     source, random = open_source(data, 'train'), np.random.default_rng(seed)
     per_picture = min(64, (image_size // patch_size) ** 2)
-    batches = pipeline.train_batches(source, Sampler(len(source), BATCH, seed), (View('image', image_size, 'lanczos3'),), data, np.arange(BATCH))
+    batches = pipeline.train_batches(
+        source,
+        Sampler(len(source), BATCH, seed),
+        (View('image', image_size, 'lanczos3'),),
+        data,
+        np.arange(BATCH),
+    )
     patches, missing = [], count
     while missing > 0:
         for patches_PD in np.asarray(patchify(next(batches)['image'], patch_size)):
-            chosen = random.permutation(len(patches_PD))[:min(per_picture, missing)]
+            chosen = random.permutation(len(patches_PD))[: min(per_picture, missing)]
             patches.append(patches_PD[chosen])
             missing -= len(chosen)
     return np.asarray(to_float(np.concatenate(patches)))
@@ -40,24 +50,40 @@ def run(options) -> None:
     key = jax.random.key(options.seed)
     if options.kind == 'kmeans':
         data = arguments.data_config(options, image_size=options.image_size)
-        check(options.patches >= options.vocabulary, f'--patches {options.patches} are too few for --vocabulary {options.vocabulary}.')
-        patches_ND = random_patches(data, options.image_size, options.patch_size, options.patches, options.seed)
+        check(
+            options.patches >= options.vocabulary,
+            f'--patches {options.patches} are too few for --vocabulary {options.vocabulary}.',
+        )
+        patches_ND = random_patches(
+            data, options.image_size, options.patch_size, options.patches, options.seed
+        )
         params = kmeans.fit(key, jnp.asarray(patches_ND), config)
     else:
         params = random_projection.draw(key, config)
     save_tokenizer(Path(options.output), options.kind, config, options.image_size, params)
     side = options.image_size // options.patch_size
-    print(f'{options.kind} tokenizer: {config.vocabulary} tokens, {options.image_size} pixels to {side} x {side} -> {options.output}')
+    print(
+        f'{options.kind} tokenizer: {config.vocabulary} tokens, {options.image_size} pixels to '
+        f'{side} x {side} -> {options.output}'
+    )
 
 
 def _arguments():
-    parser = arguments.parser('fit_tokenizer', __doc__, 'python -m beit_jax.tools.fit_tokenizer --kind kmeans --vocabulary 128 --patch_size 6 '
-                              '--image_size 36 --data.name shapes --output tokenizers/kmeans')
+    parser = arguments.parser(
+        'fit_tokenizer',
+        __doc__,
+        'python -m beit_jax.tools.fit_tokenizer --kind kmeans --vocabulary 128 --patch_size 6 '
+        '--image_size 36 --data.name shapes --output tokenizers/kmeans',
+    )
     parser.add_argument('--kind', required=True, choices=('kmeans', 'random_projection'))
     parser.add_argument('--output', required=True, metavar='DIR', help='the directory to write')
     parser.add_argument('--vocabulary', type=int, default=8192, help='number of tokens (8192)')
-    parser.add_argument('--patch_size', type=int, default=16, help='pixels per token along a side (16)')
-    parser.add_argument('--image_size', type=int, default=224, help='side in pixels of the pictures it is for (224)')
+    parser.add_argument(
+        '--patch_size', type=int, default=16, help='pixels per token along a side (16)'
+    )
+    parser.add_argument(
+        '--image_size', type=int, default=224, help='side in pixels of the pictures it is for (224)'
+    )
     parser.add_argument('--patches', type=int, default=100_000, help='to learn from (100000)')
     parser.add_argument('--seed', type=int, default=0)
     arguments.add_data(parser)

@@ -1,5 +1,7 @@
-"""Converts PyTorch weights of BEiT to a checkpoint: of the official code, timm or transformers, pre-trained or fine-tuned. The architecture is
-read from the file. Needs no PyTorch, and runs nothing in the file."""
+"""Converts PyTorch weights of BEiT to a checkpoint: of the official code, timm or transformers,
+pre-trained or fine-tuned. The architecture is read from the file. Needs no PyTorch, and runs
+nothing in the file."""
+
 from pathlib import Path
 
 import jax
@@ -21,15 +23,34 @@ def run(options) -> None:
         checkpoints.save({'params': jax.device_put(params)}, 0, description)
         checkpoints.close()
         check(not checkpoints.owed, '\n'.join(checkpoints.warnings()))
-    print(f'-> {options.output}: start from it with --config.init={options.output}, or beit_jax.load({options.output!r})')
+    print(
+        f'-> {options.output}: start from it with --config.init={options.output}, or '
+        f'beit_jax.load({options.output!r})'
+    )
 
 
 def _arguments():
-    parser = arguments.parser('import_weights', __doc__, 'python -m beit_jax.tools.import_weights --input beit_base_patch16_224_pt22k.pth '
-                              '--output weights/beit_base')
-    parser.add_argument('--input', required=True, metavar='PATH', help='.pth, .pt, .bin or .safetensors, an index of shards, or a folder')
-    parser.add_argument('--output', required=True, metavar='DIR', help='the directory to write: DIR/checkpoints/0')
-    parser.add_argument('--mean', type=float, nargs=3, help='of its pixels in [0, 1], where the file does not tell (0.5 0.5 0.5)')
+    parser = arguments.parser(
+        'import_weights',
+        __doc__,
+        'python -m beit_jax.tools.import_weights --input beit_base_patch16_224_pt22k.pth '
+        '--output weights/beit_base',
+    )
+    parser.add_argument(
+        '--input',
+        required=True,
+        metavar='PATH',
+        help='.pth, .pt, .bin or .safetensors, an index of shards, or a folder',
+    )
+    parser.add_argument(
+        '--output', required=True, metavar='DIR', help='the directory to write: DIR/checkpoints/0'
+    )
+    parser.add_argument(
+        '--mean',
+        type=float,
+        nargs=3,
+        help='of its pixels in [0, 1], where the file does not tell (0.5 0.5 0.5)',
+    )
     parser.add_argument('--std', type=float, nargs=3, help='likewise')
     return parser
 

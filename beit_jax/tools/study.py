@@ -1,8 +1,11 @@
-"""Runs a study: arms that are pre-trained differently, or not at all, then fine-tuned alike, over several seeds.
+"""Runs a study: arms that are pre-trained differently, or not at all, then fine-tuned alike, over
+several seeds.
 
-Each arm is fine-tuned at the learning rate that did best on validation pictures. Runs that are done are not done again and those that were
-stopped go on, so the same command continues a study. Started on several hosts that share the work directory, it shares the runs among them.
+Each arm is fine-tuned at the learning rate that did best on validation pictures. Runs that are done
+are not done again and those that were stopped go on, so the same command continues a study. Started
+on several hosts that share the work directory, it shares the runs among them.
 """
+
 import dataclasses
 from pathlib import Path
 import shlex
@@ -17,25 +20,53 @@ from beit_jax.tools import arguments
 
 def run(options) -> None:
     study, about = load_study(options.study)
-    arms, tasks = (_only(names, whole, option) for names, whole, option in ((options.arms, study.arms, '--arms'),
-                                                                           (options.tasks, study.tasks, '--tasks')))
-    arms = {name: {key: value for key, value in arm.items() if key != 'baseline' or value in arms} for name, arm in arms.items()}
-    check(options.processes >= 0, f'--processes={options.processes}: use 1 or more, or 0 to write the report only.')
+    arms, tasks = (
+        _only(names, whole, option)
+        for names, whole, option in (
+            (options.arms, study.arms, '--arms'),
+            (options.tasks, study.tasks, '--tasks'),
+        )
+    )
+    arms = {
+        name: {key: value for key, value in arm.items() if key != 'baseline' or value in arms}
+        for name, arm in arms.items()
+    }
+    check(
+        options.processes >= 0,
+        f'--processes={options.processes}: use 1 or more, or 0 to write the report only.',
+    )
     check(',' not in options.workdir, f'--workdir={options.workdir}: use a path without commas.')
-    study = dataclasses.replace(study, arms=arms, tasks=tasks, baseline=study.baseline if study.baseline in arms else '',
-                                seeds=options.seeds or study.seeds, rates=study.rates if options.choose_rates else ())
+    study = dataclasses.replace(
+        study,
+        arms=arms,
+        tasks=tasks,
+        baseline=study.baseline if study.baseline in arms else '',
+        seeds=options.seeds or study.seeds,
+        rates=study.rates if options.choose_rates else (),
+    )
     workdir = Path(options.workdir)
-    check(options.processes > 0 or workdir.is_dir(), f'--workdir={workdir}: there is no such folder to report on.')
+    check(
+        options.processes > 0 or workdir.is_dir(),
+        f'--workdir={workdir}: there is no such folder to report on.',
+    )
     runs = plan(study, workdir)
     check_runs(runs, study.metric)
     if options.processes == 1:
-        keep_programs(workdir)  # arms share most: rate and seed are part of a compiled step, the encoder's weights are not
+        # arms share most: rate and seed are part of a compiled step, the encoder's weights are not
+        keep_programs(workdir)
         work(runs, study.metric)
     elif options.processes:
         start_processes(options.processes)
     if options.report:
-        chosen = [word for name in ('arms', 'tasks') for word in (f'--{name}', *getattr(options, name)) if getattr(options, name)]
-        chosen += [f'--seeds={options.seeds}'] * bool(options.seeds) + ['--choose_rates=false'] * (not options.choose_rates)
+        chosen = [
+            word
+            for name in ('arms', 'tasks')
+            for word in (f'--{name}', *getattr(options, name))
+            if getattr(options, name)
+        ]
+        chosen += [f'--seeds={options.seeds}'] * bool(options.seeds) + ['--choose_rates=false'] * (
+            not options.choose_rates
+        )
         command = shlex.join([f'--study={options.study}', f'--workdir={workdir}', *chosen])
         report.write(study, runs, workdir, about, f'python -m beit_jax.tools.study {command}')
 
@@ -47,17 +78,38 @@ def _only(names: list[str], whole: dict, option: str) -> dict:
 
 
 def _arguments():
-    parser = arguments.parser('study', __doc__, 'python -m beit_jax.tools.study --study=configs/studies/quickstart.py --workdir=runs/study')
+    parser = arguments.parser(
+        'study',
+        __doc__,
+        'python -m beit_jax.tools.study --study=configs/studies/quickstart.py --workdir=runs/study',
+    )
     parser.add_argument('--study', required=True, help='a file of configs/studies')
-    parser.add_argument('--workdir', required=True, help='where every run, results.csv and report.md go')
-    parser.add_argument('--processes', type=int, default=1, help='runs at a time on this machine, each on its share of the cores (1); 0: no '
-                        'run, a report of what is there')
-    parser.add_argument('--seeds', type=int, default=0, help='how many, instead of the study\'s')
+    parser.add_argument(
+        '--workdir', required=True, help='where every run, results.csv and report.md go'
+    )
+    parser.add_argument(
+        '--processes',
+        type=int,
+        default=1,
+        help='runs at a time on this machine, each on its share of the cores (1); 0: no '
+        'run, a report of what is there',
+    )
+    parser.add_argument('--seeds', type=int, default=0, help="how many, instead of the study's")
     parser.add_argument('--arms', nargs='+', default=[], help='only these (all)')
     parser.add_argument('--tasks', nargs='+', default=[], help='only these (all)')
-    parser.add_argument('--choose_rates', type=arguments.true_or_false, default=True,
-                        help='whether to choose the learning rate of each arm, or to take that of the recipe (true)')
-    parser.add_argument('--report', type=arguments.true_or_false, default=True, help='whether to write the report (true)')
+    parser.add_argument(
+        '--choose_rates',
+        type=arguments.true_or_false,
+        default=True,
+        help='whether to choose the learning rate of each arm, or to take that of the recipe '
+        '(true)',
+    )
+    parser.add_argument(
+        '--report',
+        type=arguments.true_or_false,
+        default=True,
+        help='whether to write the report (true)',
+    )
     return parser
 
 

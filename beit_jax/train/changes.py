@@ -1,4 +1,6 @@
-"""What a work directory holds against what it is asked to go on with: a resumed run must not become another run unnoticed."""
+"""What a work directory holds against what it is asked to go on with: a resumed run must not become
+another run unnoticed."""
+
 import dataclasses
 import json
 from pathlib import Path
@@ -13,9 +15,27 @@ from beit_jax.train.metrics import writing
 
 FILE = 'config.json'  # in a work directory
 # What may change when a run is resumed, for it changes no result.
-FREE_SETTINGS = ('log_every', 'save_every', 'keep_checkpoints', 'max_skipped_steps', 'step_timeout', 'accept_changes', 'mesh', 'profile',
-                 'data.path', 'data.evaluate_path', 'data.index', 'data.workers', 'data.prefetch', 'data.max_bad_share',
-                 'tokenizer.path', 'tokenizer.cache_views', 'tokenizer.cache_path', 'pictures', 'inference.windows')
+FREE_SETTINGS = (
+    'log_every',
+    'save_every',
+    'keep_checkpoints',
+    'max_skipped_steps',
+    'step_timeout',
+    'accept_changes',
+    'mesh',
+    'profile',
+    'data.path',
+    'data.evaluate_path',
+    'data.index',
+    'data.workers',
+    'data.prefetch',
+    'data.max_bad_share',
+    'tokenizer.path',
+    'tokenizer.cache_views',
+    'tokenizer.cache_path',
+    'pictures',
+    'inference.windows',
+)
 
 
 def config_changes(config: RunConfig, workdir: Path) -> list[str]:
@@ -26,23 +46,42 @@ def config_changes(config: RunConfig, workdir: Path) -> list[str]:
     try:
         old = flat(json.loads(path.read_text()))
     except (ValueError, AttributeError) as error:
-        raise RequestError(f'{path} is damaged ({error}): remove it, and the run goes on with the config that you give.') from error
-    old, new = _defaults(type(config)) | old, flat(settings_of(config))  # a setting that came later was as it is by default
-    free = lambda name: any(name == prefix or name.startswith(prefix + '.') for prefix in FREE_SETTINGS)
-    differing = [f'config.{name} was {old.get(name)!r}, is {new.get(name)!r}' for name in sorted(old.keys() | new.keys())
-                 if old.get(name) != new.get(name) and not free(name)]
-    return refuse_changes(config, differing, f'{workdir} holds a run of another config', 'give that config')
+        raise RequestError(
+            f'{path} is damaged ({error}): remove it, and the run goes on with the config that you '
+            'give.'
+        ) from error
+    # a setting that came later was as it is by default
+    old, new = _defaults(type(config)) | old, flat(settings_of(config))
+    free = lambda name: any(
+        name == prefix or name.startswith(prefix + '.') for prefix in FREE_SETTINGS
+    )
+    differing = [
+        f'config.{name} was {old.get(name)!r}, is {new.get(name)!r}'
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and not free(name)
+    ]
+    return refuse_changes(
+        config, differing, f'{workdir} holds a run of another config', 'give that config'
+    )
 
 
 def _defaults(kind: type) -> dict:
     """The settings of a config class that have a default, flat."""
-    fields = [field for field in dataclasses.fields(kind) if field.default is not dataclasses.MISSING]
-    values = {field.name: dataclasses.asdict(field.default) if dataclasses.is_dataclass(field.default) else field.default for field in fields}
+    fields = [
+        field for field in dataclasses.fields(kind) if field.default is not dataclasses.MISSING
+    ]
+    values = {
+        field.name: dataclasses.asdict(field.default)
+        if dataclasses.is_dataclass(field.default)
+        else field.default
+        for field in fields
+    }
     return flat(json.loads(json.dumps(values)))
 
 
 def write_config(config: RunConfig, workdir: Path) -> None:
-    """What the next start compares its config with. Written when nothing is left to refuse, so that a refused start leaves no trace."""
+    """What the next start compares its config with. Written when nothing is left to refuse, so that
+    a refused start leaves no trace."""
     if jax.process_index() == 0:
         with writing(workdir):
             whole_files.write(workdir / FILE, settings_of(config), indent=2)
@@ -54,9 +93,14 @@ def settings_of(config: RunConfig) -> dict:
 
 
 def refuse_changes(config: RunConfig, differing: list[str], what: str, remedy: str) -> list[str]:
-    """Lines that warn of what differs from the run that is resumed, where config.accept_changes allows it."""
+    """Lines that warn of what differs from the run that is resumed, where config.accept_changes
+    allows it."""
     if not differing:
         return []
     named = '; '.join(differing[:4]) + ('; ...' if len(differing) > 4 else '')
-    check(config.accept_changes, f'{what} ({named}): {remedy}, or another --workdir; config.accept_changes=true goes on with what is new.')
+    check(
+        config.accept_changes,
+        f'{what} ({named}): {remedy}, or another --workdir; config.accept_changes=true goes on '
+        'with what is new.',
+    )
     return [f'WARNING: {what} ({named}): it goes on with what is new']

@@ -1,9 +1,10 @@
 """Checkpoints of a work directory: `checkpoints/STEP/`, written by Orbax in the background.
 
-A checkpoint is a nested dict of arrays and a JSON (what the task says of its architecture, the fingerprint of the data, the versions, and a
-checksum of each array), so it can be read without this package: `orbax.checkpoint.v1.load`. `beit_jax.weights.checkpoint` reads the parameters
-alone.
+A checkpoint is a nested dict of arrays and a JSON (what the task says of its architecture, the
+fingerprint of the data, the versions, and a checksum of each array), so it can be read without this
+package: `orbax.checkpoint.v1.load`. `beit_jax.weights.checkpoint` reads the parameters alone.
 """
+
 from collections.abc import Callable
 import contextlib
 from pathlib import Path
@@ -21,10 +22,16 @@ from beit_jax.weights.trees import check_same, shapes
 
 
 class Checkpoints:
-    """The checkpoints of a work directory; keeps the newest `keep`. A save that fails is told by `warnings`, and ends nothing."""
+    """The checkpoints of a work directory; keeps the newest `keep`. A save that fails is told by
+    `warnings`, and ends nothing."""
 
     def __init__(self, workdir: str | Path, keep: int = 1):
-        self._workdir, self._keep, self._checkpointer, self._pending = Path(workdir).absolute(), keep, None, None
+        self._workdir, self._keep, self._checkpointer, self._pending = (
+            Path(workdir).absolute(),
+            keep,
+            None,
+            None,
+        )
         self._directory = self._workdir / 'checkpoints'
         self._warnings, self.owed = [], False  # whether the newest save failed
 
@@ -37,20 +44,32 @@ class Checkpoints:
         return self._directory / str(step)
 
     def save(self, state, step: int, description: dict, must: bool = True) -> None:
-        """Starts to save; the arrays are copied before it returns. Waits for the save before, or, unless it `must`, leaves this one out then."""
+        """Starts to save; the arrays are copied before it returns. Waits for the save before, or,
+        unless it `must`, leaves this one out then."""
         if not must:
             self.wait(0)
             if agreed(self._pending is not None):
-                self._warnings.append(f'WARNING: storage is slow: step {step} is not saved, for the save before it is not done. Raise '
-                                      'config.save_every.')
+                self._warnings.append(
+                    f'WARNING: storage is slow: step {step} is not saved, for the save before it is '
+                    'not done. Raise config.save_every.'
+                )
                 return
         self.wait()
-        self._remove_unfinished()  # threads of a save that failed may have written after it was abandoned
+        # threads of a save that failed may have written after it was abandoned
+        self._remove_unfinished()
         with self._saving(step):
-            if self._checkpointer is None:  # made when it is first needed, for it stumbles over damaged checkpoints
+            # made when it is first needed, for it stumbles over damaged checkpoints
+            if self._checkpointer is None:
                 policy = ocp.training.preservation_policies.LatestN(self._keep)
-                self._checkpointer = ocp.training.Checkpointer(self._directory, preservation_policy=policy)
-            self._pending = step, self._checkpointer.save_async(step, state, force=True, custom_metadata=seal(description, state))
+                self._checkpointer = ocp.training.Checkpointer(
+                    self._directory, preservation_policy=policy
+                )
+            self._pending = (
+                step,
+                self._checkpointer.save_async(
+                    step, state, force=True, custom_metadata=seal(description, state)
+                ),
+            )
 
     def wait(self, seconds: float | None = None) -> None:
         """Until the last save is on disk or has failed, or for `seconds`."""
@@ -78,21 +97,28 @@ class Checkpoints:
             self.owed = False
         except Exception as error:  # storage answers with errors of many types
             reason = ' '.join(str(error).split())
-            newest = f'the newest is that of step {self.steps[0]}' if self.steps else 'there is none'
-            self._warnings.append(f'WARNING: the checkpoint of step {step} could not be written ({reason[:300]}): {newest}. Make room or '
-                                  f'repair {self._directory}; the next save tries again.')
+            newest = (
+                f'the newest is that of step {self.steps[0]}' if self.steps else 'there is none'
+            )
+            self._warnings.append(
+                f'WARNING: the checkpoint of step {step} could not be written ({reason[:300]}): '
+                f'{newest}. Make room or repair {self._directory}; the next save tries again.'
+            )
             self.owed = True
             self._abandon()
 
     def _abandon(self):
-        """Frees the space of what was half written, and forgets the checkpointer, which would tell of the failure again and again."""
+        """Frees the space of what was half written, and forgets the checkpointer, which would tell
+        of the failure again and again."""
         with contextlib.suppress(Exception):  # told already
             self._checkpointer.close()
         self._checkpointer = None
         self._remove_unfinished()
 
     def _remove_unfinished(self):
-        for unfinished in self._directory.glob('*.orbax-checkpoint-tmp*') if jax.process_index() == 0 else ():
+        for unfinished in (
+            self._directory.glob('*.orbax-checkpoint-tmp*') if jax.process_index() == 0 else ()
+        ):
             shutil.rmtree(unfinished, ignore_errors=True)
 
     def description(self, step: int) -> dict:
@@ -105,7 +131,9 @@ class Checkpoints:
         with reading(path):
             return unseal(ocp.metadata(path).custom_metadata, path)[0]
 
-    def restore(self, step: int, abstract, accept: Callable[[dict], None] = lambda description: None):
+    def restore(
+        self, step: int, abstract, accept: Callable[[dict], None] = lambda description: None
+    ):
         """The arrays of a checkpoint, laid out as the shardings of `abstract` say.
 
         `accept` gets the description of the checkpoint and refuses what does not belong to the run.
@@ -120,15 +148,19 @@ class Checkpoints:
             description, arrays = unseal(metadata.custom_metadata, path)
         accept(description)
         with reading(path):
-            saved = shapes(metadata.metadata) if arrays is None else {
-                name: (tuple(shape), dtype) for name, (dtype, shape, _) in arrays.items()}
+            saved = (
+                shapes(metadata.metadata)
+                if arrays is None
+                else {name: (tuple(shape), dtype) for name, (dtype, shape, _) in arrays.items()}
+            )
             check_same(shapes(abstract), saved, f'checkpoint {path}')
             state = ocp.load(path, abstract)
         verify(state, arrays, path)
         return state
 
     def restore_newest(self, abstract, accept: Callable[[dict], None]):
-        """(the newest state that is whole, lines that name those that are not), or (None, []) where there is no checkpoint.
+        """(the newest state that is whole, lines that name those that are not), or (None, []) where
+        there is no checkpoint.
 
         abstract, accept: see `restore`.
 
@@ -145,10 +177,16 @@ class Checkpoints:
                 continue
             if damaged:
                 self._set_aside(damaged)
-            return state, [f'WARNING: {error}: it is set aside as {other}.damaged, the run goes on from step {step}'
-                           for other, error in damaged.items()]
-        check(not damaged, f'no checkpoint in {self._directory} is whole: {"; ".join(map(str, damaged.values()))}. Give another --workdir to '
-              'start anew.')
+            return state, [
+                f'WARNING: {error}: it is set aside as {other}.damaged, the run goes on from step '
+                f'{step}'
+                for other, error in damaged.items()
+            ]
+        check(
+            not damaged,
+            f'no checkpoint in {self._directory} is whole: '
+            f'{"; ".join(map(str, damaged.values()))}. Give another --workdir to start anew.',
+        )
         return None, []
 
     def _set_aside(self, steps) -> None:

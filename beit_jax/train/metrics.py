@@ -1,4 +1,6 @@
-"""Where numbers go: `metrics.jsonl` (one object a logged step), TensorBoard events, the terminal, and `predictions.csv`."""
+"""Where numbers go: `metrics.jsonl` (one object a logged step), TensorBoard events, the terminal,
+and `predictions.csv`."""
+
 from collections.abc import Iterable
 import contextlib
 import csv
@@ -18,12 +20,23 @@ from tqdm import tqdm
 from beit_jax.errors import RequestError
 from beit_jax.whole_files import replace, whole_lines
 
-SHOWN = ('loss', 'accuracy', 'pixel_accuracy', 'token_accuracy', 'psnr', 'token_perplexity', 'lr', 'grad_norm', 'images_per_second')
+SHOWN = (
+    'loss',
+    'accuracy',
+    'pixel_accuracy',
+    'token_accuracy',
+    'psnr',
+    'token_perplexity',
+    'lr',
+    'grad_norm',
+    'images_per_second',
+)
 
 
 @contextlib.contextmanager
 def writing(workdir: Path):
-    """Makes the work directory; where it, or what the block writes, cannot be written, a RequestError says so."""
+    """Makes the work directory; where it, or what the block writes, cannot be written, a
+    RequestError says so."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         yield
@@ -32,55 +45,91 @@ def writing(workdir: Path):
 
 
 class MetricsWriter:
-    """Writes the metrics of a run from step `start` on; lines of later steps, left by a run that was stopped, are dropped first.
+    """Writes the metrics of a run from step `start` on; lines of later steps, left by a run that
+    was stopped, are dropped first.
 
-    Where the storage fails, a line says so, the run goes on, and what could not be written is written later.
+    Where the storage fails, a line says so, the run goes on, and what could not be written is
+    written later.
     """
 
     def __init__(self, workdir: Path, start: int, total_steps: int, active: bool):
         """`active`: whether this process writes (process 0 does)."""
-        self._active, self.evaluated = active, False  # whether there is an evaluation of step `start`
+        # whether there is an evaluation of step `start`
+        self._active, self.evaluated = active, False
         if not active:
             return
         path = workdir / 'metrics.jsonl'
-        rows = [(line, row) for line in whole_lines(path) if (row := json.loads(line))['step'] <= start]
-        self.evaluated = any(row['step'] == start and any(name.startswith('eval/') for name in row) for _, row in rows)
+        rows = [
+            (line, row) for line in whole_lines(path) if (row := json.loads(line))['step'] <= start
+        ]
+        self.evaluated = any(
+            row['step'] == start and any(name.startswith('eval/') for name in row)
+            for _, row in rows
+        )
         with writing(workdir):
             replace(path, ''.join(line for line, _ in rows))
             self._file = path.open('ab', buffering=0)
-        self._unwritten, self._warned, self._events, self._directory, self._start = b'', False, None, workdir / 'tensorboard', start
-        self._bar = tqdm(total=total_steps, initial=start, unit='step', disable=not sys.stderr.isatty(), dynamic_ncols=True)
+        self._unwritten, self._warned, self._events, self._directory, self._start = (
+            b'',
+            False,
+            None,
+            workdir / 'tensorboard',
+            start,
+        )
+        self._bar = tqdm(
+            total=total_steps,
+            initial=start,
+            unit='step',
+            disable=not sys.stderr.isatty(),
+            dynamic_ncols=True,
+        )
 
     def write(self, step: int, metrics: dict) -> None:
         """Logs the scalars of a step."""
         if not self._active:
             return
-        numbers = {name: float(np.float32(value)) if isinstance(value, (np.ndarray, np.generic)) else value for name, value in metrics.items()}
-        valid = {name: value if math.isfinite(value) else None for name, value in numbers.items()}  # JSON has no NaN
+        numbers = {
+            name: float(np.float32(value)) if isinstance(value, (np.ndarray, np.generic)) else value
+            for name, value in metrics.items()
+        }
+        # JSON has no NaN
+        valid = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         self._unwritten += (json.dumps({'step': step} | valid) + '\n').encode()
         self._store(step, numbers)
         evaluated = {name: value for name, value in numbers.items() if name.startswith('eval/')}
         shown = evaluated or {name: numbers[name] for name in SHOWN if name in numbers}
-        self.say(f'step {step}/{self._bar.total}  ' + '  '.join(f'{name} {value:.4g}' for name, value in shown.items()))
+        self.say(
+            f'step {step}/{self._bar.total}  '
+            + '  '.join(f'{name} {value:.4g}' for name, value in shown.items())
+        )
 
     def _store(self, step: int = 0, numbers: dict | None = None):
         try:
             while self._unwritten:
-                self._unwritten = self._unwritten[self._file.write(self._unwritten):]
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
             if numbers:
                 self._write_events(step, numbers)
             self._warned = False
         except OSError as error:
-            self._close_events()  # a file of events that is torn is not read on: the next is another one
+            # a file of events that is torn is not read on: the next is another one
+            self._close_events()
             if not self._warned:
-                self.say(f'WARNING: metrics of step {step} cannot be written ({error.strerror}): make room; they are kept until then')
+                self.say(
+                    f'WARNING: metrics of step {step} cannot be written ({error.strerror}): make '
+                    'room; they are kept until then'
+                )
             self._warned = True
 
     def _write_events(self, step, numbers):
         if self._events is None:
             self._directory.mkdir(parents=True, exist_ok=True)
             # not a SummaryWriter, whose thread would hang on a full disk
-            self._events = RecordWriter(str(self._directory / f'events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{step}'))
+            self._events = RecordWriter(
+                str(
+                    self._directory
+                    / f'events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{step}'
+                )
+            )
             self._write_event(0, file_version='brain.Event:2')
             # TensorBoard forgets steps from here on that a stopped run left
             self._write_event(self._start + 1, session_log=SessionLog(status=SessionLog.START))
@@ -127,27 +176,47 @@ class MetricsWriter:
 
 
 class PredictionsWriter:
-    """A table of what was predicted for each image: image, label, and the names and probabilities of the best classes."""
+    """A table of what was predicted for each image: image, label, and the names and probabilities
+    of the best classes."""
 
     def __init__(self, path: Path, source, active: bool):
         """source: the images, in order; `active`: whether this process writes (process 0 does)."""
-        self._path, self._source, self._active, self._file, self._done = path, source, active, None, 0
+        self._path, self._source, self._active, self._file, self._done = (
+            path,
+            source,
+            active,
+            None,
+            0,
+        )
 
     def __enter__(self):
         return self
 
     def write(self, rows: dict) -> None:
-        """The rows of the next batch: `label` and `valid` [B], `classes` and `probabilities` [B, T]; {} where the task predicts no classes."""
+        """The rows of the next batch: `label` and `valid` [B], `classes` and `probabilities` [B,
+        T]; {} where the task predicts no classes."""
         if not (rows and self._active):
             return
         if self._file is None:
             with writing(self._path.parent):
                 self._file = self._path.open('w', newline='')
             csv.writer(self._file).writerow(prediction_header(rows['classes'].shape[1]))
-        table, name = csv.writer(self._file), lambda number: class_name(self._source.class_names, number)
-        for label, valid, classes, probabilities in zip(*(rows[name] for name in ('label', 'valid', 'classes', 'probabilities'))):
+        table, name = (
+            csv.writer(self._file),
+            lambda number: class_name(self._source.class_names, number),
+        )
+        for label, valid, classes, probabilities in zip(
+            *(rows[name] for name in ('label', 'valid', 'classes', 'probabilities'))
+        ):
             if valid:
-                table.writerow(prediction_row(self._source.name(self._done), name(label), map(name, classes), probabilities))
+                table.writerow(
+                    prediction_row(
+                        self._source.name(self._done),
+                        name(label),
+                        map(name, classes),
+                        probabilities,
+                    )
+                )
             self._done += 1
 
     def __exit__(self, *_):
@@ -157,12 +226,20 @@ class PredictionsWriter:
 
 def prediction_header(top: int) -> list[str]:
     """Column names of a table of predictions with the `top` best classes."""
-    return ['image', 'label', *(f'{name}{i}' for i in range(1, top + 1) for name in ('class', 'probability'))]
+    return [
+        'image',
+        'label',
+        *(f'{name}{i}' for i in range(1, top + 1) for name in ('class', 'probability')),
+    ]
 
 
 def prediction_row(image: str, label: str, classes, probabilities) -> list[str]:
     """A row of it: names of the best classes with their probabilities."""
-    return [image, label, *(cell for name, share in zip(classes, probabilities) for cell in (name, f'{share:.6f}'))]
+    return [
+        image,
+        label,
+        *(cell for name, share in zip(classes, probabilities) for cell in (name, f'{share:.6f}')),
+    ]
 
 
 def class_name(names, number: int) -> str:

@@ -1,4 +1,6 @@
-"""AdamW with BEiT's decay mask and layer-wise learning rates (optim_factory.py). Which parameter is treated how follows from its path."""
+"""AdamW with BEiT's decay mask and layer-wise learning rates (optim_factory.py). Which parameter is
+treated how follows from its path."""
+
 import re
 
 from flax import nnx
@@ -9,9 +11,12 @@ from beit_jax.errors import check
 from beit_jax.settings.run import OptimizerConfig
 from beit_jax.weights.trees import path_string
 
-# Norm scales, LayerScale, biases, CLS and absolute positions are not decayed; mask token and bias tables are (optim_factory.py:65). Running
-# statistics, which no gradient reaches, are not either: the optimizer leaves them as they are, and the step sets them.
-_NO_DECAY = re.compile(r'(^|/)(bias|scale|scale1|scale2|cls_token|position_embedding|running_mean|running_var)$')
+# Norm scales, LayerScale, biases, CLS and absolute positions are not decayed; mask token and bias
+# tables are (optim_factory.py:65). Running statistics, which no gradient reaches, are not either:
+# the optimizer leaves them as they are, and the step sets them.
+_NO_DECAY = re.compile(
+    r'(^|/)(bias|scale|scale1|scale2|cls_token|position_embedding|running_mean|running_var)$'
+)
 _EMBEDDING = re.compile(r'(^|/)(patch_embedding/\w+|cls_token|mask_token|position_embedding)$')
 _BLOCK = re.compile(r'(^|/)blocks/(\d+)/')
 
@@ -22,7 +27,8 @@ def decays(path: str) -> bool:
 
 
 def lr_scale(path: str, depth: int, layer_decay: float) -> float:
-    """layer_decay ** (depth + 1 - id): id 0 for embeddings, i + 1 for block i, depth + 1 for all above (optim_factory.py:38)."""
+    """layer_decay ** (depth + 1 - id): id 0 for embeddings, i + 1 for block i, depth + 1 for all
+    above (optim_factory.py:38)."""
     block = _BLOCK.search(path)
     layer = 0 if _EMBEDDING.search(path) else int(block[2]) + 1 if block else depth + 1
     return layer_decay ** (depth + 1 - layer)
@@ -30,44 +36,76 @@ def lr_scale(path: str, depth: int, layer_decay: float) -> float:
 
 def count_blocks(params) -> int:
     """How many transformer blocks a tree of parameters has; 0 for other models."""
-    blocks = (_BLOCK.search(path_string(path)) for path, _ in jax.tree_util.tree_leaves_with_path(params))
+    blocks = (
+        _BLOCK.search(path_string(path)) for path, _ in jax.tree_util.tree_leaves_with_path(params)
+    )
     return max((int(block[2]) + 1 for block in blocks if block), default=0)
 
 
-def learning_rate(config: OptimizerConfig, total_steps: int, steps_per_epoch: float) -> optax.Schedule:
-    """Linear warm-up from 0, then a cosine or a line to `final_lr` at `total_steps`; a function of the number of steps done."""
+def learning_rate(
+    config: OptimizerConfig, total_steps: int, steps_per_epoch: float
+) -> optax.Schedule:
+    """Linear warm-up from 0, then a cosine or a line to `final_lr` at `total_steps`; a function of
+    the number of steps done."""
     warmup = config.warmup_steps or round(config.warmup_epochs * steps_per_epoch)
-    check(warmup < total_steps, f'the warm-up takes {warmup} of {total_steps} steps: set config.optimizer.warmup_steps or warmup_epochs '
-          'lower, or train longer.')
+    check(
+        warmup < total_steps,
+        f'the warm-up takes {warmup} of {total_steps} steps: set config.optimizer.warmup_steps or '
+        'warmup_epochs lower, or train longer.',
+    )
     if config.schedule == 'linear':
         down = optax.linear_schedule(config.lr, config.final_lr, total_steps - warmup)
         return optax.join_schedules([optax.linear_schedule(0.0, config.lr, warmup), down], [warmup])
     return optax.warmup_cosine_decay_schedule(0.0, config.lr, warmup, total_steps, config.final_lr)
 
 
-def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule, params) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimizerConfig, schedule: optax.Schedule, params
+) -> optax.GradientTransformation:
     """The update rule for a tree shaped like `params` (arrays or their abstract shapes)."""
+
     def by_path(function):
         return jax.tree_util.tree_map_with_path(lambda path, _: function(path_string(path)), params)
+
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    parts += [optax.scale_by_adam(config.beta1, config.beta2, config.eps),
-              optax.add_decayed_weights(config.weight_decay, mask=by_path(decays))]
+    parts += [
+        optax.scale_by_adam(config.beta1, config.beta2, config.eps),
+        optax.add_decayed_weights(config.weight_decay, mask=by_path(decays)),
+    ]
     if config.layer_decay != 1:
         depth = count_blocks(params)
         scales = by_path(lambda path: lr_scale(path, depth, config.layer_decay))
-        parts.append(optax.stateless(lambda updates, _: jax.tree.map(lambda update, scale: update * scale, updates, scales)))
+        parts.append(
+            optax.stateless(
+                lambda updates, _: jax.tree.map(
+                    lambda update, scale: update * scale, updates, scales
+                )
+            )
+        )
     return optax.chain(*parts, optax.scale_by_learning_rate(schedule))
 
 
 def parameter_table(abstract_state, layer_decay: float) -> str:
-    """One line a parameter: path, shape, initialiser, whether it is decayed, lr scale; then the total.
+    """One line a parameter: path, shape, initialiser, whether it is decayed, lr scale; then the
+    total.
 
-    abstract_state: the nnx.State of a module (abstract or not), whose parameters know their initialisers.
+    abstract_state: the nnx.State of a module (abstract or not), whose parameters know their
+    initialisers.
     """
     leaves = [('/'.join(map(str, path)), leaf) for path, leaf in nnx.to_flat_state(abstract_state)]
     depth = count_blocks({path: 0 for path, _ in leaves})
-    rows = [(path, str(list(leaf.shape)), str(leaf.get_metadata()['initializer']), 'decay' if decays(path) else '-',
-             f'{lr_scale(path, depth, layer_decay):.6g}') for path, leaf in leaves]
+    rows = [
+        (
+            path,
+            str(list(leaf.shape)),
+            str(leaf.get_metadata()['initializer']),
+            'decay' if decays(path) else '-',
+            f'{lr_scale(path, depth, layer_decay):.6g}',
+        )
+        for path, leaf in leaves
+    ]
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    lines = ['  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    lines = [
+        '  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
+    ]
     return '\n'.join([*lines, f'total {sum(leaf.size for _, leaf in leaves):,}']) + '\n'

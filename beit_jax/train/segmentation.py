@@ -1,10 +1,13 @@
-"""A class for each pixel of whole pictures of any size, by a model that sees windows of one size; and what these classes are worth.
+"""A class for each pixel of whole pictures of any size, by a model that sees windows of one size;
+and what these classes are worth.
 
-Windows of several pictures share a program of one shape; `beit_jax.images.windows` says how their logits add up. Each host labels pictures
-of its own on its own devices, which share the rows of a picture; only the counts are added over hosts.
-Shape legend: W windows in a program, S their side in pixels, h w of their logits, H V of a picture (padded, so that few programs are
-compiled), C classes.
+Windows of several pictures share a program of one shape; `beit_jax.images.windows` says how their
+logits add up. Each host labels pictures of its own on its own devices, which share the rows of a
+picture; only the counts are added over hosts. Shape legend: W windows in a program, S their side in
+pixels, h w of their logits, H V of a picture (padded, so that few programs are compiled), C
+classes.
 """
+
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import csv
 import dataclasses
@@ -44,6 +47,7 @@ class _Picture:
 @dataclasses.dataclass
 class _Pass:
     """One look at a picture: at one scale, turned round or not."""
+
     picture: _Picture
     missing: int  # windows that are still to come
     logits_HVC: Any = None
@@ -60,27 +64,49 @@ class _Window:
 class PictureLabeller:
     """Called with parameters and pictures, gives the scores of their pixels."""
 
-    def __init__(self, label_windows: Callable, side: int, config: InferenceConfig, devices: Sequence, fill: Sequence[float] = (0, 0, 0)):
-        """label_windows: (params, images uint8 [W, S, S, 3]) -> logits float32 [W, h, w, C]; side: S; devices: of this process.
+    def __init__(
+        self,
+        label_windows: Callable,
+        side: int,
+        config: InferenceConfig,
+        devices: Sequence,
+        fill: Sequence[float] = (0, 0, 0),
+    ):
+        """label_windows: (params, images uint8 [W, S, S, 3]) -> logits float32 [W, h, w, C]; side:
+        S; devices: of this process.
 
         fill: the colour, in [0, 1], of a window where a picture is smaller.
         """
-        self._config, self._side, self._stride, self._fill = config, side, config.stride or 2 * side // 3, np.rint(np.array(fill) * 255)
+        self._config, self._side, self._stride, self._fill = (
+            config,
+            side,
+            config.stride or 2 * side // 3,
+            np.rint(np.array(fill) * 255),
+        )
         self._mesh = make_mesh(MeshConfig(), list(devices))
         self._count = -(-config.windows // len(devices)) * len(devices)
         self._rows, self._whole = batch_sharding(self._mesh), replicated(self._mesh)
         self._label_windows = label_windows
-        self._forward = jax.jit(on_mesh(self._mesh, label_windows), in_shardings=(self._whole, self._rows), out_shardings=self._whole)
+        self._forward = jax.jit(
+            on_mesh(self._mesh, label_windows),
+            in_shardings=(self._whole, self._rows),
+            out_shardings=self._whole,
+        )
         self._add = jax.jit(_add_window, donate_argnums=0, out_shardings=self._rows)
-        self._average = jax.jit(lambda total, logits_HVC, passes: total + jax.nn.softmax(logits_HVC) / passes)
+        self._average = jax.jit(
+            lambda total, logits_HVC, passes: total + jax.nn.softmax(logits_HVC) / passes
+        )
         self._classify = jax.jit(_classify, out_shardings=self._whole)
 
-    def __call__(self, params, pictures: Iterable[tuple[Any, np.ndarray]]) -> Iterator[tuple[Any, np.ndarray, jax.Array]]:
-        """(key, image uint8 [., ., 3] of any size) -> (key, image, scores float32 [H, V, C]), in order; the picture's own pixels lie in the
-        upper left corner.
+    def __call__(
+        self, params, pictures: Iterable[tuple[Any, np.ndarray]]
+    ) -> Iterator[tuple[Any, np.ndarray, jax.Array]]:
+        """(key, image uint8 [., ., 3] of any size) -> (key, image, scores float32 [H, V, C]), in
+        order; the picture's own pixels lie in the upper left corner.
 
-        Scores are the windows' logits, averaged and resized to the picture; with several scales or flips, the mean of their probabilities.
-        A picture that is smaller than a window is filled up on the right and at the bottom, and what is said of that is dropped.
+        Scores are the windows' logits, averaged and resized to the picture; with several scales or
+        flips, the mean of their probabilities. A picture that is smaller than a window is filled up
+        on the right and at the bottom, and what is said of that is dropped.
         """
         params, waiting = jax.device_put(params, self._whole), []
         windows = jax.ShapeDtypeStruct((self._count, self._side, self._side, 3), jnp.uint8)
@@ -88,16 +114,17 @@ class PictureLabeller:
         for key, image in pictures:
             waiting += self._windows(key, image, sides)
             while len(waiting) >= self._count:
-                yield from self._take(params, waiting[:self._count], num_classes)
-                del waiting[:self._count]
+                yield from self._take(params, waiting[: self._count], num_classes)
+                del waiting[: self._count]
         if waiting:
             yield from self._take(params, waiting, num_classes)
 
     def classify(self, image: np.ndarray, scores_HVC, label_map: np.ndarray | None = None):
-        """(uint8 [H, V], the best class of each pixel; int32 [C, C], the confusion with `label_map`, uint8 of the image's size) of a picture."""
+        """(uint8 [H, V], the best class of each pixel; int32 [C, C], the confusion with
+        `label_map`, uint8 of the image's size) of a picture."""
         labels = np.full(self._padded(image), IGNORED, np.uint8)
         if label_map is not None:
-            labels[:label_map.shape[0], :label_map.shape[1]] = label_map
+            labels[: label_map.shape[0], : label_map.shape[1]] = label_map
         return self._classify(scores_HVC, labels)
 
     def _padded(self, image):
@@ -106,35 +133,70 @@ class PictureLabeller:
 
     def _windows(self, key, image, sides) -> Iterator[_Window]:
         """All looks at a picture. `sides`: h and w."""
-        config, side, (height, width), (H, V) = self._config, self._side, image.shape[:2], self._padded(image)
+        config, side, (height, width), (H, V) = (
+            self._config,
+            self._side,
+            image.shape[:2],
+            self._padded(image),
+        )
         flips = (False, True) if config.flip else (False,)
         picture = _Picture(key, image, *[len(config.scales) * len(flips)] * 2)
         for scale in config.scales:
-            seen = (side, side) if config.mode == 'whole' else fitted_size(height, width, round(scale * side), round(scale * side * LONG))
-            resized = image if seen == (height, width) else np.asarray(Image.fromarray(image).resize(seen[::-1], Image.Resampling.BILINEAR))
+            seen = (
+                (side, side)
+                if config.mode == 'whole'
+                else fitted_size(height, width, round(scale * side), round(scale * side * LONG))
+            )
+            resized = (
+                image
+                if seen == (height, width)
+                else np.asarray(
+                    Image.fromarray(image).resize(seen[::-1], Image.Resampling.BILINEAR)
+                )
+            )
             rows = axis_maps(seen[0], height, side, self._stride, sides[0])
             columns = axis_maps(seen[1], width, side, self._stride, sides[1])
             for flip in flips:
-                owner, turned = _Pass(picture, len(rows) * len(columns)), resized[:, ::-1] if flip else resized
+                owner, turned = (
+                    _Pass(picture, len(rows) * len(columns)),
+                    resized[:, ::-1] if flip else resized,
+                )
                 padded = [(left, _pad(map_[::-1] if flip else map_, V)) for left, map_ in columns]
                 for top, rows_Hh in ((top, _pad(map_, H)) for top, map_ in rows):
-                    yield from (_Window(owner, turned[top:top + side, left:left + side], rows_Hh, columns_Vw) for left, columns_Vw in padded)
+                    yield from (
+                        _Window(
+                            owner, turned[top : top + side, left : left + side], rows_Hh, columns_Vw
+                        )
+                        for left, columns_Vw in padded
+                    )
 
-    def _take(self, params, windows: list[_Window], num_classes: int) -> Iterator[tuple[Any, np.ndarray, jax.Array]]:
+    def _take(
+        self, params, windows: list[_Window], num_classes: int
+    ) -> Iterator[tuple[Any, np.ndarray, jax.Array]]:
         """Labels the windows of a program, and gives the pictures that this completes."""
-        images_WSS3 = np.broadcast_to(self._fill.astype(np.uint8), (self._count, self._side, self._side, 3)).copy()
+        images_WSS3 = np.broadcast_to(
+            self._fill.astype(np.uint8), (self._count, self._side, self._side, 3)
+        ).copy()
         for image_SS3, window in zip(images_WSS3, windows):
-            image_SS3[:window.pixels.shape[0], :window.pixels.shape[1]] = window.pixels
+            image_SS3[: window.pixels.shape[0], : window.pixels.shape[1]] = window.pixels
         logits_WhwC = self._forward(params, images_WSS3)
         for number, window in enumerate(windows):
             owner, picture = window.owner, window.owner.picture
             if owner.logits_HVC is None:
-                owner.logits_HVC = jnp.zeros((*self._padded(picture.image), num_classes), device=self._rows)
-            owner.logits_HVC = self._add(owner.logits_HVC, logits_WhwC, number, window.rows_Hh, window.columns_Vw)
+                owner.logits_HVC = jnp.zeros(
+                    (*self._padded(picture.image), num_classes), device=self._rows
+                )
+            owner.logits_HVC = self._add(
+                owner.logits_HVC, logits_WhwC, number, window.rows_Hh, window.columns_Vw
+            )
             owner.missing -= 1
             if owner.missing:
                 continue
-            picture.scores_HVC = owner.logits_HVC if picture.passes == 1 else self._average(picture.scores_HVC, owner.logits_HVC, picture.passes)
+            picture.scores_HVC = (
+                owner.logits_HVC
+                if picture.passes == 1
+                else self._average(picture.scores_HVC, owner.logits_HVC, picture.passes)
+            )
             picture.missing -= 1
             if not picture.missing:
                 yield picture.key, picture.image, picture.scores_HVC
@@ -145,7 +207,9 @@ def _pad(map_, rows: int) -> np.ndarray:
 
 
 def _add_window(logits_HVC, logits_WhwC, number, rows_Hh, columns_Vw):
-    return logits_HVC + jnp.einsum('Hh,Vw,hwc->HVc', rows_Hh, columns_Vw, logits_WhwC[number], precision='highest')
+    return logits_HVC + jnp.einsum(
+        'Hh,Vw,hwc->HVc', rows_Hh, columns_Vw, logits_WhwC[number], precision='highest'
+    )
 
 
 def _classify(scores_HVC, labels_HV):
@@ -153,11 +217,20 @@ def _classify(scores_HVC, labels_HV):
     return classes_HV, confusion_matrix(labels_HV, classes_HV, scores_HVC.shape[-1])
 
 
-def evaluate_pictures(labeller: PictureLabeller, params, examples: Iterable[tuple[int, np.ndarray, np.ndarray]], class_names: Sequence[str],
-                      workdir: Path, pictures: int, interrupted: Callable[[int], bool]) -> dict | None:
-    """Metrics of label maps over the examples of all hosts, each counted once; None where `interrupted(number of a picture)` says so.
+def evaluate_pictures(
+    labeller: PictureLabeller,
+    params,
+    examples: Iterable[tuple[int, np.ndarray, np.ndarray]],
+    class_names: Sequence[str],
+    workdir: Path,
+    pictures: int,
+    interrupted: Callable[[int], bool],
+) -> dict | None:
+    """Metrics of label maps over the examples of all hosts, each counted once; None where
+    `interrupted(number of a picture)` says so.
 
-    Writes `WORKDIR/classes.csv`, and the first `pictures` of process 0 with their truth to `WORKDIR/images`.
+    Writes `WORKDIR/classes.csv`, and the first `pictures` of process 0 with their truth to
+    `WORKDIR/images`.
 
     examples: (index, image uint8 [., ., 3], label map uint8 of its size) of this host.
     """
@@ -170,24 +243,33 @@ def evaluate_pictures(labeller: PictureLabeller, params, examples: Iterable[tupl
             return None
         classes_HV, confusion_CC = labeller.classify(image, scores_HVC, label_map)
         counted.append(confusion_CC)
-        if len(counted) > 1:  # one late, so that the devices have the next picture while the host waits
+        # one late, so that the devices have the next picture while the host waits
+        if len(counted) > 1:
             total_CC += np.asarray(counted.pop(0))
         if seen <= drawn:
-            found = np.asarray(classes_HV)[:image.shape[0], :image.shape[1]]
+            found = np.asarray(classes_HV)[: image.shape[0], : image.shape[1]]
             with writing(workdir / 'images'):
-                overview(image, {'truth': label_map, 'prediction': found}, class_names).save(workdir / 'images' / f'{index:05}.png')
+                overview(image, {'truth': label_map, 'prediction': found}, class_names).save(
+                    workdir / 'images' / f'{index:05}.png'
+                )
     total_CC += sum(map(np.asarray, counted))
     total_CC, images = _over_hosts(total_CC), int(_over_hosts(np.array([seen]))[0])
     if jax.process_index() == 0:
         _write_table(workdir / 'classes.csv', class_names, scores(total_CC))
-    return summarize_confusion(total_CC) | {'images': images, 'images_per_second': images / (time.perf_counter() - began)}
+    return summarize_confusion(total_CC) | {
+        'images': images,
+        'images_per_second': images / (time.perf_counter() - began),
+    }
 
 
 def _over_hosts(counts: np.ndarray) -> np.ndarray:
-    """The exact sum over all processes of int64 counts below 2 ** 62, which arrays of JAX do not hold."""
+    """The exact sum over all processes of int64 counts below 2 ** 62, which arrays of JAX do not
+    hold."""
     if jax.process_count() == 1:
         return counts
-    halves = multihost_utils.process_allgather(np.stack([counts >> 31, counts & (2 ** 31 - 1)]).astype(np.int32)).astype(np.int64)
+    halves = multihost_utils.process_allgather(
+        np.stack([counts >> 31, counts & (2**31 - 1)]).astype(np.int32)
+    ).astype(np.int64)
     return np.sum((halves[:, 0] << 31) + halves[:, 1], axis=0)
 
 
@@ -195,5 +277,13 @@ def _write_table(path: Path, class_names: Sequence[str], found: dict[str, np.nda
     with writing(path.parent), path.open('w', newline='') as file:
         table = csv.writer(file)
         table.writerow(['class', 'iou', 'accuracy', 'pixels'])
-        for name, iou, accuracy, pixels in zip(class_names, found['iou'], found['accuracy'], found['pixels'], strict=True):
-            table.writerow([name, *('' if math.isnan(value) else f'{value:.6f}' for value in (iou, accuracy)), int(pixels)])
+        for name, iou, accuracy, pixels in zip(
+            class_names, found['iou'], found['accuracy'], found['pixels'], strict=True
+        ):
+            table.writerow(
+                [
+                    name,
+                    *('' if math.isnan(value) else f'{value:.6f}' for value in (iou, accuracy)),
+                    int(pixels),
+                ]
+            )

@@ -1,9 +1,12 @@
-"""The state of a run and the jitted functions: one that prepares a batch (tokens), a training step and an evaluation step.
+"""The state of a run and the jitted functions: one that prepares a batch (tokens), a training step
+and an evaluation step.
 
-State: {'params', 'optimizer', the counts 'step', 'bad_records', 'skipped_steps' and 'skipped_in_a_row', int32} and, where it is wanted, 'ema':
-trees of arrays, laid over the mesh by `sharding.RULES`. Every random draw is keyed by the number of the view, or by (seed, step, row of the
-batch): it depends neither on the mesh nor on how the batch is accumulated.
+State: {'params', 'optimizer', the counts 'step', 'bad_records', 'skipped_steps' and
+'skipped_in_a_row', int32} and, where it is wanted, 'ema': trees of arrays, laid over the mesh by
+`sharding.RULES`. Every random draw is keyed by the number of the view, or by (seed, step, row of
+the batch): it depends neither on the mesh nor on how the batch is accumulated.
 """
+
 from collections.abc import Iterator
 import functools
 import zlib
@@ -31,19 +34,22 @@ def abstract_state(task, optimizer):
 
 
 def drawings(task, shardings=None, below: tuple[str, ...] = ('',)) -> Iterator[tuple]:
-    """(path, jitted function of a key that draws it, what is drawn is divided by) of each parameter whose path starts with one of `below`.
-    Parameters of a kind share the function, and every device makes its own part only."""
+    """(path, jitted function of a key that draws it, what is drawn is divided by) of each parameter
+    whose path starts with one of `below`. Parameters of a kind share the function, and every device
+    makes its own part only."""
     shardings = traverse_util.flatten_dict(shardings) if shardings else {}
     for path, leaf in nnx.to_flat_state(task.abstract):
         if '/'.join(path).startswith(below):
             initializer, divisor = leaf.initializer, 1.0
-            if isinstance(initializer, Divided):  # the divisor differs from layer to layer: not part of what is compiled
+            # the divisor differs from layer to layer: not part of what is compiled
+            if isinstance(initializer, Divided):
                 initializer, divisor = initializer.initializer, initializer.divisor
             yield path, _drawing(initializer, leaf.shape, shardings.get(path)), divisor
 
 
 def initial_params(task, seed: int, shardings=None, below: tuple[str, ...] = ('',)):
-    """Fresh parameters, those whose paths start with one of `below`. Each depends on the seed and its path alone."""
+    """Fresh parameters, those whose paths start with one of `below`. Each depends on the seed and
+    its path alone."""
     key, values = jax.random.key(seed), {}
     for path, draw, divisor in drawings(task, shardings, below):
         value = draw(jax.random.fold_in(key, zlib.crc32('/'.join(path).encode())))
@@ -53,7 +59,9 @@ def initial_params(task, seed: int, shardings=None, below: tuple[str, ...] = (''
 
 def merge(params, others):
     """Two nested dicts of arrays in one; where both have an array, that of `others`."""
-    return traverse_util.unflatten_dict(traverse_util.flatten_dict(params) | traverse_util.flatten_dict(others))
+    return traverse_util.unflatten_dict(
+        traverse_util.flatten_dict(params) | traverse_util.flatten_dict(others)
+    )
 
 
 def initial_state(task, optimizer, mesh, params):
@@ -63,32 +71,42 @@ def initial_state(task, optimizer, mesh, params):
 
 def make_initial_state(task, optimizer, mesh):
     """jitted params -> state."""
-    return jax.jit(_state_of(task, optimizer), out_shardings=state_shardings(mesh, abstract_state(task, optimizer)))
+    return jax.jit(
+        _state_of(task, optimizer),
+        out_shardings=state_shardings(mesh, abstract_state(task, optimizer)),
+    )
 
 
 def averaged_params(state):
-    """What is evaluated and exported: the moving average where there is one, else the parameters."""
+    """What is evaluated and exported: the moving average where there is one, else the
+    parameters."""
     return state.get('ema', state['params'])
 
 
 @functools.lru_cache(maxsize=256)
 def _drawing(initializer, shape, sharding):
-    """A jitted draw, compiled once for all parameters of a kind: one program for the whole model takes ten times as long to compile."""
+    """A jitted draw, compiled once for all parameters of a kind: one program for the whole model
+    takes ten times as long to compile."""
     return jax.jit(lambda key: initializer(key, shape), out_shardings=sharding)
 
 
 def _state_of(task, optimizer):
     """params -> state."""
+
     def state(params):
         average = {'ema': jax.tree.map(jnp.copy, params)} if task.config.ema_decay else {}
-        counts = {name: jnp.int32(0) for name in ('step', 'bad_records', 'skipped_steps', 'skipped_in_a_row')}
+        counts = {
+            name: jnp.int32(0)
+            for name in ('step', 'bad_records', 'skipped_steps', 'skipped_in_a_row')
+        }
         return counts | {'params': params, 'optimizer': optimizer.init(params)} | average
+
     return state
 
 
 def make_prepare(task, mesh, *, train: bool):
-    """jitted (frozen, batch) -> what `task.prepare` makes, {} where there is nothing to prepare. A program of its own, so that the step is
-    the same whether or not it runs."""
+    """jitted (frozen, batch) -> what `task.prepare` makes, {} where there is nothing to prepare. A
+    program of its own, so that the step is the same whether or not it runs."""
     if not task.prepare_views:
         return lambda frozen, batch: {}
     parts = task.config.accumulate_steps
@@ -96,17 +114,24 @@ def make_prepare(task, mesh, *, train: bool):
     def prepare(frozen, batch):
         if parts == 1 or not train:
             return task.prepare(frozen, batch, train=train)
-        return _join(jax.lax.map(lambda part: task.prepare(frozen, part, train=train), _split(batch, parts)))
+        return _join(
+            jax.lax.map(lambda part: task.prepare(frozen, part, train=train), _split(batch, parts))
+        )
 
-    return jax.jit(on_mesh(mesh, prepare), in_shardings=(replicated(mesh), batch_sharding(mesh)), out_shardings=batch_sharding(mesh))
+    return jax.jit(
+        on_mesh(mesh, prepare),
+        in_shardings=(replicated(mesh), batch_sharding(mesh)),
+        out_shardings=batch_sharding(mesh),
+    )
 
 
 def make_train_step(task, optimizer, schedule, mesh, total_steps: int):
     """jitted (state, batch) -> (state, metrics); the state is donated.
 
-    batch: arrays of global batch size, rows over the mesh, with what `make_prepare` adds. metrics: float32 scalars, replicated: those of
-    the task and `lr`, `grad_norm` (before clipping), `param_norm`, `bad_records` and `skipped_steps` (of the run so far),
-    `skipped_in_a_row`. A step whose loss or gradient is not finite leaves parameters, moments and moving average as they were.
+    batch: arrays of global batch size, rows over the mesh, with what `make_prepare` adds. metrics:
+    float32 scalars, replicated: those of the task and `lr`, `grad_norm` (before clipping),
+    `param_norm`, `bad_records` and `skipped_steps` (of the run so far), `skipped_in_a_row`. A step
+    whose loss or gradient is not finite leaves parameters, moments and moving average as they were.
     """
     config = task.config
     base_key = jax.random.key(config.seed)
@@ -118,46 +143,72 @@ def make_train_step(task, optimizer, schedule, mesh, total_steps: int):
         batch_key = jax.random.fold_in(step_key, _AUGMENT)
 
         def gradients_and_sums(params, part, keys_B):
-            loss = lambda params: task.loss(params, part, keys_B, progress=step / total_steps, train=True)
+            loss = lambda params: task.loss(
+                params, part, keys_B, progress=step / total_steps, train=True
+            )
             (_, sums), gradients = jax.value_and_grad(loss, has_aux=True)(params)
             return gradients, sums
 
         inputs = task.augment(model_inputs(batch), batch_key, keys_B)
-        gradients, sums = _accumulate(gradients_and_sums, params, (inputs, keys_B), config.accumulate_steps, mesh)
-        statistics, count = sums.pop('statistics', ({}, 1.0))  # of norms, summed over parts and replicas
+        gradients, sums = _accumulate(
+            gradients_and_sums, params, (inputs, keys_B), config.accumulate_steps, mesh
+        )
+        # of norms, summed over parts and replicas
+        statistics, count = sums.pop('statistics', ({}, 1.0))
         gradients = jax.tree.map(lambda gradient: gradient / sums['weight'], gradients)
         updates, optimizer_state = optimizer.update(gradients, state['optimizer'], params)
         bad_records = state['bad_records'] + jnp.sum(batch['substituted'], dtype=jnp.int32)
-        metrics = task.summarize(sums) | {'lr': schedule(step), 'grad_norm': optax.tree.norm(gradients),
-                                          'param_norm': optax.tree.norm(params), 'bad_records': bad_records}
+        metrics = task.summarize(sums) | {
+            'lr': schedule(step),
+            'grad_norm': optax.tree.norm(gradients),
+            'param_norm': optax.tree.norm(params),
+            'bad_records': bad_records,
+        }
         finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(metrics['grad_norm'])
-        skipped = {'skipped_steps': state['skipped_steps'] + ~finite, 'skipped_in_a_row': jnp.where(finite, 0, state['skipped_in_a_row'] + 1)}
+        skipped = {
+            'skipped_steps': state['skipped_steps'] + ~finite,
+            'skipped_in_a_row': jnp.where(finite, 0, state['skipped_in_a_row'] + 1),
+        }
         learned = {'params': optax.apply_updates(params, updates), 'optimizer': optimizer_state}
         if statistics:
-            learned['params'] = merge(learned['params'], jax.tree.map(lambda total: total / count, statistics))
+            learned['params'] = merge(
+                learned['params'], jax.tree.map(lambda total: total / count, statistics)
+            )
         if config.ema_decay:
-            decay = jnp.minimum(config.ema_decay, (1 + step) / (10 + step))  # the first steps are soon forgotten
+            # the first steps are soon forgotten
+            decay = jnp.minimum(config.ema_decay, (1 + step) / (10 + step))
             learned['ema'] = optax.incremental_update(learned['params'], state['ema'], 1 - decay)
-        learned = {name: jax.tree.map(functools.partial(_keep, finite), tree, state[name]) for name, tree in learned.items()}
+        learned = {
+            name: jax.tree.map(functools.partial(_keep, finite), tree, state[name])
+            for name, tree in learned.items()
+        }
         return learned | skipped | {'step': step + 1, 'bad_records': bad_records}, metrics | skipped
 
     shardings = state_shardings(mesh, abstract_state(task, optimizer))
-    return jax.jit(on_mesh(mesh, train_step), donate_argnums=0, in_shardings=(shardings, batch_sharding(mesh)),
-                   out_shardings=(shardings, replicated(mesh)))
+    return jax.jit(
+        on_mesh(mesh, train_step),
+        donate_argnums=0,
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+    )
 
 
 def _keep(finite, new, old):
-    """`new`, or `old` after a step that is skipped; what counts steps (the optimizer's schedule) goes on."""
+    """`new`, or `old` after a step that is skipped; what counts steps (the optimizer's schedule)
+    goes on."""
     return new if jnp.issubdtype(new.dtype, jnp.integer) else jnp.where(finite, new, old)
 
 
 def model_inputs(batch: dict) -> dict:
     """The batch without what only the run's bookkeeping needs."""
-    return {name: value for name, value in batch.items() if name not in ('index', 'used', 'substituted')}
+    return {
+        name: value for name, value in batch.items() if name not in ('index', 'used', 'substituted')
+    }
 
 
 def _split(tree, parts: int):
-    """[B, ...] -> [parts, B / parts, ...]; part a has the rows a, a + parts, ... so that no row changes device."""
+    """[B, ...] -> [parts, B / parts, ...]; part a has the rows a, a + parts, ... so that no row
+    changes device."""
     return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), tree)
 
 
@@ -167,25 +218,39 @@ def _join(tree):
 
 
 def _accumulate(function, params, batch, parts: int, mesh):
-    """Sum of function(params, *part of the batch) over `parts` parts. Replicas add up their own parts, and their sums once, at the end."""
+    """Sum of function(params, *part of the batch) over `parts` parts. Replicas add up their own
+    parts, and their sums once, at the end."""
     if parts == 1:
         return function(params, *batch)
     replicas = tuple(axis for axis in REPLICAS if mesh.shape[axis] > 1)
 
     def over_parts(params, batch):
         split = _split(batch, parts)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, params, *jax.tree.map(lambda x: x[0], split)))
-        total, _ = jax.lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, function(params, *part)), None), zeros, split)
+        zeros = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype),
+            jax.eval_shape(function, params, *jax.tree.map(lambda x: x[0], split)),
+        )
+        total, _ = jax.lax.scan(
+            lambda total, part: (jax.tree.map(jnp.add, total, function(params, *part)), None),
+            zeros,
+            split,
+        )
         return jax.lax.psum(total, replicas)
 
     if not replicas:
         return over_parts(params, batch)
-    return jax.shard_map(over_parts, in_specs=(P(), P(replicas)), out_specs=P(), axis_names=set(replicas), check_vma=False)(params, batch)
+    return jax.shard_map(
+        over_parts,
+        in_specs=(P(), P(replicas)),
+        out_specs=P(),
+        axis_names=set(replicas),
+        check_vma=False,
+    )(params, batch)
 
 
 def make_evaluate_step(task, mesh, params_shardings):
-    """jitted (params, batch, number of the batch) -> (sums: to be added up and given to `task.summarize`; rows: what the task tells of each
-    image), replicated."""
+    """jitted (params, batch, number of the batch) -> (sums: to be added up and given to
+    `task.summarize`; rows: what the task tells of each image), replicated."""
     base_key = jax.random.key(task.config.seed)
 
     def evaluate_step(params, batch, number):
@@ -194,5 +259,8 @@ def make_evaluate_step(task, mesh, params_shardings):
         rows = sums.pop('rows', {})
         return sums, rows
 
-    return jax.jit(on_mesh(mesh, evaluate_step), in_shardings=(params_shardings, batch_sharding(mesh), replicated(mesh)),
-                   out_shardings=replicated(mesh))
+    return jax.jit(
+        on_mesh(mesh, evaluate_step),
+        in_shardings=(params_shardings, batch_sharding(mesh), replicated(mesh)),
+        out_shardings=replicated(mesh),
+    )

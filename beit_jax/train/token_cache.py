@@ -1,9 +1,12 @@
-"""Tokens kept between epochs. Where views repeat every K epochs (`config.data.repeat_views`), an image has only K grids of tokens: once all
-are known, the tokenizer need not run, nor the host make its pictures.
+"""Tokens kept between epochs. Where views repeat every K epochs (`config.data.repeat_views`), an
+image has only K grids of tokens: once all are known, the tokenizer need not run, nor the host make
+its pictures.
 
-One directory holds, for each process, all tokens of all images, so that any process can read any row: `ids-PROCESS.npy`, uint16
-[K * N, P], row = number of the view; and `ids-PROCESS.json`: of which data, crops and tokenizer they are, and which rows are filled.
+One directory holds, for each process, all tokens of all images, so that any process can read any
+row: `ids-PROCESS.npy`, uint16 [K * N, P], row = number of the view; and `ids-PROCESS.json`: of
+which data, crops and tokenizer they are, and which rows are filled.
 """
+
 import json
 from pathlib import Path
 
@@ -16,16 +19,28 @@ from beit_jax.errors import RequestError, check
 
 
 class TokenCache:
-    """Filled by the steps from position `since` of the run on; from position `complete_at` on every row is known."""
+    """Filled by the steps from position `since` of the run on; from position `complete_at` on every
+    row is known."""
 
-    def __init__(self, directory: Path, fingerprint: dict, examples: int, views: int, tokens: int, position: int):
+    def __init__(
+        self,
+        directory: Path,
+        fingerprint: dict,
+        examples: int,
+        views: int,
+        tokens: int,
+        position: int,
+    ):
         """`position`: of the run's next example, step * batch size. `tokens`: P.
 
         Raises:
-          RequestError: the directory holds tokens of other data, other crops or another tokenizer, or cannot be written.
+          RequestError: the directory holds tokens of other data, other crops or another tokenizer,
+            or cannot be written.
         """
         self._fingerprint, self._pending = fingerprint, None
-        self._file, self._json = (directory / f'ids-{jax.process_index():05}.{suffix}' for suffix in ('npy', 'json'))
+        self._file, self._json = (
+            directory / f'ids-{jax.process_index():05}.{suffix}' for suffix in ('npy', 'json')
+        )
         shape, state = (views * examples, tokens), self._read_state()
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -35,12 +50,18 @@ class TokenCache:
             else:
                 self._ids = np.lib.format.open_memmap(self._file, 'r+')
         except OSError as error:
-            raise RequestError(f'the token cache {directory} cannot be written: {error.strerror}.') from error
+            raise RequestError(
+                f'the token cache {directory} cannot be written: {error.strerror}.'
+            ) from error
         except ValueError as error:
             raise RequestError(f'{self._file} is damaged ({error}): remove {directory}.') from error
-        check(self._ids.shape == shape, f'{self._file} has shape {self._ids.shape}, not {shape}: remove {directory}.')
+        check(
+            self._ids.shape == shape,
+            f'{self._file} has shape {self._ids.shape}, not {shape}: remove {directory}.',
+        )
         self._filled = state['filled'] if state else 0
-        # rows that were written after the last flush, or by nobody, are not known: then everything is computed anew from here
+        # rows that were written after the last flush, or by nobody, are not known: then everything
+        # is computed anew from here
         self._since = state['since'] if state and self._filled >= position else position
         epoch = 0 if state and state['complete'] else -(-self._since // examples) + views
         if jax.process_count() > 1:  # all processes go over to the cache at the same step
@@ -58,12 +79,17 @@ class TokenCache:
         except (ValueError, KeyError, TypeError) as error:
             raise RequestError(f'{self._json} is damaged: remove {self._json.parent}.') from error
         differing = whole_files.differences(saved, self._fingerprint)
-        check(not differing, f'the token cache {self._json.parent} is of other data, crops or another tokenizer ({"; ".join(differing[:3])}): '
-              'give another config.tokenizer.cache_path, or remove it.')
+        check(
+            not differing,
+            f'the token cache {self._json.parent} is of other data, crops or another tokenizer '
+            f'({"; ".join(differing[:3])}): give another config.tokenizer.cache_path, or remove '
+            'it.',
+        )
         return state
 
     def put(self, views_B: jax.Array, tokens_BP: jax.Array) -> None:
-        """Keeps tokens (uint16) of the views of a global batch, both on all devices; they are fetched when the next ones come."""
+        """Keeps tokens (uint16) of the views of a global batch, both on all devices; they are
+        fetched when the next ones come."""
         self._write_pending()
         self._pending = (views_B, tokens_BP)
 
@@ -86,5 +112,12 @@ class TokenCache:
         self._write_state()
 
     def _write_state(self):
-        whole_files.write(self._json, {'fingerprint': self._fingerprint, 'since': self._since, 'filled': self._filled,
-                                   'complete': self._filled >= self.complete_at})
+        whole_files.write(
+            self._json,
+            {
+                'fingerprint': self._fingerprint,
+                'since': self._since,
+                'filled': self._filled,
+                'complete': self._filled >= self.complete_at,
+            },
+        )

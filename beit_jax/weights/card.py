@@ -1,21 +1,34 @@
-"""The model card of exported weights: what they are, how to load them, how they were trained, what they reached, and their checksums."""
+"""The model card of exported weights: what they are, how to load them, how they were trained, what
+they reached, and their checksums."""
+
 import json
 
 import beit_jax
 from beit_jax.models.architecture import in_words, segments
 
 _LOAD = {
-    'huggingface': 'from transformers import AutoImageProcessor, {model}\nprocessor = AutoImageProcessor.from_pretrained("DIR")\n'
-                   'model = {model}.from_pretrained("DIR")',
+    'huggingface': 'from transformers import AutoImageProcessor, {model}\nprocessor = '
+    'AutoImageProcessor.from_pretrained("DIR")\nmodel = '
+    '{model}.from_pretrained("DIR")',
     'timm': 'import timm\nmodel = timm.create_model("local-dir:DIR", pretrained=True)\n'
-            'transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))',
-    'unilm': 'import torch\nstate = torch.load("DIR/model.pth", weights_only=True)["{wrapper}"]\nmodel.load_state_dict(state)',
+    'transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))',
+    'unilm': 'import torch\nstate = torch.load("DIR/model.pth", '
+    'weights_only=True)["{wrapper}"]\nmodel.load_state_dict(state)',
 }
 _LIBRARY = {'huggingface': 'transformers', 'timm': 'timm', 'unilm': 'pytorch'}
-_PRIVATE = ('path', 'evaluate_path', 'cache_path', 'init', 'encoder')  # places on the machine that trained it
+# places on the machine that trained it
+_PRIVATE = ('path', 'evaluate_path', 'cache_path', 'init', 'encoder')
 
 
-def model_card(dialect: str, description: dict, metrics: dict, checksums: dict[str, str], notes: list[str], *, model: str = '') -> str:
+def model_card(
+    dialect: str,
+    description: dict,
+    metrics: dict,
+    checksums: dict[str, str],
+    notes: list[str],
+    *,
+    model: str = '',
+) -> str:
     """Markdown with the hub's front matter.
 
     Args:
@@ -26,27 +39,85 @@ def model_card(dialect: str, description: dict, metrics: dict, checksums: dict[s
       model: the class of transformers that loads it.
     """
     architecture, config = description['architecture'], description.get('config')
-    task = ('image-segmentation' if segments(architecture) else 'image-classification' if architecture.get('num_classes')
-            else 'feature-extraction')
-    lines = ['---', f'library_name: {_LIBRARY[dialect]}', f'pipeline_tag: {task}', 'tags:', '- beit', '- vision', '---', '', '# BEiT', '',
-             'A BEiT ([arXiv 2106.08254](https://arxiv.org/abs/2106.08254)), exported by beit_jax '
-             f'{beit_jax.__version__}.', '', *(f'- {line}' for line in in_words(architecture)), *(f'- {note}' for note in notes), '',
-             '## Load', '', '```python', _LOAD[dialect].format(model=model, wrapper='state_dict' if segments(architecture) else 'model'),
-             '```', '']
+    task = (
+        'image-segmentation'
+        if segments(architecture)
+        else 'image-classification'
+        if architecture.get('num_classes')
+        else 'feature-extraction'
+    )
+    lines = [
+        '---',
+        f'library_name: {_LIBRARY[dialect]}',
+        f'pipeline_tag: {task}',
+        'tags:',
+        '- beit',
+        '- vision',
+        '---',
+        '',
+        '# BEiT',
+        '',
+        'A BEiT ([arXiv 2106.08254](https://arxiv.org/abs/2106.08254)), exported by beit_jax '
+        f'{beit_jax.__version__}.',
+        '',
+        *(f'- {line}' for line in in_words(architecture)),
+        *(f'- {note}' for note in notes),
+        '',
+        '## Load',
+        '',
+        '```python',
+        _LOAD[dialect].format(
+            model=model, wrapper='state_dict' if segments(architecture) else 'model'
+        ),
+        '```',
+        '',
+    ]
     if 'source' in description:
         source = description['source']
-        lines += ['## Origin', '', f'Converted from weights with names of {source["dialect"]}:', '', *_table('file', 'sha256', source['files'])]
+        lines += [
+            '## Origin',
+            '',
+            f'Converted from weights with names of {source["dialect"]}:',
+            '',
+            *_table('file', 'sha256', source['files']),
+        ]
     if metrics:
-        lines += ['## Metrics', '', *_table('held-out metric', 'value', {name: f'{value:.6g}' for name, value in metrics.items()})]
+        lines += [
+            '## Metrics',
+            '',
+            *_table(
+                'held-out metric',
+                'value',
+                {name: f'{value:.6g}' for name, value in metrics.items()},
+            ),
+        ]
     if config:
-        lines += ['## Recipe', '', f'Task `{description["task"]}`, seed {config["seed"]}, batch {config["batch_size"]}, '
-                  f'{config["total_steps"]} steps. All settings:', '', '```json', json.dumps(_public(config), indent=1), '```', '']
+        lines += [
+            '## Recipe',
+            '',
+            f'Task `{description["task"]}`, seed {config["seed"]}, batch {config["batch_size"]}, '
+            f'{config["total_steps"]} steps. All settings:',
+            '',
+            '```json',
+            json.dumps(_public(config), indent=1),
+            '```',
+            '',
+        ]
     return '\n'.join([*lines, '## Checksums', '', *_table('file', 'sha256', checksums)])
 
 
 def _table(first: str, second: str, rows: dict[str, str]) -> list[str]:
-    return [f'| {first} | {second} |', '|-|-|', *(f'| `{name}` | {value} |' for name, value in rows.items()), '']
+    return [
+        f'| {first} | {second} |',
+        '|-|-|',
+        *(f'| `{name}` | {value} |' for name, value in rows.items()),
+        '',
+    ]
 
 
 def _public(settings: dict) -> dict:
-    return {name: _public(value) if isinstance(value, dict) else value for name, value in settings.items() if name not in _PRIVATE}
+    return {
+        name: _public(value) if isinstance(value, dict) else value
+        for name, value in settings.items()
+        if name not in _PRIVATE
+    }

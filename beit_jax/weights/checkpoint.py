@@ -1,4 +1,5 @@
 """The parameters of a checkpoint of this package."""
+
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,8 @@ def is_checkpoint(path: str | Path) -> bool:
 
 
 def find_checkpoint(path: str) -> Path:
-    """The directory of one checkpoint: `path` itself, or the newest one of the work directory `path`.
+    """The directory of one checkpoint: `path` itself, or the newest one of the work directory
+    `path`.
 
     Raises:
       RequestError: neither is there.
@@ -24,13 +26,21 @@ def find_checkpoint(path: str) -> Path:
     if (directory / 'state').is_dir():
         return directory
     complete = _complete(directory)
-    check(bool(complete), f'{path} is neither a checkpoint nor a work directory with one: give W or W/checkpoints/STEP.')
+    check(
+        bool(complete),
+        f'{path} is neither a checkpoint nor a work directory with one: give W or '
+        'W/checkpoints/STEP.',
+    )
     return complete[0]
 
 
 def step_directories(workdir: Path) -> list[Path]:
     """`checkpoints/STEP` of a work directory, newest first."""
-    return sorted((entry for entry in workdir.glob('checkpoints/*') if entry.name.isdigit()), key=lambda entry: int(entry.name), reverse=True)
+    return sorted(
+        (entry for entry in workdir.glob('checkpoints/*') if entry.name.isdigit()),
+        key=lambda entry: int(entry.name),
+        reverse=True,
+    )
 
 
 def _complete(workdir: Path) -> list[Path]:
@@ -38,11 +48,13 @@ def _complete(workdir: Path) -> list[Path]:
 
 
 def load_params(path: str, place: Callable | None = None):
-    """The parameters alone of a checkpoint (see `find_checkpoint`): their moving average where the run kept one.
+    """The parameters alone of a checkpoint (see `find_checkpoint`): their moving average where the
+    run kept one.
 
     Args:
       path: a checkpoint or a work directory.
-      place: from the abstract parameters (nested dict of jax.ShapeDtypeStruct) to the shardings of each; None: the first device.
+      place: from the abstract parameters (nested dict of jax.ShapeDtypeStruct) to the shardings of
+        each; None: the first device.
 
     Returns:
       (parameters as a nested dict of arrays, the checkpoint's description).
@@ -58,10 +70,16 @@ def load_params(path: str, place: Callable | None = None):
         description, arrays = unseal(metadata.custom_metadata, directory)
         there = metadata.metadata if arrays is None else {name.partition('/')[0] for name in arrays}
         name = 'ema' if 'ema' in there else 'params'
-        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata.metadata[name])
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata.metadata[name]
+        )
         one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         shardings = place(abstract) if place else jax.tree.map(lambda _: one, abstract)
-        abstract = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings)
+        abstract = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            abstract,
+            shardings,
+        )
         params = ocp.load(directory, {name: abstract})[name]
     verify({name: params}, arrays, directory)
     return params, description

@@ -1,7 +1,9 @@
-"""Files and folders of PyTorch weights, as they stand there: safetensors or files of torch.save, whole or in shards, with the JSON beside.
+"""Files and folders of PyTorch weights, as they stand there: safetensors or files of torch.save,
+whole or in shards, with the JSON beside.
 
 No PyTorch is needed, and nothing in a file is run.
 """
+
 import dataclasses
 import json
 from pathlib import Path
@@ -15,14 +17,21 @@ from beit_jax.weights.pickles import read_torch_file
 from beit_jax.whole_files import sha256
 
 # the weights of a folder, in order of preference
-WHOLE = ('model.safetensors', 'model.safetensors.index.json', 'pytorch_model.bin', 'pytorch_model.bin.index.json')
+WHOLE = (
+    'model.safetensors',
+    'model.safetensors.index.json',
+    'pytorch_model.bin',
+    'pytorch_model.bin.index.json',
+)
 SUFFIXES = ('.safetensors', '.pth', '.pt', '.bin')
-METADATA = 'beit_jax'  # the entry of a safetensors header in which we keep what no JSON beside it says
+# the entry of a safetensors header in which we keep what no JSON beside it says
+METADATA = 'beit_jax'
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
     """What was found at a path."""
+
     path: Path
     tensors: dict[str, np.ndarray]
     files: tuple[Path, ...]  # those that hold the tensors
@@ -44,7 +53,8 @@ class Source:
 
 
 def read_source(path: str | Path) -> Source:
-    """Reads a `.pth`, `.pt`, `.bin` or `.safetensors` file, an index of shards, or a folder with one of these.
+    """Reads a `.pth`, `.pt`, `.bin` or `.safetensors` file, an index of shards, or a folder with
+    one of these.
 
     Raises:
       RequestError: none of these, damaged, or refused (see `beit_jax.weights.pickles`).
@@ -52,12 +62,31 @@ def read_source(path: str | Path) -> Source:
     path = Path(path)
     check(path.exists(), f'{path}: there is no such file or folder.')
     weights = _find_weights(path) if path.is_dir() else path
-    files = _read_shards(weights) if weights.name.endswith('.index.json') else {weights: _read_file(weights)}
-    tensors = {name: array for content in files.values() for name, array in content['tensors'].items()}
+    files = (
+        _read_shards(weights)
+        if weights.name.endswith('.index.json')
+        else {weights: _read_file(weights)}
+    )
+    tensors = {
+        name: array for content in files.values() for name, array in content['tensors'].items()
+    }
     first = next(iter(files.values()))
-    beside = path.is_dir() or weights.name in WHOLE  # a file of any other name may lie among strangers
-    config, processor = (_read_json(weights.parent / name) if beside else {} for name in ('config.json', 'preprocessor_config.json'))
-    return Source(path, tensors, tuple(files), config, processor, first['metadata'], first['arguments'], first['unused'])
+    # a file of any other name may lie among strangers
+    beside = path.is_dir() or weights.name in WHOLE
+    config, processor = (
+        _read_json(weights.parent / name) if beside else {}
+        for name in ('config.json', 'preprocessor_config.json')
+    )
+    return Source(
+        path,
+        tensors,
+        tuple(files),
+        config,
+        processor,
+        first['metadata'],
+        first['arguments'],
+        first['unused'],
+    )
 
 
 def _find_weights(folder: Path) -> Path:
@@ -65,8 +94,15 @@ def _find_weights(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     found = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES)
-    check(bool(found), f'{folder} holds neither a checkpoint nor a file of weights ({", ".join(SUFFIXES)}).')
-    check(len(found) == 1, f'{folder} holds several files of weights, {", ".join(file.name for file in found)}: give one of them.')
+    check(
+        bool(found),
+        f'{folder} holds neither a checkpoint nor a file of weights ({", ".join(SUFFIXES)}).',
+    )
+    check(
+        len(found) == 1,
+        f'{folder} holds several files of weights, {", ".join(file.name for file in found)}: give '
+        'one of them.',
+    )
     return found[0]
 
 
@@ -80,24 +116,44 @@ def _read_file(path: Path) -> dict:
             metadata = json.loads((file.metadata() or {}).get(METADATA, '{}'))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except AttributeError as error:  # of NumPy, which does not have all types
-        raise RequestError(f'{path} holds numbers of a type that is no type of weights ({error}).') from error
+        raise RequestError(
+            f'{path} holds numbers of a type that is no type of weights ({error}).'
+        ) from error
     except (safetensors.SafetensorError, TypeError, ValueError, RecursionError) as error:
-        raise RequestError(f'{path} cannot be read as safetensors ({error}): it is damaged or truncated, or something else.') from error
-    return {'tensors': tensors, 'metadata': metadata if isinstance(metadata, dict) else {}, 'arguments': {}, 'unused': ()}
+        raise RequestError(
+            f'{path} cannot be read as safetensors ({error}): it is damaged or truncated, or '
+            'something else.'
+        ) from error
+    return {
+        'tensors': tensors,
+        'metadata': metadata if isinstance(metadata, dict) else {},
+        'arguments': {},
+        'unused': (),
+    }
 
 
 def _read_shards(index: Path) -> dict[Path, dict]:
     """{file: what it holds} of an index."""
     names = _read_json(index).get('weight_map')
-    check(isinstance(names, dict) and bool(names) and all(isinstance(file, str) and Path(file).name == file for file in names.values()),
-          f'{index} has no weight_map from tensors to files beside it: it is damaged.')
+    check(
+        isinstance(names, dict)
+        and bool(names)
+        and all(isinstance(file, str) and Path(file).name == file for file in names.values()),
+        f'{index} has no weight_map from tensors to files beside it: it is damaged.',
+    )
     shards = {}
     for name in sorted(set(names.values())):
         file = index.parent / name
         check(file.is_file(), f'{index} names {name}, which is not there: download all shards.')
         shards[file] = _read_file(file)
-        differing = {tensor for tensor, place in names.items() if place == name} ^ shards[file]['tensors'].keys()
-        check(not differing, f'{file} does not hold the tensors that {index.name} says: {", ".join(sorted(differing)[:3])}.')
+        differing = {tensor for tensor, place in names.items() if place == name} ^ shards[file][
+            'tensors'
+        ].keys()
+        check(
+            not differing,
+            f'{file} does not hold the tensors that {index.name} says: '
+            f'{", ".join(sorted(differing)[:3])}.',
+        )
     return shards
 
 
@@ -108,5 +164,8 @@ def _read_json(path: Path) -> dict:
         content = json.loads(path.read_text())
     except (ValueError, RecursionError) as error:
         raise RequestError(f'{path} cannot be read as JSON ({error}): it is damaged.') from error
-    check(isinstance(content, dict), f'{path} holds a {type(content).__name__}, not the settings of a model.')
+    check(
+        isinstance(content, dict),
+        f'{path} holds a {type(content).__name__}, not the settings of a model.',
+    )
     return content

@@ -1,8 +1,11 @@
-"""Whether a checkpoint is what was saved: a checksum of each array, computed on the devices where it lies, and one of the description.
+"""Whether a checkpoint is what was saved: a checksum of each array, computed on the devices where
+it lies, and one of the description.
 
-One flipped byte in a file of a checkpoint would otherwise restore without a word. The checksum of an array is a sum over its elements, each
-mixed with its place, in integers: it depends neither on the mesh nor on the order of adding.
+One flipped byte in a file of a checkpoint would otherwise restore without a word. The checksum of
+an array is a sum over its elements, each mixed with its place, in integers: it depends neither on
+the mesh nor on the order of adding.
 """
+
 import contextlib
 import functools
 import hashlib
@@ -28,8 +31,13 @@ def checksums(tree) -> dict[str, str]:
     sums = {}
     for path, leaf in leaves_by_path(tree).items():
         mesh = getattr(getattr(leaf, 'sharding', None), 'mesh', None)
-        sums[path] = _compiled(jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()) if mesh else None)(leaf)
-    return {path: ''.join(f'{int(word):08x}' for word in pair) for path, pair in jax.device_get(sums).items()}
+        sums[path] = _compiled(
+            jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()) if mesh else None
+        )(leaf)
+    return {
+        path: ''.join(f'{int(word):08x}' for word in pair)
+        for path, pair in jax.device_get(sums).items()
+    }
 
 
 @functools.lru_cache
@@ -44,8 +52,12 @@ def _checksum(array):
     words = jax.lax.bitcast_convert_type(array, _WORDS[array.dtype.itemsize]).astype(jnp.uint32)
     places = jnp.zeros(words.shape, jnp.uint32)
     for axis, length in enumerate(words.shape):
-        places = places * np.uint32(length) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-    return jnp.stack([jnp.sum(_mix(words ^ (places * _PLACE), factor), dtype=jnp.uint32) for factor in _MIXES])
+        places = places * np.uint32(length) + jax.lax.broadcasted_iota(
+            jnp.uint32, words.shape, axis
+        )
+    return jnp.stack(
+        [jnp.sum(_mix(words ^ (places * _PLACE), factor), dtype=jnp.uint32) for factor in _MIXES]
+    )
 
 
 def _mix(words, factor):
@@ -66,17 +78,21 @@ def reading(path: Path):
         raise
     except Exception as error:
         reason = str(error).strip().partition('\n')[0].partition(' See full TensorStore details')[0]
-        raise DamagedError(f'checkpoint {path} is damaged ({type(error).__name__}: {reason[:200]})') from error
+        raise DamagedError(
+            f'checkpoint {path} is damaged ({type(error).__name__}: {reason[:200]})'
+        ) from error
 
 
 def seal(description: dict, tree) -> dict:
-    """A description with what it takes to find out later whether it and the arrays of `tree` are still the same."""
+    """A description with what it takes to find out later whether it and the arrays of `tree` are
+    still the same."""
     content = json.loads(json.dumps(description | {ARRAYS: _table(tree)}))
     return content | {SEAL: _digest(content)}
 
 
 def unseal(content: dict | None, path: Path) -> tuple[dict, dict | None]:
-    """(the description, {path: [dtype, shape, checksum]}); None for a checkpoint from before there were any.
+    """(the description, {path: [dtype, shape, checksum]}); None for a checkpoint from before there
+    were any.
 
     Raises:
       DamagedError: the description is not what was saved.
@@ -92,19 +108,29 @@ def unseal(content: dict | None, path: Path) -> tuple[dict, dict | None]:
 
 
 def verify(tree: dict, arrays: dict | None, path: Path) -> None:
-    """Raises DamagedError where the arrays of a tree, or of some of its entries, are not those of which `arrays` tells."""
+    """Raises DamagedError where the arrays of a tree, or of some of its entries, are not those of
+    which `arrays` tells."""
     if arrays is None:
         return
-    found, wanted = _table(tree), {name: row for name, row in arrays.items() if name.partition('/')[0] in tree}
+    found, wanted = (
+        _table(tree),
+        {name: row for name, row in arrays.items() if name.partition('/')[0] in tree},
+    )
     wrong = [name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name)]
     if wrong:
-        raise DamagedError(f'checkpoint {path} is damaged ({len(wrong)} of its arrays have changed, {min(wrong)} among them)')
+        raise DamagedError(
+            f'checkpoint {path} is damaged ({len(wrong)} of its arrays have changed, {min(wrong)} '
+            'among them)'
+        )
 
 
 def _table(tree) -> dict[str, list]:
     """{path: [dtype, shape, checksum]}."""
     sums = checksums(tree)
-    return {path: [str(leaf.dtype), list(leaf.shape), sums[path]] for path, leaf in leaves_by_path(tree).items()}
+    return {
+        path: [str(leaf.dtype), list(leaf.shape), sums[path]]
+        for path, leaf in leaves_by_path(tree).items()
+    }
 
 
 def _digest(content: dict) -> str:

@@ -1,4 +1,6 @@
-"""Parameters from whatever holds a BEiT: a checkpoint or work directory of ours, or a file or folder of PyTorch weights."""
+"""Parameters from whatever holds a BEiT: a checkpoint or work directory of ours, or a file or
+folder of PyTorch weights."""
+
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,16 +19,22 @@ def load_weights(path: str, place: Callable | None = None) -> tuple[dict, dict]:
     """The parameters of a model: their moving average where a run kept one.
 
     Args:
-      path: a checkpoint, a work directory (its newest one), a file (.pth, .bin, .safetensors) or folder of PyTorch weights.
-      place: from the abstract parameters (nested dict of jax.ShapeDtypeStruct) to the shardings of each; None: the first device.
+      path: a checkpoint, a work directory (its newest one), a file (.pth, .bin, .safetensors) or
+        folder of PyTorch weights.
+      place: from the abstract parameters (nested dict of jax.ShapeDtypeStruct) to the shardings of
+        each; None: the first device.
 
     Returns:
-      (parameters as a nested dict of arrays, the description that checkpoints carry; `notes` in it says what was assumed or changed).
+      (parameters as a nested dict of arrays, the description that checkpoints carry; `notes` in it
+        says what was assumed or changed).
 
     Raises:
       RequestError: none of these, or damaged.
     """
-    check(Path(path).exists(), f'{path}: there is no such checkpoint, work directory or file of weights.')
+    check(
+        Path(path).exists(),
+        f'{path}: there is no such checkpoint, work directory or file of weights.',
+    )
     if is_checkpoint(path):
         params, description = load_params(path, place)
         return params, description | {'architecture': LATER | description['architecture']}

@@ -1,4 +1,6 @@
-"""A model from a checkpoint or a file of weights alone: its description says what to build and how to show it pictures."""
+"""A model from a checkpoint or a file of weights alone: its description says what to build and how
+to show it pictures."""
+
 from collections.abc import Sequence
 import dataclasses
 import functools
@@ -26,9 +28,10 @@ from beit_jax.weights.trees import check_params
 class Model:
     """An encoder with its head, compiled on first use for each number of pictures.
 
-    Pictures are what `preprocess` makes of any: uint8 in [0, 255], or float in [0, 1], [B, S, S, 3], RGB, S = image_size. Normalisation
-    is part of the model.
+    Pictures are what `preprocess` makes of any: uint8 in [0, 255], or float in [0, 1], [B, S, S,
+    3], RGB, S = image_size. Normalisation is part of the model.
     """
+
     description: dict  # that of the checkpoint
     graphdef: nnx.GraphDef
     params: dict
@@ -70,9 +73,16 @@ class Model:
         Raises:
           RequestError: a file that is no image.
         """
-        check(isinstance(images, (list, tuple)) and len(images) > 0 and all(isinstance(image, (str, Path, Image.Image)) for image in images),
-              'give a list of Pillow images or paths, even for one.')
-        pictures = (image.convert('RGB') if isinstance(image, Image.Image) else read_image(Path(image)) for image in images)
+        check(
+            isinstance(images, (list, tuple))
+            and len(images) > 0
+            and all(isinstance(image, (str, Path, Image.Image)) for image in images),
+            'give a list of Pillow images or paths, even for one.',
+        )
+        pictures = (
+            image.convert('RGB') if isinstance(image, Image.Image) else read_image(Path(image))
+            for image in images
+        )
         return np.stack([square(picture, self.image_size, self.crop) for picture in pictures])
 
     def logits(self, images) -> jax.Array:
@@ -81,16 +91,22 @@ class Model:
         Raises:
           RequestError: a model without classes, or images of another shape or range.
         """
-        check(not segments(self.architecture), 'this checkpoint classifies pixels: ask it to segment pictures.')
-        check(self.architecture.get('num_classes', 0) > 0, 'this checkpoint is of pre-training and has no classes: fine-tune it first, or ask '
-              f'for features{" or tokens" * predicts_tokens(self.architecture)}.')
+        check(
+            not segments(self.architecture),
+            'this checkpoint classifies pixels: ask it to segment pictures.',
+        )
+        check(
+            self.architecture.get('num_classes', 0) > 0,
+            'this checkpoint is of pre-training and has no classes: fine-tune it first, or ask '
+            f'for features{" or tokens" * predicts_tokens(self.architecture)}.',
+        )
         return self._logits(self.params, self._checked(images))
 
     def segment(self, images) -> jax.Array:
         """Logits of the classes of each pixel.
 
-        Pictures may be of any size, [B, H, W, 3], and are looked at whole: positions are interpolated to their patches, of which the last ones
-        are filled up with the mean colour.
+        Pictures may be of any size, [B, H, W, 3], and are looked at whole: positions are
+        interpolated to their patches, of which the last ones are filled up with the mean colour.
 
         Returns:
           float32 [B, H, W, C].
@@ -98,7 +114,10 @@ class Model:
         Raises:
           RequestError: a model that does not classify pixels, or images of another shape or range.
         """
-        check(segments(self.architecture), 'this checkpoint does not classify pixels: give one of segmentation.')
+        check(
+            segments(self.architecture),
+            'this checkpoint does not classify pixels: give one of segmentation.',
+        )
         return self._segment(self.params, self._checked(images, any_size=True))
 
     def tokens(self, images) -> jax.Array:
@@ -107,11 +126,16 @@ class Model:
         Raises:
           RequestError: a model without a head for tokens, or images of another shape or range.
         """
-        check(predicts_tokens(self.architecture), 'this checkpoint predicts no tokens: ask for classes or features, or give one that was '
-              'pre-trained on tokens.')
+        check(
+            predicts_tokens(self.architecture),
+            'this checkpoint predicts no tokens: ask for classes or features, or give one that was '
+            'pre-trained on tokens.',
+        )
         return self._tokens(self.params, self._checked(images))
 
-    def features(self, images, layers: Sequence[int] | None = None, patches: bool = False) -> dict[str, jax.Array]:
+    def features(
+        self, images, layers: Sequence[int] | None = None, patches: bool = False
+    ) -> dict[str, jax.Array]:
         """What blocks give, before any norm.
 
         Args:
@@ -120,37 +144,65 @@ class Model:
           patches: give those of each patch too.
 
         Returns:
-          `cls` and `mean` (of the patches), float32 [len(layers), B, D]; with patches also `patches` [len(layers), B, rows, columns, D].
+          `cls` and `mean` (of the patches), float32 [len(layers), B, D]; with patches also
+            `patches` [len(layers), B, rows, columns, D].
 
         Raises:
           RequestError: a block that is not there, or images of another shape or range.
         """
         layers = range(self.architecture['depth']) if layers is None else layers
-        check(isinstance(layers, (list, tuple, range)) and len(layers) > 0, f'layers={layers}: give a list of blocks, even for one.')
-        return self._features(self.params, self._checked(images), tuple(map(self._block, layers)), patches)
+        check(
+            isinstance(layers, (list, tuple, range)) and len(layers) > 0,
+            f'layers={layers}: give a list of blocks, even for one.',
+        )
+        return self._features(
+            self.params, self._checked(images), tuple(map(self._block, layers)), patches
+        )
 
     def attention(self, images, layer: int) -> jax.Array:
-        """How much each token of a layer (from 0) looks at each other one, CLS first, float32 [B, H, N, N]; rows sum to 1."""
+        """How much each token of a layer (from 0) looks at each other one, CLS first, float32 [B,
+        H, N, N]; rows sum to 1."""
         return self._attention(self.params, self._checked(images), self._block(layer))
 
     def _block(self, layer: int) -> int:
         """The number of a block from 0."""
         depth = self.architecture['depth']
-        check(isinstance(layer, int) and -depth <= layer < depth, f'there is no layer {layer}: this encoder has {depth}, 0 to {depth - 1}.')
+        check(
+            isinstance(layer, int) and -depth <= layer < depth,
+            f'there is no layer {layer}: this encoder has {depth}, 0 to {depth - 1}.',
+        )
         return layer % depth
 
     def _checked(self, images, any_size: bool = False):
         side = self.image_size
         wanted = 'this model takes an array of uint8, or of float in [0, 1], ' + (
-            '[B, H, W, 3]' if any_size else f'[B, {side}, {side}, 3]; its preprocess makes that of any images')
-        check(isinstance(images, (np.ndarray, jax.Array)), f'images are a {type(images).__name__}: {wanted}.')
+            '[B, H, W, 3]'
+            if any_size
+            else f'[B, {side}, {side}, 3]; its preprocess makes that of any images'
+        )
+        check(
+            isinstance(images, (np.ndarray, jax.Array)),
+            f'images are a {type(images).__name__}: {wanted}.',
+        )
         shape, dtype = images.shape, images.dtype
-        check(dtype == np.uint8 or jnp.issubdtype(dtype, jnp.floating), f'images of type {dtype}: {wanted}.')
-        right = len(shape) == 4 and min(shape) > 0 and shape[3] == 3 and (any_size or shape[1:3] == (side, side))
+        check(
+            dtype == np.uint8 or jnp.issubdtype(dtype, jnp.floating),
+            f'images of type {dtype}: {wanted}.',
+        )
+        right = (
+            len(shape) == 4
+            and min(shape) > 0
+            and shape[3] == 3
+            and (any_size or shape[1:3] == (side, side))
+        )
         check(right, f'images of shape {shape}: {wanted}.')
-        if dtype != np.uint8 and not isinstance(images, jax.Array):  # those on a device are not fetched for it
-            check(bool(np.min(images) >= 0) and bool(np.max(images) <= 1), f'images from {np.min(images):g} to {np.max(images):g}: give uint8, '
-                  'or float in [0, 1]; they are normalised here.')
+        # those on a device are not fetched for it
+        if dtype != np.uint8 and not isinstance(images, jax.Array):
+            check(
+                bool(np.min(images) >= 0) and bool(np.max(images) <= 1),
+                f'images from {np.min(images):g} to {np.max(images):g}: give uint8, '
+                'or float in [0, 1]; they are normalised here.',
+            )
         return images
 
     def _normalize(self, images):
@@ -159,18 +211,30 @@ class Model:
 
     @functools.cached_property
     def _logits(self):
-        return jax.jit(lambda params, images: nnx.merge(self.graphdef, params)(self._normalize(images)))
+        return jax.jit(
+            lambda params, images: nnx.merge(self.graphdef, params)(self._normalize(images))
+        )
 
     @functools.cached_property
     def _segment(self):
         def segment(params, images):
-            architecture, (height, width), patch = self.architecture, images.shape[1:3], self.architecture['patch_size']
+            architecture, (height, width), patch = (
+                self.architecture,
+                images.shape[1:3],
+                self.architecture['patch_size'],
+            )
             rows, columns = (max(2, -(-length // patch)) for length in (height, width))
-            pixels = jnp.pad(self._normalize(images), ((0, 0), (0, rows * patch - height), (0, columns * patch - width), (0, 0)))
-            encoder, _ = fit_positions(params['encoder'], self.grid, architecture['positions'], (rows, columns))
+            pixels = jnp.pad(
+                self._normalize(images),
+                ((0, 0), (0, rows * patch - height), (0, columns * patch - width), (0, 0)),
+            )
+            encoder, _ = fit_positions(
+                params['encoder'], self.grid, architecture['positions'], (rows, columns)
+            )
             graphdef, _ = abstract(architecture | {'grid': (rows, columns)}, dtype=self.dtype)
             logits, *_ = nnx.merge(graphdef, params | {'encoder': encoder})(pixels)
             return resize(logits, (rows * patch, columns * patch))[:, :height, :width]
+
         return jax.jit(segment)
 
     @functools.cached_property
@@ -178,6 +242,7 @@ class Model:
         def tokens(params, images):
             model = nnx.merge(self.graphdef, params)
             return jnp.argmax(model.head(model.encoder(self._normalize(images))[:, 1:]), axis=-1)
+
         return jax.jit(tokens)
 
     @functools.cached_property
@@ -186,21 +251,30 @@ class Model:
             def of_block(x_BND):
                 x_BhwD = x_BND[:, 1:].reshape(len(x_BND), *self.grid, -1).astype(jnp.float32)
                 return pool_both(x_BND) | ({'patches': x_BhwD} if patches else {})
-            made = nnx.merge(self.graphdef, params).encoder(self._normalize(images), every_layer=of_block)
+
+            made = nnx.merge(self.graphdef, params).encoder(
+                self._normalize(images), every_layer=of_block
+            )
             return {name: x_LB[np.array(layers, int)] for name, x_LB in made.items()}
+
         return jax.jit(features, static_argnums=(2, 3))
 
     @functools.cached_property
     def _attention(self):
-        return jax.jit(lambda params, images, layer: nnx.merge(self.graphdef, params).encoder.attention(self._normalize(images), layer),
-                       static_argnums=2)
+        return jax.jit(
+            lambda params, images, layer: nnx.merge(self.graphdef, params).encoder.attention(
+                self._normalize(images), layer
+            ),
+            static_argnums=2,
+        )
 
 
 def load_model(path: str | Path, dtype: str = 'float32') -> Model:
     """The model of anything that holds a BEiT.
 
     Args:
-      path: a checkpoint, a work directory, a .pth, .bin or .safetensors file of the official code, timm or transformers, or a folder with one.
+      path: a checkpoint, a work directory, a .pth, .bin or .safetensors file of the official code,
+        timm or transformers, or a folder with one.
       dtype: of the products and of the residual stream, 'float32' or 'bfloat16'.
 
     Raises:
@@ -208,12 +282,15 @@ def load_model(path: str | Path, dtype: str = 'float32') -> Model:
     """
     one_of('dtype', dtype, COMPUTE_DTYPES)
     params, description = load_weights(str(path))
-    one_of(f'the architecture of {path}', description['architecture']['architecture'], ARCHITECTURES)
+    one_of(
+        f'the architecture of {path}', description['architecture']['architecture'], ARCHITECTURES
+    )
     graphdef, wanted = abstract(description['architecture'], dtype=dtype)
     check_params(wanted, params, str(path))
     return Model(description, graphdef, params, dtype)
 
 
 def pad_rows(images: np.ndarray, rows: int) -> np.ndarray:
-    """Repeats the first picture until there are `rows`, so that one compiled shape serves the last batch too."""
+    """Repeats the first picture until there are `rows`, so that one compiled shape serves the last
+    batch too."""
     return np.concatenate([images, np.repeat(images[:1], rows - len(images), axis=0)])

@@ -1,9 +1,12 @@
-"""One table of names for both directions: ours, the official code's (`unilm`) and timm's, and Hugging Face's (the hub's layout).
+"""One table of names for both directions: ours, the official code's (`unilm`) and timm's, and
+Hugging Face's (the hub's layout).
 
-timm took its names from the official code, so both have one column. There query, key and value are one matrix, `attn.qkv.weight`; here its
-rows are called `attn.qkv.weight.query`, `.key` and `.value`, see `split_qkv` and `join_qkv`. In a segmenter of the official code, which is
+timm took its names from the official code, so both have one column. There query, key and value are
+one matrix, `attn.qkv.weight`; here its rows are called `attn.qkv.weight.query`, `.key` and
+`.value`, see `split_qkv` and `join_qkv`. In a segmenter of the official code, which is
 mmsegmentation's, the encoder is called `backbone`.
 """
+
 import re
 
 import numpy as np
@@ -17,12 +20,24 @@ ENCODER = (
     ('encoder/cls_token', 'cls_token', 'beit.embeddings.cls_token'),
     ('encoder/mask_token', 'mask_token', 'beit.embeddings.mask_token'),
     ('encoder/position_embedding', 'pos_embed', 'beit.embeddings.position_embeddings'),
-    ('encoder/patch_embedding/kernel', 'patch_embed.proj.weight', 'beit.embeddings.patch_embeddings.projection.weight'),
-    ('encoder/patch_embedding/bias', 'patch_embed.proj.bias', 'beit.embeddings.patch_embeddings.projection.bias'),
-    ('encoder/position_bias/table', 'rel_pos_bias.relative_position_bias_table',
-     'beit.encoder.relative_position_bias.relative_position_bias_table'),
+    (
+        'encoder/patch_embedding/kernel',
+        'patch_embed.proj.weight',
+        'beit.embeddings.patch_embeddings.projection.weight',
+    ),
+    (
+        'encoder/patch_embedding/bias',
+        'patch_embed.proj.bias',
+        'beit.embeddings.patch_embeddings.projection.bias',
+    ),
+    (
+        'encoder/position_bias/table',
+        'rel_pos_bias.relative_position_bias_table',
+        'beit.encoder.relative_position_bias.relative_position_bias_table',
+    ),
 )
-OURS_BLOCK, UNILM_BLOCK, HUGGINGFACE_BLOCK = 'encoder/blocks/', 'blocks.', 'beit.encoder.layer.'  # and the number of the block
+# and the number of the block
+OURS_BLOCK, UNILM_BLOCK, HUGGINGFACE_BLOCK = 'encoder/blocks/', 'blocks.', 'beit.encoder.layer.'
 BLOCK = (
     ('norm1/scale', 'norm1.weight', 'layernorm_before.weight'),
     ('norm1/bias', 'norm1.bias', 'layernorm_before.bias'),
@@ -31,8 +46,11 @@ BLOCK = (
     ('attention/key/kernel', 'attn.qkv.weight.key', 'attention.attention.key.weight'),
     ('attention/value/kernel', 'attn.qkv.weight.value', 'attention.attention.value.weight'),
     ('attention/value/bias', 'attn.v_bias', 'attention.attention.value.bias'),
-    ('attention/position_bias/table', 'attn.relative_position_bias_table',
-     'attention.attention.relative_position_bias.relative_position_bias_table'),
+    (
+        'attention/position_bias/table',
+        'attn.relative_position_bias_table',
+        'attention.attention.relative_position_bias.relative_position_bias_table',
+    ),
     ('attention/out/kernel', 'attn.proj.weight', 'attention.output.dense.weight'),
     ('attention/out/bias', 'attn.proj.bias', 'attention.output.dense.bias'),
     ('scale1', 'gamma_1', 'lambda_1'),
@@ -49,12 +67,20 @@ _CLASSES = (
     ('head/classes/bias', 'head.bias', 'classifier.bias'),
 )
 _LAYER = (('kernel', 'weight'), ('bias', 'bias'))
-_NORM = (('scale', 'weight'), ('bias', 'bias'), ('running_mean', 'running_mean'), ('running_var', 'running_var'))
+_NORM = (
+    ('scale', 'weight'),
+    ('bias', 'bias'),
+    ('running_mean', 'running_mean'),
+    ('running_var', 'running_var'),
+)
 MAX_POOLS = 8
 
 
 def _module(leaves, ours: str, unilm: str, huggingface: str):
-    return ((f'{ours}/{leaf}', f'{unilm}.{theirs}', f'{huggingface}.{theirs}') for leaf, theirs in leaves)
+    return (
+        (f'{ours}/{leaf}', f'{unilm}.{theirs}', f'{huggingface}.{theirs}')
+        for leaf, theirs in leaves
+    )
 
 
 def _conv_norm(ours: str, theirs: str):
@@ -84,30 +110,58 @@ HEADS = {
         *_module(_NORM, 'head/times4/norm', 'backbone.fpn1.1', 'fpn1.1'),
         *_module(_LAYER, 'head/times4/deconv2', 'backbone.fpn1.3', 'fpn1.3'),
         *_module(_LAYER, 'head/times2/deconv', 'backbone.fpn2.0', 'fpn2.0'),
-        *(row for i in range(MAX_POOLS) for row in _conv_norm(f'head/pools/{i}', f'decode_head.psp_modules.{i}.1')),
+        *(
+            row
+            for i in range(MAX_POOLS)
+            for row in _conv_norm(f'head/pools/{i}', f'decode_head.psp_modules.{i}.1')
+        ),
         *_conv_norm('head/fuse_pools', 'decode_head.bottleneck'),
-        *(row for i in range(3) for row in _conv_norm(f'head/laterals/{i}', f'decode_head.lateral_convs.{i}')),
-        *(row for i in range(3) for row in _conv_norm(f'head/outputs/{i}', f'decode_head.fpn_convs.{i}')),
+        *(
+            row
+            for i in range(3)
+            for row in _conv_norm(f'head/laterals/{i}', f'decode_head.lateral_convs.{i}')
+        ),
+        *(
+            row
+            for i in range(3)
+            for row in _conv_norm(f'head/outputs/{i}', f'decode_head.fpn_convs.{i}')
+        ),
         *_conv_norm('head/fuse', 'decode_head.fpn_bottleneck'),
         *_module(_LAYER, 'head/classifier', 'decode_head.conv_seg', 'decode_head.classifier'),
         *_conv_norm('head/auxiliary/layer', 'auxiliary_head.convs.0'),
-        *_module(_LAYER, 'head/auxiliary/classifier', 'auxiliary_head.conv_seg', 'auxiliary_head.classifier'),
+        *_module(
+            _LAYER,
+            'head/auxiliary/classifier',
+            'auxiliary_head.conv_seg',
+            'auxiliary_head.classifier',
+        ),
     ),
 }
 
 
 def head_kind(architecture: dict) -> str:
     """Which of HEADS a model has."""
-    return 'tokens' if predicts_tokens(architecture) else 'pixels' if segments(architecture) else architecture['pooling']
+    return (
+        'tokens'
+        if predicts_tokens(architecture)
+        else 'pixels'
+        if segments(architecture)
+        else architecture['pooling']
+    )
 
 
 def to_name(path: str, dialect: str, head: str) -> str:
-    """The name of one of our paths ('encoder/blocks/07/mlp/fc1/bias') in a dialect; `head`: a key of HEADS."""
+    """The name of one of our paths ('encoder/blocks/07/mlp/fc1/bias') in a dialect; `head`: a key
+    of HEADS."""
     column, encoder = _column(dialect), _encoder_prefix(dialect, head)
     block = re.fullmatch(OURS_BLOCK + r'(\d+)/(.+)', path)
     if block:
         return f'{encoder}{_block_prefix(dialect)}{int(block[1])}.{_lookup(BLOCK, 0, column)[block[2]]}'
-    return encoder + _lookup(ENCODER, 0, column)[path] if path.startswith('encoder/') else _lookup(HEADS[head], 0, column)[path]
+    return (
+        encoder + _lookup(ENCODER, 0, column)[path]
+        if path.startswith('encoder/')
+        else _lookup(HEADS[head], 0, column)[path]
+    )
 
 
 def to_path(name: str, dialect: str, head: str) -> str | None:
@@ -125,12 +179,18 @@ _DECONVOLUTION = re.compile(r'/deconv\d?/')
 
 
 def to_torch(path: str, array: np.ndarray, patch_size: int) -> np.ndarray:
-    """One of our arrays as PyTorch lays it out: linear [outputs, inputs], convolution [outputs, inputs, rows, columns], as which the patches
-    are embedded, deconvolution [inputs, outputs, rows, columns], tokens with axes of length 1."""
-    if path == 'encoder/patch_embedding/kernel':  # [(row, column, channel), D] -> [D, channel, row, column]
+    """One of our arrays as PyTorch lays it out: linear [outputs, inputs], convolution [outputs,
+    inputs, rows, columns], as which the patches are embedded, deconvolution [inputs, outputs, rows,
+    columns], tokens with axes of length 1."""
+    # [(row, column, channel), D] -> [D, channel, row, column]
+    if path == 'encoder/patch_embedding/kernel':
         return array.reshape(patch_size, patch_size, -1, array.shape[1]).transpose(3, 2, 0, 1)
     if path.endswith('/kernel'):
-        return array.T if array.ndim == 2 else array.transpose((2, 3, 0, 1) if _DECONVOLUTION.search(path) else (3, 2, 0, 1))
+        return (
+            array.T
+            if array.ndim == 2
+            else array.transpose((2, 3, 0, 1) if _DECONVOLUTION.search(path) else (3, 2, 0, 1))
+        )
     if path in ('encoder/cls_token', 'encoder/mask_token'):
         return array[None, None]
     return array[None] if path == 'encoder/position_embedding' else array
@@ -141,7 +201,11 @@ def from_torch(path: str, array: np.ndarray) -> np.ndarray:
     if path == 'encoder/patch_embedding/kernel':
         return array.transpose(2, 3, 1, 0).reshape(-1, array.shape[0])
     if path.endswith('/kernel'):
-        return array.T if array.ndim == 2 else array.transpose((2, 3, 0, 1) if _DECONVOLUTION.search(path) else (2, 3, 1, 0))
+        return (
+            array.T
+            if array.ndim == 2
+            else array.transpose((2, 3, 0, 1) if _DECONVOLUTION.search(path) else (2, 3, 1, 0))
+        )
     if path in ('encoder/cls_token', 'encoder/mask_token'):
         return array[0, 0]
     return array[0] if path == 'encoder/position_embedding' else array
@@ -151,7 +215,8 @@ _PARTS = ('query', 'key', 'value')
 
 
 def split_qkv(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Each `*.qkv.weight` [3 D, D] as three of [D, D]; one whose rows do not divide by three stays as it is."""
+    """Each `*.qkv.weight` [3 D, D] as three of [D, D]; one whose rows do not divide by three stays
+    as it is."""
     split = {}
     for name, array in tensors.items():
         if name.endswith('.qkv.weight') and array.ndim == 2 and array.shape[0] % 3 == 0:

@@ -1,7 +1,10 @@
-"""Positions for another grid: what pre-training learned about places, put where fine-tuning needs it (run_class_finetuning.py:337-440).
+"""Positions for another grid: what pre-training learned about places, put where fine-tuning needs
+it (run_class_finetuning.py:337-440).
 
-Both kinds of positions are resized by a matrix for each axis, as interpolation is linear in what is interpolated.
+Both kinds of positions are resized by a matrix for each axis, as interpolation is linear in what is
+interpolated.
 """
+
 import functools
 
 import jax.numpy as jnp
@@ -15,17 +18,22 @@ BIAS = 'position_bias'
 
 @functools.lru_cache
 def _bias_matrix(old: int, new: int) -> np.ndarray:
-    """[2 new - 1, 2 old - 1]: from values at the offsets of an axis of `old` patches to those of an axis of `new`.
+    """[2 new - 1, 2 old - 1]: from values at the offsets of an axis of `old` patches to those of an
+    axis of `new`.
 
-    The old offsets are thought to lie at 0, +-1, +-(1 + q), ..., with the ratio q that lets the last one meet the largest new offset:
-    near offsets, which matter most, keep their values. Between them runs a cubic spline.
+    The old offsets are thought to lie at 0, +-1, +-(1 + q), ..., with the ratio q that lets the
+    last one meet the largest new offset: near offsets, which matter most, keep their values.
+    Between them runs a cubic spline.
     """
     if old == new:
         return np.eye(2 * old - 1)
     low, high = 1.01, 1.5
-    while high - low > 1e-6:  # as coarse as the official bisection: a better ratio would move the outer places by 1e-4
+    # as coarse as the official bisection: a better ratio would move the outer places by 1e-4
+    while high - low > 1e-6:
         ratio = (low + high) / 2
-        low, high = (low, ratio) if (1 - ratio ** (old - 1)) / (1 - ratio) > new - 1 else (ratio, high)
+        low, high = (
+            (low, ratio) if (1 - ratio ** (old - 1)) / (1 - ratio) > new - 1 else (ratio, high)
+        )
     side = np.cumsum(ratio ** np.arange(old - 1))
     places = np.concatenate([-side[::-1], [0.0], side])
     wanted = np.clip(np.arange(1.0 - new, new), places[0], places[-1])
@@ -36,10 +44,16 @@ def _bias_matrix(old: int, new: int) -> np.ndarray:
 
 @functools.lru_cache
 def _bicubic_matrix(old: int, new: int) -> np.ndarray:
-    """[new, old]: torch's bicubic interpolation along one axis (a = -0.75, centres of pixels aligned, borders repeated)."""
+    """[new, old]: torch's bicubic interpolation along one axis (a = -0.75, centres of pixels
+    aligned, borders repeated)."""
+
     def kernel(x):
         x = np.abs(x)
-        return np.where(x <= 1, 1.25 * x ** 3 - 2.25 * x ** 2 + 1, np.where(x < 2, -0.75 * (x ** 3 - 5 * x ** 2 + 8 * x - 4), 0))
+        return np.where(
+            x <= 1,
+            1.25 * x**3 - 2.25 * x**2 + 1,
+            np.where(x < 2, -0.75 * (x**3 - 5 * x**2 + 8 * x - 4), 0),
+        )
 
     matrix, centres = np.zeros((new, old)), (np.arange(new) + 0.5) * old / new - 0.5
     for tap in range(-1, 3):
@@ -49,27 +63,39 @@ def _bicubic_matrix(old: int, new: int) -> np.ndarray:
 
 
 def resize_bias_table(table_RH, grid: tuple[int, int], new_grid: tuple[int, int]):
-    """A bias table [R, heads] for another grid of patches (rows, columns); its last three rows, those of CLS, stay as they are."""
+    """A bias table [R, heads] for another grid of patches (rows, columns); its last three rows,
+    those of CLS, stay as they are."""
     offsets = table_RH[:-3].reshape(2 * grid[0] - 1, 2 * grid[1] - 1, -1)
     resized = _resize(offsets, *map(_bias_matrix, grid, new_grid))
-    return jnp.concatenate([resized.reshape(num_relative_positions(new_grid) - 3, -1), table_RH[-3:]])
+    return jnp.concatenate(
+        [resized.reshape(num_relative_positions(new_grid) - 3, -1), table_RH[-3:]]
+    )
 
 
 def resize_position_embedding(embedding_ND, grid: tuple[int, int], new_grid: tuple[int, int]):
-    """Absolute positions [1 + P, D] for another grid of patches; that of CLS, the first, stays as it is."""
+    """Absolute positions [1 + P, D] for another grid of patches; that of CLS, the first, stays as
+    it is."""
     resized = _resize(embedding_ND[1:].reshape(*grid, -1), *map(_bicubic_matrix, grid, new_grid))
     return jnp.concatenate([embedding_ND[:1], resized.reshape(new_grid[0] * new_grid[1], -1)])
 
 
 def _resize(x_hwD, rows, columns):
-    return jnp.einsum('ah,bw,hwd->abd', jnp.asarray(rows, x_hwD.dtype), jnp.asarray(columns, x_hwD.dtype), x_hwD, precision='highest')
+    return jnp.einsum(
+        'ah,bw,hwd->abd',
+        jnp.asarray(rows, x_hwD.dtype),
+        jnp.asarray(columns, x_hwD.dtype),
+        x_hwD,
+        precision='highest',
+    )
 
 
-def fit_positions(encoder: dict, grid: tuple[int, int], positions: str, new_grid: tuple[int, int]) -> tuple[dict, list[str]]:
+def fit_positions(
+    encoder: dict, grid: tuple[int, int], positions: str, new_grid: tuple[int, int]
+) -> tuple[dict, list[str]]:
     """The encoder's parameters with its positions as another model wants them.
 
-    A bias table that the layers share is given to each of them where `positions` is 'layer_bias', and tables and absolute positions are
-    interpolated where `new_grid` differs from `grid`.
+    A bias table that the layers share is given to each of them where `positions` is 'layer_bias',
+    and tables and absolute positions are interpolated where `new_grid` differs from `grid`.
 
     Returns:
       (parameters, lines that say what was done).
@@ -77,18 +103,31 @@ def fit_positions(encoder: dict, grid: tuple[int, int], positions: str, new_grid
     encoder, notes = dict(encoder), []
     if positions == 'layer_bias' and BIAS in encoder:
         shared = encoder.pop(BIAS)
-        encoder['blocks'] = {name: block | {'attention': block['attention'] | {BIAS: shared}} for name, block in encoder['blocks'].items()}
+        encoder['blocks'] = {
+            name: block | {'attention': block['attention'] | {BIAS: shared}}
+            for name, block in encoder['blocks'].items()
+        }
         notes.append('each layer starts with the relative position bias that the layers shared')
     if tuple(grid) == tuple(new_grid):
         return encoder, notes
 
     def resize(bias):
         return {'table': resize_bias_table(bias['table'], grid, new_grid)}
+
     if BIAS in encoder:
         encoder[BIAS] = resize(encoder[BIAS])
-    encoder['blocks'] = {name: block | {'attention': block['attention'] | {BIAS: resize(block['attention'][BIAS])}}
-                         if BIAS in block['attention'] else block for name, block in encoder['blocks'].items()}
+    encoder['blocks'] = {
+        name: block | {'attention': block['attention'] | {BIAS: resize(block['attention'][BIAS])}}
+        if BIAS in block['attention']
+        else block
+        for name, block in encoder['blocks'].items()
+    }
     if 'position_embedding' in encoder:
-        encoder['position_embedding'] = resize_position_embedding(encoder['position_embedding'], grid, new_grid)
-    notes.append(f'positions of {grid[0]} x {grid[1]} patches are interpolated to {new_grid[0]} x {new_grid[1]}')
+        encoder['position_embedding'] = resize_position_embedding(
+            encoder['position_embedding'], grid, new_grid
+        )
+    notes.append(
+        f'positions of {grid[0]} x {grid[1]} patches are interpolated to {new_grid[0]} x '
+        f'{new_grid[1]}'
+    )
     return encoder, notes

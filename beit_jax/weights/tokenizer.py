@@ -1,4 +1,6 @@
-"""A tokenizer on disk: a directory with `tokenizer.safetensors` (arrays by path) and `tokenizer.json` (kind, picture size, architecture)."""
+"""A tokenizer on disk: a directory with `tokenizer.safetensors` (arrays by path) and
+`tokenizer.json` (kind, picture size, architecture)."""
+
 import dataclasses
 import json
 from pathlib import Path
@@ -16,15 +18,25 @@ WEIGHTS, DESCRIPTION = 'tokenizer.safetensors', 'tokenizer.json'
 
 
 def save_tokenizer(directory: Path, kind: str, config, image_size: int, params) -> None:
-    """Writes the parameters of a tokenizer (nested dict) and its architecture (the `Config` of its kind)."""
+    """Writes the parameters of a tokenizer (nested dict) and its architecture (the `Config` of its
+    kind)."""
     directory.mkdir(parents=True, exist_ok=True)
-    flat = {path: np.asarray(value) for path, value in traverse_util.flatten_dict(params, sep='/').items()}
+    flat = {
+        path: np.asarray(value)
+        for path, value in traverse_util.flatten_dict(params, sep='/').items()
+    }
     safetensors.numpy.save_file(flat, directory / WEIGHTS)
-    description = {'kind': kind, 'image_size': image_size, 'architecture': dataclasses.asdict(config)}
+    description = {
+        'kind': kind,
+        'image_size': image_size,
+        'architecture': dataclasses.asdict(config),
+    }
     (directory / DESCRIPTION).write_text(json.dumps(description, indent=2) + '\n')
 
 
-def load_tokenizer(path: str, precision: str = 'float32', *, encoder: bool = True, decoder: bool = False):
+def load_tokenizer(
+    path: str, precision: str = 'float32', *, encoder: bool = True, decoder: bool = False
+):
     """(tokenizer, params) from a directory that `save_tokenizer` wrote.
 
     Args:
@@ -37,39 +49,71 @@ def load_tokenizer(path: str, precision: str = 'float32', *, encoder: bool = Tru
     """
     directory = Path(path)
     for name in (WEIGHTS, DESCRIPTION):
-        check((directory / name).is_file(), f'tokenizer {path}: there is no {name}. Train one '
-              '(python main.py --config=configs/quickstart/tokenizer.py --workdir=W writes W/tokenizer) or import one '
-              '(python -m beit_jax.tools.import_tokenizer).')
+        check(
+            (directory / name).is_file(),
+            f'tokenizer {path}: there is no {name}. Train one (python main.py '
+            '--config=configs/quickstart/tokenizer.py --workdir=W writes W/tokenizer) or import '
+            'one (python -m beit_jax.tools.import_tokenizer).',
+        )
     try:
         description = json.loads((directory / DESCRIPTION).read_text())
-        kind, image_size, architecture = str(description['kind']), int(description['image_size']), dict(description['architecture'])
+        kind, image_size, architecture = (
+            str(description['kind']),
+            int(description['image_size']),
+            dict(description['architecture']),
+        )
     except (ValueError, KeyError, TypeError) as error:
-        raise RequestError(f'{directory / DESCRIPTION} cannot be read ({error!r}): it is damaged, write it again.') from error
+        raise RequestError(
+            f'{directory / DESCRIPTION} cannot be read ({error!r}): it is damaged, write it again.'
+        ) from error
     try:
         flat = safetensors.numpy.load_file(directory / WEIGHTS)
     except safetensors.SafetensorError as error:
-        raise RequestError(f'{directory / WEIGHTS} cannot be read ({error}): it is damaged, write it again.') from error
+        raise RequestError(
+            f'{directory / WEIGHTS} cannot be read ({error}): it is damaged, write it again.'
+        ) from error
     try:
         tokenizer = make_tokenizer(kind, architecture, image_size, precision)
     except RequestError as error:
         raise RequestError(f'{directory / DESCRIPTION}: {error}') from error
     wrong, parts = list(mismatches(tokenizer, flat)), {name.partition('/')[0] for name in flat}
-    check(not wrong, f'{directory / WEIGHTS} does not fit {DESCRIPTION}: {", ".join(wrong[:5])}{" ..." if len(wrong) > 5 else ""}.')
-    check('encoder' in parts or not encoder, f'tokenizer {path} has a decoder alone: import its encoder too.')
+    check(
+        not wrong,
+        f'{directory / WEIGHTS} does not fit {DESCRIPTION}: '
+        f'{", ".join(wrong[:5])}{" ..." if len(wrong) > 5 else ""}.',
+    )
+    check(
+        'encoder' in parts or not encoder,
+        f'tokenizer {path} has a decoder alone: import its encoder too.',
+    )
     params = traverse_util.unflatten_dict(flat, sep='/')
-    return tokenizer, {part: params[part] for part, wanted in (('encoder', True), ('decoder', decoder)) if wanted and part in params}
+    return tokenizer, {
+        part: params[part]
+        for part, wanted in (('encoder', True), ('decoder', decoder))
+        if wanted and part in params
+    }
 
 
 def mismatches(tokenizer, flat: dict[str, np.ndarray]) -> dict[str, tuple]:
-    """What does not fit the architecture, sorted by path: (found, expected), each (shape, dtype) or None. One half alone is no mismatch."""
+    """What does not fit the architecture, sorted by path: (found, expected), each (shape, dtype) or
+    None. One half alone is no mismatch."""
     parts = {name.partition('/')[0] for name in flat}
     abstract = {part: tree for part, tree in tokenizer.abstract().items() if part in parts}
-    expected = {name: (leaf.shape, leaf.dtype) for name, leaf in traverse_util.flatten_dict(abstract, sep='/').items()}
+    expected = {
+        name: (leaf.shape, leaf.dtype)
+        for name, leaf in traverse_util.flatten_dict(abstract, sep='/').items()
+    }
     found = {name: (array.shape, array.dtype) for name, array in flat.items()}
-    return {name: (found.get(name), expected.get(name)) for name in sorted(expected.keys() | found.keys())
-            if found.get(name) != expected.get(name)}
+    return {
+        name: (found.get(name), expected.get(name))
+        for name in sorted(expected.keys() | found.keys())
+        if found.get(name) != expected.get(name)
+    }
 
 
 def fingerprint(tokenizer, params) -> str:
     """sha256 of what decides a picture's ids: kind, architecture and the encoder's arrays."""
-    return digest(params['encoder'], json.dumps([tokenizer.kind, dataclasses.asdict(tokenizer.config)], sort_keys=True))
+    return digest(
+        params['encoder'],
+        json.dumps([tokenizer.kind, dataclasses.asdict(tokenizer.config)], sort_keys=True),
+    )

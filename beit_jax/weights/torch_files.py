@@ -1,8 +1,11 @@
-"""Writes files that torch.load reads, without PyTorch: a zip archive of raw numbers and a pickle that only says where they lie.
+"""Writes files that torch.load reads, without PyTorch: a zip archive of raw numbers and a pickle
+that only says where they lie.
 
-The pickle names three things, all on the list of `torch.load(weights_only=True)`: a float or long storage, the call that makes a tensor of
-one, and OrderedDict. It is put together from operations here because Python's pickler wants to import what it names.
+The pickle names three things, all on the list of `torch.load(weights_only=True)`: a float or long
+storage, the call that makes a tensor of one, and OrderedDict. It is put together from operations
+here because Python's pickler wants to import what it names.
 """
+
 from pathlib import Path
 import pickle
 import zipfile
@@ -17,27 +20,63 @@ def write_torch_file(path: str | Path, tensors: dict[str, np.ndarray], wrapper: 
 
     Args:
       tensors: C-contiguous arrays, float32 or int64, by the names of a state dict.
-      wrapper: the key under which a reader looks for them; '': 'state_dict' as mmsegmentation for its models, else 'model' as the official code.
+      wrapper: the key under which a reader looks for them; '': 'state_dict' as mmsegmentation for
+        its models, else 'model' as the official code.
     """
-    wrapper = wrapper or ('state_dict' if any(name.startswith('decode_head.') for name in tensors) else 'model')
-    entries = b''.join(_value(name) + _tensor(str(i), array) + pickle.SETITEM for i, (name, array) in enumerate(tensors.items()))
-    program = pickle.PROTO + b'\x02' + pickle.EMPTY_DICT + _value(wrapper) + pickle.EMPTY_DICT + entries + pickle.SETITEM + pickle.STOP
+    wrapper = wrapper or (
+        'state_dict' if any(name.startswith('decode_head.') for name in tensors) else 'model'
+    )
+    entries = b''.join(
+        _value(name) + _tensor(str(i), array) + pickle.SETITEM
+        for i, (name, array) in enumerate(tensors.items())
+    )
+    program = (
+        pickle.PROTO
+        + b'\x02'
+        + pickle.EMPTY_DICT
+        + _value(wrapper)
+        + pickle.EMPTY_DICT
+        + entries
+        + pickle.SETITEM
+        + pickle.STOP
+    )
     with zipfile.ZipFile(path, 'w', zipfile.ZIP_STORED) as archive:
         archive.writestr('archive/data.pkl', program)
         archive.writestr('archive/byteorder', 'little')
         for i, array in enumerate(tensors.values()):
-            archive.writestr(f'archive/data/{i}', array.astype(array.dtype.newbyteorder('<'), copy=False).tobytes())
+            archive.writestr(
+                f'archive/data/{i}',
+                array.astype(array.dtype.newbyteorder('<'), copy=False).tobytes(),
+            )
         archive.writestr('archive/version', '3\n')
 
 
 def _tensor(key: str, array: np.ndarray) -> bytes:
-    """The operations that leave a tensor on the stack: _rebuild_tensor_v2(storage, offset, shape, strides, False, OrderedDict())."""
+    """The operations that leave a tensor on the stack: _rebuild_tensor_v2(storage, offset, shape,
+    strides, False, OrderedDict())."""
     kind = _STORAGES[str(array.dtype)]
     strides = tuple(stride // array.itemsize for stride in array.strides)
-    storage = (pickle.MARK + _value('storage') + _name(b'torch', kind) + _value(key) + _value('cpu') + _value(array.size) + pickle.TUPLE
-               + pickle.BINPERSID)
+    storage = (
+        pickle.MARK
+        + _value('storage')
+        + _name(b'torch', kind)
+        + _value(key)
+        + _value('cpu')
+        + _value(array.size)
+        + pickle.TUPLE
+        + pickle.BINPERSID
+    )
     hooks = _name(b'collections', b'OrderedDict') + pickle.EMPTY_TUPLE + pickle.REDUCE
-    arguments = pickle.MARK + storage + _value(0) + _value(array.shape) + _value(strides) + pickle.NEWFALSE + hooks + pickle.TUPLE
+    arguments = (
+        pickle.MARK
+        + storage
+        + _value(0)
+        + _value(array.shape)
+        + _value(strides)
+        + pickle.NEWFALSE
+        + hooks
+        + pickle.TUPLE
+    )
     return _name(b'torch._utils', b'_rebuild_tensor_v2') + arguments + pickle.REDUCE
 
 

@@ -1,4 +1,6 @@
-"""The published tokenizers, from PyTorch's names and layouts to ours: DALL-E's encoder and decoder, and BEiT's "customized" dVAE."""
+"""The published tokenizers, from PyTorch's names and layouts to ours: DALL-E's encoder and decoder,
+and BEiT's "customized" dVAE."""
+
 import re
 
 from flax import traverse_util
@@ -23,26 +25,43 @@ CUSTOMIZED = (
 
 
 def from_dalle(tensors: dict[str, np.ndarray]):
-    """(Config, {'encoder': ...} or {'decoder': ...}) of the tensors of dall_e.Encoder or dall_e.Decoder, sizes read from the tensors.
+    """(Config, {'encoder': ...} or {'decoder': ...}) of the tensors of dall_e.Encoder or
+    dall_e.Decoder, sizes read from the tensors.
 
     Raises:
       RequestError: a name that such a module does not have.
     """
     flat = _renamed(tensors, DALLE, kernel='w', bias='b')
-    check('input/kernel' in flat and 'output/kernel' in flat, 'there is no blocks.input.w or no blocks.output.conv.w in it.')
+    check(
+        'input/kernel' in flat and 'output/kernel' in flat,
+        'there is no blocks.input.w or no blocks.output.conv.w in it.',
+    )
     first, last = flat['input/kernel'], flat['output/kernel']
-    check(first.ndim == last.ndim == 4, 'its blocks.input.w or blocks.output.conv.w is no convolution.')
-    blocks = {tuple(int(part) for part in path.split('/')[1:3]) for path in flat if path.startswith('groups/')}
-    sizes = {'groups': max((group for group, _ in blocks), default=0), 'blocks': max((block for _, block in blocks), default=0)}
+    check(
+        first.ndim == last.ndim == 4,
+        'its blocks.input.w or blocks.output.conv.w is no convolution.',
+    )
+    blocks = {
+        tuple(int(part) for part in path.split('/')[1:3])
+        for path in flat
+        if path.startswith('groups/')
+    }
+    sizes = {
+        'groups': max((group for group, _ in blocks), default=0),
+        'blocks': max((block for _, block in blocks), default=0),
+    }
     if first.shape[:2] == (1, 1):
-        config = dvae.Config(**sizes, width=last.shape[2], decoder_input=first.shape[3], vocabulary=first.shape[2])
+        config = dvae.Config(
+            **sizes, width=last.shape[2], decoder_input=first.shape[3], vocabulary=first.shape[2]
+        )
         return config, {'decoder': traverse_util.unflatten_dict(flat, sep='/')}
     config = dvae.Config(**sizes, width=first.shape[3], vocabulary=last.shape[3])
     return config, {'encoder': traverse_util.unflatten_dict(flat, sep='/')}
 
 
 def from_customized(tensors: dict[str, np.ndarray]):
-    """(Config, params) of the tensors of the official code's DiscreteVAE, sizes read from the tensors.
+    """(Config, params) of the tensors of the official code's DiscreteVAE, sizes read from the
+    tensors.
 
     Raises:
       RequestError: a name that such a module does not have.
@@ -52,25 +71,46 @@ def from_customized(tensors: dict[str, np.ndarray]):
         flat['decoder/codebook'] = flat.pop('decoder/codebook/kernel')
     for path, array in flat.items():
         if re.fullmatch(r'decoder/layers/\d+/kernel', path) and array.ndim == 4:
-            # PyTorch's transposed convolution has its kernel as [inputs, outputs, ...] and turns it round
+            # PyTorch's transposed convolution has its kernel as [inputs, outputs, ...] and turns it
+            # round
             flat[path] = array.swapaxes(2, 3)[::-1, ::-1]
     for path in ('decoder/codebook', 'encoder/layers/0/kernel'):
-        check(path in flat, 'there is no codebook.weight or no encoder.0.0.weight in it: it is not of a DiscreteVAE.')
-    check((flat['decoder/codebook'].ndim, flat['encoder/layers/0/kernel'].ndim) == (2, 4), 'its codebook.weight is no table, or its '
-          'encoder.0.0.weight no convolution.')
+        check(
+            path in flat,
+            'there is no codebook.weight or no encoder.0.0.weight in it: it is not of a '
+            'DiscreteVAE.',
+        )
+    check(
+        (flat['decoder/codebook'].ndim, flat['encoder/layers/0/kernel'].ndim) == (2, 4),
+        'its codebook.weight is no table, or its encoder.0.0.weight no convolution.',
+    )
     layers = sum(re.fullmatch(r'encoder/layers/\d+/kernel', path) is not None for path in flat)
     vocabulary, code_width = flat['decoder/codebook'].shape
-    config = customized.Config(layers=layers, width=flat['encoder/layers/0/kernel'].shape[3], code_width=code_width, vocabulary=vocabulary)
+    config = customized.Config(
+        layers=layers,
+        width=flat['encoder/layers/0/kernel'].shape[3],
+        code_width=code_width,
+        vocabulary=vocabulary,
+    )
     return config, traverse_util.unflatten_dict(flat, sep='/')
 
 
-def _renamed(tensors: dict[str, np.ndarray], table, kernel: str, bias: str) -> dict[str, np.ndarray]:
-    """Arrays by our paths; `kernel` and `bias` are what PyTorch calls these. Convolutions go from [outputs, inputs, rows, columns] to
-    [rows, columns, inputs, outputs]."""
+def _renamed(
+    tensors: dict[str, np.ndarray], table, kernel: str, bias: str
+) -> dict[str, np.ndarray]:
+    """Arrays by our paths; `kernel` and `bias` are what PyTorch calls these. Convolutions go from
+    [outputs, inputs, rows, columns] to [rows, columns, inputs, outputs]."""
     flat, leaves = {}, {kernel: 'kernel', bias: 'bias'}
     for name, array in tensors.items():
         module, _, leaf = name.rpartition('.')
-        path = next((match.expand(path) for pattern, path in table if (match := re.fullmatch(pattern, module))), None)
+        path = next(
+            (
+                match.expand(path)
+                for pattern, path in table
+                if (match := re.fullmatch(pattern, module))
+            ),
+            None,
+        )
         check(path is not None and leaf in leaves, f'{name[:80]!a} is no part of such a tokenizer.')
         path = f'{path}/{leaves[leaf]}'
         check(path not in flat, f'{name} is there under two names.')

@@ -1,4 +1,5 @@
 """Trees of arrays by path: their names, shapes and digests, and whether two are alike."""
+
 import hashlib
 
 from flax import traverse_util
@@ -20,11 +21,14 @@ def leaves_by_path(tree) -> dict:
 
 def shapes(tree) -> dict:
     """{path: (shape, dtype)} of the leaves of a tree."""
-    return {path: (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in leaves_by_path(tree).items()}
+    return {
+        path: (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in leaves_by_path(tree).items()
+    }
 
 
 def check_params(abstract, params, source: str) -> None:
-    """Raises RequestError where `params` (arrays) do not have the names, shapes and dtypes of `abstract`."""
+    """Raises RequestError where `params` (arrays) do not have the names, shapes and dtypes of
+    `abstract`."""
     check_same(shapes(abstract), shapes(params), source)
 
 
@@ -38,10 +42,17 @@ def digest(params, label: str = '') -> str:
 
 def check_same(wanted: dict, found: dict, source: str) -> None:
     """Raises RequestError where two results of `shapes` differ; names the first three arrays."""
-    wrong = [f'{name} is {_show(found.get(name))}, the config wants {_show(wanted.get(name))}'
-             for name in sorted(wanted.keys() | found.keys()) if wanted.get(name) != found.get(name)]
-    check(not wrong, f'{source} is of another model ({len(wrong)} arrays differ): {"; ".join(wrong[:3])}{"; ..." if len(wrong) > 3 else ""}. '
-          'Change config.model to fit it, or use another checkpoint or work directory.')
+    wrong = [
+        f'{name} is {_show(found.get(name))}, the config wants {_show(wanted.get(name))}'
+        for name in sorted(wanted.keys() | found.keys())
+        if wanted.get(name) != found.get(name)
+    ]
+    check(
+        not wrong,
+        f'{source} is of another model ({len(wrong)} arrays differ): '
+        f'{"; ".join(wrong[:3])}{"; ..." if len(wrong) > 3 else ""}. Change config.model to fit '
+        'it, or use another checkpoint or work directory.',
+    )
 
 
 def _show(shape_and_dtype) -> str:

@@ -2,21 +2,33 @@
 
     python -m beit_jax.tools.study --study=configs/studies/table4.py --workdir=runs/table4 --processes=2
 
-The quickstart's `shapes`, model and fine-tuning with ten labels a class. Every row pre-trains for as many steps, but for one that takes 2.67
-times as many (in the paper 800 epochs instead of 300). A seed decides everything: tokenizer, pre-training, labels and fine-tuning.
+The quickstart's `shapes`, model and fine-tuning with ten labels a class. Every row pre-trains for
+as many steps, but for one that takes 2.67 times as many (in the paper 800 epochs instead of 300). A
+seed decides everything: tokenizer, pre-training, labels and fine-tuning.
 """
-SHORT, LONG = ('total_steps=1600,optimizer.warmup_steps=130', 'total_steps=4270,optimizer.warmup_steps=350')
+
+SHORT, LONG = (
+    'total_steps=1600,optimizer.warmup_steps=130',
+    'total_steps=4270,optimizer.warmup_steps=350',
+)
 
 STUDY = {
-    'recipes': {'tokenizer': 'configs/quickstart/tokenizer.py', 'pretrain': 'configs/quickstart/pretrain.py',
-                'finetune': 'configs/quickstart/finetune.py'},
+    'recipes': {
+        'tokenizer': 'configs/quickstart/tokenizer.py',
+        'pretrain': 'configs/quickstart/pretrain.py',
+        'finetune': 'configs/quickstart/finetune.py',
+    },
     'arms': {
         'BEiT': {'tokenizer': '', 'pretrain': SHORT, 'finetune': ''},
         'without blockwise masks': {'tokenizer': '', 'pretrain': f'random,{SHORT}', 'finetune': ''},
         'pixels for tokens': {'pretrain': f'pixels,{SHORT}', 'finetune': ''},
         'pixels, without blockwise masks': {'pretrain': f'pixels,random,{SHORT}', 'finetune': ''},
         'recover all tokens': {'tokenizer': '', 'pretrain': f'all,{SHORT}', 'finetune': ''},
-        'nothing hidden, recover all tokens': {'tokenizer': '', 'pretrain': f'unmasked,{SHORT}', 'finetune': ''},
+        'nothing hidden, recover all tokens': {
+            'tokenizer': '',
+            'pretrain': f'unmasked,{SHORT}',
+            'finetune': '',
+        },
         'BEiT, 2.67 times the steps': {'tokenizer': '', 'pretrain': LONG, 'finetune': ''},
         'from scratch': {'finetune': 'scratch'},
     },

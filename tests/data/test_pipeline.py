@@ -41,7 +41,7 @@ def spoiled(good, tmp_path):
     path = tmp_path / 'spoiled'
     shutil.copytree(good.path, path)
     jpeg = (path / '0' / good.name(0).rpartition('/')[2]).read_bytes()
-    (path / '0' / 'x_truncated.jpg').write_bytes(jpeg[:int(0.9 * len(jpeg))])
+    (path / '0' / 'x_truncated.jpg').write_bytes(jpeg[: int(0.9 * len(jpeg))])
     (path / '1' / 'x_text.jpg').write_text('not a picture')
     (path / '1' / 'y_empty.png').write_bytes(b'')
     Image.new('RGB', (1, 1)).save(path / '1' / 'z_pixel.png')
@@ -52,8 +52,25 @@ def bad_indices(source):
     return {i for i in range(len(source)) if source.name(i).rpartition('/')[2][0] in 'xyz'}
 
 
-def train(source, count, start_step=0, rows=ROWS, batch_size=7, seed=5, config=CONFIG, views=VIEWS, repeat_views=0):
-    batches = train_batches(source, Sampler(len(source), batch_size, seed, repeat_views=repeat_views), views, config, rows, start_step)
+def train(
+    source,
+    count,
+    start_step=0,
+    rows=ROWS,
+    batch_size=7,
+    seed=5,
+    config=CONFIG,
+    views=VIEWS,
+    repeat_views=0,
+):
+    batches = train_batches(
+        source,
+        Sampler(len(source), batch_size, seed, repeat_views=repeat_views),
+        views,
+        config,
+        rows,
+        start_step,
+    )
     return list(itertools.islice(batches, count))
 
 
@@ -69,32 +86,51 @@ def assert_equal(one, two):
 def test_batches_have_the_promised_form(good):
     for step, batch in enumerate(train(good, 3)):
         forms = {key: (value.dtype, value.shape) for key, value in batch.items()}
-        assert forms == {'image': (np.uint8, (7, 67, 67, 3)), 'tokens': (np.uint8, (7, 31, 31, 3)), 'label': (np.int32, (7,)),
-                         'index': (np.int64, (7,)), 'view': (np.uint32, (7,)), 'substituted': (bool, (7,)), 'used': (np.int64, (7,)),
-                         'valid': (np.float32, (7,))}
+        assert forms == {
+            'image': (np.uint8, (7, 67, 67, 3)),
+            'tokens': (np.uint8, (7, 31, 31, 3)),
+            'label': (np.int32, (7,)),
+            'index': (np.int64, (7,)),
+            'view': (np.uint32, (7,)),
+            'substituted': (bool, (7,)),
+            'used': (np.int64, (7,)),
+            'valid': (np.float32, (7,)),
+        }
         sampler = Sampler(len(good), 7, 5)
-        np.testing.assert_array_equal(batch['index'], sampler.examples(sampler.positions(step, ROWS)))
+        np.testing.assert_array_equal(
+            batch['index'], sampler.examples(sampler.positions(step, ROWS))
+        )
         assert batch['label'].tolist() == [good.read(i).label for i in batch['index']]
         assert batch['valid'].tolist() == [1] * 7 and not batch['substituted'].any()
 
 
 def test_pixels_follow_from_seed_and_position_alone(good):
-    """Made again outside tf.data, one by one; a flip is at 1/2: 84 draws lie within 27 .. 57 but for one seed in 1000."""
+    """Made again outside tf.data, one by one; a flip is at 1/2: 84 draws lie within 27 .. 57 but
+    for one seed in 1000."""
     flips = 0
     for step, batch in enumerate(train(good, 12)):
         for row, index in enumerate(batch['index']):
             flip, *draws = uniform(5, 7 * step + row, 1 + DRAWS)
             flips += flip < 0.5
-            crop = decode_simd.decode_crop(good.read(index).image, functools.partial(
-                random_box, draws, scale=CONFIG.crop_scale, ratio=CONFIG.crop_ratio))
-            for view, expected in zip(VIEWS, decode_simd.resize(crop, VIEWS)):  # one crop and one flip for both views
-                np.testing.assert_array_equal(batch[view.name][row], expected[:, ::-1 if flip < 0.5 else 1])
+            crop = decode_simd.decode_crop(
+                good.read(index).image,
+                functools.partial(
+                    random_box, draws, scale=CONFIG.crop_scale, ratio=CONFIG.crop_ratio
+                ),
+            )
+            # one crop and one flip for both views
+            for view, expected in zip(VIEWS, decode_simd.resize(crop, VIEWS)):
+                np.testing.assert_array_equal(
+                    batch[view.name][row], expected[:, :: -1 if flip < 0.5 else 1]
+                )
     assert 27 <= flips <= 57
 
 
 def uniform(seed, number, count):
     """What is drawn for a view, float64 [count]."""
-    bits = np.random.Philox(key=np.uint64([seed, number]), counter=np.uint64([0, 0, 0, 2])).random_raw(count)
+    bits = np.random.Philox(
+        key=np.uint64([seed, number]), counter=np.uint64([0, 0, 0, 2])
+    ).random_raw(count)
     return [int(each) / 2**64 // 2**-53 * 2**-53 for each in bits]
 
 
@@ -116,18 +152,23 @@ def test_resumes_bit_for_bit(spoiled):
     whole = train(spoiled, 9)
     for start in (1, 4, 8):
         assert_equal(train(spoiled, 9 - start, start), whole[start:])
-    assert_equal(train(spoiled, 9, config=dataclasses.replace(CONFIG, workers=1, prefetch=1)), whole)
+    assert_equal(
+        train(spoiled, 9, config=dataclasses.replace(CONFIG, workers=1, prefetch=1)), whole
+    )
     assert not np.array_equal(train(spoiled, 1, seed=6)[0]['image'], whole[0]['image'])
 
 
 def test_resumes_past_32_bits(good):
     step = 2**40
     assert_equal(train(good, 1, step + 1), train(good, 2, step)[1:])
-    assert not np.array_equal(train(good, 1, step)[0]['image'], train(good, 1, step + 2**32)[0]['image'])
+    assert not np.array_equal(
+        train(good, 1, step)[0]['image'], train(good, 1, step + 2**32)[0]['image']
+    )
 
 
 def test_views_repeat(spoiled):
-    """Twelve images, views that come again every two epochs: four epochs hold two pictures of each, those of bad ones included."""
+    """Twelve images, views that come again every two epochs: four epochs hold two pictures of each,
+    those of bad ones included."""
     for repeat_views, count in ((2, 2), (0, 4)):
         pictures = {}
         for batch in train(spoiled, 7, repeat_views=repeat_views):
@@ -135,13 +176,24 @@ def test_views_repeat(spoiled):
                 pictures.setdefault(int(index), []).append((int(view), image.tobytes()))
         assert len(pictures) == 12
         for seen in pictures.values():
-            assert len({image for _, image in seen[:4]}) == len({view for view, _ in seen[:4]}) == len(set(seen[:4])) == count
+            assert (
+                len({image for _, image in seen[:4]})
+                == len({view for view, _ in seen[:4]})
+                == len(set(seen[:4]))
+                == count
+            )
 
 
 def test_hosts_make_slices_of_the_global_batch(good):
     whole = train(good, 3, rows=np.arange(12), batch_size=12)
     parts = [train(good, 3, rows=rows, batch_size=12) for rows in np.split(np.arange(12), 3)]
-    assert_equal([{key: np.concatenate([part[key] for part in step]) for key in step[0]} for step in zip(*parts)], whole)
+    assert_equal(
+        [
+            {key: np.concatenate([part[key] for part in step]) for key in step[0]}
+            for step in zip(*parts)
+        ],
+        whole,
+    )
 
 
 def test_bad_records_are_substituted_and_shift_nothing(spoiled):
@@ -149,8 +201,12 @@ def test_bad_records_are_substituted_and_shift_nothing(spoiled):
     sampler = Sampler(len(spoiled), 7, 5)
     assert len(bad) == 4
     for step, batch in enumerate(batches):
-        np.testing.assert_array_equal(batch['index'], sampler.examples(sampler.positions(step, ROWS)))
-        np.testing.assert_array_equal(batch['substituted'], [index in bad for index in batch['index']])
+        np.testing.assert_array_equal(
+            batch['index'], sampler.examples(sampler.positions(step, ROWS))
+        )
+        np.testing.assert_array_equal(
+            batch['substituted'], [index in bad for index in batch['index']]
+        )
         assert all(image.std() > 1 for image in batch['image'])  # photographs, not blanks
     substitutes = np.concatenate([batch['image'][batch['substituted']] for batch in batches])
     assert len({image.tobytes() for image in substitutes}) == len(substitutes) > 30
@@ -163,6 +219,7 @@ def test_bad_records_are_substituted_and_shift_nothing(spoiled):
 
 class _Repaired:
     """A source whose bad examples read as its first."""
+
     class_names = ('class',) * 2000
 
     def __init__(self, source, bad):
@@ -194,6 +251,7 @@ def test_a_bug_in_a_source_shows_as_itself(good):
     class Broken(_Repaired):
         def read(self, index):
             raise KeyError('a bug')
+
     with pytest.raises(KeyError, match='a bug'):
         train(Broken(good, ()), 1)
 
@@ -206,21 +264,31 @@ def test_pictures_that_come_decoded():
             return 5
 
         def read(self, index):
-            return Example(np.random.default_rng(index).integers(0, 256, [41, 41, 3], np.uint8), index)
+            return Example(
+                np.random.default_rng(index).integers(0, 256, [41, 41, 3], np.uint8), index
+            )
 
     whole = DataConfig(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=False, workers=2)
     for batch in train(Pixels(), 2, config=whole, views=(View('image', 41),)):
-        np.testing.assert_array_equal(batch['image'], [Pixels().read(i).image for i in batch['index']])
+        np.testing.assert_array_equal(
+            batch['image'], [Pixels().read(i).image for i in batch['index']]
+        )
         np.testing.assert_array_equal(batch['label'], batch['index'])
 
 
 @pytest.mark.parametrize('num_hosts', [1, 2])
 def test_evaluation_sees_each_example_once(spoiled, num_hosts):
     bad, seen = bad_indices(spoiled), []
-    hosts = [list(evaluate_batches(spoiled, 8, VIEWS, CONFIG, rows)) for rows in np.split(np.arange(8), num_hosts)]
+    hosts = [
+        list(evaluate_batches(spoiled, 8, VIEWS, CONFIG, rows))
+        for rows in np.split(np.arange(8), num_hosts)
+    ]
     assert [len(batches) for batches in hosts] == [2] * num_hosts  # 12 examples
     for batch in itertools.chain(*zip(*hosts)):
-        assert batch['image'].shape == (8 // num_hosts, 67, 67, 3) and batch['valid'].dtype == np.float32
+        assert (
+            batch['image'].shape == (8 // num_hosts, 67, 67, 3)
+            and batch['valid'].dtype == np.float32
+        )
         for row in range(8 // num_hosts):
             index, valid = batch['index'][row], batch['valid'][row]
             assert batch['substituted'][row] == (index in bad)
@@ -229,7 +297,9 @@ def test_evaluation_sees_each_example_once(spoiled, num_hosts):
                 continue
             seen.append(index)
             crop = decode_simd.decode_crop(spoiled.read(index).image, center_box)
-            np.testing.assert_array_equal(batch['tokens'][row], *decode_simd.resize(crop, VIEWS[1:]))
+            np.testing.assert_array_equal(
+                batch['tokens'][row], *decode_simd.resize(crop, VIEWS[1:])
+            )
             assert batch['label'][row] == spoiled.read(index).label
     assert sorted(seen) == sorted(set(range(12)) - bad)
 
@@ -239,7 +309,11 @@ def test_check_source(good, spoiled, tmp_path):
     with pytest.raises(RequestError, match='4 of 12') as error:
         check_source(spoiled, CONFIG)
     message = str(error.value)
-    for words in ('x_truncated.jpg (truncated)', 'x_text.jpg (not a JPEG or PNG image)', 'config.data.max_bad_share'):
+    for words in (
+        'x_truncated.jpg (truncated)',
+        'x_text.jpg (not a JPEG or PNG image)',
+        'config.data.max_bad_share',
+    ):
         assert words in message
     assert len(message.splitlines()) == 2
     check_source(spoiled, DataConfig(max_bad_share=0.4))
@@ -260,18 +334,28 @@ def test_labels_that_no_class_has():
 
     source = Mislabelled(ShapesSource(13, 40, 'easy', 'train'), ())
     source.class_names = ('a', 'b', 'c')
-    for batches in (train_batches(source, Sampler(13, 7, 0), VIEWS, CONFIG, np.arange(7)),
-                    evaluate_batches(source, 7, VIEWS, CONFIG, np.arange(7))):
-        with pytest.raises(RequestError, match='shapes/train/11 has the label 3, but there are 3 classes, 0 to 2'):
+    for batches in (
+        train_batches(source, Sampler(13, 7, 0), VIEWS, CONFIG, np.arange(7)),
+        evaluate_batches(source, 7, VIEWS, CONFIG, np.arange(7)),
+    ):
+        with pytest.raises(
+            RequestError, match='shapes/train/11 has the label 3, but there are 3 classes, 0 to 2'
+        ):
             list(itertools.islice(batches, 3))
 
 
 def test_rand_augment_is_part_of_the_view():
-    """The picture of a view with a policy is the plain one, augmented by the number of its view; an evaluation's is not."""
+    """The picture of a view with a policy is the plain one, augmented by the number of its view; an
+    evaluation's is not."""
     views = [View('plain', 67), View('image', 67, rand_augment='rand-m9-mstd0.5-p1-inc1')]
     source = ShapesSource(13, 40, 'easy', 'train')
-    batch = next(train_batches(source, Sampler(13, 7, 3), views, CONFIG, np.arange(7), start_step=5))
-    policy, fill = parse_policy(views[1].rand_augment), tuple(round(255 * mean) for mean in CONFIG.mean)
+    batch = next(
+        train_batches(source, Sampler(13, 7, 3), views, CONFIG, np.arange(7), start_step=5)
+    )
+    policy, fill = (
+        parse_policy(views[1].rand_augment),
+        tuple(round(255 * mean) for mean in CONFIG.mean),
+    )
     for plain, image, number in zip(batch['plain'], batch['image'], batch['view']):
         np.testing.assert_array_equal(image, rand_augment(plain, policy, 3, int(number), fill))
     evaluated = next(evaluate_batches(source, 7, views, CONFIG, np.arange(7)))
@@ -279,9 +363,12 @@ def test_rand_augment_is_part_of_the_view():
 
 
 def test_golden():
-    """Substitutes and flips of an old run come back on a new machine; the crops' golden test stands with the transforms."""
+    """Substitutes and flips of an old run come back on a new machine; the crops' golden test stands
+    with the transforms."""
+
     class Halves:
         """Every second example is gone; the others are black on the left and white on the right."""
+
         class_names = ('class',) * 2000
 
         def __len__(self):
@@ -290,8 +377,16 @@ def test_golden():
         def read(self, index):
             if index % 2:
                 raise OSError
-            return Example(np.repeat(np.uint8([[[0], [255]]]), 8, 1).repeat(16, 0).repeat(3, 2), index)
+            return Example(
+                np.repeat(np.uint8([[[0], [255]]]), 8, 1).repeat(16, 0).repeat(3, 2), index
+            )
 
-    batch, = train(Halves(), 1, config=DataConfig(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0)), views=(View('image', 16),))
-    assert batch['label'].tolist() == [778, 190, 374, 880, 526, 428, 818]  # wanted: 483, 190, 374, 880, 481, 197, 818
+    (batch,) = train(
+        Halves(),
+        1,
+        config=DataConfig(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0)),
+        views=(View('image', 16),),
+    )
+    # wanted: 483, 190, 374, 880, 481, 197, 818
+    assert batch['label'].tolist() == [778, 190, 374, 880, 526, 428, 818]
     assert (batch['image'][:, 0, 0, 0] > 0).tolist() == [True, True, True, False, True, True, True]

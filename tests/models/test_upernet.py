@@ -1,4 +1,6 @@
-"""UPerNet on BEiT against Hugging Face's segmenter and the official one in torch, float32: 1e-5 a layer, 1e-4 a model, in training too."""
+"""UPerNet on BEiT against Hugging Face's segmenter and the official one in torch, float32: 1e-5 a
+layer, 1e-4 a model, in training too."""
+
 import functools
 
 from flax import nnx, traverse_util
@@ -14,7 +16,16 @@ import torch
 from beit_jax.errors import RequestError
 from beit_jax.models.architecture import abstract, in_words
 from beit_jax.models.encoder import EncoderConfig
-from beit_jax.models.upernet import STATISTICS, BatchNorm, Deconvolution, Segmenter, UperNetConfig, _classify, pool, resize
+from beit_jax.models.upernet import (
+    STATISTICS,
+    BatchNorm,
+    Deconvolution,
+    Segmenter,
+    UperNetConfig,
+    _classify,
+    pool,
+    resize,
+)
 from beit_jax.weights import names
 from tests import torch_models
 from tests.models.test_parity_transformers import without_resampling
@@ -34,27 +45,52 @@ def our_order(x_BChw):
 def params_of(state: dict, dialect: str, get=lambda tensor: tensor.numpy()) -> dict:
     """Our nested parameters of a state dict."""
     tensors = names.split_qkv({name: get(tensor) for name, tensor in state.items()})
-    flat = {names.to_path(name, dialect, 'pixels'): (name, array) for name, array in tensors.items()
-            if not name.endswith(('num_batches_tracked', 'relative_position_index'))}
+    flat = {
+        names.to_path(name, dialect, 'pixels'): (name, array)
+        for name, array in tensors.items()
+        if not name.endswith(('num_batches_tracked', 'relative_position_index'))
+    }
     assert None not in flat, flat[None]
-    return traverse_util.unflatten_dict({path: names.from_torch(path, array) for path, (_, array) in flat.items()}, sep='/')
+    return traverse_util.unflatten_dict(
+        {path: names.from_torch(path, array) for path, (_, array) in flat.items()}, sep='/'
+    )
 
 
 def make_ours(positions, grid, taps, unroll=1, depth=4, **options):
     """(the graphdef, the shapes of the parameters)."""
-    ours = nnx.eval_shape(lambda: Segmenter(
-        EncoderConfig(**SIZES | {'depth': depth}, positions=positions, drop_path=0.0, unroll=unroll, norm_eps=1e-6), grid, CLASSES,
-        head=UperNetConfig(taps=taps, auxiliary_channels=AUXILIARY, dropout=0.0, **options), rngs=nnx.Rngs(0)))
+    ours = nnx.eval_shape(
+        lambda: Segmenter(
+            EncoderConfig(
+                **SIZES | {'depth': depth},
+                positions=positions,
+                drop_path=0.0,
+                unroll=unroll,
+                norm_eps=1e-6,
+            ),
+            grid,
+            CLASSES,
+            head=UperNetConfig(taps=taps, auxiliary_channels=AUXILIARY, dropout=0.0, **options),
+            rngs=nnx.Rngs(0),
+        )
+    )
     graphdef, state = nnx.split(ours)
     return graphdef, jax.tree.map(jnp.shape, nnx.to_pure_dict(state))
 
 
 def pixels(grid, seed=1):
-    return np.random.default_rng(seed).normal(size=(BATCH, 3 * grid[0], 3 * grid[1], 3)).astype(np.float32)
+    return (
+        np.random.default_rng(seed)
+        .normal(size=(BATCH, 3 * grid[0], 3 * grid[1], 3))
+        .astype(np.float32)
+    )
 
 
 def largest(found, expected):
-    assert found.shape == expected.shape and expected.std() > 0.1, (found.shape, expected.shape, expected.std())
+    assert found.shape == expected.shape and expected.std() > 0.1, (
+        found.shape,
+        expected.shape,
+        expected.std(),
+    )
     return np.abs(np.asarray(found) - expected).max()
 
 
@@ -62,7 +98,9 @@ def largest(found, expected):
 @pytest.mark.parametrize('new', [(10, 14), (5, 2), (1, 1), (13, 6)])
 def test_resize(old, new):
     x = np.random.default_rng(0).normal(size=(2, *old, 3)).astype(np.float32)
-    expected = torch.nn.functional.interpolate(torch_order(x), size=new, mode='bilinear', align_corners=False)
+    expected = torch.nn.functional.interpolate(
+        torch_order(x), size=new, mode='bilinear', align_corners=False
+    )
     np.testing.assert_allclose(resize(x, new), our_order(expected), rtol=0, atol=1e-5)
 
 
@@ -70,13 +108,23 @@ def test_resize(old, new):
 @pytest.mark.parametrize('shape', [(5, 7), (6, 13), (2, 1)])
 def test_pool(shape, size):
     x = np.random.default_rng(0).normal(size=(2, *shape, 3)).astype(np.float32)
-    np.testing.assert_allclose(pool(x, size), our_order(torch.nn.functional.adaptive_avg_pool2d(torch_order(x), size)), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        pool(x, size),
+        our_order(torch.nn.functional.adaptive_avg_pool2d(torch_order(x), size)),
+        rtol=0,
+        atol=1e-5,
+    )
 
 
 def test_deconvolution():
-    theirs, x = torch.nn.ConvTranspose2d(7, 7, 2, 2), np.random.default_rng(0).normal(size=(2, 3, 5, 7)).astype(np.float32)
+    theirs, x = (
+        torch.nn.ConvTranspose2d(7, 7, 2, 2),
+        np.random.default_rng(0).normal(size=(2, 3, 5, 7)).astype(np.float32),
+    )
     ours = Deconvolution(7, dtype='float32', rngs=nnx.Rngs(0))
-    ours.kernel.set_value(jnp.asarray(names.from_torch('head/times2/deconv/kernel', theirs.weight.detach().numpy())))
+    ours.kernel.set_value(
+        jnp.asarray(names.from_torch('head/times2/deconv/kernel', theirs.weight.detach().numpy()))
+    )
     ours.bias.set_value(jnp.asarray(theirs.bias.detach().numpy()))
     assert largest(ours(x), our_order(theirs(torch_order(x)))) < 1e-5
 
@@ -87,8 +135,17 @@ def random_norms(width, momentum=0.3):
     theirs = torch_models.randomize_segmenter(torch.nn.BatchNorm2d(width, momentum=momentum))
     ours = BatchNorm(width, eps=1e-5, momentum=momentum, rngs=nnx.Rngs(0))
     state = {names_.removeprefix('.'): value for names_, value in theirs.state_dict().items()}
-    params = {'scale': state['weight'], 'bias': state['bias'], 'running_mean': state['running_mean'], 'running_var': state['running_var']}
-    return theirs, nnx.graphdef(ours), {name: jnp.asarray(value.numpy().copy()) for name, value in params.items()}
+    params = {
+        'scale': state['weight'],
+        'bias': state['bias'],
+        'running_mean': state['running_mean'],
+        'running_var': state['running_var'],
+    }
+    return (
+        theirs,
+        nnx.graphdef(ours),
+        {name: jnp.asarray(value.numpy().copy()) for name, value in params.items()},
+    )
 
 
 def normalise(graphdef, params, x, train):
@@ -102,7 +159,9 @@ def test_batch_norm():
     rng = np.random.default_rng(0)
     x, weights = (rng.normal(0.7, 2, size=(BATCH, 5, 2, 11)).astype(np.float32) for _ in range(2))
     theirs, graphdef, params = random_norms(11)
-    assert largest(normalise(graphdef, params, x, False)[0], our_order(theirs(torch_order(x)))) < 1e-5
+    assert (
+        largest(normalise(graphdef, params, x, False)[0], our_order(theirs(torch_order(x)))) < 1e-5
+    )
     theirs.train()
     input_ = torch_order(x).requires_grad_()
     expected = theirs(input_)
@@ -111,9 +170,15 @@ def test_batch_norm():
     def loss(params, x):
         y, statistics = normalise(graphdef, params, x, True)
         return jnp.sum(y * weights), (y, statistics)
-    (_, (y, statistics)), (by_params, by_x) = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(params, x)
+
+    (_, (y, statistics)), (by_params, by_x) = jax.jit(
+        jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+    )(params, x)
     assert largest(y, our_order(expected)) < 1e-5 and largest(by_x, our_order(input_.grad)) < 1e-5
-    for name, value in {'running_mean': theirs.running_mean, 'running_var': theirs.running_var}.items():
+    for name, value in {
+        'running_mean': theirs.running_mean,
+        'running_var': theirs.running_var,
+    }.items():
         np.testing.assert_allclose(statistics[name], value, rtol=1e-5, atol=1e-6)
         assert not by_params[name].any()
     np.testing.assert_allclose(by_params['scale'], theirs.weight.grad, rtol=1e-4, atol=1e-4)
@@ -124,16 +189,21 @@ def test_batch_norm():
 def test_batch_norm_over_devices(how):
     """Eight devices with a row each give what torch gives on all rows."""
     x = np.random.default_rng(0).normal(0.7, 2, size=(8, 3, 2, 5)).astype(np.float32)
-    x += np.arange(8, dtype=np.float32)[:, None, None, None]  # no device's own statistics are like the others'
+    # no device's own statistics are like the others'
+    x += np.arange(8, dtype=np.float32)[:, None, None, None]
     theirs, graphdef, params = random_norms(5)
     expected = theirs.train()(torch_order(x))
     mesh = Mesh(np.array(jax.devices()), 'data')
     apply = functools.partial(normalise, graphdef, train=True)
     if how == 'shard_map':
-        apply = jax.shard_map(apply, mesh=mesh, in_specs=(P(), P('data')), out_specs=(P('data'), P()))
+        apply = jax.shard_map(
+            apply, mesh=mesh, in_specs=(P(), P('data')), out_specs=(P('data'), P())
+        )
     y, statistics = jax.jit(apply)(params, jax.device_put(x, NamedSharding(mesh, P('data'))))
     assert largest(y, our_order(expected)) < 1e-5
-    np.testing.assert_allclose(statistics['running_mean'], theirs.running_mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        statistics['running_mean'], theirs.running_mean, rtol=1e-5, atol=1e-6
+    )
     np.testing.assert_allclose(statistics['running_var'], theirs.running_var, rtol=1e-5, atol=1e-6)
 
 
@@ -145,16 +215,27 @@ def test_batch_norm_of_one_number():
     np.testing.assert_allclose(statistics['running_var'], 0.7 * params['running_var'], rtol=1e-6)
 
 
-@pytest.mark.parametrize('positions, grid', [
-    pytest.param('layer_bias', (5, 5), id='layer_bias'),
-    pytest.param('shared_bias', (3, 7), id='shared_bias-3x7'),
-    pytest.param('absolute', (11, 2), id='absolute-11x2', marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    'positions, grid',
+    [
+        pytest.param('layer_bias', (5, 5), id='layer_bias'),
+        pytest.param('shared_bias', (3, 7), id='shared_bias-3x7'),
+        pytest.param('absolute', (11, 2), id='absolute-11x2', marks=pytest.mark.slow),
+    ],
+)
 def test_logits_of_transformers(positions, grid, monkeypatch, tmp_path):
     taps = (-1, 0, 1, 2)  # it cannot tap the last block
     if grid[0] != grid[1]:
         without_resampling(monkeypatch)
-    theirs = torch_models.make_transformers_segmenter(positions, **SIZES, side=(3 * grid[0], 3 * grid[1]), classes=CLASSES, taps=taps,
-                                                      auxiliary=AUXILIARY, eps=1e-6)
+    theirs = torch_models.make_transformers_segmenter(
+        positions,
+        **SIZES,
+        side=(3 * grid[0], 3 * grid[1]),
+        classes=CLASSES,
+        taps=taps,
+        auxiliary=AUXILIARY,
+        eps=1e-6,
+    )
     theirs.save_pretrained(tmp_path)
     params = params_of(safetensors.torch.load_file(tmp_path / 'model.safetensors'), 'huggingface')
     graphdef, shapes = make_ours(positions, grid, taps, unroll=1 if grid == (3, 7) else 4)
@@ -163,32 +244,69 @@ def test_logits_of_transformers(positions, grid, monkeypatch, tmp_path):
     theirs.auxiliary_head.register_forward_hook(lambda _, __, output: seen.append(output))
     with torch.no_grad():
         expected = theirs(torch_order(images_BHWC)).logits
-    logits, auxiliary, statistics = jax.jit(lambda params, images: nnx.merge(graphdef, params)(images))(params, images_BHWC)
-    assert largest(logits, our_order(expected)) < 1e-4 and largest(auxiliary, our_order(seen[0])) < 1e-4 and statistics == {}
+    logits, auxiliary, statistics = jax.jit(
+        lambda params, images: nnx.merge(graphdef, params)(images)
+    )(params, images_BHWC)
+    assert (
+        largest(logits, our_order(expected)) < 1e-4
+        and largest(auxiliary, our_order(seen[0])) < 1e-4
+        and statistics == {}
+    )
 
 
 @pytest.mark.slow
 def test_base():
     """The official configuration on 7 x 6 patches."""
-    theirs = torch_models.make_official_segmenter('layer_bias', width=768, depth=12, heads=12, hidden=3072, side=(112, 96), classes=150,
-                                                  taps=(3, 5, 7, 11), auxiliary=256)
-    ours = nnx.eval_shape(lambda: Segmenter(EncoderConfig(positions='layer_bias'), (7, 6), 150, rngs=nnx.Rngs(0)))
+    theirs = torch_models.make_official_segmenter(
+        'layer_bias',
+        width=768,
+        depth=12,
+        heads=12,
+        hidden=3072,
+        side=(112, 96),
+        classes=150,
+        taps=(3, 5, 7, 11),
+        auxiliary=256,
+    )
+    ours = nnx.eval_shape(
+        lambda: Segmenter(EncoderConfig(positions='layer_bias'), (7, 6), 150, rngs=nnx.Rngs(0))
+    )
     images_BHWC = np.random.default_rng(1).normal(size=(2, 112, 96, 3)).astype(np.float32)
-    logits, auxiliary, _ = jax.jit(lambda params, images: nnx.merge(nnx.graphdef(ours), params)(images))(
-        params_of(theirs.state_dict(), 'unilm'), images_BHWC)
+    logits, auxiliary, _ = jax.jit(
+        lambda params, images: nnx.merge(nnx.graphdef(ours), params)(images)
+    )(params_of(theirs.state_dict(), 'unilm'), images_BHWC)
     with torch.no_grad():
         expected = theirs(torch_order(images_BHWC))
-    assert largest(logits, our_order(expected[0])) < 1e-4 and largest(auxiliary, our_order(expected[1])) < 1e-4
+    assert (
+        largest(logits, our_order(expected[0])) < 1e-4
+        and largest(auxiliary, our_order(expected[1])) < 1e-4
+    )
 
 
-@pytest.mark.parametrize('positions, grid, unroll', [('layer_bias', (5, 3), 3), pytest.param('absolute', (2, 5), 1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    'positions, grid, unroll',
+    [('layer_bias', (5, 3), 3), pytest.param('absolute', (2, 5), 1, marks=pytest.mark.slow)],
+)
 def test_training_like_the_official_one(positions, grid, unroll):
-    """Logits, the gradient of every parameter and all running statistics of a step; the last block is tapped."""
+    """Logits, the gradient of every parameter and all running statistics of a step; the last block
+    is tapped."""
     taps, scales = (0, 1, 1, 2), (2, 3)
-    theirs = torch_models.make_official_segmenter(positions, **SIZES | {'depth': 3}, side=(3 * grid[0], 3 * grid[1]), classes=CLASSES, taps=taps,
-                                                  auxiliary=AUXILIARY, channels=13, scales=scales)
-    params = params_of({name: value.clone() for name, value in theirs.state_dict().items()}, 'unilm')
-    graphdef, shapes = make_ours(positions, grid, taps, unroll, depth=3, channels=13, pool_scales=scales)
+    theirs = torch_models.make_official_segmenter(
+        positions,
+        **SIZES | {'depth': 3},
+        side=(3 * grid[0], 3 * grid[1]),
+        classes=CLASSES,
+        taps=taps,
+        auxiliary=AUXILIARY,
+        channels=13,
+        scales=scales,
+    )
+    params = params_of(
+        {name: value.clone() for name, value in theirs.state_dict().items()}, 'unilm'
+    )
+    graphdef, shapes = make_ours(
+        positions, grid, taps, unroll, depth=3, channels=13, pool_scales=scales
+    )
     assert jax.tree.map(np.shape, params) == shapes
     images_BHWC, rng = pixels(grid), np.random.default_rng(2)
     weights = rng.normal(size=(BATCH, 4 * grid[0], 4 * grid[1], CLASSES)).astype(np.float32) / 100
@@ -196,12 +314,25 @@ def test_training_like_the_official_one(positions, grid, unroll):
 
     def loss(params):
         logits, auxiliary, statistics = nnx.merge(graphdef, params)(images_BHWC, train=True)
-        return jnp.sum(logits * weights) + jnp.sum(auxiliary * auxiliary_weights), (logits, auxiliary, statistics)
-    (_, (logits, auxiliary, statistics)), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+        return jnp.sum(logits * weights) + jnp.sum(auxiliary * auxiliary_weights), (
+            logits,
+            auxiliary,
+            statistics,
+        )
+
+    (_, (logits, auxiliary, statistics)), gradients = jax.jit(
+        jax.value_and_grad(loss, has_aux=True)
+    )(params)
     theirs.train()
     expected = theirs(torch_order(images_BHWC))
-    ((expected[0] * torch_order(weights)).sum() + (expected[1] * torch_order(auxiliary_weights)).sum()).backward()
-    assert largest(logits, our_order(expected[0])) < 1e-4 and largest(auxiliary, our_order(expected[1])) < 1e-4
+    (
+        (expected[0] * torch_order(weights)).sum()
+        + (expected[1] * torch_order(auxiliary_weights)).sum()
+    ).backward()
+    assert (
+        largest(logits, our_order(expected[0])) < 1e-4
+        and largest(auxiliary, our_order(expected[1])) < 1e-4
+    )
     flat = traverse_util.flatten_dict(statistics, sep='/')
     assert len(flat) == 2 * 12
     after = traverse_util.flatten_dict(params_of(theirs.state_dict(), 'unilm'), sep='/')
@@ -214,19 +345,29 @@ def test_training_like_the_official_one(positions, grid, unroll):
             assert not gradient.any()
         else:
             wanted = theirs_flat[path]
-            np.testing.assert_allclose(gradient, wanted, rtol=0, atol=1e-4 * max(1, np.abs(wanted).max()), err_msg=path)
+            np.testing.assert_allclose(
+                gradient, wanted, rtol=0, atol=1e-4 * max(1, np.abs(wanted).max()), err_msg=path
+            )
 
 
 def test_dropout_takes_whole_channels():
-    """Each image its own, by its key alone; what is kept is scaled up; the two classifiers draw apart, and without keys nothing is dropped."""
+    """Each image its own, by its key alone; what is kept is scaled up; the two classifiers draw
+    apart, and without keys nothing is dropped."""
     x = np.random.default_rng(0).normal(1, 0.1, size=(BATCH, 3, 2, 101)).astype(np.float32)
     x[2] = x[0]
     keys = jax.random.split(jax.random.key(0), BATCH)
     drop = functools.partial(_classify, lambda x: x, x)
-    dropped, reversed_, other = (np.asarray(drop(key, 0.3, label)) for key, label in ((keys, 1), (keys[::-1], 1), (keys, 2)))
+    dropped, reversed_, other = (
+        np.asarray(drop(key, 0.3, label)) for key, label in ((keys, 1), (keys[::-1], 1), (keys, 2))
+    )
     kept = np.any(dropped != 0, axis=(1, 2))
     np.testing.assert_allclose(dropped, x * kept[:, None, None] / 0.7, rtol=1e-5)
-    assert 0.6 < kept.mean() < 0.8 and (kept[0] != kept[1]).any() and (kept[0] != kept[2]).any() and (dropped != other).any()
+    assert (
+        0.6 < kept.mean() < 0.8
+        and (kept[0] != kept[1]).any()
+        and (kept[0] != kept[2]).any()
+        and (dropped != other).any()
+    )
     np.testing.assert_array_equal(reversed_[2], dropped[0])
     np.testing.assert_array_equal(drop(None, 0.3, 1), x)
     np.testing.assert_array_equal(drop(keys, 0.0, 1), x)
@@ -237,8 +378,13 @@ def test_what_a_head_can_be():
     taps = {depth: UperNetConfig().fitted(encoder).taps for depth, encoder in encoders.items()}
     assert taps == {2: (0, 0, 0, 1), 4: (0, 1, 2, 3), 12: (3, 5, 7, 11), 24: (7, 11, 15, 23)}
     assert UperNetConfig().fitted(EncoderConfig()).channels == 768
-    for options, message in (({'taps': (1, 2)}, 'has 2 blocks'), ({'dropout': 1}, 'dropout is 1'), ({'auxiliary_tap': 4}, 'level from 0 to 3'),
-                             ({'pool_scales': (0, 1)}, 'numbers of at least 1'), ({'norm_eps': 0}, 'must be positive')):
+    for options, message in (
+        ({'taps': (1, 2)}, 'has 2 blocks'),
+        ({'dropout': 1}, 'dropout is 1'),
+        ({'auxiliary_tap': 4}, 'level from 0 to 3'),
+        ({'pool_scales': (0, 1)}, 'numbers of at least 1'),
+        ({'norm_eps': 0}, 'must be positive'),
+    ):
         with pytest.raises(RequestError, match=message):
             UperNetConfig(**options)
     with pytest.raises(RequestError, match='the encoder has blocks 0 to 11'):
@@ -249,9 +395,22 @@ def test_what_a_head_can_be():
 
 def test_description():
     encoder = EncoderConfig(**SIZES, positions='layer_bias')
-    described = {'architecture': 'beit_segmenter', **vars(encoder), 'grid': [5, 5], 'num_classes': 150, 'head': vars(UperNetConfig()),
-                 'image_size': 15, 'crop': 1.0, 'mean': [0.5] * 3, 'std': [0.5] * 3}
-    assert in_words(described)[0] == ('segmenter of 150 classes: UPerNet of 22 channels on blocks 0, 1, 2, 3 (from 0), pools 1, 2, 3, 6; '
-                                      'auxiliary head of 256')
+    described = {
+        'architecture': 'beit_segmenter',
+        **vars(encoder),
+        'grid': [5, 5],
+        'num_classes': 150,
+        'head': vars(UperNetConfig()),
+        'image_size': 15,
+        'crop': 1.0,
+        'mean': [0.5] * 3,
+        'std': [0.5] * 3,
+    }
+    assert in_words(described)[0] == (
+        'segmenter of 150 classes: UPerNet of 22 channels on blocks 0, 1, 2, 3 (from 0), pools 1, '
+        '2, 3, 6; auxiliary head of 256'
+    )
     flat = traverse_util.flatten_dict(abstract(described)[1], sep='/')
-    assert flat['head/fuse/conv/kernel'].shape == (3, 3, 88, 22) and flat['head/auxiliary/classifier/kernel'].shape == (1, 1, 256, 150)
+    assert flat['head/fuse/conv/kernel'].shape == (3, 3, 88, 22) and flat[
+        'head/auxiliary/classifier/kernel'
+    ].shape == (1, 1, 256, 150)

@@ -16,7 +16,7 @@ from beit_jax.tasks.pretrain import TokenizerConfig
 from beit_jax.tools import plan as tool
 from beit_jax.train.sharding import make_mesh
 
-HLO = '''HloModule step
+HLO = """HloModule step
 
 %fused (p: f32[5]) -> f32[5] {
   ROOT %gather = f32[8,5]{1,0} all-gather(%p), replica_groups=[2,4]<=[8], dimensions={0}
@@ -46,11 +46,13 @@ ENTRY %main (p: f32[5]) -> f32[5] {
   %scatter = bf16[3,5]{1,0} reduce-scatter(%a), replica_groups=[4,2]<=[8], to_apply=%add
   ROOT %sum = f32[5]{0} fusion(%dot.7), metadata={op_name="jit(step)/add"}, backend_config={"estimated_cycles":"3"}
 }
-'''
+"""
 
 
 def recipe(**changed):
-    return dataclasses.replace(task_config(load_recipe('configs/pretrain_imagenet1k.py')), **changed)
+    return dataclasses.replace(
+        task_config(load_recipe('configs/pretrain_imagenet1k.py')), **changed
+    )
 
 
 def test_estimate():
@@ -58,13 +60,24 @@ def test_estimate():
     assert found.cycles == (12 + 2 + 4) * 100 + 7 + 3
     assert dict(found.operations) == {'jit(step)/layer_#/dot': 1807, 'jit(step)/add': 3}
     reduced = 160 * 2 * 3 / 4 + round(28 * 2 * 4 / 5) + 28 * 2 * 3 / 4
-    assert dict(found.received) == {'all-gather': 160 * 3 / 4, 'all-reduce': reduced, 'reduce-scatter': 30}
+    assert dict(found.received) == {
+        'all-gather': 160 * 3 / 4,
+        'all-reduce': reduced,
+        'reduce-scatter': 30,
+    }
 
 
-@pytest.mark.parametrize(('made', 'kind', 'size'), [
-    ('(f32[10], f32[6,5])', 'all-reduce', 160), ('f32[7]', 'all-reduce', 28), ('(f32[5], f32[20])', 'all-gather', 80),
-    ('((f32[5], f32[3]), (f32[20], f32[12]))', 'all-gather', 128), ('((f32[20]), f32[5])', 'reduce-scatter', 20),
-    ('(f32[19,251], f32[19,251], u32[], u32[])', 'collective-permute', 19 * 251 * 4)])
+@pytest.mark.parametrize(
+    ('made', 'kind', 'size'),
+    [
+        ('(f32[10], f32[6,5])', 'all-reduce', 160),
+        ('f32[7]', 'all-reduce', 28),
+        ('(f32[5], f32[20])', 'all-gather', 80),
+        ('((f32[5], f32[3]), (f32[20], f32[12]))', 'all-gather', 128),
+        ('((f32[20]), f32[5])', 'reduce-scatter', 20),
+        ('(f32[19,251], f32[19,251], u32[], u32[])', 'collective-permute', 19 * 251 * 4),
+    ],
+)
 def test_bytes_of_what_is_asynchronous(made, kind, size):
     """Of two chips: `size` are the results alone."""
     line = f'ENTRY %main (p: f32[5]) -> f32[5] {{\n  %start = {made} {kind}-start(%p), replica_groups={{{{0,1}}}}'
@@ -73,34 +86,68 @@ def test_bytes_of_what_is_asynchronous(made, kind, size):
 
 def test_product_flops():
     """Of what XLA counts, which knows no loops, and of a convolution by hand."""
+
     def layers(x, w):
         return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
-    assert jaxprs.product_flops(layers, jnp.zeros((3, 5)), jnp.zeros((7, 5, 5))) == 7 * 2 * 3 * 5 * 5
-    convolve = lambda x, w: jax.lax.conv_general_dilated(x, w, (1, 1), 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
-    assert jaxprs.product_flops(convolve, jnp.zeros((2, 11, 13, 3)), jnp.zeros((5, 7, 3, 17))) == 2 * (2 * 7 * 7 * 17) * (5 * 7 * 3)
+
+    assert (
+        jaxprs.product_flops(layers, jnp.zeros((3, 5)), jnp.zeros((7, 5, 5))) == 7 * 2 * 3 * 5 * 5
+    )
+    convolve = lambda x, w: jax.lax.conv_general_dilated(
+        x, w, (1, 1), 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+    )
+    assert jaxprs.product_flops(
+        convolve, jnp.zeros((2, 11, 13, 3)), jnp.zeros((5, 7, 3, 17))
+    ) == 2 * (2 * 7 * 7 * 17) * (5 * 7 * 3)
     product = jax.jit(jax.value_and_grad(lambda x: jnp.einsum('bij,bjk->bik', x, x).sum()))
     x = jnp.zeros((3, 19, 19))
-    assert jaxprs.product_flops(product, x) == pytest.approx(product.lower(x).compile().cost_analysis()['flops'], rel=0.1)
+    assert jaxprs.product_flops(product, x) == pytest.approx(
+        product.lower(x).compile().cost_analysis()['flops'], rel=0.1
+    )
 
 
 def test_flops_of_base():
-    """54 GMAC an image and step of BEiT-B with the head on 75 slots (forward 1, backward 2), counted by hand."""
+    """54 GMAC an image and step of BEiT-B with the head on 75 slots (forward 1, backward 2),
+    counted by hand."""
     config = recipe()
     programs = step_programs(config, make_mesh(config.mesh), dall_e=True)
     tokens, width = 197, 768
-    products = 196 * 768 * width + 12 * (12 * tokens * width ** 2 + 2 * tokens ** 2 * width) + 75 * width * 8192
+    products = (
+        196 * 768 * width
+        + 12 * (12 * tokens * width**2 + 2 * tokens**2 * width)
+        + 75 * width * 8192
+    )
     jitter = 3 * 224 * 224 * 3
-    assert programs['step'].flops / config.batch_size == pytest.approx(3 * 2 * (products + jitter), rel=1e-4)
-    assert programs['tokenizer'].flops / config.batch_size == pytest.approx(2 * 26.06e9, rel=1e-3)  # forward only
+    assert programs['step'].flops / config.batch_size == pytest.approx(
+        3 * 2 * (products + jitter), rel=1e-4
+    )
+    # forward only
+    assert programs['tokenizer'].flops / config.batch_size == pytest.approx(2 * 26.06e9, rel=1e-3)
 
 
 def test_memory_of_programs_in_turns():
-    """What both are given, and the larger of what one makes and puts aside; a donated argument (alias) is what it makes."""
-    memory = lambda *sizes: types.SimpleNamespace(**dict(zip(('argument_size_in_bytes', 'temp_size_in_bytes', 'output_size_in_bytes',
-                                                              'alias_size_in_bytes'), sizes)))
+    """What both are given, and the larger of what one makes and puts aside; a donated argument
+    (alias) is what it makes."""
+    memory = lambda *sizes: types.SimpleNamespace(
+        **dict(
+            zip(
+                (
+                    'argument_size_in_bytes',
+                    'temp_size_in_bytes',
+                    'output_size_in_bytes',
+                    'alias_size_in_bytes',
+                ),
+                sizes,
+            )
+        )
+    )
     step, tokenizer = memory(100, 30, 101, 100), memory(7, 40, 2, 0)
     assert peak(step) == 131 and peak(tokenizer) == 49
-    assert peak_in_turns([step, tokenizer]) == 100 + 7 + 42 and peak_in_turns([step]) == 131 and peak_in_turns([]) == 0
+    assert (
+        peak_in_turns([step, tokenizer]) == 100 + 7 + 42
+        and peak_in_turns([step]) == 131
+        and peak_in_turns([]) == 0
+    )
 
 
 def test_programs_without_a_tokenizer():
@@ -112,11 +159,14 @@ def test_programs_without_a_tokenizer():
 
 @pytest.mark.parametrize('path', ['', '/nowhere'])
 def test_programs_of_pixels(path):
-    """No tokens are given and no tokenizer runs, DALL-E's as little as that at the path, which is not read."""
+    """No tokens are given and no tokenizer runs, DALL-E's as little as that at the path, which is
+    not read."""
     config = recipe(batch_size=16, target='pixels', tokenizer=TokenizerConfig(path=path))
     programs = step_programs(config, make_mesh(config.mesh), dall_e=True)
     assert programs.keys() == {'step'} and 'tokens' not in programs['step'].inputs[1]
-    assert jax.eval_shape(programs['step'].function, *programs['step'].inputs)[1]['loss'].shape == ()
+    assert (
+        jax.eval_shape(programs['step'].function, *programs['step'].inputs)[1]['loss'].shape == ()
+    )
 
 
 def test_no_plan_of_a_probe():
@@ -125,11 +175,23 @@ def test_no_plan_of_a_probe():
         step_programs(config, make_mesh(config.mesh))
 
 
-@pytest.mark.parametrize(('arguments', 'message'), [
-    (['--topology=v9:2x2'], r'--topology=v9:2x2 is unknown: give KIND:SHAPE, for example v4:2x2x1, v5e:2x2'),
-    (['--topology=v5e:2x2', '--json=/nowhere/plan.json'], r'--json=/nowhere/plan.json: its folder does not exist'),
-    (['--topology=v5e:2x2', '--config.model.sise=large'], r'config.model.sise is not a setting. Did you mean model.size?'),
-])
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (
+            ['--topology=v9:2x2'],
+            r'--topology=v9:2x2 is unknown: give KIND:SHAPE, for example v4:2x2x1, v5e:2x2',
+        ),
+        (
+            ['--topology=v5e:2x2', '--json=/nowhere/plan.json'],
+            r'--json=/nowhere/plan.json: its folder does not exist',
+        ),
+        (
+            ['--topology=v5e:2x2', '--config.model.sise=large'],
+            r'config.model.sise is not a setting. Did you mean model.size?',
+        ),
+    ],
+)
 def test_bad_requests(arguments, message, monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: True)
     monkeypatch.setattr('sys.argv', ['plan', '--config=configs/pretrain_imagenet1k.py', *arguments])
@@ -144,12 +206,24 @@ def test_without_the_compiler(monkeypatch):
         plan._devices('v5e:2x2')
 
 
-@pytest.mark.parametrize(('answer', 'message'), [
-    ('Ran out of memory in memory space hbm. Used 22.01G of 15.75G hbm. Exceeded hbm capacity by 6.26G.\n\nTotal',
-     'a chip has 16.91 GB of memory, this takes 23.63 GB, 6.72 GB too much: lower config.batch_size .2048.'),
-    ('Ran out of memory on HBM, the total memory required for HLO temporaries (15.91G) exceeds available HBM (15.75G).',
-     'a chip has 16.91 GB of memory, this takes 17.08 GB, 0.17 GB too much: lower config.batch_size .2048.'),
-    ('said otherwise', 'said otherwise: lower config.batch_size .2048.')])
+@pytest.mark.parametrize(
+    ('answer', 'message'),
+    [
+        (
+            'Ran out of memory in memory space hbm. Used 22.01G of 15.75G hbm. Exceeded hbm '
+            'capacity by 6.26G.\n\nTotal',
+            'a chip has 16.91 GB of memory, this takes 23.63 GB, 6.72 GB too much: lower '
+            'config.batch_size .2048.',
+        ),
+        (
+            'Ran out of memory on HBM, the total memory required for HLO temporaries (15.91G) '
+            'exceeds available HBM (15.75G).',
+            'a chip has 16.91 GB of memory, this takes 17.08 GB, 0.17 GB too much: lower '
+            'config.batch_size .2048.',
+        ),
+        ('said otherwise', 'said otherwise: lower config.batch_size .2048.'),
+    ],
+)
 def test_what_does_not_fit(answer, message):
     class Stub:
         def trace(self, *inputs):
@@ -160,25 +234,45 @@ def test_what_does_not_fit(answer, message):
 
         def compile(self):
             raise jax.errors.JaxRuntimeError(f'RESOURCE_EXHAUSTED: {answer}')
+
     with pytest.raises(plan.MemoryLimitError, match=message):
         plan._compile(Program(Stub(), (), 0), recipe())
 
 
-@pytest.mark.parametrize(('images', 'parts', 'tried', 'fastest'), [
-    (12, 1, [12, 24, 48, 96, 72, 84], 48), (384, 1, [384, 192, 96, 48, 72, 84, 24], 48), (95, 1, [95, 47, 71, 83, 23], 47),
-    (82, 1, [82, 164, 123, 102, 41, 20], 41), (100, 20, [100, 40, 60, 80, 20], 40), (25, 20, [20, 40, 80, 160, 120, 100], 40)])
+@pytest.mark.parametrize(
+    ('images', 'parts', 'tried', 'fastest'),
+    [
+        (12, 1, [12, 24, 48, 96, 72, 84], 48),
+        (384, 1, [384, 192, 96, 48, 72, 84, 24], 48),
+        (95, 1, [95, 47, 71, 83, 23], 47),
+        (82, 1, [82, 164, 123, 102, 41, 20], 41),
+        (100, 20, [100, 40, 60, 80, 20], 40),
+        (25, 20, [20, 40, 80, 160, 120, 100], 40),
+    ],
+)
 def test_search_batch(images, parts, tried, fastest, monkeypatch, capsys):
-    """A chip that takes 90 images, and is fastest with 48, from recipes that fit and that do not; the parts of a batch are whole."""
+    """A chip that takes 90 images, and is fastest with 48, from recipes that fit and that do not;
+    the parts of a batch are whole."""
     _chip(monkeypatch, 90)
     found = plan.search_batch(recipe(batch_size=4 * images, accumulate_steps=parts), 'v5e:2x2')
-    assert found['largest_images_per_chip'] == max(number for number in tried if number <= 90) and found['fastest_images_per_chip'] == fastest
+    assert (
+        found['largest_images_per_chip'] == max(number for number in tried if number <= 90)
+        and found['fastest_images_per_chip'] == fastest
+    )
     lines = capsys.readouterr().out.splitlines()
     assert [int(line.split(' images a chip:')[0]) for line in lines] == tried
-    assert all(f'{number} images a chip: {4 * number} images' in lines for number in tried if number > 90)
+    assert all(
+        f'{number} images a chip: {4 * number} images' in lines for number in tried if number > 90
+    )
 
 
-@pytest.mark.parametrize(('error', 'message', 'lines'), [
-    (plan.MemoryLimitError, 'not even 1 images a chip fit: 4 images', 3), (RequestError, '^20 images', 0)])
+@pytest.mark.parametrize(
+    ('error', 'message', 'lines'),
+    [
+        (plan.MemoryLimitError, 'not even 1 images a chip fit: 4 images', 3),
+        (RequestError, '^20 images', 0),
+    ],
+)
 def test_search_batch_in_vain(error, message, lines, monkeypatch, capsys):
     """No batch fits, or the config has another fault, which no batch mends."""
     _chip(monkeypatch, 0, error)
@@ -189,10 +283,12 @@ def test_search_batch_in_vain(error, message, lines, monkeypatch, capsys):
 
 def _chip(monkeypatch, most, error=plan.MemoryLimitError):
     """One of four, that takes `most` images and is fastest with 48."""
+
     def planned(config, topology, dall_e):
         images = config.batch_size // 4
         if images > most:
             raise error(f'{config.batch_size} images')
         return {'images_per_second': 1000 - abs(images - 48), 'memory': images * 1e8}
+
     monkeypatch.setattr(plan, '_devices', lambda topology, slices: [0] * 4)
     monkeypatch.setattr(plan, 'plan', planned)

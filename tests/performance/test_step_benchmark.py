@@ -1,4 +1,6 @@
-"""`benchmark step`: the peer computes what the official code does, and one run gives the figures of both."""
+"""`benchmark step`: the peer computes what the official code does, and one run gives the figures of
+both."""
+
 import functools
 import json
 from pathlib import Path
@@ -12,9 +14,19 @@ from beit_jax.settings.mapping import task_config
 from beit_jax.tools import arguments, benchmark
 from tests.torch_models import make_timm
 
-CONFIG = 'tests/golden/configs/pretrain_imagenet1k_base.json'  # as a run writes it: it takes no ml_collections
-SMALL = {'data.image_size': '48', 'model.width': '28', 'model.depth': '2', 'model.heads': '2', 'model.hidden': '44', 'mask.patches': '4',
-         'mask.min_block': '2', 'batch_size': '3', 'compute_dtype': 'float32'}
+# as a run writes it: it takes no ml_collections
+CONFIG = 'tests/golden/configs/pretrain_imagenet1k_base.json'
+SMALL = {
+    'data.image_size': '48',
+    'model.width': '28',
+    'model.depth': '2',
+    'model.heads': '2',
+    'model.hidden': '44',
+    'mask.patches': '4',
+    'mask.min_block': '2',
+    'batch_size': '3',
+    'compute_dtype': 'float32',
+}
 
 
 def flags(**changed):
@@ -23,22 +35,32 @@ def flags(**changed):
 
 def config(**changed):
     parser = benchmark._arguments()
-    options, options.overrides = parser.parse_known_args(['step', f'--config={CONFIG}', *flags(**changed)])
+    options, options.overrides = parser.parse_known_args(
+        ['step', f'--config={CONFIG}', *flags(**changed)]
+    )
     return arguments.recipe_config(options)
 
 
 @pytest.mark.parametrize('fused', [False, True])
 @pytest.mark.parametrize('positions', ['shared_bias', 'absolute'])
 def test_peer_is_the_official_model(positions, fused):
-    """With all patches asked for in turn, logits as timm's encoder gives them under the same weights."""
+    """With all patches asked for in turn, logits as timm's encoder gives them under the same
+    weights."""
     theirs = make_timm(positions, width=28, depth=2, heads=2, hidden=44, side=48, vocabulary=53)
     peer = MaskedImageModel(config(**{'model.positions': positions}), 53, fused).eval()
     for block in peer.blocks:
         block.drop_path = 0.0
-    names = {'patch_embed.proj': 'patch_embed', 'rel_pos_bias.relative_position_bias_table': 'table', 'mlp.fc1': 'mlp.0', 'mlp.fc2': 'mlp.2'}
+    names = {
+        'patch_embed.proj': 'patch_embed',
+        'rel_pos_bias.relative_position_bias_table': 'table',
+        'mlp.fc1': 'mlp.0',
+        'mlp.fc2': 'mlp.2',
+    }
     weights = {}
     for name, value in theirs.named_parameters():
-        weights[functools.reduce(lambda name, pair: name.replace(*pair), names.items(), name)] = value
+        weights[functools.reduce(lambda name, pair: name.replace(*pair), names.items(), name)] = (
+            value
+        )
     missing, unexpected = peer.load_state_dict(weights, strict=False)
     assert (missing, unexpected) == (['index'], [])
     torch.manual_seed(1)
@@ -56,12 +78,16 @@ def test_tokenizer_of_the_peer():
     theirs, peer = dall_e.Encoder(n_hid=16, vocab_size=53), Tokenizer(width=16, vocabulary=53)
     by_shape = lambda values: sorted(tuple(value.shape) for value in values)
     assert by_shape(theirs.parameters()) == by_shape(peer.parameters())
-    path = lambda block, ours: [(f'{block}.res_path.conv_{i + 1}', f'{ours}.branch.{2 * i + 1}') for i in range(4)] + [
-        (f'{block}.id_path', f'{ours}.shortcut')]
+    path = lambda block, ours: (
+        [(f'{block}.res_path.conv_{i + 1}', f'{ours}.branch.{2 * i + 1}') for i in range(4)]
+        + [(f'{block}.id_path', f'{ours}.shortcut')]
+    )
     pairs = [('blocks.input', 'layers.0'), ('blocks.output.conv', 'output')]
     for group in range(4):
         for block in range(2):
-            pairs += path(f'blocks.group_{group + 1}.block_{block + 1}', f'layers.{1 + 3 * group + block}')
+            pairs += path(
+                f'blocks.group_{group + 1}.block_{block + 1}', f'layers.{1 + 3 * group + block}'
+            )
     weights, state = {}, dict(theirs.named_parameters())
     for old, new in pairs:
         if f'{old}.w' in state:
@@ -70,23 +96,41 @@ def test_tokenizer_of_the_peer():
     images = torch.rand(3, 3, 40, 40, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = theirs(dall_e.map_pixels(images))
-        torch.testing.assert_close(peer.output(peer.layers(dall_e.map_pixels(images))), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            peer.output(peer.layers(dall_e.map_pixels(images))), expected, atol=1e-5, rtol=0
+        )
         assert torch.equal(peer(images), expected.argmax(1).flatten(1))
     assert expected.std() > 0.1
 
 
 def test_benchmark_step(tmp_path, monkeypatch, capsys):
     assert tuple(VARIANTS) == benchmark.PEERS
-    monkeypatch.setattr('sys.argv', ['benchmark', 'step', f'--config={CONFIG}', *flags(), '--repeats=1', '--peer', 'eager',
-                                     f'--json={tmp_path}/step.json'])
+    monkeypatch.setattr(
+        'sys.argv',
+        [
+            'benchmark',
+            'step',
+            f'--config={CONFIG}',
+            *flags(),
+            '--repeats=1',
+            '--peer',
+            'eager',
+            f'--json={tmp_path}/step.json',
+        ],
+    )
     monkeypatch.setattr('beit_jax.performance.step_benchmark.make_mesh', one_device)
     monkeypatch.setattr('jax.device_count', lambda: 1)
     arguments.main(benchmark.run, benchmark._arguments())
     result = json.loads((tmp_path / 'step.json').read_text())
     assert [(row['name'], row['what']) for row in result['rows']] == [
-        (name, what) for name in ('ours', 'eager') for what in ('whole step', 'step on given tokens')]
+        (name, what)
+        for name in ('ours', 'eager')
+        for what in ('whole step', 'step on given tokens')
+    ]
     ours, _, theirs, _ = result['rows']
-    assert result['ratio']['whole step'] == pytest.approx(theirs['seconds']['median'] / ours['seconds']['median'])
+    assert result['ratio']['whole step'] == pytest.approx(
+        theirs['seconds']['median'] / ours['seconds']['median']
+    )
     assert result['images_per_second'] == pytest.approx(3 / ours['seconds']['median'])
     achieved = result['flops']['whole step'] / ours['seconds']['median']
     assert result['utilisation'] == pytest.approx(achieved / result['product_flops_per_second'])
@@ -97,18 +141,37 @@ def one_device(mesh):
     import jax
 
     from beit_jax.train.sharding import make_mesh
+
     return make_mesh(mesh, jax.devices()[:1])
 
 
-@pytest.mark.parametrize(('given', 'message'), [
-    (['--config=configs/finetune_imagenet1k.py'], 'config.task=classify: benchmark step measures pre-training'),
-    ([f'--config={CONFIG}', '--config.target=pixels'], 'config.target=pixels: benchmark step measures pre-training on tokens'),
-    ([f'--config={CONFIG}', '--config.predict=all', '--peer'], 'config.predict=all: --peer predicts hidden patches alone'),
-    ([f'--config={CONFIG}', '--config.tokenizer.path=T', '--peer'], "--peer has DALL-E's tokenizer: leave config.tokenizer.path empty"),
-    ([f'--config={CONFIG}', '--peer'], '--peer runs on one device, here are 8'),
-    ([f'--config={CONFIG}', '--config.batch_sise=3'], 'config.batch_sise is not a setting. Did you mean batch_size?'),
-    (['--config=README.json'], 'README.json: No such file'),
-])
+@pytest.mark.parametrize(
+    ('given', 'message'),
+    [
+        (
+            ['--config=configs/finetune_imagenet1k.py'],
+            'config.task=classify: benchmark step measures pre-training',
+        ),
+        (
+            [f'--config={CONFIG}', '--config.target=pixels'],
+            'config.target=pixels: benchmark step measures pre-training on tokens',
+        ),
+        (
+            [f'--config={CONFIG}', '--config.predict=all', '--peer'],
+            'config.predict=all: --peer predicts hidden patches alone',
+        ),
+        (
+            [f'--config={CONFIG}', '--config.tokenizer.path=T', '--peer'],
+            "--peer has DALL-E's tokenizer: leave config.tokenizer.path empty",
+        ),
+        ([f'--config={CONFIG}', '--peer'], '--peer runs on one device, here are 8'),
+        (
+            [f'--config={CONFIG}', '--config.batch_sise=3'],
+            'config.batch_sise is not a setting. Did you mean batch_size?',
+        ),
+        (['--config=README.json'], 'README.json: No such file'),
+    ],
+)
 def test_bad_requests(given, message, monkeypatch, capsys):
     monkeypatch.setattr('sys.argv', ['benchmark', 'step', *given])
     with pytest.raises(SystemExit, match='2'):

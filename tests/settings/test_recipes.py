@@ -1,4 +1,5 @@
 """Recipes as a person meets them: on the command line."""
+
 import dataclasses
 import importlib.util
 import json
@@ -24,7 +25,9 @@ def load(path: Path):
     return module
 
 
-@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: str(path.relative_to(tiny.REPOSITORY / 'configs')))
+@pytest.mark.parametrize(
+    'path', CONFIGS, ids=lambda path: str(path.relative_to(tiny.REPOSITORY / 'configs'))
+)
 def test_every_recipe_and_variant(path):
     module = load(path)
     assert 'main.py --config=configs/' in module.__doc__, 'the docstring tells how to run it'
@@ -37,70 +40,131 @@ def test_every_study(path, monkeypatch):
     """The settings of every run are valid."""
     monkeypatch.chdir(tiny.REPOSITORY)
     found, about = study.load_study(path)
-    assert f'tools.study --study=configs/studies/{path.name}' in about, 'the docstring tells how to run it'
+    assert f'tools.study --study=configs/studies/{path.name}' in about, (
+        'the docstring tells how to run it'
+    )
     for run in study.plan(dataclasses.replace(found, seeds=1), Path('w')):
         if run.stage == 'fit_tokenizer':
-            fit_tokenizer._arguments().parse_args([*run.config('')['arguments'].split(), '--output', 'o'])
+            fit_tokenizer._arguments().parse_args(
+                [*run.config('')['arguments'].split(), '--output', 'o']
+            )
         else:
             task_config(study._load(run.recipe, run.settings))
 
 
-RECIPES = ('tokenizer_imagenet1k:v8192', 'pretrain_imagenet1k:base', 'pretrain_imagenet1k:large', 'pretrain_imagenet1k:base,vanilla',
-           'pretrain_imagenet22k:large', 'finetune_imagenet1k:base', 'finetune_imagenet1k:large', 'finetune_imagenet1k:base,vanilla',
-           'finetune_imagenet1k:base_intermediate,384', 'finetune_imagenet1k:large_intermediate,512', 'finetune_imagenet22k:base',
-           'finetune_imagenet22k:large', 'scratch_imagenet1k:base', 'finetune_cifar100:base', 'probe_imagenet1k:base',
-           'segment_ade20k:base', 'segment_ade20k:intermediate,640', 'segment_ade20k:large,640')
+RECIPES = (
+    'tokenizer_imagenet1k:v8192',
+    'pretrain_imagenet1k:base',
+    'pretrain_imagenet1k:large',
+    'pretrain_imagenet1k:base,vanilla',
+    'pretrain_imagenet22k:large',
+    'finetune_imagenet1k:base',
+    'finetune_imagenet1k:large',
+    'finetune_imagenet1k:base,vanilla',
+    'finetune_imagenet1k:base_intermediate,384',
+    'finetune_imagenet1k:large_intermediate,512',
+    'finetune_imagenet22k:base',
+    'finetune_imagenet22k:large',
+    'scratch_imagenet1k:base',
+    'finetune_cifar100:base',
+    'probe_imagenet1k:base',
+    'segment_ade20k:base',
+    'segment_ade20k:intermediate,640',
+    'segment_ade20k:large,640',
+)
 
 
 @pytest.mark.parametrize('name', RECIPES)
 def test_golden(name):
-    """The resolved settings of the paper's recipes. To write them anew: python -m tests.settings.test_recipes."""
+    """The resolved settings of the paper's recipes. To write them anew: python -m
+    tests.settings.test_recipes."""
     assert json.loads((GOLDEN / f'{name.replace(":", "_")}.json').read_text()) == resolved(name)
 
 
 def resolved(name: str) -> dict:
     recipe, _, variant = name.partition(':')
-    settings = task_config(load(tiny.REPOSITORY / 'configs' / f'{recipe}.py').get_config(variant).to_dict())
+    settings = task_config(
+        load(tiny.REPOSITORY / 'configs' / f'{recipe}.py').get_config(variant).to_dict()
+    )
     return json.loads(json.dumps(dataclasses.asdict(settings)))
 
 
 def test_variants_and_settings_behind_the_colon():
     module = load(tiny.REPOSITORY / 'configs' / 'pretrain_imagenet1k.py')
     config = module.get_config('large,vanilla,epochs=300,data.path=/x,data.flip=false')
-    assert (config.model.size, config.model.positions, config.epochs, config.data.path, config.data.flip) == (
-        'large', 'absolute', 300.0, '/x', False)
-    for variant, expected in (('pixels,random', ('pixels', 'masked', 'random')), ('unmasked,pixels', ('pixels', 'all', 'none'))):
+    assert (
+        config.model.size,
+        config.model.positions,
+        config.epochs,
+        config.data.path,
+        config.data.flip,
+    ) == ('large', 'absolute', 300.0, '/x', False)
+    for variant, expected in (
+        ('pixels,random', ('pixels', 'masked', 'random')),
+        ('unmasked,pixels', ('pixels', 'all', 'none')),
+    ):
         config = task_config(module.get_config(variant).to_dict())
         assert (config.target, config.predict, config.mask.kind) == expected
     with pytest.raises(RequestError, match=r"no variant 'huge'. Variants: base, large"):
         module.get_config('huge')
-    with pytest.raises(RequestError, match=r'config.data.pth is not a setting. Did you mean data.path\?'):
+    with pytest.raises(
+        RequestError, match=r'config.data.pth is not a setting. Did you mean data.path\?'
+    ):
         module.get_config('data.pth=/x')
     with pytest.raises(RequestError, match=r'config.epochs=many: it takes float'):
         module.get_config('epochs=many')
 
 
-@pytest.mark.parametrize(('arguments', 'message'), [
-    (['--config.model.sise=tiny'], 'config.model.sise is not a setting of this recipe. Did you mean model.size?'),
-    (['--config.batch_size=many'], 'batch_size'),
-    (['--config.batch_size=7', '--config.accumulate_steps=2'], 'batch_size 7 is not a multiple of accumulate_steps 2'),
-    (['--mode=trian'], 'mode'),
-    (['stray'], 'is not a flag'),
-    (['--config=configs/quickstart/pretrain.py:fast'], "no variant 'fast'"),
-    (['--config=configs/nothing.py'], 'nothing.py'),
-    (['--workdir=/proc/nothing'], '--workdir=/proc/nothing cannot be written'),
-    (['--config.data.name=folder', '--config.data.path=/nowhere'], '/nowhere'),
-    (['--config.mesh.data=3'], 'does not make the 1 devices'),
-], ids=lambda value: value[-1] if isinstance(value, list) else '')
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (
+            ['--config.model.sise=tiny'],
+            'config.model.sise is not a setting of this recipe. Did you mean model.size?',
+        ),
+        (['--config.batch_size=many'], 'batch_size'),
+        (
+            ['--config.batch_size=7', '--config.accumulate_steps=2'],
+            'batch_size 7 is not a multiple of accumulate_steps 2',
+        ),
+        (['--mode=trian'], 'mode'),
+        (['stray'], 'is not a flag'),
+        (['--config=configs/quickstart/pretrain.py:fast'], "no variant 'fast'"),
+        (['--config=configs/nothing.py'], 'nothing.py'),
+        (['--workdir=/proc/nothing'], '--workdir=/proc/nothing cannot be written'),
+        (['--config.data.name=folder', '--config.data.path=/nowhere'], '/nowhere'),
+        (['--config.mesh.data=3'], 'does not make the 1 devices'),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else '',
+)
 def test_bad_command_line(arguments, message, tmp_path, tokenizer_dir):
-    done = tiny.run(['main.py', '--config=configs/quickstart/pretrain.py', f'--workdir={tmp_path}', f'--config.tokenizer.path={tokenizer_dir}',
-                     '--config.tokenizer.image_size=12', *arguments])
+    done = tiny.run(
+        [
+            'main.py',
+            '--config=configs/quickstart/pretrain.py',
+            f'--workdir={tmp_path}',
+            f'--config.tokenizer.path={tokenizer_dir}',
+            '--config.tokenizer.image_size=12',
+            *arguments,
+        ]
+    )
     assert done.returncode == 2, done.stdout + done.stderr
     assert message in done.stderr and 'Traceback' not in done.stderr
-    assert len([line for line in done.stderr.splitlines() if not line.startswith(('WARNING', 'I0', 'W0', 'E0'))]) <= 2, done.stderr
+    assert (
+        len(
+            [
+                line
+                for line in done.stderr.splitlines()
+                if not line.startswith(('WARNING', 'I0', 'W0', 'E0'))
+            ]
+        )
+        <= 2
+    ), done.stderr
 
 
 if __name__ == '__main__':
     GOLDEN.mkdir(parents=True, exist_ok=True)
     for golden in RECIPES:
-        (GOLDEN / f'{golden.replace(":", "_")}.json').write_text(json.dumps(resolved(golden), indent=1) + '\n')
+        (GOLDEN / f'{golden.replace(":", "_")}.json').write_text(
+            json.dumps(resolved(golden), indent=1) + '\n'
+        )

@@ -1,4 +1,6 @@
-"""A study: which runs it has, in which order, with which settings; that they are done once; and what the report says of them."""
+"""A study: which runs it has, in which order, with which settings; that they are done once; and
+what the report says of them."""
+
 import csv
 import fcntl
 import json
@@ -13,11 +15,20 @@ from beit_jax.tools import study as tool
 from tests import tiny
 
 STUDY = {
-    'recipes': {'tokenizer': 'configs/quickstart/tokenizer.py', 'pretrain': 'configs/quickstart/pretrain.py:total_steps=131',
-                'finetune': 'configs/quickstart/finetune.py'},
-    'arms': {'tokens': {'tokenizer': 'model.vocabulary=64', 'pretrain': '', 'finetune': ''},
-             'random masks': {'tokenizer': 'model.vocabulary=64', 'pretrain': 'mask.kind=random', 'finetune': ''},
-             'from scratch': {'finetune': 'scratch'}},
+    'recipes': {
+        'tokenizer': 'configs/quickstart/tokenizer.py',
+        'pretrain': 'configs/quickstart/pretrain.py:total_steps=131',
+        'finetune': 'configs/quickstart/finetune.py',
+    },
+    'arms': {
+        'tokens': {'tokenizer': 'model.vocabulary=64', 'pretrain': '', 'finetune': ''},
+        'random masks': {
+            'tokenizer': 'model.vocabulary=64',
+            'pretrain': 'mask.kind=random',
+            'finetune': '',
+        },
+        'from scratch': {'finetune': 'scratch'},
+    },
     'tasks': {'few': 'data.labels_per_class=3', 'many': 'data.labels_per_class=11,total_steps=37'},
     'baseline': 'from scratch',
     'rates': (0.25, 0.5, 1.0),
@@ -28,22 +39,35 @@ BEST = {'few': 0.5, 'many': 1.0}
 
 
 def score(config, task):
-    """What a fine-tuning yields in these tests: best at the rate BEST[task], better from an encoder, different from seed to seed."""
-    return 0.5 + 0.2 * bool(config.init) - 0.1 * abs(config.optimizer.lr - BEST.get(task, 0)) + 0.03 * (config.seed % 7)
+    """What a fine-tuning yields in these tests: best at the rate BEST[task], better from an
+    encoder, different from seed to seed."""
+    return (
+        0.5
+        + 0.2 * bool(config.init)
+        - 0.1 * abs(config.optimizer.lr - BEST.get(task, 0))
+        + 0.03 * (config.seed % 7)
+    )
 
 
 @pytest.fixture
 def ran(monkeypatch):
-    """Folders of the runs in the order in which they are trained, with their configs; training itself is left out."""
+    """Folders of the runs in the order in which they are trained, with their configs; training
+    itself is left out."""
     runs = {}
 
     def train(config, workdir):
         assert workdir not in runs, 'done twice'
         runs[workdir] = config
-        metrics = {'tokenizer': {'eval/psnr': 20.0}, 'pretrain': {'eval/token_accuracy': 0.25 + 0.5 * config.seed, 'eval/loss': 3.0},
-                   'classify': {'eval/accuracy': score(config, workdir.parts[-2])}}[config.task]
-        (workdir / 'metrics.jsonl').write_text(f'{json.dumps({"step": 1} | metrics)}\n{json.dumps({"step": 2, "loss": 1.0})}\n')
+        metrics = {
+            'tokenizer': {'eval/psnr': 20.0},
+            'pretrain': {'eval/token_accuracy': 0.25 + 0.5 * config.seed, 'eval/loss': 3.0},
+            'classify': {'eval/accuracy': score(config, workdir.parts[-2])},
+        }[config.task]
+        (workdir / 'metrics.jsonl').write_text(
+            f'{json.dumps({"step": 1} | metrics)}\n{json.dumps({"step": 2, "loss": 1.0})}\n'
+        )
         return 0
+
     monkeypatch.setattr(running.loop, 'train', train)
     monkeypatch.chdir(tiny.REPOSITORY)
     return runs
@@ -56,71 +80,120 @@ def path(tmp_path):
 
 
 def run(path, workdir, *arguments):
-    tool.run(tool._arguments().parse_args([f'--study={path}', f'--workdir={workdir}', *map(str, arguments)]))
+    tool.run(
+        tool._arguments().parse_args(
+            [f'--study={path}', f'--workdir={workdir}', *map(str, arguments)]
+        )
+    )
 
 
 def test_runs_and_their_settings(path, ran, tmp_path):
     workdir = tmp_path / 'w'
     run(path, workdir)
     names = [str(folder.relative_to(workdir)) for folder in ran]
-    # the tokenizer of two arms is trained once a seed; rates are chosen once; each of 3 arms x 2 tasks x 2 seeds
+    # the tokenizer of two arms is trained once a seed; rates are chosen once; each of 3 arms x 2
+    # tasks x 2 seeds
     assert sum(name.startswith('tokenizer/') for name in names) == 2
     assert sum(name.startswith('pretrain/') for name in names) == 4
     assert sum('choose_lr' in name for name in names) == 3 * 2 * 3 and len(names) == 2 + 4 + 18 + 12
     for folder, config in ran.items():
         stage, seed = folder.relative_to(workdir).parts[0], folder.name
-        assert config.seed == (study.CHOOSING_SEED if seed.startswith('choose') else int(seed.removeprefix('seed')))
+        assert config.seed == (
+            study.CHOOSING_SEED if seed.startswith('choose') else int(seed.removeprefix('seed'))
+        )
         if stage == 'tokenizer':
             assert config.model.vocabulary == 64
         elif stage == 'pretrain':
-            assert config.tokenizer.path == str(workdir / 'tokenizer' / 'model.vocabulary=64' / seed / 'tokenizer')
-            assert config.total_steps == 131 and config.mask.kind == ('random' if 'mask.kind=random' in folder.parent.name else 'blockwise')
-            assert names.index(f'tokenizer/model.vocabulary=64/{seed}') < names.index(str(folder.relative_to(workdir)))
+            assert config.tokenizer.path == str(
+                workdir / 'tokenizer' / 'model.vocabulary=64' / seed / 'tokenizer'
+            )
+            assert config.total_steps == 131 and config.mask.kind == (
+                'random' if 'mask.kind=random' in folder.parent.name else 'blockwise'
+            )
+            assert names.index(f'tokenizer/model.vocabulary=64/{seed}') < names.index(
+                str(folder.relative_to(workdir))
+            )
         else:
             arm, task = folder.parts[-3:-1]
-            assert config.data.labels_per_class == {'few': 3, 'many': 11}[task] and config.data.subset_seed == config.seed
-            assert config.data.evaluate_split == ('validation' if config.seed == study.CHOOSING_SEED else '')
+            assert (
+                config.data.labels_per_class == {'few': 3, 'many': 11}[task]
+                and config.data.subset_seed == config.seed
+            )
+            assert config.data.evaluate_split == (
+                'validation' if config.seed == study.CHOOSING_SEED else ''
+            )
             encoder = f'pretrain/model.vocabulary=64+{"mask.kind=random" if arm == "random_masks" else "plain"}/seed{config.seed % 1000}'
             assert config.init == ('' if arm == 'from_scratch' else str(workdir / encoder))
             if config.seed == study.CHOOSING_SEED:
                 assert folder.name == f'choose_lr{config.optimizer.lr:g}_seed0'
             else:
                 assert config.optimizer.lr == BEST[task]
-                assert max(names.index(f'finetune/{arm}/{task}/choose_lr{rate:g}_seed0') for rate in (0.25, 0.5, 1.0)) < names.index(
-                    str(folder.relative_to(workdir)))
+                assert max(
+                    names.index(f'finetune/{arm}/{task}/choose_lr{rate:g}_seed0')
+                    for rate in (0.25, 0.5, 1.0)
+                ) < names.index(str(folder.relative_to(workdir)))
 
 
 def test_rates_chosen_with_encoders_of_several_seeds(path, ran, tmp_path, monkeypatch):
     """By their mean: with the first seed's encoder alone another rate would be chosen."""
     path.write_text(f'"""Arms."""\nSTUDY = {STUDY | {"choosing_seeds": 2}}\n')
-    alone = {(0.25, 1000): 0.7, (0.25, 1001): 0.1, (0.5, 1000): 0.3, (0.5, 1001): 0.6, (1.0, 1000): 0.4, (1.0, 1001): 0.4}
-    monkeypatch.setitem(globals(), 'score', lambda config, task: alone.get((config.optimizer.lr, config.seed), 0.9))
+    alone = {
+        (0.25, 1000): 0.7,
+        (0.25, 1001): 0.1,
+        (0.5, 1000): 0.3,
+        (0.5, 1001): 0.6,
+        (1.0, 1000): 0.4,
+        (1.0, 1001): 0.4,
+    }
+    monkeypatch.setitem(
+        globals(), 'score', lambda config, task: alone.get((config.optimizer.lr, config.seed), 0.9)
+    )
     workdir = tmp_path / 'w'
     run(path, workdir, '--arms', 'tokens', '--tasks', 'few')
     folder = workdir / 'finetune' / 'tokens' / 'few'
-    assert len(ran) == 2 + 2 + 6 + 2 and {ran[folder / f'seed{seed}'].optimizer.lr for seed in range(2)} == {0.5}
+    assert len(ran) == 2 + 2 + 6 + 2 and {
+        ran[folder / f'seed{seed}'].optimizer.lr for seed in range(2)
+    } == {0.5}
     for seed in range(2):
         chosen = ran[folder / f'choose_lr1_seed{seed}']
-        assert (chosen.seed, chosen.data.subset_seed) == (1000 + seed, 1000 + seed) and chosen.init.endswith(f'/seed{seed}')
+        assert (chosen.seed, chosen.data.subset_seed) == (
+            1000 + seed,
+            1000 + seed,
+        ) and chosen.init.endswith(f'/seed{seed}')
 
 
 def test_report(path, ran, tmp_path, capsys):
     workdir = tmp_path / 'w'
     run(path, workdir)
     report = (workdir / 'report.md').read_text()
-    assert report.startswith('# Arms compared.\n') and 'are missing' not in report and '36 runs' in report
+    assert (
+        report.startswith('# Arms compared.\n')
+        and 'are missing' not in report
+        and '36 runs' in report
+    )
     values = np.array([70.0, 73.0])
     spread = f'{values.mean():.1f} +- {values.std(ddof=1):.1f}'
     cell = f'{spread} (2); +20.0 +- 0.0; lr 0.5'
     assert f'| tokens | {cell} | {cell.replace("0.5", "1 (edge)")} |' in report
-    assert f'| from scratch | {spread.replace("71.5", "51.5")} (2); lr 0.5 | ' in report and 'ahead of "from scratch" with' in report
+    assert (
+        f'| from scratch | {spread.replace("71.5", "51.5")} (2); lr 0.5 | ' in report
+        and 'ahead of "from scratch" with' in report
+    )
     assert '| random masks | 4,192 | 0.500 +- 0.354 | - | - | 3.000 +- 0.000 |' in report
     assert cell in capsys.readouterr().out and (workdir / 'report.png').stat().st_size > 5000
     rows = list(csv.DictReader((workdir / 'results.csv').open()))
     assert len(rows) == 36
     row = next(row for row in rows if row['folder'] == 'finetune/tokens/many/seed1')
-    assert (row['stage'], row['arm'], row['task'], row['seed'], row['chooses'], row['lr'], row['steps'], row['eval/accuracy']) == (
-        'finetune', 'tokens', 'many', '1', '0', '1.0', '37', '0.73')
+    assert (
+        row['stage'],
+        row['arm'],
+        row['task'],
+        row['seed'],
+        row['chooses'],
+        row['lr'],
+        row['steps'],
+        row['eval/accuracy'],
+    ) == ('finetune', 'tokens', 'many', '1', '0', '1.0', '37', '0.73')
 
 
 def test_arms_with_baselines_of_their_own(path, ran, tmp_path):
@@ -129,23 +202,42 @@ def test_arms_with_baselines_of_their_own(path, ran, tmp_path):
     path.write_text(f'"""Arms."""\nSTUDY = {STUDY | {"arms": arms}}\n')
     run(path, tmp_path / 'w', '--tasks', 'few')
     report = (tmp_path / 'w' / 'report.md').read_text()
-    assert '| random masks | 71.5 +- 2.1 (2); +0.0 +- 0.0; lr 0.5 |' in report and 'ahead of its baseline with the same seed' in report
+    assert (
+        '| random masks | 71.5 +- 2.1 (2); +0.0 +- 0.0; lr 0.5 |' in report
+        and 'ahead of its baseline with the same seed' in report
+    )
     run(path, tmp_path / 'w', '--tasks', 'few', '--arms', 'random masks')
-    assert '| random masks | 71.5 +- 2.1 (2); lr 0.5 |' in (tmp_path / 'w' / 'report.md').read_text()
+    assert (
+        '| random masks | 71.5 +- 2.1 (2); lr 0.5 |' in (tmp_path / 'w' / 'report.md').read_text()
+    )
 
 
 def test_lines_over_an_axis(path, ran, tmp_path):
-    arms = {f'{level} {steps}': {'pretrain': f'total_steps={steps},tokenizer.path=t', 'finetune': f'data.level={level}', 'line': level,
-                                 'x': steps} for level in ('easy', 'hard') for steps in (131, 251)}
-    path.write_text(f'"""Lines."""\nSTUDY = {STUDY | {"arms": arms, "axis": "steps", "baseline": "", "rates": ()}}\n')
+    arms = {
+        f'{level} {steps}': {
+            'pretrain': f'total_steps={steps},tokenizer.path=t',
+            'finetune': f'data.level={level}',
+            'line': level,
+            'x': steps,
+        }
+        for level in ('easy', 'hard')
+        for steps in (131, 251)
+    }
+    path.write_text(
+        '"""Lines."""\nSTUDY = '
+        f'{STUDY | {"arms": arms, "axis": "steps", "baseline": "", "rates": ()}}\n'
+    )
     run(path, tmp_path / 'w', '--seeds', 1)
-    assert len(ran) == 2 + 4 * 2 and (tmp_path / 'w' / 'report.png').stat().st_size > 5000  # levels differ in the fine-tuning alone
+    # levels differ in the fine-tuning alone
+    assert len(ran) == 2 + 4 * 2 and (tmp_path / 'w' / 'report.png').stat().st_size > 5000
 
 
 def test_what_is_done_is_not_done_again(path, ran, tmp_path, monkeypatch):
     """Also after a run that a signal stopped, with which the study ends."""
     workdir, whole = tmp_path / 'w', running.loop.train
-    monkeypatch.setattr(running.loop, 'train', lambda config, folder: 75 if len(ran) == 9 else whole(config, folder))
+    monkeypatch.setattr(
+        running.loop, 'train', lambda config, folder: 75 if len(ran) == 9 else whole(config, folder)
+    )
     with pytest.raises(SystemExit) as stopped:
         run(path, workdir)
     assert stopped.value.code == 75 and len(ran) == 9
@@ -156,7 +248,11 @@ def test_what_is_done_is_not_done_again(path, ran, tmp_path, monkeypatch):
     assert len(ran) == 36
     run(path, workdir, '--arms', 'tokens', 'from scratch', '--tasks', 'many', '--seeds', 1)
     report = (workdir / 'report.md').read_text()
-    assert len(ran) == 36 and 'few' not in report and f"--workdir={workdir} --arms tokens 'from scratch' --tasks many --seeds=1`" in report
+    assert (
+        len(ran) == 36
+        and 'few' not in report
+        and f"--workdir={workdir} --arms tokens 'from scratch' --tasks many --seeds=1`" in report
+    )
 
 
 def test_runs_share_what_is_compiled(path, ran, tmp_path, monkeypatch):
@@ -171,7 +267,10 @@ def test_runs_share_what_is_compiled(path, ran, tmp_path, monkeypatch):
 def test_results_of_other_settings_are_refused(path, ran, tmp_path):
     run(path, tmp_path / 'w', '--arms', 'from scratch')
     path.write_text(path.read_text().replace('total_steps=37', 'total_steps=38'))
-    with pytest.raises(RequestError, match=r'many/choose_lr0.25_seed0 was run with other settings \(total_steps was 37, is 38\): remove it'):
+    with pytest.raises(
+        RequestError,
+        match=r'many/choose_lr0.25_seed0 was run with other settings \(total_steps was 37, is 38\): remove it',
+    ):
         run(path, tmp_path / 'w')
 
 
@@ -190,9 +289,14 @@ def test_a_run_of_another_process_is_left_to_it(path, ran, tmp_path):
 
 def test_a_tokenizer_without_training(path, ran, tmp_path):
     """Random projection, fitted by its tool and given to pre-training."""
-    arms = {'projection': {'fit_tokenizer': '--kind random_projection', 'pretrain': '', 'finetune': ''}}
+    arms = {
+        'projection': {'fit_tokenizer': '--kind random_projection', 'pretrain': '', 'finetune': ''}
+    }
     recipes = STUDY['recipes'] | {'fit_tokenizer': '--vocabulary 17 --patch_size 6 --image_size 36'}
-    path.write_text(f'"""Fit."""\nSTUDY = {STUDY | {"arms": arms, "recipes": recipes, "baseline": "", "rates": (), "seeds": 1}}\n')
+    path.write_text(
+        '"""Fit."""\nSTUDY = '
+        f'{STUDY | {"arms": arms, "recipes": recipes, "baseline": "", "rates": (), "seeds": 1}}\n'
+    )
     run(path, tmp_path / 'w')
     folder = tmp_path / 'w' / 'fit_tokenizer' / '--kind_random_projection' / 'seed0' / 'tokenizer'
     assert (folder / 'tokenizer.safetensors').is_file()
@@ -201,21 +305,38 @@ def test_a_tokenizer_without_training(path, ran, tmp_path):
 
 def test_wrong_settings_are_refused_before_anything_is_run(path, ran, tmp_path):
     path.write_text(path.read_text().replace('total_steps=37', 'total_stesp=37'))
-    with pytest.raises(RequestError, match=r'config.total_stesp is not a setting. Did you mean total_steps\?'):
+    with pytest.raises(
+        RequestError, match=r'config.total_stesp is not a setting. Did you mean total_steps\?'
+    ):
         run(path, tmp_path / 'w')
     assert not ran
 
 
-@pytest.mark.parametrize(('changed', 'message'), [
-    ({'arms': {'a': {'finetune': '', 'baseline': 'b'}}, 'baseline': ''}, "the baseline 'b' is not an arm. Arms: a"),
-    ({'arms': {'a': {'pretrian': '', 'finetune': ''}}}, "stage of the arm 'a'='pretrian' is unknown. Did you mean pretrain?"),
-    ({'arms': {'a': {'fit_tokenizer': '', 'finetune': ''}}}, "the arm 'a' has the stage fit_tokenizer, but recipes has none"),
-    ({'arms': {'a': {'pretrain': ''}}}, "the arm 'a' has no 'finetune'"),
-    ({'baseline': 'scratch'}, "the baseline 'scratch' is not an arm. Arms: tokens, random masks, from scratch."),
-    ({'axis': 'pictures'}, "the arm 'tokens' has no line and x"),
-    ({'tasks': {'a b': '', 'a_b': ''}}, 'make the same name of a folder: a b, a_b'),
-    ({'sseds': 3}, 'Did you mean seeds?'),
-])
+@pytest.mark.parametrize(
+    ('changed', 'message'),
+    [
+        (
+            {'arms': {'a': {'finetune': '', 'baseline': 'b'}}, 'baseline': ''},
+            "the baseline 'b' is not an arm. Arms: a",
+        ),
+        (
+            {'arms': {'a': {'pretrian': '', 'finetune': ''}}},
+            "stage of the arm 'a'='pretrian' is unknown. Did you mean pretrain?",
+        ),
+        (
+            {'arms': {'a': {'fit_tokenizer': '', 'finetune': ''}}},
+            "the arm 'a' has the stage fit_tokenizer, but recipes has none",
+        ),
+        ({'arms': {'a': {'pretrain': ''}}}, "the arm 'a' has no 'finetune'"),
+        (
+            {'baseline': 'scratch'},
+            "the baseline 'scratch' is not an arm. Arms: tokens, random masks, from scratch.",
+        ),
+        ({'axis': 'pictures'}, "the arm 'tokens' has no line and x"),
+        ({'tasks': {'a b': '', 'a_b': ''}}, 'make the same name of a folder: a b, a_b'),
+        ({'sseds': 3}, 'Did you mean seeds?'),
+    ],
+)
 def test_bad_studies(changed, message, path):
     path.write_text(f'STUDY = {STUDY | changed}\n')
     with pytest.raises(RequestError) as error:
@@ -223,14 +344,17 @@ def test_bad_studies(changed, message, path):
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize(('arguments', 'message'), [
-    (['--study', 'nothing.py'], 'Studies are in configs/studies/'),
-    (['--arms', 'token'], 'Did you mean tokens?'),
-    (['--tasks', 'fewer'], "--tasks='fewer' is unknown. Did you mean few?"),
-    (['--processes', '-1'], 'use 1 or more, or 0'),
-    (['--workdir', 'a,b'], 'use a path without commas'),
-    (['--processes', '0'], 'there is no such folder to report on'),
-])
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--study', 'nothing.py'], 'Studies are in configs/studies/'),
+        (['--arms', 'token'], 'Did you mean tokens?'),
+        (['--tasks', 'fewer'], "--tasks='fewer' is unknown. Did you mean few?"),
+        (['--processes', '-1'], 'use 1 or more, or 0'),
+        (['--workdir', 'a,b'], 'use a path without commas'),
+        (['--processes', '0'], 'there is no such folder to report on'),
+    ],
+)
 def test_bad_requests(arguments, message, path, tmp_path):
     with pytest.raises(RequestError) as error:
         run(path, tmp_path / 'w', *arguments)

@@ -1,4 +1,5 @@
 """Tokenizers trained in full: minutes each, `make test-slow`."""
+
 import functools
 
 import jax
@@ -20,10 +21,25 @@ from tests.photos import write_photos
 
 pytestmark = pytest.mark.slow
 SETTINGS = {
-    'task': 'tokenizer', 'batch_size': 32, 'log_every': 100, 'save_every': 10_000, 'compute_dtype': 'float32', 'reconstruction': 'l2',
-    'kl_weight': 0.0, 'usage_weight': 0.01, 'temperature_share': 0.9, 'ema_decay': 0.99,
+    'task': 'tokenizer',
+    'batch_size': 32,
+    'log_every': 100,
+    'save_every': 10_000,
+    'compute_dtype': 'float32',
+    'reconstruction': 'l2',
+    'kl_weight': 0.0,
+    'usage_weight': 0.01,
+    'temperature_share': 0.9,
+    'ema_decay': 0.99,
     'model': {'groups': 3, 'blocks': 1, 'width': 32, 'decoder_input': 32, 'vocabulary': 512},
-    'optimizer': {'lr': 5e-3, 'warmup_steps': 40, 'beta2': 0.98, 'weight_decay': 0.0, 'clip_norm': 1.0}}
+    'optimizer': {
+        'lr': 5e-3,
+        'warmup_steps': 40,
+        'beta2': 0.98,
+        'weight_decay': 0.0,
+        'clip_norm': 1.0,
+    },
+}
 CELL = 4  # pixels a token
 
 
@@ -33,12 +49,17 @@ def shapes(count, size, split):
 
 
 def psnr_of_colours(train, test):
-    """Of pictures uint8 [B, S, S, 3] whose every cell has the nearest of 512 colours: as many bits as 512 tokens have."""
-    cells = lambda images: (images / 255).reshape(len(images), images.shape[1] // CELL, CELL, -1, CELL, 3).mean((2, 4))
+    """Of pictures uint8 [B, S, S, 3] whose every cell has the nearest of 512 colours: as many bits
+    as 512 tokens have."""
+    cells = lambda images: (
+        (images / 255).reshape(len(images), images.shape[1] // CELL, CELL, -1, CELL, 3).mean((2, 4))
+    )
     colours = cells(train).reshape(-1, 3)
     colours = colours[np.random.default_rng(0).permutation(len(colours))[:20_000]]
     clusters = sklearn.cluster.KMeans(512, n_init=1, random_state=0, max_iter=30).fit(colours)
-    found = clusters.cluster_centers_[clusters.predict(cells(test).reshape(-1, 3))].reshape(*cells(test).shape)
+    found = clusters.cluster_centers_[clusters.predict(cells(test).reshape(-1, 3))].reshape(
+        *cells(test).shape
+    )
     errors = np.square(found.repeat(CELL, 1).repeat(CELL, 2) - test / 255).mean((1, 2, 3))
     return -10 * np.log10(errors).mean()
 
@@ -50,32 +71,69 @@ def trained(settings, workdir):
 
 def check_better_than_colours(tokenizer, train, test):
     figures, colours = measure(*tokenizer, np.array_split(test, 10)), psnr_of_colours(train, test)
-    print(f'PSNR {figures["psnr"]:.2f} dB, colours {colours:.2f} dB; usage {figures["codebook_usage"]:.1%}, '
-          f'perplexity {figures["token_perplexity"]:.0f}; agreement {figures["agreement"]}')
+    print(
+        f'PSNR {figures["psnr"]:.2f} dB, colours {colours:.2f} dB; usage '
+        f'{figures["codebook_usage"]:.1%}, perplexity {figures["token_perplexity"]:.0f}; agreement '
+        f'{figures["agreement"]}'
+    )
     assert figures['psnr'] > colours and figures['codebook_usage'] > 0.5
 
 
 def test_on_shapes(tmp_path):
-    data = {'name': 'shapes', 'image_size': 24, 'crop_scale': (1.0, 1.0), 'crop_ratio': (1.0, 1.0), 'flip': False, 'num_evaluate_examples': 0}
+    data = {
+        'name': 'shapes',
+        'image_size': 24,
+        'crop_scale': (1.0, 1.0),
+        'crop_ratio': (1.0, 1.0),
+        'flip': False,
+        'num_evaluate_examples': 0,
+    }
     tokenizer = trained({'total_steps': 500, 'data': data}, tmp_path)
     check_better_than_colours(tokenizer, shapes(1000, 24, 'train'), shapes(1000, 24, 'evaluate'))
 
 
 def test_on_photographs(tmp_path):
-    """Trained on random crops of eight photographs; seen on tiles of them, which the colours were chosen for."""
+    """Trained on random crops of eight photographs; seen on tiles of them, which the colours were
+    chosen for."""
     write_photos(tmp_path / 'photos')
-    data = {'name': 'folder', 'path': str(tmp_path / 'photos'), 'image_size': 32, 'crop_scale': (0.15, 0.6)}
+    data = {
+        'name': 'folder',
+        'path': str(tmp_path / 'photos'),
+        'image_size': 32,
+        'crop_scale': (0.15, 0.6),
+    }
     tokenizer = trained({'total_steps': 1000, 'data': data}, tmp_path / 'run')
-    tiles = np.concatenate([load_images(str(tmp_path / 'photos'), 32 * n)[0].reshape(8, n, 32, n, 32, 3).swapaxes(2, 3).reshape(-1, 32, 32, 3)
-                            for n in (2, 3)])
+    tiles = np.concatenate(
+        [
+            load_images(str(tmp_path / 'photos'), 32 * n)[0]
+            .reshape(8, n, 32, n, 32, 3)
+            .swapaxes(2, 3)
+            .reshape(-1, 32, 32, 3)
+            for n in (2, 3)
+        ]
+    )
     check_better_than_colours(tokenizer, tiles, tiles)
 
 
 def test_the_remedy_against_dead_codes(tmp_path):
     """The same short run with and without it."""
-    data = {'name': 'shapes', 'image_size': 24, 'crop_scale': (1.0, 1.0), 'crop_ratio': (1.0, 1.0), 'flip': False, 'num_evaluate_examples': 0}
-    usage = {weight: measure(*trained({'total_steps': 150, 'data': data, 'usage_weight': weight}, tmp_path / str(weight)),
-                             np.array_split(shapes(500, 24, 'evaluate'), 5))['codebook_usage'] for weight in (0.0, 0.01)}
+    data = {
+        'name': 'shapes',
+        'image_size': 24,
+        'crop_scale': (1.0, 1.0),
+        'crop_ratio': (1.0, 1.0),
+        'flip': False,
+        'num_evaluate_examples': 0,
+    }
+    usage = {
+        weight: measure(
+            *trained(
+                {'total_steps': 150, 'data': data, 'usage_weight': weight}, tmp_path / str(weight)
+            ),
+            np.array_split(shapes(500, 24, 'evaluate'), 5),
+        )['codebook_usage']
+        for weight in (0.0, 0.01)
+    }
     print(usage)
     assert usage[0.01] > 1.5 * usage[0.0]
 
@@ -89,15 +147,23 @@ def of_high_and_low(x, y, function):
 
 def of_tf32(x, y, function):
     """A product of float32 as a GPU makes it of TF32: ten bits of mantissa, rounded to even."""
+
     def round_off(v):
         bits = lax.bitcast_convert_type(v, jnp.uint32)
-        return lax.bitcast_convert_type((bits + 0xFFF + ((bits >> 13) & 1)) & jnp.uint32(0xFFFFE000), jnp.float32)
+        return lax.bitcast_convert_type(
+            (bits + 0xFFF + ((bits >> 13) & 1)) & jnp.uint32(0xFFFFE000), jnp.float32
+        )
+
     return function(round_off(x), round_off(y))
 
 
 def test_default_precision_keeps_the_tokens(tmp_path, monkeypatch):
-    """The quickstart's tokenizer, its default precision as a TPU computes it: at least 99.9 % of the tokens of float32."""
-    done = tiny.run(['main.py', '--config=configs/quickstart/tokenizer.py', f'--workdir={tmp_path}'], timeout=600)
+    """The quickstart's tokenizer, its default precision as a TPU computes it: at least 99.9 % of
+    the tokens of float32."""
+    done = tiny.run(
+        ['main.py', '--config=configs/quickstart/tokenizer.py', f'--workdir={tmp_path}'],
+        timeout=600,
+    )
     assert done.returncode == 0, done.stderr
     images, make = shapes(2000, 24, 'evaluate').astype(np.float32) / 255, dvae._conv
 
@@ -106,15 +172,27 @@ def test_default_precision_keeps_the_tokens(tmp_path, monkeypatch):
             convolution = make(*sizes, **options)
             if way:
                 convolution.conv_general_dilated = lambda x, kernel, *rest, **settings: way(
-                    x, kernel, lambda x, kernel: lax.conv_general_dilated(x, kernel, *rest, **settings))
+                    x,
+                    kernel,
+                    lambda x, kernel: lax.conv_general_dilated(x, kernel, *rest, **settings),
+                )
             return convolution
+
         monkeypatch.setattr(dvae, '_conv', conv)
         tokenizer, params = load_tokenizer(str(tmp_path / 'tokenizer'), precision)
-        return np.concatenate([jax.jit(functools.partial(tokenizer.encode, params))(part) for part in np.array_split(images, 20)])
+        return np.concatenate(
+            [
+                jax.jit(functools.partial(tokenizer.encode, params))(part)
+                for part in np.array_split(images, 20)
+            ]
+        )
 
     exact = ids('float32')
-    share = {'bfloat16_3x': np.mean(ids('float32', of_high_and_low) == exact), 'TF32': np.mean(ids('float32', of_tf32) == exact),
-             'bfloat16': np.mean(ids('bfloat16') == exact)}
+    share = {
+        'bfloat16_3x': np.mean(ids('float32', of_high_and_low) == exact),
+        'TF32': np.mean(ids('float32', of_tf32) == exact),
+        'bfloat16': np.mean(ids('bfloat16') == exact),
+    }
     print(share)
     assert share['bfloat16_3x'] >= 0.999 > share['bfloat16'] > 0.95
     assert task_config({'task': 'pretrain', 'total_steps': 1}).tokenizer.precision == 'bfloat16_3x'

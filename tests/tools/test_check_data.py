@@ -1,4 +1,5 @@
 """What check_data says of a folder is what Pillow says of it, file by file."""
+
 from collections import Counter
 import itertools
 import json
@@ -33,16 +34,19 @@ def check(monkeypatch, tmp_path, *flags) -> tuple[int, dict]:
 
 def noise(path: Path, width: int, height: int, seed: int = 0, **settings) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)).save(path, **settings)
+    Image.fromarray(
+        np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    ).save(path, **settings)
     return path
 
 
 def faulty_folder(root: Path) -> tuple[dict[Path, str], dict[Path, str], dict[Path, str]]:
-    """Writes classes `ant` and `bee`; returns (corrupt, suspicious, duplicates): what there is to say of which name."""
+    """Writes classes `ant` and `bee`; returns (corrupt, suspicious, duplicates): what there is to
+    say of which name."""
     photos, bee = write_photos(root / 'ant'), root / 'bee'
     noise(bee / 'good.png', 239, 227)
     whole = photos[0].read_bytes()
-    (bee / 'cut.jpg').write_bytes(whole[:len(whole) // 2])
+    (bee / 'cut.jpg').write_bytes(whole[: len(whole) // 2])
     damaged = bytearray((bee / 'good.png').read_bytes())
     damaged[len(damaged) // 2] ^= 255
     (bee / 'damaged.png').write_bytes(damaged)
@@ -51,22 +55,39 @@ def faulty_folder(root: Path) -> tuple[dict[Path, str], dict[Path, str], dict[Pa
     (bee / 'gone.jpg').symlink_to(root / 'nowhere.jpg')
     noise(bee / 'drawn.png', 47, 43, format='GIF')
     noise(bee / 'speck.png', 41, 7)
-    corrupt = {bee / 'cut.jpg': 'truncated', bee / 'damaged.png': 'truncated or damaged', bee / 'text.jpg': 'not a JPEG or PNG image',
-               bee / 'empty.jpg': 'not a JPEG or PNG image (empty)', bee / 'gone.jpg': os.strerror(2),
-               bee / 'drawn.png': 'not a JPEG or PNG image but GIF', bee / 'speck.png': 'smaller than 8 pixels'}
+    corrupt = {
+        bee / 'cut.jpg': 'truncated',
+        bee / 'damaged.png': 'truncated or damaged',
+        bee / 'text.jpg': 'not a JPEG or PNG image',
+        bee / 'empty.jpg': 'not a JPEG or PNG image (empty)',
+        bee / 'gone.jpg': os.strerror(2),
+        bee / 'drawn.png': 'not a JPEG or PNG image but GIF',
+        bee / 'speck.png': 'smaller than 8 pixels',
+    }
     noise(bee / 'small.png', 31, 37)
     noise(bee / 'wide.png', 373, 37)
     noise(bee / 'renamed.png', 61, 67, format='JPEG')
     noise(bee / 'moving.png', 71, 73, save_all=True, append_images=[Image.new('RGB', (71, 73))])
-    noise(bee / 'burst.jpg', 71, 73, format='MPO', save_all=True, append_images=[Image.new('RGB', (71, 73))])
+    noise(
+        bee / 'burst.jpg',
+        71,
+        73,
+        format='MPO',
+        save_all=True,
+        append_images=[Image.new('RGB', (71, 73))],
+    )
     noise(bee / 'strange.jpg', 89, 97, dpi=(72, 72), exif=b'Exif\0\0no such thing')
     exif = Image.Exif()
     exif[0x0112] = 6
     noise(bee / 'turned.jpg', 83, 79, exif=exif)
-    suspicious = {bee / 'small.png': 'smaller than 32 pixels', bee / 'wide.png': 'aspect ratio above 10',
-                  bee / 'renamed.png': 'a JPEG named .png', bee / 'moving.png': 'several frames, of which training sees the first',
-                  bee / 'burst.jpg': 'several frames, of which training sees the first',
-                  bee / 'turned.jpg': 'EXIF orientation 6, which training ignores'}
+    suspicious = {
+        bee / 'small.png': 'smaller than 32 pixels',
+        bee / 'wide.png': 'aspect ratio above 10',
+        bee / 'renamed.png': 'a JPEG named .png',
+        bee / 'moving.png': 'several frames, of which training sees the first',
+        bee / 'burst.jpg': 'several frames, of which training sees the first',
+        bee / 'turned.jpg': 'EXIF orientation 6, which training ignores',
+    }
     (bee / 'again.jpg').write_bytes(photos[2].read_bytes())
     (root / 'cat').mkdir()
     return corrupt, suspicious, {bee / 'again.jpg': str(photos[2])}
@@ -81,7 +102,9 @@ def test_agrees_with_pillow(tmp_path, monkeypatch, capsys):
     corrupt, suspicious, duplicates = faulty_folder(root)
     noise(tmp_path / 'held_out' / 'ant' / 'new.png', 53, 59, seed=1)
     (tmp_path / 'held_out' / 'bee').mkdir()
-    (tmp_path / 'held_out' / 'bee' / 'old.jpg').write_bytes(next((root / 'ant').glob('0*')).read_bytes())
+    (tmp_path / 'held_out' / 'bee' / 'old.jpg').write_bytes(
+        next((root / 'ant').glob('0*')).read_bytes()
+    )
     flags = ['--data.path', root, '--data.evaluate_path', tmp_path / 'held_out']
     status, figures = check(monkeypatch, tmp_path, *flags, '--max_bad_share', 0.5)
     assert status == 0 and figures['usable'] and not figures['estimated']
@@ -95,19 +118,35 @@ def test_agrees_with_pillow(tmp_path, monkeypatch, capsys):
             formats['JPEG' if image.format == 'MPO' else image.format] += 1
             modes[image.mode] += 1
             sizes.append(image.size)
-    assert figures['examples'] == figures['examined'] == len(files) and figures['corrupt_share'] == pytest.approx(7 / len(files))
-    assert figures['formats'] == formats and figures['modes'] == modes and {'L', 'CMYK', 'RGBA', 'RGB'} == set(modes)
+    assert figures['examples'] == figures['examined'] == len(files) and figures[
+        'corrupt_share'
+    ] == pytest.approx(7 / len(files))
+    assert (
+        figures['formats'] == formats
+        and figures['modes'] == modes
+        and {'L', 'CMYK', 'RGBA', 'RGB'} == set(modes)
+    )
     for name, values in zip(('width', 'height'), zip(*sizes)):
-        assert figures[name] == {'min': min(values), 'median': np.median(values), 'max': max(values)}
+        assert figures[name] == {
+            'min': min(values),
+            'median': np.median(values),
+            'max': max(values),
+        }
     assert figures['share_below_224'] == pytest.approx(np.mean([min(size) < 224 for size in sizes]))
     assert figures['bytes']['total'] == sum(path.stat().st_size for path in files if path.exists())
-    assert named(figures['corrupt'], 'reason') == corrupt and named(figures['suspicious'], 'reason') == suspicious
+    assert (
+        named(figures['corrupt'], 'reason') == corrupt
+        and named(figures['suspicious'], 'reason') == suspicious
+    )
     assert named(figures['duplicates'], 'same_as') == duplicates
-    assert figures['overlap'] == [{'name': str(tmp_path / 'held_out/bee/old.jpg'), 'same_as': str(files[0])}]
+    assert figures['overlap'] == [
+        {'name': str(tmp_path / 'held_out/bee/old.jpg'), 'same_as': str(files[0])}
+    ]
     counts = Counter(path.parent.name for path in good)
     assert figures['classes'] == 2 and figures['empty_classes'] == ['cat']
     assert [figures[f'{which}_class'] for which in ('smallest', 'largest')] == [
-        {'name': name, 'examples': counts[name]} for name in sorted(counts, key=counts.get)] and len(set(counts.values())) == 2
+        {'name': name, 'examples': counts[name]} for name in sorted(counts, key=counts.get)
+    ] and len(set(counts.values())) == 2
     said = capsys.readouterr().out
     assert all(f'  {path}: {reason}\n' in said for path, reason in corrupt.items())
     assert f'\n  EXIF orientation 6, which training ignores (1): {root}/bee/turned.jpg\n' in said
@@ -115,8 +154,14 @@ def test_agrees_with_pillow(tmp_path, monkeypatch, capsys):
 
     assert check(monkeypatch, tmp_path, *flags)[0] == 2  # 7 of 24 is more than 1 %
     printed = capsys.readouterr()
-    assert printed.err == ('error: 7 of 24 examples (29.17%) are corrupt, more than --max_bad_share (1.00%): remove or repair them, '
-                           'or raise it.\n') and 'train with' in printed.out
+    assert (
+        printed.err
+        == (
+            'error: 7 of 24 examples (29.17%) are corrupt, more than --max_bad_share (1.00%): '
+            'remove or repair them, or raise it.\n'
+        )
+        and 'train with' in printed.out
+    )
 
 
 def test_commands_are_accepted(tmp_path, monkeypatch):
@@ -124,26 +169,43 @@ def test_commands_are_accepted(tmp_path, monkeypatch):
     for i in range(10):
         noise(tmp_path / 'my images' / 'a' / f'{i}.png', 53, 59, seed=i)
     (tmp_path / 'my images' / 'a' / 'bad.png').write_bytes(b'')
-    status, figures = check(monkeypatch, tmp_path, '--data.path', tmp_path / 'my images', '--data.flip', 'false')
+    status, figures = check(
+        monkeypatch, tmp_path, '--data.path', tmp_path / 'my images', '--data.flip', 'false'
+    )
     assert status == 2
     for line, task in (figures['command'], 'pretrain'), (figures['finetune_command'], 'classify'):
         python, main, config, _, *settings = shlex.split(line)
         recipe, _, variant = config.removeprefix('--config=').partition(':')
         overrides = [text.removeprefix('--config.') for text in settings]
-        settings = task_config(load_recipe(str(tiny.REPOSITORY / recipe), ','.join([variant, *overrides])).to_dict())
+        settings = task_config(
+            load_recipe(str(tiny.REPOSITORY / recipe), ','.join([variant, *overrides])).to_dict()
+        )
         assert (python, main, settings.task) == ('python', 'main.py', task)
-        assert settings.data.path == str(tmp_path / 'my images') and not settings.data.flip and settings.data.max_bad_share == 0.11  # 1 of 11
+        # 1 of 11
+        assert (
+            settings.data.path == str(tmp_path / 'my images')
+            and not settings.data.flip
+            and settings.data.max_bad_share == 0.11
+        )
 
 
 def test_limit(tmp_path, monkeypatch, capsys):
     for i in range(29):
         noise(tmp_path / 'flat' / f'{i:02}.png', 37 + i, 41, seed=i)
     status, figures = check(monkeypatch, tmp_path, '--data.path', tmp_path / 'flat', '--limit', 5)
-    assert status == 0 and (figures['examples'], figures['examined'], figures['estimated']) == (29, 5, True)
+    assert status == 0 and (figures['examples'], figures['examined'], figures['estimated']) == (
+        29,
+        5,
+        True,
+    )
     assert figures['width'] == {'min': 37, 'median': 37 + 14, 'max': 37 + 28}
     looked_at = [(tmp_path / 'flat' / f'{i:02}.png').stat().st_size for i in (0, 7, 14, 21, 28)]
     assert figures['bytes'] == {'mean': np.mean(looked_at), 'total': round(np.mean(looked_at) * 29)}
-    assert figures['classes'] == 0 and figures['finetune_command'] is None and figures['overlap'] is None
+    assert (
+        figures['classes'] == 0
+        and figures['finetune_command'] is None
+        and figures['overlap'] is None
+    )
     assert 'only 5 evenly spread examples' in capsys.readouterr().out
 
 
@@ -168,32 +230,58 @@ class Stub:
         return self.read(index).label
 
 
-@pytest.mark.parametrize(('labels', 'message'), [
-    ((0, 1, 0), None),
-    ((0, 1, 2), '1 examples have a label that none of the 2 classes has'),
-    ((None, None, None), 'not one of 3 examples can be used'),
-    ((), 'error: --limit is -1'),
-])
+@pytest.mark.parametrize(
+    ('labels', 'message'),
+    [
+        ((0, 1, 0), None),
+        ((0, 1, 2), '1 examples have a label that none of the 2 classes has'),
+        ((None, None, None), 'not one of 3 examples can be used'),
+        ((), 'error: --limit is -1'),
+    ],
+)
 def test_usable(labels, message, tmp_path, monkeypatch, capsys):
     pixels = itertools.count()
-    examples = [OSError('checksum') if label is None else Example(np.full([11, 13, 3], next(pixels), np.uint8), label) for label in labels]
-    monkeypatch.setattr(check_data, 'open_source', lambda data, split: Stub(examples, ('a', 'b')) if split == 'train' else None)
-    status, figures = check(monkeypatch, tmp_path, '--data.path', 'somewhere', '--limit', 0 if labels else -1)
+    examples = [
+        OSError('checksum')
+        if label is None
+        else Example(np.full([11, 13, 3], next(pixels), np.uint8), label)
+        for label in labels
+    ]
+    monkeypatch.setattr(
+        check_data,
+        'open_source',
+        lambda data, split: Stub(examples, ('a', 'b')) if split == 'train' else None,
+    )
+    status, figures = check(
+        monkeypatch, tmp_path, '--data.path', 'somewhere', '--limit', 0 if labels else -1
+    )
     error = capsys.readouterr().err
-    assert status == (2 if message else 0) and (message or '') in error and len(error.splitlines()) == bool(message)
+    assert (
+        status == (2 if message else 0)
+        and (message or '') in error
+        and len(error.splitlines()) == bool(message)
+    )
     if labels and message:
-        assert figures['problems'] == [error.removeprefix('error: ').strip()] and not figures['usable']
+        assert (
+            figures['problems'] == [error.removeprefix('error: ').strip()] and not figures['usable']
+        )
     if None in labels:
-        assert figures['corrupt'] == [{'name': f'record {i}', 'reason': 'checksum'} for i in range(3)] and figures['width'] is None
+        assert (
+            figures['corrupt'] == [{'name': f'record {i}', 'reason': 'checksum'} for i in range(3)]
+            and figures['width'] is None
+        )
 
 
 def test_memory_stays_bounded():
-    """Threads are handed a block at a time: the first result comes before the last example is asked for."""
+    """Threads are handed a block at a time: the first result comes before the last example is asked
+    for."""
     asked = []
     results = inspection.in_threads(asked.append, np.arange(10 * inspection.BLOCK), 3, '')
     next(results)
     assert len(asked) <= inspection.BLOCK
-    assert sum(1 for _ in results) == 10 * inspection.BLOCK - 1 and sorted(asked) == list(range(10 * inspection.BLOCK))
+    assert sum(1 for _ in results) == 10 * inspection.BLOCK - 1 and sorted(asked) == list(
+        range(10 * inspection.BLOCK)
+    )
 
 
 def test_no_image(tmp_path, monkeypatch, capsys):

@@ -1,4 +1,5 @@
 """predict and attention: what they write, against the model itself, and what they refuse."""
+
 import csv
 
 from flax import nnx
@@ -26,7 +27,11 @@ def options(module, *arguments):
 @pytest.fixture(scope='module')
 def classifier(tmp_path_factory):
     """(task, parameters, checkpoint)."""
-    task = make_task(task_config(tiny.classify_settings(head_scale=20.0, data={'evaluate_crop': 1.0})).resolve(37, SHAPES))
+    task = make_task(
+        task_config(tiny.classify_settings(head_scale=20.0, data={'evaluate_crop': 1.0})).resolve(
+            37, SHAPES
+        )
+    )
     workdir = tmp_path_factory.mktemp('classifier')
     return task, tiny.save_checkpoint(workdir, task, classes=SHAPES), workdir
 
@@ -41,7 +46,10 @@ def pretrained(tmp_path_factory, tokenizer_dir):
 @pytest.fixture(scope='module')
 def images(tmp_path_factory):
     """(uint8 [11, 20, 20, 3], labels, the same as an array file, and as a folder of classes)."""
-    source, directory = ShapesSource(COUNT, 20, 'easy', 'evaluate'), tmp_path_factory.mktemp('images')
+    source, directory = (
+        ShapesSource(COUNT, 20, 'easy', 'evaluate'),
+        tmp_path_factory.mktemp('images'),
+    )
     pictures, labels = zip(*(source.read(i) for i in range(COUNT)))
     np.save(directory / 'images.npy', np.stack(pictures))
     for i, (picture, label) in enumerate(zip(pictures, labels)):
@@ -57,22 +65,50 @@ def normalized(task, pictures):
 
 def test_logits(classifier, images, tmp_path):
     task, params, workdir = classifier
-    predict.run(options(predict, '--checkpoint', workdir, '--images', images[2], '--output', tmp_path / 'o.npz', '--batch_size', 4))
+    predict.run(
+        options(
+            predict,
+            '--checkpoint',
+            workdir,
+            '--images',
+            images[2],
+            '--output',
+            tmp_path / 'o.npz',
+            '--batch_size',
+            4,
+        )
+    )
     written = np.load(tmp_path / 'o.npz')
     expected = nnx.merge(task.graphdef, params)(normalized(task, images[0]))
     np.testing.assert_allclose(written['logits'], expected, atol=1e-4)
-    assert written['paths'].tolist() == [f'images.npy[{i}]' for i in range(COUNT)] and np.all(written['labels'] == -1)
+    assert written['paths'].tolist() == [f'images.npy[{i}]' for i in range(COUNT)] and np.all(
+        written['labels'] == -1
+    )
 
 
 def test_table(classifier, images, tmp_path, capsys):
     _, _, workdir = classifier
-    predict.run(options(predict, '--checkpoint', workdir, '--images', images[3], '--output', tmp_path / 'o.csv', '--top', 3))
+    predict.run(
+        options(
+            predict,
+            '--checkpoint',
+            workdir,
+            '--images',
+            images[3],
+            '--output',
+            tmp_path / 'o.csv',
+            '--top',
+            3,
+        )
+    )
     rows = list(csv.DictReader((tmp_path / 'o.csv').open()))
     assert len(rows) == COUNT and all(row['image'].split('/')[-2] == row['label'] for row in rows)
     order = [int(row['image'].split('/')[-1].removesuffix('.png')) for row in rows]
     probabilities = np.asarray(jax.nn.softmax(load_model(str(workdir)).logits(images[0])))[order]
     assert [row['class1'] for row in rows] == [SHAPES[i] for i in probabilities.argmax(-1)]
-    np.testing.assert_allclose([float(row['probability3']) for row in rows], np.sort(probabilities)[:, -3], atol=1e-5)
+    np.testing.assert_allclose(
+        [float(row['probability3']) for row in rows], np.sort(probabilities)[:, -3], atol=1e-5
+    )
     accuracy = np.mean([row['class1'] == row['label'] for row in rows])
     assert f'{accuracy:.4f} of the {COUNT} images' in capsys.readouterr().out
 
@@ -81,12 +117,38 @@ def test_features_and_tokens(pretrained, images, tmp_path):
     task, params, workdir = pretrained
     model = nnx.merge(task.graphdef, params)
     x = np.asarray(model.encoder(normalized(task, images[0]), every_layer=lambda x_BND: x_BND))
-    predict.run(options(predict, '--checkpoint', workdir, '--images', images[2], '--what', 'features', '--output', tmp_path / 'f.npz'))
+    predict.run(
+        options(
+            predict,
+            '--checkpoint',
+            workdir,
+            '--images',
+            images[2],
+            '--what',
+            'features',
+            '--output',
+            tmp_path / 'f.npz',
+        )
+    )
     written = np.load(tmp_path / 'f.npz')
     np.testing.assert_allclose(written['mean'], x[:, :, 1:].mean(2).swapaxes(0, 1), atol=1e-4)
     np.testing.assert_allclose(written['cls'], x[:, :, 0].swapaxes(0, 1), atol=1e-4)
-    predict.run(options(predict, '--checkpoint', workdir, '--images', images[2], '--what', 'tokens', '--output', tmp_path / 't.npz'))
-    np.testing.assert_array_equal(np.load(tmp_path / 't.npz')['tokens'], np.argmax(model.head(x[-1][:, 1:]), -1))
+    predict.run(
+        options(
+            predict,
+            '--checkpoint',
+            workdir,
+            '--images',
+            images[2],
+            '--what',
+            'tokens',
+            '--output',
+            tmp_path / 't.npz',
+        )
+    )
+    np.testing.assert_array_equal(
+        np.load(tmp_path / 't.npz')['tokens'], np.argmax(model.head(x[-1][:, 1:]), -1)
+    )
 
 
 def test_attention_weights(pretrained, images):
@@ -100,34 +162,59 @@ def test_attention_weights(pretrained, images):
     normed = block.norm1(before)
     values = np.asarray(block.attention.value(normed)).reshape(COUNT, 26, 2, 8)
     mixed = np.einsum('bhqs,bshk->bqhk', weights, values).reshape(COUNT, 26, 16)
-    np.testing.assert_allclose(block.attention.out(mixed), block.attention(normed, encoder.position_bias()), atol=1e-5)
+    np.testing.assert_allclose(
+        block.attention.out(mixed), block.attention(normed, encoder.position_bias()), atol=1e-5
+    )
 
 
 def test_attention_picture(pretrained, images, tmp_path):
     _, _, workdir = pretrained
-    attention.run(options(attention, '--checkpoint', workdir, '--images', images[2], '--output', tmp_path / 'a.png', '--limit', 3,
-                          '--points', '0.1,0.9 0.5,0.5', '--layer', 1, '--head', 2))
+    attention.run(
+        options(
+            attention,
+            '--checkpoint',
+            workdir,
+            '--images',
+            images[2],
+            '--output',
+            tmp_path / 'a.png',
+            '--limit',
+            3,
+            '--points',
+            '0.1,0.9 0.5,0.5',
+            '--layer',
+            1,
+            '--head',
+            2,
+        )
+    )
     assert Image.open(tmp_path / 'a.png').size == (3 * (CELL + GAP) + GAP, TITLE + 3 * (CELL + GAP))
     weights = np.zeros((1, 2, 16, 16), np.float32)  # 3 rows of 5 patches
-    weights[0, 1, 1 + 2 * 5 + 0, 1 + 1 * 5 + 4] = 1.0  # the patch at (0.1, 0.9) looks at row 1, column 4
+    # the patch at (0.1, 0.9) looks at row 1, column 4
+    weights[0, 1, 1 + 2 * 5 + 0, 1 + 1 * 5 + 4] = 1.0
     maps = attention.attention_maps(weights, (3, 5), [(0.1, 0.9), (0.5, 0.5)], 1)
     assert maps.shape == (1, 2, 3, 5) and maps[0, 0, 1, 4] == 1 and maps.sum() == 1
-    np.testing.assert_allclose(attention.attention_maps(weights, (3, 5), [(0.1, 0.9)], None), maps[:, :1] / 2)
+    np.testing.assert_allclose(
+        attention.attention_maps(weights, (3, 5), [(0.1, 0.9)], None), maps[:, :1] / 2
+    )
 
 
-@pytest.mark.parametrize(('tool', 'arguments', 'message'), [
-    (predict, ['--what', 'logits'], '--what'),
-    (predict, ['--output', 'o.txt'], 'ends in .npz or .csv'),
-    (predict, ['--what', 'tokens'], 'needs an --output'),
-    (predict, ['--what', 'tokens', '--output', 'o.npz'], 'predicts no tokens'),
-    (predict, ['--what', 'features', '--output', 'o.csv'], 'ends in .npz'),
-    (predict, ['--images', '/nowhere'], 'no such file'),
-    (predict, ['--checkpoint', '/nowhere'], 'no such checkpoint, work directory or file'),
-    (attention, ['--output', 'a.png', '--layer', '3'], 'layers 1 to 2'),
-    (attention, ['--output', 'a.png', '--head', '3'], 'heads 1 to 2'),
-    (attention, ['--output', 'a.png', '--points', '0.5'], 'give x,y pairs'),
-    (attention, ['--output', 'a.png', '--points', '0.5,1.0'], 'below 1'),
-])
+@pytest.mark.parametrize(
+    ('tool', 'arguments', 'message'),
+    [
+        (predict, ['--what', 'logits'], '--what'),
+        (predict, ['--output', 'o.txt'], 'ends in .npz or .csv'),
+        (predict, ['--what', 'tokens'], 'needs an --output'),
+        (predict, ['--what', 'tokens', '--output', 'o.npz'], 'predicts no tokens'),
+        (predict, ['--what', 'features', '--output', 'o.csv'], 'ends in .npz'),
+        (predict, ['--images', '/nowhere'], 'no such file'),
+        (predict, ['--checkpoint', '/nowhere'], 'no such checkpoint, work directory or file'),
+        (attention, ['--output', 'a.png', '--layer', '3'], 'layers 1 to 2'),
+        (attention, ['--output', 'a.png', '--head', '3'], 'heads 1 to 2'),
+        (attention, ['--output', 'a.png', '--points', '0.5'], 'give x,y pairs'),
+        (attention, ['--output', 'a.png', '--points', '0.5,1.0'], 'below 1'),
+    ],
+)
 def test_bad_requests(tool, arguments, message, classifier, images):
     with pytest.raises(RequestError, match=message):
         tool.run(options(tool, '--checkpoint', classifier[2], '--images', images[2], *arguments))
@@ -140,6 +227,21 @@ def test_a_model_without_classes(pretrained, images):
 
 def test_a_model_that_predicts_pixels(images, tmp_path):
     tiny.save_checkpoint(tmp_path, make_task(task_config(tiny.settings('', target='pixels'))))
-    for what, message in (('tokens', 'predicts no tokens: .* give one that was pre-trained on tokens'), ('classes', r'ask for features\.')):
+    for what, message in (
+        ('tokens', 'predicts no tokens: .* give one that was pre-trained on tokens'),
+        ('classes', r'ask for features\.'),
+    ):
         with pytest.raises(RequestError, match=message):
-            predict.run(options(predict, '--checkpoint', tmp_path, '--images', images[2], '--what', what, '--output', tmp_path / 'o.npz'))
+            predict.run(
+                options(
+                    predict,
+                    '--checkpoint',
+                    tmp_path,
+                    '--images',
+                    images[2],
+                    '--what',
+                    what,
+                    '--output',
+                    tmp_path / 'o.npz',
+                )
+            )

@@ -1,4 +1,5 @@
 """The tools on a small run: what they write, and the requests that they refuse."""
+
 import importlib
 import json
 
@@ -33,68 +34,128 @@ def options(module, *arguments):
 def test_reconstruct(workdir, tmp_path):
     write_photos(tmp_path / 'photos')
     output = tmp_path / 'new' / 'p.png'
-    reconstruct.run(options(reconstruct, '--workdir', workdir, '--images', tmp_path / 'photos', '--output', output, '--limit', 3))
+    reconstruct.run(
+        options(
+            reconstruct,
+            '--workdir',
+            workdir,
+            '--images',
+            tmp_path / 'photos',
+            '--output',
+            output,
+            '--limit',
+            3,
+        )
+    )
     picture = Image.open(output)
     cell = reconstruct.CELL + reconstruct.GAP
     assert picture.size == (4 * cell + reconstruct.GAP, reconstruct.TITLE + 3 * cell)
 
 
 def test_predicted_pictures(workdir):
-    """The masked column is grey exactly where patches are hidden; the model's picture is the tokenizer's where nothing is hidden."""
+    """The masked column is grey exactly where patches are hidden; the model's picture is the
+    tokenizer's where nothing is hidden."""
     task, params = reconstruct.load_run(str(workdir))
     random = np.random.default_rng(0)
     tokenizer_params = load_tokenizer(task.config.tokenizer.path, decoder=True)[1]
-    image, token_image = (random.uniform(size=(3, size, size, 3)).astype(np.float32) for size in (20, 10))
-    masked, kept, predicted = reconstruct.predict_pictures(task, tokenizer_params, params, image, token_image, seed=0)
+    image, token_image = (
+        random.uniform(size=(3, size, size, 3)).astype(np.float32) for size in (20, 10)
+    )
+    masked, kept, predicted = reconstruct.predict_pictures(
+        task, tokenizer_params, params, image, token_image, seed=0
+    )
     hidden = np.all(np.asarray(masked) == 0.5, axis=-1)
-    assert 0 < hidden.reshape(3, -1).sum(1).max() <= 11 * 16 and np.array_equal(np.asarray(masked)[~hidden], image[~hidden])
+    assert 0 < hidden.reshape(3, -1).sum(1).max() <= 11 * 16 and np.array_equal(
+        np.asarray(masked)[~hidden], image[~hidden]
+    )
     assert kept.shape == predicted.shape == (3, 10, 10, 3)
-    untrained = {'head': {**params['head'], 'projection': {'kernel': params['head']['projection']['kernel'] * 0,
-                                                           'bias': params['head']['projection']['bias'] * 0}}}
-    always_first = reconstruct.predict_pictures(task, tokenizer_params, params | untrained, image, token_image, seed=0)[2]
+    untrained = {
+        'head': {
+            **params['head'],
+            'projection': {
+                'kernel': params['head']['projection']['kernel'] * 0,
+                'bias': params['head']['projection']['bias'] * 0,
+            },
+        }
+    }
+    always_first = reconstruct.predict_pictures(
+        task, tokenizer_params, params | untrained, image, token_image, seed=0
+    )[2]
     assert not np.allclose(always_first, kept)
 
 
 @pytest.mark.parametrize('predict', ['masked', 'all'])
 def test_predicted_pixels(predict, tmp_path):
-    """A head that says 0.5 of every value: half a deviation above the mean of each patch that is predicted, the picture itself elsewhere."""
+    """A head that says 0.5 of every value: half a deviation above the mean of each patch that is
+    predicted, the picture itself elsewhere."""
     task = make_task(task_config(tiny.settings('', target='pixels', predict=predict)))
     params = tiny.save_checkpoint(tmp_path, task)
     projection = params['head']['projection']
     projection |= {'kernel': projection['kernel'] * 0, 'bias': projection['bias'] * 0 + 0.5}
     image = np.random.default_rng(0).uniform(size=(3, 20, 20, 3)).astype(np.float32)
-    masked, predicted = map(np.asarray, reconstruct.predict_pictures(task, {}, params, image, seed=0))
+    masked, predicted = map(
+        np.asarray, reconstruct.predict_pictures(task, {}, params, image, seed=0)
+    )
     hidden = np.all(masked == 0.5, axis=-1)
     assert 0 < hidden.sum() <= 3 * 11 * 16 and np.array_equal(masked[~hidden], image[~hidden])
     cells = image.reshape(3, 5, 4, 5, 4, 3)
-    flat = cells.mean(axis=(2, 4, 5), keepdims=True) + 0.5 * np.sqrt(cells.var(axis=(2, 4, 5), keepdims=True) + 1e-6)
+    flat = cells.mean(axis=(2, 4, 5), keepdims=True) + 0.5 * np.sqrt(
+        cells.var(axis=(2, 4, 5), keepdims=True) + 1e-6
+    )
     flat = np.broadcast_to(flat, cells.shape).reshape(image.shape)
     expected = flat if predict == 'all' else np.where(hidden[..., None], flat, image)
     np.testing.assert_allclose(predicted, expected, atol=1e-6)
     write_config(task.config, tmp_path)
-    reconstruct.run(options(reconstruct, '--workdir', tmp_path, '--images', 'shapes', '--output', tmp_path / 'p.png', '--limit', 2))
+    reconstruct.run(
+        options(
+            reconstruct,
+            '--workdir',
+            tmp_path,
+            '--images',
+            'shapes',
+            '--output',
+            tmp_path / 'p.png',
+            '--limit',
+            2,
+        )
+    )
     cell = reconstruct.CELL + reconstruct.GAP
-    assert Image.open(tmp_path / 'p.png').size == (3 * cell + reconstruct.GAP, reconstruct.TITLE + 2 * cell)
+    assert Image.open(tmp_path / 'p.png').size == (
+        3 * cell + reconstruct.GAP,
+        reconstruct.TITLE + 2 * cell,
+    )
 
 
 def test_curves(workdir, tmp_path):
     curves.run(options(curves, '--workdir', workdir, '--output', tmp_path / 'c.png'))
     assert Image.open(tmp_path / 'c.png').size[0] > 500
-    curves.run(options(curves, '--workdir', workdir, '--reference', workdir, '--output', tmp_path / 'r.png'))
+    curves.run(
+        options(
+            curves, '--workdir', workdir, '--reference', workdir, '--output', tmp_path / 'r.png'
+        )
+    )
     assert (tmp_path / 'r.png').stat().st_size > (tmp_path / 'c.png').stat().st_size
     steps, values = curves.read_metrics(workdir / 'metrics.jsonl')['loss']
     assert steps == [1, 2, 3] and len(values) == 3
 
 
-@pytest.mark.parametrize(('arguments', 'message'), [
-    (['--images', 'shapes', '--workdir', '/nowhere'], r'there is no config.json'),
-    (['--images', '/nowhere'], r'--images=/nowhere: no such file'),
-    (['--images', 'shapes', '--workdir', '/nowhere', '--tokenizer', 'T'], r'there is no config.json'),
-    (['--images', 'shapes', '--limit', '0'], r'--limit is 0'),
-])
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--images', 'shapes', '--workdir', '/nowhere'], r'there is no config.json'),
+        (['--images', '/nowhere'], r'--images=/nowhere: no such file'),
+        (
+            ['--images', 'shapes', '--workdir', '/nowhere', '--tokenizer', 'T'],
+            r'there is no config.json',
+        ),
+        (['--images', 'shapes', '--limit', '0'], r'--limit is 0'),
+    ],
+)
 def test_bad_requests(arguments, message, workdir, tmp_path):
     with pytest.raises(RequestError, match=message):
-        reconstruct.run(options(reconstruct, '--workdir', workdir, '--output', tmp_path / 'p.png', *arguments))
+        reconstruct.run(
+            options(reconstruct, '--workdir', workdir, '--output', tmp_path / 'p.png', *arguments)
+        )
 
 
 def test_images(tmp_path):
@@ -107,20 +168,31 @@ def test_images(tmp_path):
     assert load_images(str(tmp_path / 'exact.npy'), 11)[0].shape == (3, 11, 11, 3)
     paths = write_photos(tmp_path / 'photos')
     images, names = load_images(str(tmp_path / 'photos'), 23)
-    assert images.shape == (len(paths), 23, 23, 3) and images.dtype == np.uint8 and names == sorted(map(str, paths))
+    assert (
+        images.shape == (len(paths), 23, 23, 3)
+        and images.dtype == np.uint8
+        and names == sorted(map(str, paths))
+    )
     crop = load_images(str(paths[0]), 23, crop=0.5)[0][0]
     with Image.open(paths[0]) as whole:
         side = round(0.5 * min(whole.size))
         left, top = (whole.width - side) / 2, (whole.height - side) / 2
-        expected = whole.convert('RGB').resize((23, 23), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+        expected = whole.convert('RGB').resize(
+            (23, 23), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)
+        )
     np.testing.assert_array_equal(crop, expected)
     assert load_images(str(tmp_path / 'exact.npy'), 17, crop=0.5)[0].shape == (3, 17, 17, 3)
     np.save(tmp_path / 'wrong.npy', exact.astype(np.float32))
     (tmp_path / 'text.jpg').write_text('no image')
     np.save(tmp_path / 'none.npy', exact[:0])
     (tmp_path / 'text.npy').write_text('no array')
-    for path, message in (('wrong.npy', r'from 0 to 255'), ('none.npy', r'has shape \(0, 17, 17, 3\)'), ('text.npy', 'as an array of numbers'),
-                          ('text.jpg', r'cannot be read as an image'), ('empty', r'no .jpg')):
+    for path, message in (
+        ('wrong.npy', r'from 0 to 255'),
+        ('none.npy', r'has shape \(0, 17, 17, 3\)'),
+        ('text.npy', 'as an array of numbers'),
+        ('text.jpg', r'cannot be read as an image'),
+        ('empty', r'no .jpg'),
+    ):
         (tmp_path / 'empty').mkdir(exist_ok=True)
         with pytest.raises(RequestError, match=message):
             load_images(str(tmp_path / path), 17)
@@ -129,38 +201,94 @@ def test_images(tmp_path):
 def test_a_path_that_cannot_be_written(tmp_path):
     """One line and status 2."""
     (tmp_path / 'file').write_text('')
-    done = tiny.run(['-m', 'beit_jax.tools.fit_tokenizer', '--kind', 'random_projection', '--output', str(tmp_path / 'file')])
-    assert done.returncode == 2 and done.stderr.startswith('error: ') and 'file' in done.stderr and len(done.stderr.splitlines()) == 1
+    done = tiny.run(
+        [
+            '-m',
+            'beit_jax.tools.fit_tokenizer',
+            '--kind',
+            'random_projection',
+            '--output',
+            str(tmp_path / 'file'),
+        ]
+    )
+    assert (
+        done.returncode == 2
+        and done.stderr.startswith('error: ')
+        and 'file' in done.stderr
+        and len(done.stderr.splitlines()) == 1
+    )
 
 
-@pytest.mark.parametrize('tool', ['reconstruct', 'curves', 'predict', 'attention', 'study', 'benchmark', 'import_tokenizer', 'fit_tokenizer',
-                                  'evaluate_tokenizer', 'tokenize', 'check_data'])
+@pytest.mark.parametrize(
+    'tool',
+    [
+        'reconstruct',
+        'curves',
+        'predict',
+        'attention',
+        'study',
+        'benchmark',
+        'import_tokenizer',
+        'fit_tokenizer',
+        'evaluate_tokenizer',
+        'tokenize',
+        'check_data',
+    ],
+)
 def test_help_has_an_example(tool):
-    assert f'python -m beit_jax.tools.{tool}' in importlib.import_module(f'beit_jax.tools.{tool}')._arguments().format_help()
+    assert (
+        f'python -m beit_jax.tools.{tool}'
+        in importlib.import_module(f'beit_jax.tools.{tool}')._arguments().format_help()
+    )
 
 
 def test_views_of_the_input():
     """A tokenizer's picture is made only where there is one."""
     for target, names in (('tokens', ['image', 'token_image']), ('pixels', ['image'])):
-        assert [view.name for view in views_of(task_config(tiny.settings('', target=target)))] == names
+        assert [
+            view.name for view in views_of(task_config(tiny.settings('', target=target)))
+        ] == names
 
 
 def test_benchmark_of_the_input(tmp_path):
     write_many_photos(tmp_path / 'photos', 40)
     (tmp_path / 'photos' / 'text.jpg').write_text('not a picture')
-    command = ['-m', 'beit_jax.tools.benchmark', 'input', '--config=configs/pretrain_imagenet1k.py:base',
-               f'--config.data.path={tmp_path}/photos', '--config.data.crop_scale=(0.5,1.0)']
+    command = [
+        '-m',
+        'beit_jax.tools.benchmark',
+        'input',
+        '--config=configs/pretrain_imagenet1k.py:base',
+        f'--config.data.path={tmp_path}/photos',
+        '--config.data.crop_scale=(0.5,1.0)',
+    ]
     done = tiny.run([*command, '--images=41', '--repeats=1', f'--json={tmp_path}/figures.json'])
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / 'figures.json').read_text())
-    assert figures['images'] == 40 and 100e3 < figures['bytes_per_image'] < 110e3 and 'training: ' in done.stdout
-    stages = {'training', 'training, its peer', 'evaluation', 'evaluation, its peer', 'read', 'decode the crop', 'resize to 224',
-              'resize to 112', 'batch and the rest', 'transfer'}
+    assert (
+        figures['images'] == 40
+        and 100e3 < figures['bytes_per_image'] < 110e3
+        and 'training: ' in done.stdout
+    )
+    stages = {
+        'training',
+        'training, its peer',
+        'evaluation',
+        'evaluation, its peer',
+        'read',
+        'decode the crop',
+        'resize to 224',
+        'resize to 112',
+        'batch and the rest',
+        'transfer',
+    }
     assert figures['core_milliseconds'].keys() == stages
     assert all(0 < error < 0.3 for error in figures['grey_levels_from_pillow'].values())
     assert min(figures['ratio'].values()) > 1
-    for wrong, message in (('--cores=999', 'cores'), ('--config.data.nope=1', 'config.data.nope is not a setting'),
-                           ('--nope', 'is not an option')):
+    for wrong, message in (
+        ('--cores=999', 'cores'),
+        ('--config.data.nope=1', 'config.data.nope is not a setting'),
+        ('--nope', 'is not an option'),
+    ):
         options, overrides = benchmark._arguments().parse_known_args([*command[2:], wrong])
         options.overrides = overrides
         with pytest.raises(RequestError, match=message):

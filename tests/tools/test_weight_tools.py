@@ -1,4 +1,5 @@
 """import_weights, export_weights, inspect_weights and beit_jax.load as a person uses them."""
+
 import csv
 import hashlib
 import json
@@ -22,7 +23,12 @@ from tests.weights.test_round_trip import call
 
 LABELS = ('flower', 'temple')
 pytestmark = pytest.mark.filterwarnings('ignore:.*assumed')  # what a bare file does not tell
-VISION = {'image_size': 64, 'crop_scale': (0.9, 1.0), 'evaluate_crop': 224 / 256, 'color_jitter': (0.0, 0.0, 0.0)}
+VISION = {
+    'image_size': 64,
+    'crop_scale': (0.9, 1.0),
+    'evaluate_crop': 224 / 256,
+    'color_jitter': (0.0, 0.0, 0.0),
+}
 
 
 @pytest.fixture(scope='module')
@@ -39,52 +45,87 @@ def pictures(tmp_path_factory):
 def finetuned(pictures, tmp_path_factory):
     """A work directory: a small encoder fine-tuned on the photographs until it knows them."""
     workdir = tmp_path_factory.mktemp('finetuned')
-    config = task_config(tiny.classify_settings(
-        total_steps=60, save_every=60, evaluate_every=60, log_every=60, label_smoothing=0.0, erase=0.0, head_scale=1.0,
-        mix={'mixup': 0.0, 'cutmix': 0.0},
-        data={'name': 'folder', 'path': str(pictures), 'evaluate_path': str(pictures), **VISION},
-        model={'patch_size': 16, 'positions': 'layer_bias', 'drop_path': 0.0}, optimizer={'lr': 3e-3, 'warmup_steps': 5}))
+    config = task_config(
+        tiny.classify_settings(
+            total_steps=60,
+            save_every=60,
+            evaluate_every=60,
+            log_every=60,
+            label_smoothing=0.0,
+            erase=0.0,
+            head_scale=1.0,
+            mix={'mixup': 0.0, 'cutmix': 0.0},
+            data={
+                'name': 'folder',
+                'path': str(pictures),
+                'evaluate_path': str(pictures),
+                **VISION,
+            },
+            model={'patch_size': 16, 'positions': 'layer_bias', 'drop_path': 0.0},
+            optimizer={'lr': 3e-3, 'warmup_steps': 5},
+        )
+    )
     assert loop.train(config, workdir) == 0
     return workdir
 
 
 def test_transformers_says_the_same_of_photographs(finetuned, pictures, tmp_path):
-    """Exported, and evaluated there with the exported image processor: the same class on every picture."""
+    """Exported, and evaluated there with the exported image processor: the same class on every
+    picture."""
     call(export_weights, input=finetuned, format='huggingface', output=tmp_path / 'exported')
     paths = sorted(pictures.rglob('*.*'))
     ours = beit_jax.load(finetuned)
     probabilities = np.asarray(jax.nn.softmax(ours.logits(ours.preprocess(paths))))
     processor = torch_models.transformers.AutoImageProcessor.from_pretrained(tmp_path / 'exported')
-    theirs = torch_models.transformers.BeitForImageClassification.from_pretrained(tmp_path / 'exported').eval()
+    theirs = torch_models.transformers.BeitForImageClassification.from_pretrained(
+        tmp_path / 'exported'
+    ).eval()
     images = [Image.open(path) for path in paths]
     with torch.no_grad():
         expected = theirs(**processor(images, return_tensors='pt')).logits.softmax(-1).numpy()
-    print(f'largest difference of a probability: {np.abs(probabilities - expected).max():.4f} (two resamplings: ours takes the central '
-          'square out of the picture in one step, theirs resizes the whole picture to whole pixels and cuts then)')
-    assert theirs.config.id2label == dict(enumerate(LABELS)) and len(set(probabilities.argmax(-1))) == 2
+    print(
+        f'largest difference of a probability: {np.abs(probabilities - expected).max():.4f} (two '
+        'resamplings: ours takes the central square out of the picture in one step, theirs resizes '
+        'the whole picture to whole pixels and cuts then)'
+    )
+    assert (
+        theirs.config.id2label == dict(enumerate(LABELS))
+        and len(set(probabilities.argmax(-1))) == 2
+    )
     np.testing.assert_array_equal(probabilities.argmax(-1), expected.argmax(-1))
     assert np.abs(probabilities - expected).max() < 0.05
     mean, std = (np.float32(ours.architecture[name]) for name in ('mean', 'std'))
     pixels = ((ours.preprocess(paths) / np.float32(255) - mean) / std).transpose(0, 3, 1, 2)
     with torch.no_grad():  # on the same pixels there is no difference
-        np.testing.assert_allclose(theirs(torch.from_numpy(pixels)).logits.softmax(-1), probabilities, atol=1e-5)
+        np.testing.assert_allclose(
+            theirs(torch.from_numpy(pixels)).logits.softmax(-1), probabilities, atol=1e-5
+        )
 
 
 def test_the_card(finetuned, tmp_path):
     call(export_weights, input=finetuned, format='unilm', output=tmp_path / 'exported')
     card = (tmp_path / 'exported' / 'README.md').read_text()
     row = json.loads((finetuned / 'metrics.jsonl').read_text().splitlines()[-1])
-    assert f'| `accuracy` | {row["eval/accuracy"]:.6g} |' in card and 'Task `classify`, seed 0, batch 8, 60 steps' in card
-    assert str(finetuned) not in card and '"path"' not in card, 'places on this machine are nobody else\'s business'
+    assert (
+        f'| `accuracy` | {row["eval/accuracy"]:.6g} |' in card
+        and 'Task `classify`, seed 0, batch 8, 60 steps' in card
+    )
+    assert str(finetuned) not in card and '"path"' not in card, (
+        "places on this machine are nobody else's business"
+    )
     for name in ('model.safetensors', 'model.pth'):
         assert hashlib.sha256((tmp_path / 'exported' / name).read_bytes()).hexdigest() in card
     back = beit_jax.load(tmp_path / 'exported' / 'model.safetensors')
-    assert back.classes == LABELS and back.crop == 224 / 256 and not [note for note in back.notes if 'pixels' in note]
+    assert (
+        back.classes == LABELS
+        and back.crop == 224 / 256
+        and not [note for note in back.notes if 'pixels' in note]
+    )
     images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
     np.testing.assert_array_equal(back.logits(images), beit_jax.load(finetuned).logits(images))
 
 
-PROGRAM = '''
+PROGRAM = """
 import sys
 for name in ('torch', 'timm', 'transformers', 'tensorflow', 'ml_collections'):
     sys.modules[name] = None
@@ -94,12 +135,20 @@ for tool, line in ((inspect_weights, [source]), (import_weights, ['--input', sou
                    *((export_weights, ['--input', directory + '/ours', '--format', form, '--output', f'{directory}/{form}'])
                      for form in ('huggingface', 'timm', 'unilm'))):
     tool.run(tool._arguments().parse_args(line))
-'''
+"""
 
 
 @pytest.mark.parametrize('vocabulary', [0, 101])
 def test_without_torch(vocabulary, tmp_path):
-    kind = {'width': 128, 'depth': 2, 'heads': 2, 'hidden': 200, 'side': 80, 'positions': 'shared_bias', 'vocabulary': vocabulary}
+    kind = {
+        'width': 128,
+        'depth': 2,
+        'heads': 2,
+        'hidden': 200,
+        'side': 80,
+        'positions': 'shared_bias',
+        'vocabulary': vocabulary,
+    }
     model = torch_models.make_timm(**kind)
     torch.save({'model': model.state_dict()}, tmp_path / 'beit.pth')
     done = tiny.run(['-c', PROGRAM, str(tmp_path / 'beit.pth'), str(tmp_path)])
@@ -107,25 +156,48 @@ def test_without_torch(vocabulary, tmp_path):
     for form in ('huggingface', 'timm', 'unilm'):
         assert (tmp_path / form / 'model.safetensors').stat().st_size > 4 * 330_000
     left_out = 'timm has no masked image model: mask token and token head are left out'
-    assert (left_out in done.stdout) == bool(vocabulary) and ('predicts 101 tokens' in done.stdout) == bool(vocabulary)
+    assert (left_out in done.stdout) == bool(vocabulary) and (
+        'predicts 101 tokens' in done.stdout
+    ) == bool(vocabulary)
     if vocabulary:  # what is left of it gives the same features
         back = torch_models.timm.create_model(f'local-dir:{tmp_path}/timm', pretrained=True).eval()
         images = np.random.default_rng(0).random((2, 80, 80, 3), np.float32)
         with torch.no_grad():
-            expected = back.forward_intermediates(torch.from_numpy(images.transpose(0, 3, 1, 2) * 2 - 1), indices=[0, 1],
-                                                  return_prefix_tokens=True, intermediates_only=True)
+            expected = back.forward_intermediates(
+                torch.from_numpy(images.transpose(0, 3, 1, 2) * 2 - 1),
+                indices=[0, 1],
+                return_prefix_tokens=True,
+                intermediates_only=True,
+            )
         features = beit_jax.load(tmp_path / 'ours').features(images, layers=(0, -1), patches=True)
         for layer, (patches_BDhw, cls_B1D) in enumerate(expected):
-            np.testing.assert_allclose(features['patches'][layer], patches_BDhw.permute(0, 2, 3, 1), atol=1e-4)
+            np.testing.assert_allclose(
+                features['patches'][layer], patches_BDhw.permute(0, 2, 3, 1), atol=1e-4
+            )
             np.testing.assert_allclose(features['cls'][layer], cls_B1D[:, 0], atol=1e-4)
-            np.testing.assert_allclose(features['mean'][layer], patches_BDhw.mean((2, 3)), atol=1e-4)
+            np.testing.assert_allclose(
+                features['mean'][layer], patches_BDhw.mean((2, 3)), atol=1e-4
+            )
 
 
 def test_a_file_of_pretraining_is_fine_tuned(tmp_path):
     """--config.init takes the .pth itself; the log says what became of the shared table."""
-    kind = {'width': 16, 'depth': 2, 'heads': 2, 'hidden': 24, 'side': 20, 'patch_size': 4, 'positions': 'shared_bias', 'vocabulary': 17}
+    kind = {
+        'width': 16,
+        'depth': 2,
+        'heads': 2,
+        'hidden': 24,
+        'side': 20,
+        'patch_size': 4,
+        'positions': 'shared_bias',
+        'vocabulary': 17,
+    }
     torch.save({'model': torch_models.make_timm(**kind).state_dict()}, tmp_path / 'beit.pth')
-    done = tiny.run(tiny.classify_arguments(tmp_path / 'run', init=tmp_path / 'beit.pth', total_steps=2, compute_dtype='float32'))
+    done = tiny.run(
+        tiny.classify_arguments(
+            tmp_path / 'run', init=tmp_path / 'beit.pth', total_steps=2, compute_dtype='float32'
+        )
+    )
     assert done.returncode == 0, done.stderr
     assert 'each layer starts with the relative position bias that the layers shared' in done.stdout
     assert 'mean and std 0.5 are assumed' in done.stdout
@@ -133,16 +205,29 @@ def test_a_file_of_pretraining_is_fine_tuned(tmp_path):
 
 
 def test_inspect(finetuned, tmp_path, capsys):
-    call_inspect = lambda path: inspect_weights.run(inspect_weights._arguments().parse_args([str(path)]))
+    call_inspect = lambda path: inspect_weights.run(
+        inspect_weights._arguments().parse_args([str(path)])
+    )
     call_inspect(finetuned)
     assert 'a checkpoint of this package' in capsys.readouterr().out
-    state = torch_models.make_timm('layer_bias', width=128, depth=1, heads=2, hidden=200, side=64, classes=5).half().state_dict()
+    state = (
+        torch_models.make_timm(
+            'layer_bias', width=128, depth=1, heads=2, hidden=200, side=64, classes=5
+        )
+        .half()
+        .state_dict()
+    )
     torch.save({'model': state}, tmp_path / 'beit_base_patch16_224_pt22k_ft22kto1k.pth')
     call_inspect(tmp_path / 'beit_base_patch16_224_pt22k_ft22kto1k.pth')
     out = capsys.readouterr().out
-    for text in ("timm's names, 217,", 'tensors of float16', 'classifier of 5 classes', 'size of its own: width 128, 1 blocks, 2 heads, MLP 200',
-                 'pictures of 64 x 64 pixels, 4 x 4 patches of 16',
-                 'BEiT-base at 224 pixels, 1000 classes; published top-1 on ImageNet-1k 85.2 %'):
+    for text in (
+        "timm's names, 217,",
+        'tensors of float16',
+        'classifier of 5 classes',
+        'size of its own: width 128, 1 blocks, 2 heads, MLP 200',
+        'pictures of 64 x 64 pixels, 4 x 4 patches of 16',
+        'BEiT-base at 224 pixels, 1000 classes; published top-1 on ImageNet-1k 85.2 %',
+    ):
         assert text in out, (text, out)
     del state['head.bias']
     torch.save(state, tmp_path / 'broken.pth')
@@ -158,22 +243,38 @@ def test_load(finetuned, pictures):
     images = model.preprocess([paths[0], str(paths[1]), Image.open(paths[2]), grey])
     assert images.shape == (4, 64, 64, 3) and images.dtype == np.uint8
     np.testing.assert_array_equal(images[2], model.preprocess([paths[2]])[0])
-    np.testing.assert_allclose(model.logits(images / np.float32(255)), model.logits(images), atol=1e-5)
-    np.testing.assert_allclose(beit_jax.load(finetuned, dtype='bfloat16').logits(images), model.logits(images), atol=0.5)
+    np.testing.assert_allclose(
+        model.logits(images / np.float32(255)), model.logits(images), atol=1e-5
+    )
+    np.testing.assert_allclose(
+        beit_jax.load(finetuned, dtype='bfloat16').logits(images), model.logits(images), atol=0.5
+    )
     every, last = model.features(images), model.features(images, layers=(-1,))
     np.testing.assert_array_equal(every['mean'][1:], last['mean'])
-    assert every['cls'].shape == (2, 4, 16) and model.features(images, patches=True)['patches'].shape == (2, 4, 4, 4, 16)
+    assert every['cls'].shape == (2, 4, 16) and model.features(images, patches=True)[
+        'patches'
+    ].shape == (2, 4, 4, 4, 16)
     for wrong, message in (
-            (lambda: model.preprocess(paths[0]), 'give a list'), (lambda: model.preprocess([]), 'give a list'),
-            (lambda: model.logits(images[:, :60]), r'shape \(4, 60, 64, 3\)'), (lambda: model.logits(images[0]), 'this model takes'),
-            (lambda: model.logits(images.astype(np.float32)), 'images from 0 to 255: give uint8'),
-            (lambda: model.logits(images.astype(np.int32)), 'type int32'), (lambda: model.logits(images[:0]), r'shape \(0, 64, 64, 3\)'),
-            (lambda: model.logits([images[0], images[1][:60]]), 'images are a list: this model takes'),
-            (lambda: model.features(images, layers=(2,)), 'there is no layer 2: this encoder has 2, 0 to 1'),
-            (lambda: model.features(images, layers=()), 'give a list of blocks'), (lambda: model.features(images, layers=1), 'give a list of'),
-            (lambda: model.attention(images, 2), 'there is no layer 2'), (lambda: model.preprocess([images[0]]), 'give a list of Pillow images'),
-            (lambda: beit_jax.load(finetuned, dtype='float31'), 'Did you mean float32'),
-            (lambda: model.tokens(images), 'predicts no tokens'), (lambda: beit_jax.load('/nowhere'), 'no such')):
+        (lambda: model.preprocess(paths[0]), 'give a list'),
+        (lambda: model.preprocess([]), 'give a list'),
+        (lambda: model.logits(images[:, :60]), r'shape \(4, 60, 64, 3\)'),
+        (lambda: model.logits(images[0]), 'this model takes'),
+        (lambda: model.logits(images.astype(np.float32)), 'images from 0 to 255: give uint8'),
+        (lambda: model.logits(images.astype(np.int32)), 'type int32'),
+        (lambda: model.logits(images[:0]), r'shape \(0, 64, 64, 3\)'),
+        (lambda: model.logits([images[0], images[1][:60]]), 'images are a list: this model takes'),
+        (
+            lambda: model.features(images, layers=(2,)),
+            'there is no layer 2: this encoder has 2, 0 to 1',
+        ),
+        (lambda: model.features(images, layers=()), 'give a list of blocks'),
+        (lambda: model.features(images, layers=1), 'give a list of'),
+        (lambda: model.attention(images, 2), 'there is no layer 2'),
+        (lambda: model.preprocess([images[0]]), 'give a list of Pillow images'),
+        (lambda: beit_jax.load(finetuned, dtype='float31'), 'Did you mean float32'),
+        (lambda: model.tokens(images), 'predicts no tokens'),
+        (lambda: beit_jax.load('/nowhere'), 'no such'),
+    ):
         with pytest.raises(RequestError, match=message):
             wrong()
 
@@ -181,26 +282,43 @@ def test_load(finetuned, pictures):
 def test_older_checkpoints(tmp_path):
     """A description from before there was an entry for the eps of the norms."""
     task = make_task(task_config(tiny.classify_settings()).resolve(37, LABELS))
-    description = {name: value for name, value in task.describe().items() if name not in ('norm_eps', 'crop')}
+    description = {
+        name: value for name, value in task.describe().items() if name not in ('norm_eps', 'crop')
+    }
     checkpoints = Checkpoints(tmp_path / 'old')
-    checkpoints.save({'params': step.initial_params(task, 0)}, 1, {'task': 'classify', 'architecture': description, 'classes': LABELS})
+    checkpoints.save(
+        {'params': step.initial_params(task, 0)},
+        1,
+        {'task': 'classify', 'architecture': description, 'classes': LABELS},
+    )
     checkpoints.close()
-    (tmp_path / 'old' / 'metrics.jsonl').write_text('{"step": 1, "eval/accuracy": 0.5, "eval/loss": null}\n{"step": 1, "eval/to')
+    (tmp_path / 'old' / 'metrics.jsonl').write_text(
+        '{"step": 1, "eval/accuracy": 0.5, "eval/loss": null}\n{"step": 1, "eval/to'
+    )
     call(export_weights, input=tmp_path / 'old', format='huggingface', output=tmp_path / 'new')
     assert json.loads((tmp_path / 'new' / 'config.json').read_text())['layer_norm_eps'] == 1e-6
     assert '| `accuracy` | 0.5 |' in (tmp_path / 'new' / 'README.md').read_text()
-    (tmp_path / 'new' / 'checkpoints' / '5').mkdir(parents=True)  # as the trainer of transformers may leave them
+    # as the trainer of transformers may leave them
+    (tmp_path / 'new' / 'checkpoints' / '5').mkdir(parents=True)
     assert beit_jax.load(tmp_path / 'new').classes == LABELS
 
 
 @pytest.mark.parametrize('dialect', ['huggingface', 'timm', 'unilm'])
 def test_a_model_that_predicts_pixels(dialect, tmp_path, capsys):
     """Nobody else has its head: the encoder is exported without, and gives the same features."""
-    tiny.save_checkpoint(tmp_path / 'pixels', make_task(task_config(tiny.settings('', target='pixels', model={'positions': 'absolute'}))))
+    tiny.save_checkpoint(
+        tmp_path / 'pixels',
+        make_task(task_config(tiny.settings('', target='pixels', model={'positions': 'absolute'}))),
+    )
     call(export_weights, input=tmp_path / 'pixels', format=dialect, output=tmp_path / 'exported')
-    assert f'{dialect} has no model that predicts pixels: mask token and pixel head are left out' in capsys.readouterr().out
+    assert (
+        f'{dialect} has no model that predicts pixels: mask token and pixel head are left out'
+        in capsys.readouterr().out
+    )
     images = np.random.default_rng(0).integers(0, 256, (3, 20, 20, 3), np.uint8)
-    ours, back = (beit_jax.load(tmp_path / name).features(images) for name in ('pixels', 'exported'))
+    ours, back = (
+        beit_jax.load(tmp_path / name).features(images) for name in ('pixels', 'exported')
+    )
     for name, expected in ours.items():
         np.testing.assert_allclose(back[name], expected, atol=1e-5)
 
@@ -214,14 +332,34 @@ def test_released_weights():
         assert (f'| {released.top1} / {released.top5} |' in row) == bool(released.top1)
         if released.timm:
             config = torch_models.timm.models.get_pretrained_cfg(released.timm)
-            assert (config.num_classes, config.input_size[1], tuple(config.mean)) == (released.num_classes, released.image_size, (0.5, 0.5, 0.5))
-        assert find_released(name) == find_released(released.hub.partition('/')[2] or name) == released
+            assert (config.num_classes, config.input_size[1], tuple(config.mean)) == (
+                released.num_classes,
+                released.image_size,
+                (0.5, 0.5, 0.5),
+            )
+        assert (
+            find_released(name) == find_released(released.hub.partition('/')[2] or name) == released
+        )
     assert find_released('beit') is None
 
 
 def test_predict_reads_foreign_weights(pictures, tmp_path):
-    torch_models.make_transformers('layer_bias', width=128, depth=1, heads=2, hidden=200, side=64, classes=5).save_pretrained(tmp_path / 'hub')
-    done = tiny.run(['-m', 'beit_jax.tools.predict', '--checkpoint', str(tmp_path / 'hub'), '--images', str(pictures), '--output',
-                     str(tmp_path / 'p.csv')])
+    torch_models.make_transformers(
+        'layer_bias', width=128, depth=1, heads=2, hidden=200, side=64, classes=5
+    ).save_pretrained(tmp_path / 'hub')
+    done = tiny.run(
+        [
+            '-m',
+            'beit_jax.tools.predict',
+            '--checkpoint',
+            str(tmp_path / 'hub'),
+            '--images',
+            str(pictures),
+            '--output',
+            str(tmp_path / 'p.csv'),
+        ]
+    )
     assert done.returncode == 0 and 'mean and std 0.5 are assumed' in done.stderr, done.stderr
-    assert {row['class1'] for row in csv.DictReader((tmp_path / 'p.csv').open())} <= {f'kind {i}' for i in range(5)}
+    assert {row['class1'] for row in csv.DictReader((tmp_path / 'p.csv').open())} <= {
+        f'kind {i}' for i in range(5)
+    }

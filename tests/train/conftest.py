@@ -8,5 +8,7 @@ from beit_jax.train import run, sharding
 def one_device():
     """Compiling for eight is most of what a run would take; test_resume.py does it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, 'make_mesh', lambda config: sharding.make_mesh(config, jax.devices()[:1]))
+        patch.setattr(
+            run, 'make_mesh', lambda config: sharding.make_mesh(config, jax.devices()[:1])
+        )
         yield

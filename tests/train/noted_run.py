@@ -1,10 +1,13 @@
-"""main.py, noting where it is and what it consumes, so that a test can end it at a chosen moment and compare what was learned from.
+"""main.py, noting where it is and what it consumes, so that a test can end it at a chosen moment
+and compare what was learned from.
 
     python -m tests.train.noted_run NOTES --config=... --workdir=...
 
-NOTES gets a JSON line for each phase (compile, step, evaluation, save) as it begins; that of a step has the numbers of its views and the
-examples that the sampler asked for. STEP_SECONDS in the environment makes steps last longer.
+NOTES gets a JSON line for each phase (compile, step, evaluation, save) as it begins; that of a step
+has the numbers of its views and the examples that the sampler asked for. STEP_SECONDS in the
+environment makes steps last longer.
 """
+
 import json
 import os
 from pathlib import Path
@@ -29,11 +32,23 @@ def patch(file: int) -> None:
         step, line = compile_step(train_step, state, batch, stop)
 
         def noted_step(state, batch):
-            mine = lambda name: [int(x) for shard in sorted(batch[name].addressable_shards, key=lambda shard: shard.index[0].start or 0)
-                                 for x in shard.data]
-            note(file, 'step', number=int(state['step']) + 1, views=mine('view'), examples=mine('index'))
+            mine = lambda name: [
+                int(x)
+                for shard in sorted(
+                    batch[name].addressable_shards, key=lambda shard: shard.index[0].start or 0
+                )
+                for x in shard.data
+            ]
+            note(
+                file,
+                'step',
+                number=int(state['step']) + 1,
+                views=mine('view'),
+                examples=mine('index'),
+            )
             time.sleep(float(os.environ.get('STEP_SECONDS', '0')))
             return step(state, batch)
+
         return noted_step, line
 
     def noted_save(self, state, step, *rest):
@@ -45,7 +60,11 @@ def patch(file: int) -> None:
             note(file, 'evaluation')
             yield batch
 
-    loop._compile, Checkpoints.save, Run.evaluation_batches = noted_compile, noted_save, noted_evaluation
+    loop._compile, Checkpoints.save, Run.evaluation_batches = (
+        noted_compile,
+        noted_save,
+        noted_evaluation,
+    )
 
 
 if __name__ == '__main__':

@@ -1,4 +1,5 @@
 """A start that is refused leaves a work directory as it was, so that the mended command works."""
+
 import json
 
 import jax
@@ -13,7 +14,10 @@ from tests import tiny
 
 
 def test_a_refused_start_leaves_no_trace(tokenizer_dir, tmp_path):
-    for refused, message in (({'optimizer': {'warmup_steps': 9}}, 'the warm-up takes 9 of 5 steps'), ({'init': str(tmp_path / 'no')}, 'no')):
+    for refused, message in (
+        ({'optimizer': {'warmup_steps': 9}}, 'the warm-up takes 9 of 5 steps'),
+        ({'init': str(tmp_path / 'no')}, 'no'),
+    ):
         with pytest.raises(RequestError, match=message):
             loop.train(task_config(tiny.settings(tokenizer_dir, **refused)), tmp_path / 'run')
         assert not (tmp_path / 'run' / FILE).exists()
@@ -23,8 +27,13 @@ def test_what_differs_from_the_run_of_a_work_directory(tokenizer_dir, tmp_path):
     config = lambda **changed: task_config(tiny.settings(tokenizer_dir, **changed))
     assert config_changes(config(), tmp_path) == []
     write_config(config(), tmp_path)
-    assert config_changes(config(data={'max_bad_share': 0.5, 'workers': 3}, save_every=2), tmp_path) == []
-    with pytest.raises(RequestError, match=r'holds a run of another config \(config.seed was 0, is 1\)'):
+    assert (
+        config_changes(config(data={'max_bad_share': 0.5, 'workers': 3}, save_every=2), tmp_path)
+        == []
+    )
+    with pytest.raises(
+        RequestError, match=r'holds a run of another config \(config.seed was 0, is 1\)'
+    ):
         config_changes(config(seed=1), tmp_path)
     assert len(config_changes(config(seed=1, accept_changes=True), tmp_path)) == 1
     for damaged in ('x', '[1]'):
@@ -58,7 +67,10 @@ def test_programs_are_kept_for_the_next_start(tmp_path):
 
 
 def test_settings_that_cannot_train(tokenizer_dir):
-    for changed, message in (({'lr': -1.0}, 'lr is -1.0: use 0 or more'), ({'beta2': 1.0}, 'beta2 is 1.0: use 0 or more, below 1')):
+    for changed, message in (
+        ({'lr': -1.0}, 'lr is -1.0: use 0 or more'),
+        ({'beta2': 1.0}, 'beta2 is 1.0: use 0 or more, below 1'),
+    ):
         with pytest.raises(RequestError, match=message):
             task_config(tiny.settings(tokenizer_dir, optimizer=changed))
 

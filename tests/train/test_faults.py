@@ -1,7 +1,9 @@
-"""Real pre-training processes on JPEG files, ended at random moments and started again: nothing is lost, nothing is learned twice.
+"""Real pre-training processes on JPEG files, ended at random moments and started again: nothing is
+lost, nothing is learned twice.
 
 `make test` runs 5 trials, `make test-faults` 30, and those with two processes.
 """
+
 import json
 import os
 import random
@@ -17,10 +19,14 @@ from tests import tiny
 from tests.photos import write_photos
 from tests.train.test_resume import assert_same_run, metrics_lines
 
-TRIALS, FIRST_SEED = int(os.environ.get('BEIT_JAX_FAULT_TRIALS', '5')), int(os.environ.get('BEIT_JAX_FAULT_SEED', '0'))
+TRIALS, FIRST_SEED = (
+    int(os.environ.get('BEIT_JAX_FAULT_TRIALS', '5')),
+    int(os.environ.get('BEIT_JAX_FAULT_SEED', '0')),
+)
 STEPS = 12
 PHASES = ('start', 'compile', 'step', 'evaluation', 'save')
-ALLOWED = {signal.SIGKILL: {-signal.SIGKILL}, signal.SIGTERM: {75, -signal.SIGTERM}}  # before it listens, a process dies of SIGTERM
+# before it listens, a process dies of SIGTERM
+ALLOWED = {signal.SIGKILL: {-signal.SIGKILL}, signal.SIGTERM: {75, -signal.SIGTERM}}
 
 
 @pytest.fixture(scope='module')
@@ -29,7 +35,9 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp('photos')
     whole = Image.open(write_photos(folder / 'whole')[0])
     for i in range(29):
-        whole.resize((61 + 3 * i, 97 - 2 * i), box=(0, i, whole.width - 5 * i, whole.height)).save(folder / f'{i:02}.jpg')
+        whole.resize((61 + 3 * i, 97 - 2 * i), box=(0, i, whole.width - 5 * i, whole.height)).save(
+            folder / f'{i:02}.jpg'
+        )
     shutil.rmtree(folder / 'whole')
     cut = folder / '13.jpg'
     cut.write_bytes(cut.read_bytes()[:-300])
@@ -37,15 +45,34 @@ def files(tmp_path_factory):
 
 
 def command(workdir, tokenizer_dir, files) -> list[str]:
-    """`noted_run` of a run of 12 steps, evaluated after steps 5, 10 and 12, saved after 4, 8 and 12."""
-    changed = {'total_steps': STEPS, 'evaluate_every': 5, 'save_every': 4, 'keep_checkpoints': 2,
-               'data': {'name': 'folder', 'path': str(files), 'holdout': 0.1, 'max_bad_share': 0.2}}
-    return ['-m', 'tests.train.noted_run', f'{workdir}.notes', *tiny.arguments(workdir, tokenizer_dir, **changed)[1:]]
+    """`noted_run` of a run of 12 steps, evaluated after steps 5, 10 and 12, saved after 4, 8 and
+    12."""
+    changed = {
+        'total_steps': STEPS,
+        'evaluate_every': 5,
+        'save_every': 4,
+        'keep_checkpoints': 2,
+        'data': {'name': 'folder', 'path': str(files), 'holdout': 0.1, 'max_bad_share': 0.2},
+    }
+    return [
+        '-m',
+        'tests.train.noted_run',
+        f'{workdir}.notes',
+        *tiny.arguments(workdir, tokenizer_dir, **changed)[1:],
+    ]
 
 
 def notes(workdir) -> list[dict]:
     path = workdir.with_name(f'{workdir.name}.notes')
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith('\n')] if path.exists() else []
+    return (
+        [
+            json.loads(line)
+            for line in path.read_text().splitlines(keepends=True)
+            if line.endswith('\n')
+        ]
+        if path.exists()
+        else []
+    )
 
 
 def consumed(workdir) -> dict[int, tuple]:
@@ -53,7 +80,10 @@ def consumed(workdir) -> dict[int, tuple]:
     found = {}
     for row in notes(workdir):
         if row['phase'] == 'step':
-            assert found.setdefault(row['number'], (row['views'], row['examples'])) == (row['views'], row['examples'])
+            assert found.setdefault(row['number'], (row['views'], row['examples'])) == (
+                row['views'],
+                row['examples'],
+            )
     return found
 
 
@@ -70,7 +100,10 @@ def uninterrupted(tmp_path_factory, tokenizer_dir, files):
 def wait_for(process, workdir, before: int, phase: str, count: int) -> None:
     """Until the process has begun `phase` for the `count`-th time, or has ended."""
     deadline = time.time() + 120
-    while process.poll() is None and sum(row['phase'] == phase for row in notes(workdir)[before:]) < count:
+    while (
+        process.poll() is None
+        and sum(row['phase'] == phase for row in notes(workdir)[before:]) < count
+    ):
         assert time.time() < deadline
         time.sleep(0.002)
 
@@ -82,7 +115,13 @@ def end_somewhere(process, workdir, before: int, rng: random.Random) -> str:
         delay = rng.uniform(0, 6)
     else:
         delay = rng.uniform(0, {'compile': 3, 'step': 0.02, 'evaluation': 0.02, 'save': 0.3}[phase])
-        wait_for(process, workdir, before, phase, rng.randint(1, {'compile': 1, 'step': 6, 'evaluation': 2, 'save': 2}[phase]))
+        wait_for(
+            process,
+            workdir,
+            before,
+            phase,
+            rng.randint(1, {'compile': 1, 'step': 6, 'evaluation': 2, 'save': 2}[phase]),
+        )
     time.sleep(delay)
     process.send_signal(number)
     out, err = process.communicate(timeout=120)
@@ -94,11 +133,16 @@ def end_somewhere(process, workdir, before: int, rng: random.Random) -> str:
 @pytest.mark.parametrize('seed', range(FIRST_SEED, FIRST_SEED + TRIALS))
 def test_ended_at_a_random_moment(seed, uninterrupted, tokenizer_dir, files, tmp_path):
     rng, workdir = random.Random(seed), tmp_path / 'run'
-    cache = {} if seed % 5 else {'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'compiled')}  # some compile for long, most hardly
+    # some compile for long, most hardly
+    cache = {} if seed % 5 else {'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'compiled')}
     log = []
     for _ in range(rng.randint(1, 2) if TRIALS > 5 else 1):
         before = len(notes(workdir))
-        log.append(end_somewhere(tiny.start(command(workdir, tokenizer_dir, files), **cache), workdir, before, rng))
+        log.append(
+            end_somewhere(
+                tiny.start(command(workdir, tokenizer_dir, files), **cache), workdir, before, rng
+            )
+        )
     print('; '.join(log))
     result = tiny.run(command(workdir, tokenizer_dir, files), **cache)
     assert result.returncode == 0, result.stderr
@@ -110,8 +154,20 @@ def start_pair(workdir, tokenizer_dir, files, **environment):
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
-    return [tiny.start([*command(workdir, tokenizer_dir, files), f'--coordinator=127.0.0.1:{port}', '--num_processes=2', f'--process_id={i}',
-                        '--heartbeat_seconds=10'], JAX_NUM_CPU_DEVICES='1', **environment) for i in range(2)]
+    return [
+        tiny.start(
+            [
+                *command(workdir, tokenizer_dir, files),
+                f'--coordinator=127.0.0.1:{port}',
+                '--num_processes=2',
+                f'--process_id={i}',
+                '--heartbeat_seconds=10',
+            ],
+            JAX_NUM_CPU_DEVICES='1',
+            **environment,
+        )
+        for i in range(2)
+    ]
 
 
 def merged(workdir) -> dict[int, tuple]:
@@ -124,15 +180,19 @@ def merged(workdir) -> dict[int, tuple]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('number', 'victim'), [(signal.SIGKILL, 0), (signal.SIGKILL, 1), (signal.SIGTERM, 0), (signal.SIGINT, 1)])
+@pytest.mark.parametrize(
+    ('number', 'victim'),
+    [(signal.SIGKILL, 0), (signal.SIGKILL, 1), (signal.SIGTERM, 0), (signal.SIGINT, 1)],
+)
 def test_two_processes(number, victim, uninterrupted, tokenizer_dir, files, tmp_path):
-    """One of two processes is killed, and the other ends with a message; or one is asked to stop, and both save the same step. Then they go
-    on, as two and as one."""
+    """One of two processes is killed, and the other ends with a message; or one is asked to stop,
+    and both save the same step. Then they go on, as two and as one."""
     whole, workdir = tmp_path / 'whole', tmp_path / 'run'
     for process in start_pair(whole, tokenizer_dir, files):
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0, out + err
-    pair = start_pair(workdir, tokenizer_dir, files, STEP_SECONDS='0.4')  # JAX looks once a second whether a signal has come
+    # JAX looks once a second whether a signal has come
+    pair = start_pair(workdir, tokenizer_dir, files, STEP_SECONDS='0.4')
     wait_for(pair[0], workdir, 0, 'step', 2 * 6)
     pair[victim].send_signal(number)
     for i, process in enumerate(pair):
@@ -150,6 +210,8 @@ def test_two_processes(number, victim, uninterrupted, tokenizer_dir, files, tmp_
     assert merged(workdir) == merged(whole)
     alone = tiny.run(command(tmp_path / 'alone', tokenizer_dir, files), JAX_NUM_CPU_DEVICES='2')
     assert alone.returncode == 0, alone.stderr
-    assert 'resumed after step' in alone.stdout and merged(tmp_path / 'alone') == merged(uninterrupted)
+    assert 'resumed after step' in alone.stdout and merged(tmp_path / 'alone') == merged(
+        uninterrupted
+    )
     for row, wanted in zip(metrics_lines(tmp_path / 'alone'), metrics_lines(whole), strict=True):
         assert row == {name: pytest.approx(value, abs=1e-5) for name, value in wanted.items()}

@@ -1,4 +1,5 @@
 """Pre-training on photograph files of many kinds, and on files that are broken."""
+
 import json
 import re
 import shutil
@@ -19,7 +20,11 @@ pytestmark = pytest.mark.usefixtures('one_device')
 
 
 def folder_settings(tokenizer_dir, directory, **data):
-    return task_config(tiny.settings(tokenizer_dir, evaluate_every=0, data={'name': 'folder', 'path': str(directory), **data}))
+    return task_config(
+        tiny.settings(
+            tokenizer_dir, evaluate_every=0, data={'name': 'folder', 'path': str(directory), **data}
+        )
+    )
 
 
 def rows(workdir):
@@ -29,7 +34,12 @@ def rows(workdir):
 def test_photographs(tokenizer_dir, tmp_path):
     """Different sizes, greyscale, CMYK and RGBA among them; one of them held out."""
     count = len(write_photos(tmp_path / 'photos'))
-    assert loop.train(folder_settings(tokenizer_dir, tmp_path / 'photos', holdout=1 / count), tmp_path / 'run') == 0
+    assert (
+        loop.train(
+            folder_settings(tokenizer_dir, tmp_path / 'photos', holdout=1 / count), tmp_path / 'run'
+        )
+        == 0
+    )
     *steps, evaluation = rows(tmp_path / 'run')
     assert [row['step'] for row in steps] == [1, 2, 3, 4, 5] and steps[-1]['bad_records'] == 0
     assert evaluation['eval/loss'] > 0
@@ -41,27 +51,40 @@ def test_bad_records_are_replaced_and_counted(tokenizer_dir, tmp_path, capsys):
         for path in photos:
             shutil.copy(path, path.with_stem(f'{path.stem}_{copy}'))
     whole = photos[0].read_bytes()
-    (tmp_path / 'photos' / 'cut.jpg').write_bytes(whole[:len(whole) // 2])
+    (tmp_path / 'photos' / 'cut.jpg').write_bytes(whole[: len(whole) // 2])
     (tmp_path / 'photos' / 'text.jpg').write_text('not an image')
     Image.new('RGB', (1, 1)).save(tmp_path / 'photos' / 'dot.png')
     counts = []
     for name in ('once', 'again'):
-        config = task_config(tiny.settings(tokenizer_dir, evaluate_every=0, total_steps=8, data={
-            'name': 'folder', 'path': str(tmp_path / 'photos'), 'max_bad_share': 0.5}))
+        config = task_config(
+            tiny.settings(
+                tokenizer_dir,
+                evaluate_every=0,
+                total_steps=8,
+                data={'name': 'folder', 'path': str(tmp_path / 'photos'), 'max_bad_share': 0.5},
+            )
+        )
         assert loop.train(config, tmp_path / name) == 0
         counts.append([row['bad_records'] for row in rows(tmp_path / name)])
-    assert counts[0] == counts[1] and counts[0][-1] >= 3  # 64 draws from 43 files: each is seen at least once
+    # 64 draws from 43 files: each is seen at least once
+    assert counts[0] == counts[1] and counts[0][-1] >= 3
     out = capsys.readouterr().out
-    assert all(re.search(rf'{name} cannot be read; .*/photos/.* takes its place', out) for name in ('cut.jpg', 'text.jpg', 'dot.png'))
+    assert all(
+        re.search(rf'{name} cannot be read; .*/photos/.* takes its place', out)
+        for name in ('cut.jpg', 'text.jpg', 'dot.png')
+    )
 
 
 @pytest.fixture(scope='module')
 def ten_thousand(tmp_path_factory):
-    """10,000 JPEG files of which 100 are cut off, empty, text, or of one pixel; and the names of those."""
+    """10,000 JPEG files of which 100 are cut off, empty, text, or of one pixel; and the names of
+    those."""
     folder, rng = tmp_path_factory.mktemp('ten_thousand'), np.random.default_rng(0)
     wholes = []
     for _ in range(16):
-        Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8)).save(folder / 'made.jpg', quality=50)
+        Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8)).save(
+            folder / 'made.jpg', quality=50
+        )
         wholes.append((folder / 'made.jpg').read_bytes())
     Image.new('RGB', (1, 1)).save(folder / 'made.jpg')
     spoiled = [wholes[0][:-100], b'', b'not an image', (folder / 'made.jpg').read_bytes()]
@@ -73,14 +96,32 @@ def ten_thousand(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_hundred_bad_files_of_ten_thousand(ten_thousand, tokenizer_dir, tmp_path, monkeypatch, capsys):
-    """An epoch ends well, names each once and counts them; and a run that stops and goes on uses the same substitutes."""
+def test_a_hundred_bad_files_of_ten_thousand(
+    ten_thousand, tokenizer_dir, tmp_path, monkeypatch, capsys
+):
+    """An epoch ends well, names each once and counts them; and a run that stops and goes on uses
+    the same substitutes."""
     folder, bad = ten_thousand
-    config = task_config(tiny.settings(tokenizer_dir, batch_size=400, total_steps=25, log_every=5, evaluate_every=0, save_every=1000, data={
-        'name': 'folder', 'path': str(folder), 'max_bad_share': 0.02}))
+    config = task_config(
+        tiny.settings(
+            tokenizer_dir,
+            batch_size=400,
+            total_steps=25,
+            log_every=5,
+            evaluate_every=0,
+            save_every=1000,
+            data={'name': 'folder', 'path': str(folder), 'max_bad_share': 0.02},
+        )
+    )
     assert loop.train(config, tmp_path / 'once') == 0
-    once = re.findall(r'warning: .*/(.*) cannot be read; .*/(.*) takes its place', capsys.readouterr().out)
-    assert {name for name, _ in once} == bad and len(once) == 100 and rows(tmp_path / 'once')[-1]['bad_records'] == 100
+    once = re.findall(
+        r'warning: .*/(.*) cannot be read; .*/(.*) takes its place', capsys.readouterr().out
+    )
+    assert (
+        {name for name, _ in once} == bad
+        and len(once) == 100
+        and rows(tmp_path / 'once')[-1]['bad_records'] == 100
+    )
     assert bad.isdisjoint(substitute for _, substitute in once)
     monkeypatch.setattr(Stop, 'asked', lambda self, number: number == 12)
     assert loop.train(config, tmp_path / 'again') == loop.STOPPED
@@ -95,8 +136,10 @@ def test_a_hundred_bad_files_of_ten_thousand(ten_thousand, tokenizer_dir, tmp_pa
 def test_chunks(tokenizer_dir, tmp_path, monkeypatch):
     """A run in chunks goes on exactly, and is another run than one without."""
     write_photos(tmp_path / 'photos')
-    in_chunks, one_by_one = (folder_settings(tokenizer_dir, tmp_path / 'photos', **data) for data in (
-        {'chunk': 3, 'window': 2, 'lanes': 2}, {}))
+    in_chunks, one_by_one = (
+        folder_settings(tokenizer_dir, tmp_path / 'photos', **data)
+        for data in ({'chunk': 3, 'window': 2, 'lanes': 2}, {})
+    )
     for name, config in (('chunks', in_chunks), ('singles', one_by_one)):
         assert loop.train(config, tmp_path / name) == 0
     assert rows(tmp_path / 'chunks')[-1]['loss'] != rows(tmp_path / 'singles')[-1]['loss']
@@ -114,26 +157,49 @@ def test_too_many_bad_records_end_the_run(tokenizer_dir, tmp_path, monkeypatch):
     photos = write_photos(tmp_path / 'photos')
     config = folder_settings(tokenizer_dir, tmp_path / 'photos')
     from beit_jax.data import pipeline
+
     check = pipeline.check_source
 
     def check_and_break(*arguments):
         check(*arguments)
         for path in photos[:3]:
             path.write_text('gone')
+
     monkeypatch.setattr(pipeline, 'check_source', check_and_break)
-    with pytest.raises(RequestError, match=r'examples could not be read.*config.data.max_bad_share'):
+    with pytest.raises(
+        RequestError, match=r'examples could not be read.*config.data.max_bad_share'
+    ):
         loop.train(config, tmp_path / 'run')
 
 
-@pytest.mark.parametrize(('spoil', 'message'), [
-    (shutil.rmtree, r'config.data.path'),
-    (lambda folder: [path.unlink() for path in folder.iterdir()], r'config.data.path'),
-    (lambda folder: [path.write_text('text') for path in folder.iterdir()], r'cannot be used.*config.data.max_bad_share'),
-    (lambda folder: [path.write_bytes(path.read_bytes()[:-200]) for path in folder.iterdir()], r'cannot be used'),
-    (lambda folder: [Image.new('RGB', (1, 1)).save(path.with_suffix('.png')) or path.unlink() for path in folder.glob('*.jpg')],
-     r'cannot be used.*smaller than 8 pixels'),
-], ids=['missing', 'empty', 'text', 'truncated', 'one pixel'])
-def test_unusable_folders_are_refused_before_the_first_step(spoil, message, tokenizer_dir, tmp_path):
+@pytest.mark.parametrize(
+    ('spoil', 'message'),
+    [
+        (shutil.rmtree, r'config.data.path'),
+        (lambda folder: [path.unlink() for path in folder.iterdir()], r'config.data.path'),
+        (
+            lambda folder: [path.write_text('text') for path in folder.iterdir()],
+            r'cannot be used.*config.data.max_bad_share',
+        ),
+        (
+            lambda folder: [
+                path.write_bytes(path.read_bytes()[:-200]) for path in folder.iterdir()
+            ],
+            r'cannot be used',
+        ),
+        (
+            lambda folder: [
+                Image.new('RGB', (1, 1)).save(path.with_suffix('.png')) or path.unlink()
+                for path in folder.glob('*.jpg')
+            ],
+            r'cannot be used.*smaller than 8 pixels',
+        ),
+    ],
+    ids=['missing', 'empty', 'text', 'truncated', 'one pixel'],
+)
+def test_unusable_folders_are_refused_before_the_first_step(
+    spoil, message, tokenizer_dir, tmp_path
+):
     write_photos(tmp_path / 'photos')
     spoil(tmp_path / 'photos')
     with pytest.raises(RequestError, match=f'(?s){message}'):

@@ -1,4 +1,6 @@
-"""Stopped after any step and started again, a run has bit for bit the parameters and the metrics of one that never stopped."""
+"""Stopped after any step and started again, a run has bit for bit the parameters and the metrics of
+one that never stopped."""
+
 import json
 import shutil
 import signal
@@ -52,14 +54,18 @@ def test_resume_is_bitwise(stops, uninterrupted, tokenizer_dir, tmp_path, monkey
     assert_same_run(tmp_path, uninterrupted)
 
 
-def test_lines_after_the_checkpoint_are_dropped(uninterrupted, tokenizer_dir, tmp_path, monkeypatch):
-    """A run that dies between two checkpoints has logged steps that the next start computes again."""
+def test_lines_after_the_checkpoint_are_dropped(
+    uninterrupted, tokenizer_dir, tmp_path, monkeypatch
+):
+    """A run that dies between two checkpoints has logged steps that the next start computes
+    again."""
     config = task_config(tiny.settings(tokenizer_dir))
 
     def die(self, number):
         if number == 4:
             raise KeyboardInterrupt
         return False
+
     monkeypatch.setattr(Stop, 'asked', die)
     with pytest.raises(KeyboardInterrupt):
         loop.train(config, tmp_path)
@@ -71,13 +77,18 @@ def test_lines_after_the_checkpoint_are_dropped(uninterrupted, tokenizer_dir, tm
     assert_same_run(tmp_path, uninterrupted)
 
 
-def test_a_damaged_checkpoint_is_passed_over(uninterrupted, tokenizer_dir, tmp_path, monkeypatch, capsys):
+def test_a_damaged_checkpoint_is_passed_over(
+    uninterrupted, tokenizer_dir, tmp_path, monkeypatch, capsys
+):
     """The run goes on from the one before, aloud, and ends as if nothing had happened."""
     config = task_config(tiny.settings(tokenizer_dir))
     monkeypatch.setattr(Stop, 'asked', lambda self, number: number == 4)
     assert loop.train(config, tmp_path) == loop.STOPPED
     monkeypatch.undo()
-    arrays = max((tmp_path / 'checkpoints' / '4' / 'state').rglob('d/*'), key=lambda path: path.stat().st_size)
+    arrays = max(
+        (tmp_path / 'checkpoints' / '4' / 'state').rglob('d/*'),
+        key=lambda path: path.stat().st_size,
+    )
     content = bytearray(arrays.read_bytes())
     content[len(content) // 2] ^= 4
     arrays.write_bytes(content)
@@ -85,22 +96,32 @@ def test_a_damaged_checkpoint_is_passed_over(uninterrupted, tokenizer_dir, tmp_p
         loop.evaluate(config, tmp_path)
     capsys.readouterr()
     assert loop.train(config, tmp_path) == 0
-    assert 'WARNING: checkpoint' in (out := capsys.readouterr().out) and 'goes on from step 3' in out
+    assert (
+        'WARNING: checkpoint' in (out := capsys.readouterr().out) and 'goes on from step 3' in out
+    )
     assert_same_run(tmp_path, uninterrupted)
 
 
 def test_a_run_of_bad_steps_ends(uninterrupted, tokenizer_dir, tmp_path, monkeypatch, capsys):
-    """Loss without a number from step 4 on: skipped, then refused; the parameters stay finite, and the batch is on disk."""
+    """Loss without a number from step 4 on: skipped, then refused; the parameters stay finite, and
+    the batch is on disk."""
     from beit_jax.tasks.pretrain import Pretrain
+
     whole = Pretrain.loss
 
     def loss(self, params, batch, keys_B, *, progress, train):
         found, sums = whole(self, params, batch, keys_B, progress=progress, train=train)
         bad = jnp.where(train & (progress * 7 > 2.5), jnp.nan, 0.0)  # step 4 is number 3 from 0
         return found + bad, sums | {'loss': sums['loss'] + bad}
+
     monkeypatch.setattr(Pretrain, 'loss', loss)
-    config = task_config(tiny.settings(tokenizer_dir, total_steps=7, max_skipped_steps=3, save_every=5))
-    with pytest.raises(RequestError, match=r'of 3 steps in a row, from step 4 on, were not finite.*skipped_step_4_process_0.npz'):
+    config = task_config(
+        tiny.settings(tokenizer_dir, total_steps=7, max_skipped_steps=3, save_every=5)
+    )
+    with pytest.raises(
+        RequestError,
+        match=r'of 3 steps in a row, from step 4 on, were not finite.*skipped_step_4_process_0.npz',
+    ):
         loop.train(config, tmp_path)
     assert 'warning: loss or gradient of step 5 is not finite' in capsys.readouterr().out
     rows = metrics_lines(tmp_path)
@@ -108,8 +129,12 @@ def test_a_run_of_bad_steps_ends(uninterrupted, tokenizer_dir, tmp_path, monkeyp
     assert next(row for row in rows if row['step'] == 4 and 'loss' in row)['loss'] is None
     params, _ = load_params(str(tmp_path))
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(params))
-    batch, views = np.load(tmp_path / 'skipped_step_4_process_0.npz'), {'image', 'token_image', 'index', 'view'}
-    assert views <= set(batch.files) and batch['view'].tolist() == list(range(24, 32)), batch.files  # the fourth batch of 8
+    batch, views = (
+        np.load(tmp_path / 'skipped_step_4_process_0.npz'),
+        {'image', 'token_image', 'index', 'view'},
+    )
+    # the fourth batch of 8
+    assert views <= set(batch.files) and batch['view'].tolist() == list(range(24, 32)), batch.files
 
 
 def test_finished_run_is_left_alone(uninterrupted, tokenizer_dir):
@@ -118,11 +143,14 @@ def test_finished_run_is_left_alone(uninterrupted, tokenizer_dir):
     assert (uninterrupted / 'metrics.jsonl').read_bytes() == before
 
 
-@pytest.mark.parametrize(('changed', 'message'), [
-    ({'optimizer': {'lr': 2e-2}}, r'another config.*optimizer.lr was 0.01, is 0.02'),
-    ({'model': {'width': 32}}, r'another config.*model.width'),
-    ({'seed': 1}, r'another config.*seed'),
-])
+@pytest.mark.parametrize(
+    ('changed', 'message'),
+    [
+        ({'optimizer': {'lr': 2e-2}}, r'another config.*optimizer.lr was 0.01, is 0.02'),
+        ({'model': {'width': 32}}, r'another config.*model.width'),
+        ({'seed': 1}, r'another config.*seed'),
+    ],
+)
 def test_workdir_of_another_config(changed, message, uninterrupted, tokenizer_dir):
     with pytest.raises(RequestError, match=message):
         loop.train(task_config(tiny.settings(tokenizer_dir, **changed)), uninterrupted)
@@ -156,9 +184,19 @@ def test_evaluate_alone(uninterrupted, tokenizer_dir, tmp_path, capsys):
 
 
 def test_init_takes_the_weights_only(uninterrupted, tokenizer_dir, tmp_path):
-    config = task_config(tiny.settings(tokenizer_dir, total_steps=2, init=str(uninterrupted), optimizer={'lr': 1e-12, 'final_lr': 0.0}))
+    config = task_config(
+        tiny.settings(
+            tokenizer_dir,
+            total_steps=2,
+            init=str(uninterrupted),
+            optimizer={'lr': 1e-12, 'final_lr': 0.0},
+        )
+    )
     assert loop.train(config, tmp_path) == 0
-    (params, description), (expected, _) = load_params(str(tmp_path)), load_params(str(uninterrupted))
+    (params, description), (expected, _) = (
+        load_params(str(tmp_path)),
+        load_params(str(uninterrupted)),
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), params, expected)
     assert description['config']['init'] == str(uninterrupted)
     other = task_config(tiny.settings(tokenizer_dir, init=str(uninterrupted), model={'hidden': 40}))
@@ -168,17 +206,29 @@ def test_init_takes_the_weights_only(uninterrupted, tokenizer_dir, tmp_path):
 
 def test_another_vocabulary_than_the_head(uninterrupted, tmp_path):
     """Said in words, before the shapes of arrays are."""
-    arguments = ['--kind=random_projection', '--vocabulary=23', '--patch_size=4', '--image_size=20', f'--output={tmp_path / "other"}']
+    arguments = [
+        '--kind=random_projection',
+        '--vocabulary=23',
+        '--patch_size=4',
+        '--image_size=20',
+        f'--output={tmp_path / "other"}',
+    ]
     fit_tokenizer.run(fit_tokenizer._arguments().parse_args(arguments))
-    with pytest.raises(RequestError, match=r'the head of .* predicts 17 tokens, the tokenizer of this run has 23'):
-        loop.train(task_config(tiny.settings(tmp_path / 'other', init=str(uninterrupted))), tmp_path / 'run')
+    with pytest.raises(
+        RequestError, match=r'the head of .* predicts 17 tokens, the tokenizer of this run has 23'
+    ):
+        loop.train(
+            task_config(tiny.settings(tmp_path / 'other', init=str(uninterrupted))),
+            tmp_path / 'run',
+        )
     with pytest.raises(RequestError, match=r'on other data \(tokenizer was'):
         loop.train(task_config(tiny.settings(tmp_path / 'other')), uninterrupted)
 
 
 @pytest.mark.slow  # test_faults.py does it at random moments
 def test_sigterm_of_a_real_process(tokenizer_dir, tmp_path):
-    """SIGTERM while training: the step is finished and saved, status 75, and the next start ends as if nothing had been."""
+    """SIGTERM while training: the step is finished and saved, status 75, and the next start ends as
+    if nothing had been."""
     changed = {'total_steps': 80, 'log_every': 1, 'evaluate_every': 0, 'save_every': 1000}
     process = tiny.start(tiny.arguments(tmp_path / 'a', tokenizer_dir, **changed))
     log, deadline = tmp_path / 'a' / 'metrics.jsonl', time.time() + 120

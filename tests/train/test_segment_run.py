@@ -1,4 +1,5 @@
 """Segmentation runs: on any mesh, in parts, stopped and resumed, evaluated on whole pictures."""
+
 import csv
 import json
 import socket
@@ -22,11 +23,25 @@ from tests.train.test_mesh import run_steps
 from tests.train.test_resume import assert_same_run, metrics_lines
 
 CLASSES = tuple('abcdefg')
-# Adam makes steps of noise where a gradient is 0 but for rounding, as that of a bias before batch norm: a large eps does not
-WIDE = {'batch_size': 16, 'distort': False, 'ema_decay': 0.5, 'model': {'width': 32, 'hidden': 64, 'depth': 2},
-        'head': {'channels': 16, 'auxiliary_channels': 8}, 'optimizer': {'eps': 1e-2, 'schedule': 'linear'}}
-RUN = {'total_steps': 4, 'save_every': 2, 'evaluate_every': 4, 'accumulate_steps': 2, 'ema_decay': 0.9, 'pictures': 2,
-       'inference': {'windows': 3}}
+# Adam makes steps of noise where a gradient is 0 but for rounding, as that of a bias before batch
+# norm: a large eps does not
+WIDE = {
+    'batch_size': 16,
+    'distort': False,
+    'ema_decay': 0.5,
+    'model': {'width': 32, 'hidden': 64, 'depth': 2},
+    'head': {'channels': 16, 'auxiliary_channels': 8},
+    'optimizer': {'eps': 1e-2, 'schedule': 'linear'},
+}
+RUN = {
+    'total_steps': 4,
+    'save_every': 2,
+    'evaluate_every': 4,
+    'accumulate_steps': 2,
+    'ema_decay': 0.9,
+    'pictures': 2,
+    'inference': {'windows': 3},
+}
 
 
 def make(**changed):
@@ -35,7 +50,10 @@ def make(**changed):
 
 def pictures():
     random = np.random.default_rng(0)
-    image, label_map = random.integers(0, 256, (16, 20, 20, 3), np.uint8), random.choice([*range(7), 255], (16, 20, 20)).astype(np.uint8)
+    image, label_map = (
+        random.integers(0, 256, (16, 20, 20, 3), np.uint8),
+        random.choice([*range(7), 255], (16, 20, 20)).astype(np.uint8),
+    )
     return {'image': image, 'label_map': label_map}
 
 
@@ -47,7 +65,12 @@ def single():
 @pytest.mark.parametrize('shape', [(8, 1, 1), pytest.param((2, 2, 2), marks=pytest.mark.slow)])
 def test_mesh_gives_the_run_of_one_device(shape, single):
     """Loss, parameters, and what batch norm measured over the whole batch."""
-    losses, params = run_steps(make(), sharding.make_mesh(MeshConfig(data=shape[0], fsdp=shape[1], tensor=shape[2])), 3, pictures())
+    losses, params = run_steps(
+        make(),
+        sharding.make_mesh(MeshConfig(data=shape[0], fsdp=shape[1], tensor=shape[2])),
+        3,
+        pictures(),
+    )
     np.testing.assert_allclose(losses, single[0], rtol=0, atol=2e-5)
     chex.assert_trees_all_close(params, single[1], rtol=1e-5, atol=1e-4)
     for path, leaf in leaves_by_path(params).items():
@@ -57,26 +80,43 @@ def test_mesh_gives_the_run_of_one_device(shape, single):
 
 def test_statistics_are_not_learned():
     """No decay and no update, whatever the learning rate."""
-    params = {'norm': {name: np.full(3, 2.0, np.float32) for name in ('scale', 'running_mean', 'running_var')}}
-    gradients = {'norm': {name: np.full(3, float(name == 'scale'), np.float32) for name in params['norm']}}
+    params = {
+        'norm': {
+            name: np.full(3, 2.0, np.float32) for name in ('scale', 'running_mean', 'running_var')
+        }
+    }
+    gradients = {
+        'norm': {name: np.full(3, float(name == 'scale'), np.float32) for name in params['norm']}
+    }
     optimizer = optimizers.make_optimizer(OptimizerConfig(weight_decay=0.5), lambda _: 1.0, params)
     updates, _ = optimizer.update(gradients, optimizer.init(params), params)
-    assert np.any(updates['norm']['scale']) and not np.any(updates['norm']['running_mean']) and not np.any(updates['norm']['running_var'])
+    assert (
+        np.any(updates['norm']['scale'])
+        and not np.any(updates['norm']['running_mean'])
+        and not np.any(updates['norm']['running_var'])
+    )
     table = optimizers.parameter_table(make().abstract, 0.9)
-    assert [line.split()[-2:] for line in table.splitlines() if line.startswith('head/fuse/norm/running_var')] == [['-', '1']]
+    assert [
+        line.split()[-2:]
+        for line in table.splitlines()
+        if line.startswith('head/fuse/norm/running_var')
+    ] == [['-', '1']]
 
 
 @pytest.fixture(scope='module')
 def one_device_run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, 'make_mesh', lambda config: sharding.make_mesh(config, jax.devices()[:1]))
+        patch.setattr(
+            run, 'make_mesh', lambda config: sharding.make_mesh(config, jax.devices()[:1])
+        )
         workdir = tmp_path_factory.mktemp('uninterrupted')
         assert loop.train(task_config(tiny.segment_settings(**RUN)), workdir) == 0
         yield workdir
 
 
 def test_resume_is_bitwise(one_device_run, tmp_path, monkeypatch):
-    """Crops, colours, dropout, running statistics and their moving average all follow from the step."""
+    """Crops, colours, dropout, running statistics and their moving average all follow from the
+    step."""
     config = task_config(tiny.segment_settings(**RUN))
     with monkeypatch.context() as patch:
         patch.setattr(Stop, 'asked', lambda self, number: number == 3)
@@ -84,21 +124,42 @@ def test_resume_is_bitwise(one_device_run, tmp_path, monkeypatch):
     assert loop.train(config, tmp_path) == 0
     assert_same_run(tmp_path, one_device_run)
     last = metrics_lines(tmp_path)[-1]
-    assert {'eval/miou', 'eval/mean_accuracy', 'eval/pixel_accuracy'} < last.keys() and last['eval/images'] == 13
-    assert sorted(path.name for path in (tmp_path / 'images').iterdir()) == ['00000.png', '00001.png']
-    assert [row['class'] for row in csv.DictReader((tmp_path / 'classes.csv').open())] == [*SHAPES, 'background']
+    assert {'eval/miou', 'eval/mean_accuracy', 'eval/pixel_accuracy'} < last.keys() and last[
+        'eval/images'
+    ] == 13
+    assert sorted(path.name for path in (tmp_path / 'images').iterdir()) == [
+        '00000.png',
+        '00001.png',
+    ]
+    assert [row['class'] for row in csv.DictReader((tmp_path / 'classes.csv').open())] == [
+        *SHAPES,
+        'background',
+    ]
 
 
 def test_evaluate_alone(one_device_run, tmp_path, capfd):
-    """The figures that training logged last, from another work directory; not from an encoder, nor with other classes."""
+    """The figures that training logged last, from another work directory; not from an encoder, nor
+    with other classes."""
     capfd.readouterr()
-    assert loop.evaluate(task_config(tiny.segment_settings(**RUN, init=str(one_device_run))), tmp_path) == 0
+    assert (
+        loop.evaluate(task_config(tiny.segment_settings(**RUN, init=str(one_device_run))), tmp_path)
+        == 0
+    )
     figures = json.loads(capfd.readouterr().out.splitlines()[-1])
     assert figures.pop('eval/images_per_second') > 0
-    assert figures == {name: value for name, value in metrics_lines(one_device_run)[-1].items() if name != 'step'}
-    assert (tmp_path / 'images' / '00000.png').exists() and (tmp_path / 'classes.csv').exists() and not (tmp_path / 'predictions.csv').exists()
+    assert figures == {
+        name: value for name, value in metrics_lines(one_device_run)[-1].items() if name != 'step'
+    }
+    assert (
+        (tmp_path / 'images' / '00000.png').exists()
+        and (tmp_path / 'classes.csv').exists()
+        and not (tmp_path / 'predictions.csv').exists()
+    )
     with pytest.raises(RequestError, match=r'the heads of .* are for 11 classes'):
-        loop.evaluate(task_config(tiny.segment_settings(**RUN, init=str(one_device_run), num_classes=12)), tmp_path)
+        loop.evaluate(
+            task_config(tiny.segment_settings(**RUN, init=str(one_device_run), num_classes=12)),
+            tmp_path,
+        )
 
 
 @pytest.mark.slow
@@ -119,19 +180,34 @@ def test_a_signal_ends_an_evaluation(one_device_run, tmp_path, monkeypatch):
 def test_two_processes_are_one(tmp_path):
     """Each labels its own pictures on its own devices; each picture is counted once."""
     arguments = tiny._command('W', 'segment', {'init': ''} | tiny.segment_settings(**RUN))
-    commands = [[argument.replace('=W', f'={tmp_path / name}') for argument in arguments] for name in ('pair', 'one')]
+    commands = [
+        [argument.replace('=W', f'={tmp_path / name}') for argument in arguments]
+        for name in ('pair', 'one')
+    ]
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
-    pair = [tiny.start([*commands[0], f'--coordinator=127.0.0.1:{port}', '--num_processes=2', f'--process_id={i}'], JAX_NUM_CPU_DEVICES='1')
-            for i in range(2)]
+    pair = [
+        tiny.start(
+            [
+                *commands[0],
+                f'--coordinator=127.0.0.1:{port}',
+                '--num_processes=2',
+                f'--process_id={i}',
+            ],
+            JAX_NUM_CPU_DEVICES='1',
+        )
+        for i in range(2)
+    ]
     one = tiny.run(commands[1], JAX_NUM_CPU_DEVICES='2')
     for process in pair:
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0, out + err
     assert one.returncode == 0, one.stderr
     rows, expected = metrics_lines(tmp_path / 'pair'), metrics_lines(tmp_path / 'one')
-    assert [row.keys() for row in rows] == [row.keys() for row in expected] and rows[-1]['eval/images'] == 13
+    assert [row.keys() for row in rows] == [row.keys() for row in expected] and rows[-1][
+        'eval/images'
+    ] == 13
     for row, wanted in zip(rows, expected):
         for name in wanted:
             assert row[name] == pytest.approx(wanted[name], abs=1e-3), (wanted['step'], name)
@@ -139,18 +215,41 @@ def test_two_processes_are_one(tmp_path):
 
 @pytest.mark.slow  # minutes, and five more for the quickstart's encoder where it is not there
 def test_pretraining_helps(tmp_path):
-    """The quickstart's figures: above 0.6, and above what the same budget gives from random weights."""
+    """The quickstart's figures: above 0.6, and above what the same budget gives from random
+    weights."""
     encoder = tiny.REPOSITORY / 'runs' / 'quickstart' / 'pretrain'
     if not (encoder / 'checkpoints' / '1600').is_dir():
-        for name, flags in (('tokenizer', ()), ('pretrain', (f'--config.tokenizer.path={tmp_path / "tokenizer" / "tokenizer"}',))):
-            done = tiny.run(['main.py', f'--config=configs/quickstart/{name}.py', f'--workdir={tmp_path / name}', *flags], timeout=1800)
+        for name, flags in (
+            ('tokenizer', ()),
+            ('pretrain', (f'--config.tokenizer.path={tmp_path / "tokenizer" / "tokenizer"}',)),
+        ):
+            done = tiny.run(
+                [
+                    'main.py',
+                    f'--config=configs/quickstart/{name}.py',
+                    f'--workdir={tmp_path / name}',
+                    *flags,
+                ],
+                timeout=1800,
+            )
             assert done.returncode == 0, done.stderr
         encoder = tmp_path / 'pretrain'
     found = {}
     for variant, flags in (('', (f'--config.init={encoder}',)), ('scratch', ())):
         workdir = tmp_path / f'segment_{variant}'
-        done = tiny.run(['main.py', f'--config=configs/quickstart/segment.py:{variant}', f'--workdir={workdir}', *flags], timeout=1800)
+        done = tiny.run(
+            [
+                'main.py',
+                f'--config=configs/quickstart/segment.py:{variant}',
+                f'--workdir={workdir}',
+                *flags,
+            ],
+            timeout=1800,
+        )
         assert done.returncode == 0, done.stderr
         found[variant] = metrics_lines(workdir)[-1]['eval/miou']
-    print(f'mIoU on shapes: {found[""]:.3f} from the pre-trained encoder, {found["scratch"]:.3f} from random weights')
+    print(
+        f'mIoU on shapes: {found[""]:.3f} from the pre-trained encoder, {found["scratch"]:.3f} from '
+        'random weights'
+    )
     assert found[''] > max(0.6, found['scratch'])

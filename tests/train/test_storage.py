@@ -1,4 +1,6 @@
-"""Storage that is full or read-only while a run writes: it warns, goes on, and loses nothing that a later start would need."""
+"""Storage that is full or read-only while a run writes: it warns, goes on, and loses nothing that a
+later start would need."""
+
 import subprocess
 import threading
 
@@ -15,14 +17,20 @@ from tests.train.test_resume import assert_same_run, uninterrupted  # noqa: F401
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 4 MB."""
-    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', tmp_path], capture_output=True, check=False).returncode:
+    if subprocess.run(
+        ['mount', '-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', tmp_path],
+        capture_output=True,
+        check=False,
+    ).returncode:
         pytest.skip('mounting a file system takes rights that this process does not have')
     yield tmp_path
     subprocess.run(['umount', tmp_path], check=True)
 
 
 def fill(disk):
-    subprocess.run(['dd', 'if=/dev/zero', f'of={disk / "filler"}', 'bs=1k'], capture_output=True, check=False)
+    subprocess.run(
+        ['dd', 'if=/dev/zero', f'of={disk / "filler"}', 'bs=1k'], capture_output=True, check=False
+    )
 
 
 def read_only(path):
@@ -30,15 +38,29 @@ def read_only(path):
     subprocess.run(['mount', '-o', 'remount,bind,ro', path], check=True)
 
 
-SPOIL = {'full': (fill, lambda disk: (disk / 'filler').unlink()),
-         'read-only': (lambda disk: read_only(disk / 'run/checkpoints'),
-                       lambda disk: subprocess.run(['umount', disk / 'run/checkpoints'], check=True))}
+SPOIL = {
+    'full': (fill, lambda disk: (disk / 'filler').unlink()),
+    'read-only': (
+        lambda disk: read_only(disk / 'run/checkpoints'),
+        lambda disk: subprocess.run(['umount', disk / 'run/checkpoints'], check=True),
+    ),
+}
 
 
-@pytest.mark.parametrize(('how', 'mended'), [('full', 0), ('read-only', 4), pytest.param('full', 4, marks=pytest.mark.slow),
-                                             pytest.param('read-only', 0, marks=pytest.mark.slow)])
-def test_a_disk_that_takes_no_more(how, mended, uninterrupted, tokenizer_dir, small_disk, monkeypatch, capfd):  # noqa: F811
-    """From step 2 on, until step 4 or to the end; the run saves after steps 3 and 5. A first start has saved step 1."""
+@pytest.mark.parametrize(
+    ('how', 'mended'),
+    [
+        ('full', 0),
+        ('read-only', 4),
+        pytest.param('full', 4, marks=pytest.mark.slow),
+        pytest.param('read-only', 0, marks=pytest.mark.slow),
+    ],
+)
+def test_a_disk_that_takes_no_more(
+    how, mended, uninterrupted, tokenizer_dir, small_disk, monkeypatch, capfd
+):
+    """From step 2 on, until step 4 or to the end; the run saves after steps 3 and 5. A first start
+    has saved step 1."""
     spoil, mend = SPOIL[how]
     config, workdir = task_config(tiny.settings(tokenizer_dir)), small_disk / 'run'
     monkeypatch.setattr(Stop, 'asked', lambda self, step: step == 1)
@@ -48,11 +70,15 @@ def test_a_disk_that_takes_no_more(how, mended, uninterrupted, tokenizer_dir, sm
         if step in (2, mended):
             (spoil if step == 2 else mend)(small_disk)
         return False
+
     monkeypatch.setattr(Stop, 'asked', asked)
     status = loop.train(config, workdir)
     out, err = capfd.readouterr()
     assert 'Traceback' not in out + err
-    assert out.count('WARNING: the checkpoint of step 3 could not be written') == 1 and 'the newest is that of step 1' in out
+    assert (
+        out.count('WARNING: the checkpoint of step 3 could not be written') == 1
+        and 'the newest is that of step 1' in out
+    )
     assert out.count('cannot be written') == (how == 'full'), 'the metrics, once'
     if mended:
         assert status == 0
@@ -68,7 +94,8 @@ def test_a_disk_that_takes_no_more(how, mended, uninterrupted, tokenizer_dir, sm
 
 
 def test_slow_storage(uninterrupted, tokenizer_dir, tmp_path, monkeypatch, capsys):  # noqa: F811
-    """The save of step 1 takes until step 4 is done: the run does not wait for it, but for the last one."""
+    """The save of step 1 takes until step 4 is done: the run does not wait for it, but for the last
+    one."""
     started, done = Checkpoints.save, threading.Event()
 
     def save(self, state, step, *rest):
@@ -76,11 +103,18 @@ def test_slow_storage(uninterrupted, tokenizer_dir, tmp_path, monkeypatch, capsy
         if step == 1:
             number, response = self._pending
             self._pending = number, Slow(response, done)
+
     monkeypatch.setattr(Checkpoints, 'save', save)
     monkeypatch.setattr(Stop, 'asked', lambda self, step: step == 4 and done.set())
     assert loop.train(task_config(tiny.settings(tokenizer_dir, save_every=1)), tmp_path) == 0
     out = capsys.readouterr().out
-    assert [f'storage is slow: step {step} is not saved' in out for step in range(1, 6)] == [False, True, True, False, False]
+    assert [f'storage is slow: step {step} is not saved' in out for step in range(1, 6)] == [
+        False,
+        True,
+        True,
+        False,
+        False,
+    ]
     assert_same_run(tmp_path, uninterrupted)
     assert Checkpoints(tmp_path).steps == [5, 4, 1]
 
@@ -104,10 +138,18 @@ def test_a_full_disk_does_not_hold_up_the_process(tokenizer_dir, small_disk):
     with open(small_disk / 'filler', 'r+b') as filler:
         filler.truncate((small_disk / 'filler').stat().st_size - 100_000)
     result = tiny.run(tiny.arguments(small_disk / 'run', tokenizer_dir), timeout=150)
-    assert result.returncode == loop.UNSAVED and 'could not be written' in result.stdout and 'Traceback' not in result.stderr, result
+    assert (
+        result.returncode == loop.UNSAVED
+        and 'could not be written' in result.stdout
+        and 'Traceback' not in result.stderr
+    ), result
 
 
 def test_what_cannot_be_written_at_the_start(tokenizer_dir, small_disk):
     subprocess.run(['mount', '-o', 'remount,ro', small_disk], check=True)
     result = tiny.run(tiny.arguments(small_disk / 'run', tokenizer_dir))
-    assert result.returncode == 2 and 'Read-only file system' in result.stderr and 'Traceback' not in result.stderr
+    assert (
+        result.returncode == 2
+        and 'Read-only file system' in result.stderr
+        and 'Traceback' not in result.stderr
+    )

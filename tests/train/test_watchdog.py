@@ -1,4 +1,6 @@
-"""A process that hangs, in Python or with the interpreter's lock held, ends with the stacks of its threads."""
+"""A process that hangs, in Python or with the interpreter's lock held, ends with the stacks of its
+threads."""
+
 import subprocess
 import sys
 
@@ -6,7 +8,7 @@ import pytest
 
 from tests.tiny import REPOSITORY
 
-SCRIPT = '''
+SCRIPT = """
 import re, time
 from beit_jax.train import watchdog
 watchdog._GRACE = 1.0
@@ -19,21 +21,42 @@ time.sleep(2.5)
 print('in time', flush=True)
 dog.reset('step 7')
 def this_hangs():
-'''
+"""
 
 
-@pytest.mark.parametrize(('hang', 'status', 'message'), [
-    ('time.sleep(60)', 70, 'error: step 7 has not ended within 1 s (config.step_timeout)'),
-    ("re.match('(a*)*b', 'a' * 40)", 1, 'Timeout'),  # never gives up the interpreter's lock
-], ids=['waits', 'holds the lock'])
+@pytest.mark.parametrize(
+    ('hang', 'status', 'message'),
+    [
+        ('time.sleep(60)', 70, 'error: step 7 has not ended within 1 s (config.step_timeout)'),
+        ("re.match('(a*)*b', 'a' * 40)", 1, 'Timeout'),  # never gives up the interpreter's lock
+    ],
+    ids=['waits', 'holds the lock'],
+)
 def test_what_hangs_ends(hang, status, message):
     script = f'{SCRIPT}    {hang}\nthis_hangs()'
-    result = subprocess.run([sys.executable, '-c', script], cwd=REPOSITORY, capture_output=True, text=True, timeout=50, check=False)
+    result = subprocess.run(
+        [sys.executable, '-c', script],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
     assert result.returncode == status and result.stdout == 'in time\n'
     assert message in result.stderr and 'in this_hangs' in result.stderr
 
 
 def test_without_a_timeout():
-    result = subprocess.run([sys.executable, '-c', SCRIPT.replace('Watchdog(1.0)', 'Watchdog(0)') + '    time.sleep(3)\nthis_hangs()'],
-                            cwd=REPOSITORY, capture_output=True, text=True, timeout=50, check=True)
+    result = subprocess.run(
+        [
+            sys.executable,
+            '-c',
+            SCRIPT.replace('Watchdog(1.0)', 'Watchdog(0)') + '    time.sleep(3)\nthis_hangs()',
+        ],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=True,
+    )
     assert not result.stderr

@@ -1,4 +1,6 @@
-"""Positions for another grid against the published algorithm, written with SciPy's two-dimensional spline, and against torch."""
+"""Positions for another grid against the published algorithm, written with SciPy's two-dimensional
+spline, and against torch."""
+
 import numpy as np
 import pytest
 from scipy.interpolate import RectBivariateSpline
@@ -13,6 +15,7 @@ def official(table, old, new):
 
     def progression(ratio):
         return (1.0 - ratio ** (source // 2)) / (1.0 - ratio)
+
     left, right = 1.01, 1.5
     while right - left > 1e-6:
         q = (left + right) / 2.0
@@ -26,24 +29,39 @@ def official(table, old, new):
         current += q ** (i + 1)
     places = [-distance for distance in reversed(distances)] + [0] + distances
     wanted = np.arange(-(target // 2.0), target // 2.0 + 0.1, 1.0)
-    heads = [RectBivariateSpline(places, places, table[:-3, head].reshape(source, source), kx=3, ky=3, s=0)(wanted, wanted).ravel()
-             for head in range(table.shape[1])]
+    heads = [
+        RectBivariateSpline(
+            places, places, table[:-3, head].reshape(source, source), kx=3, ky=3, s=0
+        )(wanted, wanted).ravel()
+        for head in range(table.shape[1])
+    ]
     return np.concatenate([np.stack(heads, axis=1), table[-3:]])
 
 
 @pytest.mark.parametrize(('old', 'new'), [(14, 24), (14, 32), (5, 7)])
 def test_bias_table(old, new):
     table = np.random.default_rng(0).normal(size=((2 * old - 1) ** 2 + 3, 5)).astype(np.float32)
-    np.testing.assert_allclose(resize_bias_table(table, (old, old), (new, new)), official(table, old, new), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        resize_bias_table(table, (old, old), (new, new)),
+        official(table, old, new),
+        rtol=0,
+        atol=1e-5,
+    )
 
 
 def test_bias_table_of_another_aspect():
     """Rows and columns are resized each on its own; what does not change keeps its values."""
-    rows, columns = np.random.default_rng(0).normal(size=(13, 1)), np.random.default_rng(1).normal(size=(1, 9))
+    rows, columns = (
+        np.random.default_rng(0).normal(size=(13, 1)),
+        np.random.default_rng(1).normal(size=(1, 9)),
+    )
     table = np.concatenate([(rows * columns).reshape(-1, 1), np.ones((3, 1))]).astype(np.float32)
     tall = np.asarray(resize_bias_table(table, (7, 5), (11, 5)))[:-3].reshape(21, 9)
-    np.testing.assert_allclose(tall / tall[:, :1], np.repeat(columns / columns[0, 0], 21, axis=0), rtol=2e-4)
-    np.testing.assert_allclose(tall[10], (rows * columns)[6], atol=1e-6)  # offset 0 stays where it is
+    np.testing.assert_allclose(
+        tall / tall[:, :1], np.repeat(columns / columns[0, 0], 21, axis=0), rtol=2e-4
+    )
+    # offset 0 stays where it is
+    np.testing.assert_allclose(tall[10], (rows * columns)[6], atol=1e-6)
 
 
 @pytest.mark.parametrize('new', [(24, 24), (7, 11), (14, 14)])
@@ -51,20 +69,32 @@ def test_position_embedding(new):
     embedding = np.random.default_rng(0).normal(size=(1 + 14 * 14, 5)).astype(np.float32)
     resized = np.asarray(resize_position_embedding(embedding, (14, 14), new))
     grid = torch.from_numpy(embedding[1:]).reshape(1, 14, 14, 5).permute(0, 3, 1, 2)
-    theirs = torch.nn.functional.interpolate(grid, size=new, mode='bicubic', align_corners=False).permute(0, 2, 3, 1).reshape(-1, 5)
+    theirs = (
+        torch.nn.functional.interpolate(grid, size=new, mode='bicubic', align_corners=False)
+        .permute(0, 2, 3, 1)
+        .reshape(-1, 5)
+    )
     np.testing.assert_allclose(resized[1:], theirs, rtol=0, atol=1e-5)
     np.testing.assert_array_equal(resized[0], embedding[0])
 
 
 def test_shared_bias_is_given_to_every_layer():
     table = np.random.default_rng(0).normal(size=(5 * 5 + 3, 2)).astype(np.float32)
-    encoder = {'position_bias': {'table': table}, 'blocks': {name: {'attention': {'out': name}} for name in ('00', '01')}}
+    encoder = {
+        'position_bias': {'table': table},
+        'blocks': {name: {'attention': {'out': name}} for name in ('00', '01')},
+    }
     layers, notes = fit_positions(encoder, (3, 3), 'layer_bias', (3, 3))
     assert 'position_bias' not in layers and len(notes) == 1
     for block in layers['blocks'].values():
         np.testing.assert_array_equal(block['attention']['position_bias']['table'], table)
     larger, notes = fit_positions(encoder, (3, 3), 'layer_bias', (4, 5))
-    np.testing.assert_array_equal(larger['blocks']['01']['attention']['position_bias']['table'], resize_bias_table(table, (3, 3), (4, 5)))
+    np.testing.assert_array_equal(
+        larger['blocks']['01']['attention']['position_bias']['table'],
+        resize_bias_table(table, (3, 3), (4, 5)),
+    )
     assert len(notes) == 2 and encoder['blocks']['00'] == {'attention': {'out': '00'}}
     kept, notes = fit_positions(encoder, (3, 3), 'shared_bias', (4, 5))
-    np.testing.assert_array_equal(kept['position_bias']['table'], resize_bias_table(table, (3, 3), (4, 5)))
+    np.testing.assert_array_equal(
+        kept['position_bias']['table'], resize_bias_table(table, (3, 3), (4, 5))
+    )

@@ -1,4 +1,6 @@
-"""Published tokenizers: files of torch.save through the importer, against the torch modules that wrote them."""
+"""Published tokenizers: files of torch.save through the importer, against the torch modules that
+wrote them."""
+
 import json
 
 import dall_e
@@ -18,7 +20,13 @@ from tests.weights.test_pickles import FORMATS, save
 
 
 def convert(output, *inputs, **options):
-    arguments = ['--input', *map(str, inputs), '--output', str(output), *(f'--{name}={value}' for name, value in options.items())]
+    arguments = [
+        '--input',
+        *map(str, inputs),
+        '--output',
+        str(output),
+        *(f'--{name}={value}' for name, value in options.items()),
+    ]
     import_tokenizer.run(import_tokenizer._arguments().parse_args(arguments))
     return load_tokenizer(str(output), decoder=True)
 
@@ -27,18 +35,27 @@ def photographs(directory, count, size):
     """float32 [count, size, size, 3] in [0, 1]: photographs and their quarters."""
     write_photos(directory)
     images, _ = load_images(str(directory), 2 * size)
-    quarters = [images[:, y:y + size, x:x + size] for y in (0, size) for x in (0, size)]
+    quarters = [images[:, y : y + size, x : x + size] for y in (0, size) for x in (0, size)]
     return np.concatenate(quarters)[:count].astype(np.float32) / 255
 
 
 def torch_ids(encoder, images):
     with torch.no_grad():
-        return encoder(dall_e.map_pixels(torch.from_numpy(images.transpose(0, 3, 1, 2)))).argmax(1).flatten(1).numpy()
+        return (
+            encoder(dall_e.map_pixels(torch.from_numpy(images.transpose(0, 3, 1, 2))))
+            .argmax(1)
+            .flatten(1)
+            .numpy()
+        )
 
 
 def torch_pictures(decoder, ids, vocabulary):
     side = round(ids.shape[1] ** 0.5)
-    codes = functional.one_hot(torch.from_numpy(ids).long().reshape(-1, side, side), vocabulary).permute(0, 3, 1, 2).float()
+    codes = (
+        functional.one_hot(torch.from_numpy(ids).long().reshape(-1, side, side), vocabulary)
+        .permute(0, 3, 1, 2)
+        .float()
+    )
     with torch.no_grad():
         return dall_e.unmap_pixels(torch.sigmoid(decoder(codes)[:, :3])).permute(0, 2, 3, 1).numpy()
 
@@ -60,54 +77,103 @@ def compare(encoder, decoder, tokenizer, params, images):
     ids = np.asarray(jax.jit(tokenizer.encode)(params, images))
     np.testing.assert_array_equal(ids, expected)
     assert len(np.unique(ids)) > 5
-    pictures, wanted = np.asarray(jax.jit(tokenizer.decode)(params, ids[:8])), torch_pictures(decoder, expected[:8], tokenizer.vocabulary)
-    assert pictures.shape == wanted.shape and wanted.std() > 0.02 and np.abs(pictures - wanted).max() < 1e-4
+    pictures, wanted = (
+        np.asarray(jax.jit(tokenizer.decode)(params, ids[:8])),
+        torch_pictures(decoder, expected[:8], tokenizer.vocabulary),
+    )
+    assert (
+        pictures.shape == wanted.shape
+        and wanted.std() > 0.02
+        and np.abs(pictures - wanted).max() < 1e-4
+    )
 
 
 @FORMATS
 def test_dalle(zipped, tmp_path):
     encoder, decoder = modules(n_hid=64, n_blk_per_group=1, vocab_size=521)
-    tokenizer, params = convert(tmp_path / 'T', save(encoder, tmp_path / 'encoder.pkl', zipped), save(decoder, tmp_path / 'decoder.pkl', zipped))
-    assert (tokenizer.kind, tokenizer.image_size, tokenizer.factor, tokenizer.vocabulary) == ('dvae', 112, 8, 521)
-    assert (tokenizer.config.blocks, tokenizer.config.width, tokenizer.config.decoder_input) == (1, 64, 13)
+    tokenizer, params = convert(
+        tmp_path / 'T',
+        save(encoder, tmp_path / 'encoder.pkl', zipped),
+        save(decoder, tmp_path / 'decoder.pkl', zipped),
+    )
+    assert (tokenizer.kind, tokenizer.image_size, tokenizer.factor, tokenizer.vocabulary) == (
+        'dvae',
+        112,
+        8,
+        521,
+    )
+    assert (tokenizer.config.blocks, tokenizer.config.width, tokenizer.config.decoder_input) == (
+        1,
+        64,
+        13,
+    )
     compare(encoder, decoder, tokenizer, params, photographs(tmp_path / 'photos', 5, 48))
 
 
-PROGRAM = '''
+PROGRAM = """
 import sys
 sys.modules['torch'] = None
 sys.argv = ['import_tokenizer', '--input', *sys.argv[1:3], '--output', sys.argv[3]]
 import runpy
 runpy.run_module('beit_jax.tools.import_tokenizer', run_name='__main__')
-'''
+"""
 
 
 @pytest.mark.slow
 @FORMATS
 def test_the_published_size_without_torch(zipped, tmp_path):
-    """8192 tokens, both halves; 32 photographs at 112 x 112. The importer runs where torch cannot be imported."""
+    """8192 tokens, both halves; 32 photographs at 112 x 112. The importer runs where torch cannot
+    be imported."""
     encoder, decoder = modules()
-    files = [save(encoder, tmp_path / 'encoder.pkl', zipped), save(decoder, tmp_path / 'decoder.pkl', zipped)]
+    files = [
+        save(encoder, tmp_path / 'encoder.pkl', zipped),
+        save(decoder, tmp_path / 'decoder.pkl', zipped),
+    ]
     done = tiny.run(['-c', PROGRAM, *map(str, files), str(tmp_path / 'T')])
-    assert done.returncode == 0 and '97,616,006 parameters, 8192 tokens, 112 pixels to 14 x 14' in done.stdout, done.stdout + done.stderr
-    compare(encoder, decoder, *load_tokenizer(str(tmp_path / 'T'), decoder=True), photographs(tmp_path / 'photos', 32, 112))
+    assert (
+        done.returncode == 0
+        and '97,616,006 parameters, 8192 tokens, 112 pixels to 14 x 14' in done.stdout
+    ), done.stdout + done.stderr
+    compare(
+        encoder,
+        decoder,
+        *load_tokenizer(str(tmp_path / 'T'), decoder=True),
+        photographs(tmp_path / 'photos', 32, 112),
+    )
 
 
 def test_halves_one_after_the_other(tmp_path):
     encoder, decoder = modules(n_hid=64, n_blk_per_group=1, vocab_size=521)
     files = save(encoder, tmp_path / 'encoder.pkl'), save(decoder, tmp_path / 'decoder.pkl')
     _, params = convert(tmp_path / 'T', files[0], image_size=64)
-    assert list(params) == ['encoder'] and json.loads((tmp_path / 'T' / 'tokenizer.json').read_text())['image_size'] == 64
+    assert (
+        list(params) == ['encoder']
+        and json.loads((tmp_path / 'T' / 'tokenizer.json').read_text())['image_size'] == 64
+    )
     assert load_tokenizer(str(tmp_path / 'T'))[1].keys() == {'encoder'}
     tokenizer, params = convert(tmp_path / 'T', files[1])
-    assert tokenizer.image_size == 64 and params.keys() == {'encoder', 'decoder'} and tokenizer.config.decoder_input == 13
-    other = save(dall_e.Decoder(n_hid=64, n_init=13, n_blk_per_group=1, vocab_size=523), tmp_path / 'other.pkl')
-    for inputs, message in (((files[0], other), 'does not belong to the other half'), ((files[0], files[0]), 'is a second encoder')):
+    assert (
+        tokenizer.image_size == 64
+        and params.keys() == {'encoder', 'decoder'}
+        and tokenizer.config.decoder_input == 13
+    )
+    other = save(
+        dall_e.Decoder(n_hid=64, n_init=13, n_blk_per_group=1, vocab_size=523),
+        tmp_path / 'other.pkl',
+    )
+    for inputs, message in (
+        ((files[0], other), 'does not belong to the other half'),
+        ((files[0], files[0]), 'is a second encoder'),
+    ):
         with pytest.raises(RequestError, match=message):
             convert(tmp_path / 'U', *inputs)
     with pytest.raises(RequestError, match='does not belong to the other half'):
         convert(tmp_path / 'T', other)
-    import_tokenizer.run(import_tokenizer._arguments().parse_args(['--input', str(files[1]), '--output', str(tmp_path / 'D')]))
+    import_tokenizer.run(
+        import_tokenizer._arguments().parse_args(
+            ['--input', str(files[1]), '--output', str(tmp_path / 'D')]
+        )
+    )
     with pytest.raises(RequestError, match='has a decoder alone: import its encoder too'):
         load_tokenizer(str(tmp_path / 'D'))
 
@@ -128,9 +194,17 @@ class DiscreteVAE(torch.nn.Module):
     def __init__(self, layers, tokens, code_width, width):
         super().__init__()
         self.codebook = torch.nn.Embedding(tokens, code_width)
-        down = lambda inputs: torch.nn.Sequential(torch.nn.Conv2d(inputs, width, 4, stride=2, padding=1), torch.nn.ReLU())
-        up = lambda inputs: torch.nn.Sequential(torch.nn.ConvTranspose2d(inputs, width, 4, stride=2, padding=1), torch.nn.ReLU())
-        pairs = lambda first, inputs: [module for i in range(layers) for module in (first(width if i else inputs), ResBlock(width))]
+        down = lambda inputs: torch.nn.Sequential(
+            torch.nn.Conv2d(inputs, width, 4, stride=2, padding=1), torch.nn.ReLU()
+        )
+        up = lambda inputs: torch.nn.Sequential(
+            torch.nn.ConvTranspose2d(inputs, width, 4, stride=2, padding=1), torch.nn.ReLU()
+        )
+        pairs = lambda first, inputs: [
+            module
+            for i in range(layers)
+            for module in (first(width if i else inputs), ResBlock(width))
+        ]
         self.encoder = torch.nn.Sequential(*pairs(down, 3), torch.nn.Conv2d(width, tokens, 1))
         self.decoder = torch.nn.Sequential(*pairs(up, code_width), torch.nn.Conv2d(width, 3, 1))
 
@@ -141,12 +215,23 @@ def test_customized(zipped, tmp_path):
     theirs = DiscreteVAE(2, 53, 11, 13)
     path = save({'weights': theirs.state_dict()}, tmp_path / 'pytorch_model.bin', zipped)
     tokenizer, params = convert(tmp_path / 'T', path, image_size=20)
-    assert (tokenizer.kind, tokenizer.factor, tokenizer.config.width, tokenizer.config.code_width) == ('customized', 4, 13, 11)
+    assert (
+        tokenizer.kind,
+        tokenizer.factor,
+        tokenizer.config.width,
+        tokenizer.config.code_width,
+    ) == ('customized', 4, 13, 11)
     images = photographs(tmp_path / 'photos', 7, 20)
     with torch.no_grad():
         logits = theirs.encoder(torch.from_numpy(images.transpose(0, 3, 1, 2)) * 2 - 1)
         expected = logits.argmax(1).flatten(1)
-        wanted = theirs.decoder(theirs.codebook(expected).reshape(7, 5, 5, 11).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy() / 2 + 0.5
+        wanted = (
+            theirs.decoder(theirs.codebook(expected).reshape(7, 5, 5, 11).permute(0, 3, 1, 2))
+            .permute(0, 2, 3, 1)
+            .numpy()
+            / 2
+            + 0.5
+        )
     ids = np.asarray(jax.jit(tokenizer.encode)(params, images))
     np.testing.assert_array_equal(ids, expected)
     assert len(np.unique(ids)) > 3
@@ -156,7 +241,10 @@ def test_customized(zipped, tmp_path):
 
 def test_the_published_customized_sizes():
     from beit_jax.models.tokenizers import make_tokenizer
-    count = sum(leaf.size for leaf in jax.tree.leaves(make_tokenizer('customized', {}, 112).abstract()))
+
+    count = sum(
+        leaf.size for leaf in jax.tree.leaves(make_tokenizer('customized', {}, 112).abstract())
+    )
     with torch.device('meta'):
         assert count == sum(value.numel() for value in DiscreteVAE(3, 8192, 512, 256).parameters())
 
@@ -165,17 +253,37 @@ def test_weights_of_something_else(tmp_path):
     state = dall_e.Encoder(n_hid=64, n_blk_per_group=1, vocab_size=521).state_dict()
     cut = {name: value for name, value in state.items() if 'conv_3.b' not in name}
     small = state | {'blocks.group_1.block_1.res_path.conv_1.w': torch.ones(16, 64, 5, 5)}
-    for tensors, message in (({'a.w': torch.ones(3)}, "'a.w' is no part of such a tokenizer"),
-                             ({'blocks.x.w': torch.ones(3)}, "'blocks.x.w' is no"),
-                             ({'blocks.input.b': torch.ones(3)}, 'no blocks.input.w'),
-                             ({'codebook.weight': torch.ones(3, 5)}, 'no encoder.0.0.weight'),
-                             ({'blocks.input.w': torch.ones(3), 'blocks.output.conv.w': torch.ones(3)}, 'is no convolution'),
-                             ({'codebook.weight': torch.ones(3), 'encoder.0.0.weight': torch.ones(3)}, 'is no table'),
-                             ({'encoder.5.weight': torch.ones(3), 'encoder.6.weight': torch.ones(3)}, '6.weight is there under two names'),
-                             (state | {'blocks.group_17.block_1.id_path.b': torch.ones(3)}, '17 groups of 1 blocks: use at most 16'),
-                             (state | {'blocks.group_9999999.block_1.id_path.b': torch.ones(3)}, "id_path.b' is no part"),
-                             (cut, r'4 tensors do not fit the architecture: encoder/groups/1/1/convs/3/bias is missing, expected \(16,\)'),
-                             (small, r'encoder/groups/1/1/convs/1/kernel is \(5, 5, 64, 16\), expected \(3, 3, 64, 16\)')):
+    for tensors, message in (
+        ({'a.w': torch.ones(3)}, "'a.w' is no part of such a tokenizer"),
+        ({'blocks.x.w': torch.ones(3)}, "'blocks.x.w' is no"),
+        ({'blocks.input.b': torch.ones(3)}, 'no blocks.input.w'),
+        ({'codebook.weight': torch.ones(3, 5)}, 'no encoder.0.0.weight'),
+        (
+            {'blocks.input.w': torch.ones(3), 'blocks.output.conv.w': torch.ones(3)},
+            'is no convolution',
+        ),
+        ({'codebook.weight': torch.ones(3), 'encoder.0.0.weight': torch.ones(3)}, 'is no table'),
+        (
+            {'encoder.5.weight': torch.ones(3), 'encoder.6.weight': torch.ones(3)},
+            '6.weight is there under two names',
+        ),
+        (
+            state | {'blocks.group_17.block_1.id_path.b': torch.ones(3)},
+            '17 groups of 1 blocks: use at most 16',
+        ),
+        (
+            state | {'blocks.group_9999999.block_1.id_path.b': torch.ones(3)},
+            "id_path.b' is no part",
+        ),
+        (
+            cut,
+            r'4 tensors do not fit the architecture: encoder/groups/1/1/convs/3/bias is missing, expected \(16,\)',
+        ),
+        (
+            small,
+            r'encoder/groups/1/1/convs/1/kernel is \(5, 5, 64, 16\), expected \(3, 3, 64, 16\)',
+        ),
+    ):
         with pytest.raises(RequestError, match=message):
             convert(tmp_path / 'T', save(tensors, tmp_path / 'f.pkl'))
     assert not (tmp_path / 'T').exists()

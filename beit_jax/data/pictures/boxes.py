@@ -2,6 +2,7 @@
 
 A box is four int: top, left, height, width in pixels.
 """
+
 from collections.abc import Callable, Sequence
 import math
 
@@ -20,27 +21,43 @@ class BadImageError(OSError):
     """An image that cannot be used; str() says why."""
 
 
-def random_box(draws: Sequence[float], height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]) -> Box:
-    """torchvision's RandomResizedCrop: a box of `scale` times the area (uniform) and width / height in `ratio` (log-uniform).
+def random_box(
+    draws: Sequence[float],
+    height: int,
+    width: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> Box:
+    """torchvision's RandomResizedCrop: a box of `scale` times the area (uniform) and width / height
+    in `ratio` (log-uniform).
 
-    The first of ten attempts that fits, at a uniform place; if none does, the largest central box with its ratio clamped.
+    The first of ten attempts that fits, at a uniform place; if none does, the largest central box
+    with its ratio clamped.
 
     Args:
       draws: DRAWS numbers, uniform in [0, 1).
     """
     for attempt in range(0, DRAWS, 4):
-        area_draw, ratio_draw, top_draw, left_draw = draws[attempt:attempt + 4]
+        area_draw, ratio_draw, top_draw, left_draw = draws[attempt : attempt + 4]
         area = height * width * (scale[0] + (scale[1] - scale[0]) * area_draw)
-        aspect = math.exp(math.log(ratio[0]) + (math.log(ratio[1]) - math.log(ratio[0])) * ratio_draw)
+        aspect = math.exp(
+            math.log(ratio[0]) + (math.log(ratio[1]) - math.log(ratio[0])) * ratio_draw
+        )
         rows, columns = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
         if 0 < rows <= height and 0 < columns <= width:
-            return int(top_draw * (height - rows + 1)), int(left_draw * (width - columns + 1)), rows, columns
+            return (
+                int(top_draw * (height - rows + 1)),
+                int(left_draw * (width - columns + 1)),
+                rows,
+                columns,
+            )
     rows, columns = min(height, round(width / ratio[0])), min(width, round(height * ratio[1]))
     return (height - rows) // 2, (width - columns) // 2, rows, columns
 
 
 def center_box(height: int, width: int, share: float = 224 / 256) -> Box:
-    """The central square of `share` times the shorter side: resizing to 256 and cropping 224, in one step."""
+    """The central square of `share` times the shorter side: resizing to 256 and cropping 224, in
+    one step."""
     side = max(1, round(share * min(height, width)))
     return (height - side) // 2, (width - side) // 2, side, side
 
@@ -64,7 +81,7 @@ def box_inside(box_of: Callable[[int, int], Box], height: int, width: int) -> Bo
 def crop(pixels: np.ndarray, box_of: Callable[[int, int], Box]) -> np.ndarray:
     """[H, W, 3] -> [h, w, 3], a view of it: the box `box_of(H, W)`."""
     top, left, height, width = box_inside(box_of, *pixels.shape[:2])
-    return pixels[top:top + height, left:left + width]
+    return pixels[top : top + height, left : left + width]
 
 
 def flipped(picture: np.ndarray) -> np.ndarray:
@@ -76,9 +93,10 @@ def is_jpeg(image: bytes) -> bool:
     """Whether a file is a JPEG and not a PNG.
 
     Raises:
-      BadImageError: it is neither, or it is cut off. A crop above the place where a JPEG was cut off would decode, so its end is looked for
-        here, at no cost: the last end marker stands after the last scan (an earlier one may close an embedded thumbnail, and some
-        cameras append bytes of their own).
+      BadImageError: it is neither, or it is cut off. A crop above the place where a JPEG was cut
+        off would decode, so its end is looked for here, at no cost: the last end marker stands
+        after the last scan (an earlier one may close an embedded thumbnail, and some cameras append
+        bytes of their own).
     """
     if image.startswith(_PNG):
         return False

@@ -1,8 +1,11 @@
-"""`decode_tensorflow` several times as fast: JPEG files by libjpeg-turbo (simplejpeg), resizing by fast_image_resize (cykooz_resizer).
+"""`decode_tensorflow` several times as fast: JPEG files by libjpeg-turbo (simplejpeg), resizing by
+fast_image_resize (cykooz_resizer).
 
-JPEG files are decoded as by TensorFlow, bit for bit but for the edge of a crop, of which TensorFlow does not decode what is beyond. Resizing
-computes with integers, so that it gives the same on every processor.
+JPEG files are decoded as by TensorFlow, bit for bit but for the edge of a crop, of which TensorFlow
+does not decode what is beyond. Resizing computes with integers, so that it gives the same on every
+processor.
 """
+
 from collections.abc import Callable, Sequence
 import threading
 
@@ -14,8 +17,10 @@ from beit_jax.data.config import View
 from beit_jax.data.pictures import decode_tensorflow
 from beit_jax.data.pictures.boxes import Box, crop, is_jpeg, whole_box
 
-_OPTIONS = {method: ResizeOptions(ResizeAlg.convolution(kind), use_alpha=False)
-            for method, kind in (('bicubic', FilterType.catmull_rom), ('lanczos3', FilterType.lanczos3))}
+_OPTIONS = {
+    method: ResizeOptions(ResizeAlg.convolution(kind), use_alpha=False)
+    for method, kind in (('bicubic', FilterType.catmull_rom), ('lanczos3', FilterType.lanczos3))
+}
 _own = threading.local()  # a resizer keeps buffers, so each thread has one
 
 
@@ -28,10 +33,13 @@ def decode_crop(image: bytes | np.ndarray, box_of: Callable[[int, int], Box]) ->
             return crop(simplejpeg.decode_jpeg(image), box_of)
     except ValueError:  # damage, which is not always fatal: one decoder judges for both
         pass
-    return crop(decode_tensorflow.decode_crop(image, whole_box), box_of)  # or CMYK, which is converted in different ways
+    # or CMYK, which is converted in different ways
+    return crop(decode_tensorflow.decode_crop(image, whole_box), box_of)
 
 
-def resize(pixels: np.ndarray, views: Sequence[View], shape: tuple[int, int] | None = None) -> list[np.ndarray]:
+def resize(
+    pixels: np.ndarray, views: Sequence[View], shape: tuple[int, int] | None = None
+) -> list[np.ndarray]:
     """As `decode_tensorflow.resize`, by Pillow's integer arithmetic."""
     if not hasattr(_own, 'resizer'):
         _own.resizer = Resizer()
@@ -40,4 +48,7 @@ def resize(pixels: np.ndarray, views: Sequence[View], shape: tuple[int, int] | N
     made = [ImageData(width, height, PixelType.U8x3) for height, width in shapes]
     for view, target in zip(views, made):
         _own.resizer.resize(source, target, _OPTIONS[view.method])
-    return [np.frombuffer(target.get_buffer(), np.uint8).reshape(*shape, 3) for shape, target in zip(shapes, made)]
+    return [
+        np.frombuffer(target.get_buffer(), np.uint8).reshape(*shape, 3)
+        for shape, target in zip(shapes, made)
+    ]

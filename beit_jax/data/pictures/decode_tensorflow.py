@@ -1,4 +1,6 @@
-"""Files to cropped, resized pixels by TensorFlow's operations alone: the reference, and what takes no other library."""
+"""Files to cropped, resized pixels by TensorFlow's operations alone: the reference, and what takes
+no other library."""
+
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -15,8 +17,9 @@ _KERNELS = {'bicubic': 'keyscubic', 'lanczos3': 'lanczos3'}
 def decode_crop(image: bytes | np.ndarray, box_of: Callable[[int, int], Box]) -> np.ndarray:
     """The pixels uint8 [h, w, 3], RGB, of the box `box_of(H, W)` of an image of H x W pixels.
 
-    Greyscale is repeated, CMYK converted, a palette looked up and alpha dropped, as by Pillow's convert('RGB'). EXIF orientation is
-    ignored, as torchvision's ImageFolder ignores it. Of a JPEG only the box is decoded.
+    Greyscale is repeated, CMYK converted, a palette looked up and alpha dropped, as by Pillow's
+    convert('RGB'). EXIF orientation is ignored, as torchvision's ImageFolder ignores it. Of a JPEG
+    only the box is decoded.
 
     Args:
       image: a JPEG or PNG file, or uint8 [H, W, 3].
@@ -30,21 +33,35 @@ def decode_crop(image: bytes | np.ndarray, box_of: Callable[[int, int], Box]) ->
         if is_jpeg(image):
             contents = tf.constant(image)
             height, width, _ = tf.image.extract_jpeg_shape(contents).numpy().tolist()
-            return tf.image.decode_and_crop_jpeg(contents, box_inside(box_of, height, width), channels=3, dct_method=_DCT).numpy()
+            return tf.image.decode_and_crop_jpeg(
+                contents, box_inside(box_of, height, width), channels=3, dct_method=_DCT
+            ).numpy()
         return crop(tf.image.decode_png(image, channels=3).numpy(), box_of)
     except tf.errors.InvalidArgumentError as error:
         raise BadImageError('truncated or damaged') from error
 
 
-def resize(pixels: np.ndarray, views: Sequence[View], shape: tuple[int, int] | None = None) -> list[np.ndarray]:
-    """uint8 [H, W, 3] -> uint8 [size, size, 3], or of `shape`, for each view, antialiased as by Pillow; pixels of that size come out as they
-    went in."""
+def resize(
+    pixels: np.ndarray, views: Sequence[View], shape: tuple[int, int] | None = None
+) -> list[np.ndarray]:
+    """uint8 [H, W, 3] -> uint8 [size, size, 3], or of `shape`, for each view, antialiased as by
+    Pillow; pixels of that size come out as they went in."""
     shapes = [shape or (view.size, view.size) for view in views]
-    return [pixels if pixels.shape[:2] == shape else _resize(pixels, shape, view.method) for shape, view in zip(shapes, views)]
+    return [
+        pixels if pixels.shape[:2] == shape else _resize(pixels, shape, view.method)
+        for shape, view in zip(shapes, views)
+    ]
 
 
 def _resize(pixels, shape, method):
-    scale = [new / side for new, side in zip(shape, pixels.shape)]  # what tf.image.resize does, without its casts of the whole image
-    resized = tf.raw_ops.ScaleAndTranslate(images=pixels[None], size=shape, scale=scale, translation=[0.0, 0.0],
-                                           kernel_type=_KERNELS[method], antialias=True)
+    # what tf.image.resize does, without its casts of the whole image
+    scale = [new / side for new, side in zip(shape, pixels.shape)]
+    resized = tf.raw_ops.ScaleAndTranslate(
+        images=pixels[None],
+        size=shape,
+        scale=scale,
+        translation=[0.0, 0.0],
+        kernel_type=_KERNELS[method],
+        antialias=True,
+    )
     return np.rint(resized[0].numpy()).clip(0, 255).astype(np.uint8)

@@ -1,7 +1,10 @@
-"""Label maps, for semantic segmentation: uint8 [H, W], the class of each pixel of an image, 255 where it is of none. No TensorFlow.
+"""Label maps, for semantic segmentation: uint8 [H, W], the class of each pixel of an image, 255
+where it is of none. No TensorFlow.
 
-The window of a training view follows mmsegmentation's Resize (ratio_range), RandomCrop (cat_max_ratio) and Pad, in one step.
+The window of a training view follows mmsegmentation's Resize (ratio_range), RandomCrop
+(cat_max_ratio) and Pad, in one step.
 """
+
 from collections.abc import Sequence
 import io
 
@@ -16,12 +19,14 @@ MAX_SHARE = 0.75  # of one class in a training view
 _LONG = 4  # times the size of a view: what the longer side of an image is resized to at most
 
 
-def decode(label: bytes | np.ndarray, name: str, num_classes: int, reduce_zero_label: bool) -> np.ndarray:
+def decode(
+    label: bytes | np.ndarray, name: str, num_classes: int, reduce_zero_label: bool
+) -> np.ndarray:
     """The label map of an annotation: uint8 [H, W], each in [0, num_classes) or 255.
 
     Args:
-      label: a PNG of 8 bits a pixel whose values (of a palette: indices) are the classes, grey ones in three equal channels included; or
-        uint8 [H, W].
+      label: a PNG of 8 bits a pixel whose values (of a palette: indices) are the classes, grey ones
+        in three equal channels included; or uint8 [H, W].
       name: of the example, for messages.
       reduce_zero_label: 0 becomes 255 and k class k - 1; 255 stays.
 
@@ -33,9 +38,17 @@ def decode(label: bytes | np.ndarray, name: str, num_classes: int, reduce_zero_l
     label_map = values - (values != IGNORED) if reduce_zero_label else values  # 0 wraps to 255
     wrong = (label_map >= num_classes) & (label_map != IGNORED)
     if wrong.any():
-        allowed = f'1 to {num_classes} (0 and 255: ignored)' if reduce_zero_label else f'0 to {num_classes - 1} (255: ignored)'
-        check(False, f'the annotation of {name} has the value {values[wrong][0]}, but the {num_classes} classes are {allowed}: repair it, name '
-              'all classes in classes.txt in config.data.path, or look at config.data.reduce_zero_label.')
+        allowed = (
+            f'1 to {num_classes} (0 and 255: ignored)'
+            if reduce_zero_label
+            else f'0 to {num_classes - 1} (255: ignored)'
+        )
+        check(
+            False,
+            f'the annotation of {name} has the value {values[wrong][0]}, but the {num_classes} '
+            f'classes are {allowed}: repair it, name all classes in classes.txt in '
+            'config.data.path, or look at config.data.reduce_zero_label.',
+        )
     return label_map
 
 
@@ -47,42 +60,62 @@ def _png(label, name):
         raise BadImageError('its annotation is no PNG, or damaged') from error
     if mode == 'RGB' and (values == values[..., :1]).all():
         return values[..., 0]
-    check(mode in ('L', 'P', '1'), f'the annotation of {name} is a PNG of mode {mode}: it takes a grey or palette one of 8 bits a pixel, whose '
-          'values are the classes.')
+    check(
+        mode in ('L', 'P', '1'),
+        f'the annotation of {name} is a PNG of mode {mode}: it takes a grey or palette one of 8 '
+        'bits a pixel, whose values are the classes.',
+    )
     return values.astype(np.uint8, copy=False)
 
 
 def check_size(label_map: np.ndarray, name: str, height: int, width: int) -> None:
-    """Raises RequestError where an image of height x width pixels has a label map of another size."""
-    check(label_map.shape == (height, width), f'{name} has {height} x {width} pixels, its annotation {label_map.shape[0]} x '
-          f'{label_map.shape[1]}: repair or remove the two.')
+    """Raises RequestError where an image of height x width pixels has a label map of another
+    size."""
+    check(
+        label_map.shape == (height, width),
+        f'{name} has {height} x {width} pixels, its annotation {label_map.shape[0]} x '
+        f'{label_map.shape[1]}: repair or remove the two.',
+    )
 
 
 def resize(label_map: np.ndarray, box: Box, shape: tuple[int, int]) -> np.ndarray:
-    """The box of a label map at `shape`: at each pixel the class of what lies under its centre, in integers, so alike everywhere."""
+    """The box of a label map at `shape`: at each pixel the class of what lies under its centre, in
+    integers, so alike everywhere."""
     (top, left, *sides) = box
-    rows, columns = (start + (2 * np.arange(count) + 1) * side // (2 * count) for start, side, count in zip((top, left), sides, shape))
+    rows, columns = (
+        start + (2 * np.arange(count) + 1) * side // (2 * count)
+        for start, side, count in zip((top, left), sides, shape)
+    )
     return label_map[rows][:, columns]
 
 
-def random_window(draws: Sequence[float], label_map: np.ndarray, size: int, scale: tuple[float, float]) -> tuple[Box, np.ndarray]:
+def random_window(
+    draws: Sequence[float], label_map: np.ndarray, size: int, scale: tuple[float, float]
+) -> tuple[Box, np.ndarray]:
     """What a training view shows: the box of the image, and the classes of the view, uint8 [h, w].
 
-    The image is thought to be resized, keeping its aspect, to `scale` (uniform) times what fits into 4 size x size, and size x size of it to
-    be cut out; h or w is smaller where the resized image is. The box is that window in whole pixels of the image, so that only
-    it need be resized, and image and label map are of exactly the same pixels. Of ten places, uniform, it is at the first where no class
-    has more than 75 % of the pixels that are not ignored, else at the last.
+    The image is thought to be resized, keeping its aspect, to `scale` (uniform) times what fits
+    into 4 size x size, and size x size of it to be cut out; h or w is smaller where the resized
+    image is. The box is that window in whole pixels of the image, so that only it need be resized,
+    and image and label map are of exactly the same pixels. Of ten places, uniform, it is at the
+    first where no class has more than 75 % of the pixels that are not ignored, else at the last.
 
     Args:
       draws: 1 + 2 ATTEMPTS numbers, uniform in [0, 1).
     """
     ratio_draw, *place_draws = draws
     short, long = sorted(label_map.shape)
-    window = max(short, long / _LONG) / (scale[0] + (scale[1] - scale[0]) * ratio_draw)  # its side in pixels of the image
+    # its side in pixels of the image
+    window = max(short, long / _LONG) / (scale[0] + (scale[1] - scale[0]) * ratio_draw)
     sides = [min(side, max(1, round(window))) for side in label_map.shape]
-    shape = tuple(size if side > window else max(1, round(size * side / window)) for side in label_map.shape)
+    shape = tuple(
+        size if side > window else max(1, round(size * side / window)) for side in label_map.shape
+    )
     for attempt in range(0, 2 * ATTEMPTS, 2):
-        places = (int(draw * (whole - side + 1)) for draw, whole, side in zip(place_draws[attempt:attempt + 2], label_map.shape, sides))
+        places = (
+            int(draw * (whole - side + 1))
+            for draw, whole, side in zip(place_draws[attempt : attempt + 2], label_map.shape, sides)
+        )
         box = (*places, *sides)
         classes = resize(label_map, box, shape)
         counts = np.bincount(classes.ravel(), minlength=IGNORED)[:IGNORED]
@@ -96,5 +129,5 @@ def pad(picture: np.ndarray, size: int, fill: int | tuple[int, int, int]) -> np.
     if picture.shape[:2] == (size, size):
         return picture
     whole = np.full([size, size, *picture.shape[2:]], fill, np.uint8)
-    whole[:picture.shape[0], :picture.shape[1]] = picture
+    whole[: picture.shape[0], : picture.shape[1]] = picture
     return whole

@@ -1,4 +1,6 @@
-"""Pictures for the tools: a folder, a file, or a .npy array, as one array of the size that a model takes. No TensorFlow."""
+"""Pictures for the tools: a folder, a file, or a .npy array, as one array of the size that a model
+takes. No TensorFlow."""
+
 from collections.abc import Iterator
 import itertools
 from pathlib import Path
@@ -11,18 +13,23 @@ from beit_jax.errors import RequestError, check
 SUFFIXES = ('.jpg', '.jpeg', '.png')
 
 
-def load_images(path: str, size: int, limit: int | None = None, crop: float = 1.0) -> tuple[np.ndarray, list[str]]:
+def load_images(
+    path: str, size: int, limit: int | None = None, crop: float = 1.0
+) -> tuple[np.ndarray, list[str]]:
     """All pictures of `image_batches` at once: (uint8 [B, size, size, 3], names)."""
     pictures, names = zip(*image_batches(path, size, 64, limit, crop))
     return np.concatenate(pictures), [name for batch in names for name in batch]
 
 
-def image_batches(path: str, size: int, batch_size: int, limit: int | None = None, crop: float = 1.0) -> Iterator[tuple[np.ndarray, list[str]]]:
-    """Reads pictures and gives the central square of each at size x size pixels (bicubic, antialiased).
+def image_batches(
+    path: str, size: int, batch_size: int, limit: int | None = None, crop: float = 1.0
+) -> Iterator[tuple[np.ndarray, list[str]]]:
+    """Reads pictures and gives the central square of each at size x size pixels (bicubic,
+    antialiased).
 
     Args:
-      path: a folder (searched in sorted order), an image file, or a .npy array [B, H, W, 3], uint8 or float in [0, 1]; an array that
-        has the size already is not resampled.
+      path: a folder (searched in sorted order), an image file, or a .npy array [B, H, W, 3], uint8
+        or float in [0, 1]; an array that has the size already is not resampled.
       size: side of the result in pixels.
       batch_size: pictures that are read at a time.
       limit: read at most so many.
@@ -36,8 +43,15 @@ def image_batches(path: str, size: int, batch_size: int, limit: int | None = Non
     """
     is_array, pictures = Path(path).suffix == '.npy', whole_images(path, limit)
     while chunk := list(itertools.islice(pictures, batch_size)):
-        yield np.stack([square(image, size, 1.0 if is_array and image.size == (size, size) else crop) for image, _ in chunk]), [
-            name for _, name in chunk]
+        yield (
+            np.stack(
+                [
+                    square(image, size, 1.0 if is_array and image.size == (size, size) else crop)
+                    for image, _ in chunk
+                ]
+            ),
+            [name for _, name in chunk],
+        )
 
 
 def whole_images(path: str, limit: int | None = None) -> Iterator[tuple[Image.Image, str]]:
@@ -45,21 +59,34 @@ def whole_images(path: str, limit: int | None = None) -> Iterator[tuple[Image.Im
     root = Path(path)
     check(root.exists(), f'--images={path}: no such file or folder.')
     if root.suffix != '.npy':
-        files = sorted(file for file in root.rglob('*') if file.suffix.lower() in SUFFIXES) if root.is_dir() else [root]
+        files = (
+            sorted(file for file in root.rglob('*') if file.suffix.lower() in SUFFIXES)
+            if root.is_dir()
+            else [root]
+        )
         check(bool(files), f'--images={path}: no {", ".join(SUFFIXES)} file in it.')
         yield from ((read_image(file), str(file)) for file in files[:limit])
         return
     try:
         array = np.load(root)[:limit]
     except (ValueError, EOFError, IndexError) as error:
-        raise RequestError(f'--images={path} cannot be read as an array of numbers ({error}).') from error
-    check(array.ndim == 4 and array.shape[3] == 3 and array.size > 0,
-          f'--images={path}: the array has shape {array.shape}, it must be [B, H, W, 3].')
+        raise RequestError(
+            f'--images={path} cannot be read as an array of numbers ({error}).'
+        ) from error
+    check(
+        array.ndim == 4 and array.shape[3] == 3 and array.size > 0,
+        f'--images={path}: the array has shape {array.shape}, it must be [B, H, W, 3].',
+    )
     if array.dtype != np.uint8:
-        check(array.dtype.kind == 'f' and array.min() >= 0 and array.max() <= 1,
-              f'--images={path}: a {array.dtype} array from {array.min():g} to {array.max():g}; give uint8, or float in [0, 1].')
+        check(
+            array.dtype.kind == 'f' and array.min() >= 0 and array.max() <= 1,
+            f'--images={path}: a {array.dtype} array from {array.min():g} to {array.max():g}; give '
+            'uint8, or float in [0, 1].',
+        )
         array = np.rint(array * 255).astype(np.uint8)
-    yield from ((Image.fromarray(image), f'{root.name}[{number}]') for number, image in enumerate(array))
+    yield from (
+        (Image.fromarray(image), f'{root.name}[{number}]') for number, image in enumerate(array)
+    )
 
 
 def read_image(file: Path) -> Image.Image:
@@ -76,9 +103,14 @@ def read_image(file: Path) -> Image.Image:
 
 
 def square(image: Image.Image, size: int, crop: float = 1.0) -> np.ndarray:
-    """The central square of an RGB picture, uint8 [size, size, 3]; its side is `crop` times the shorter side of the picture."""
+    """The central square of an RGB picture, uint8 [size, size, 3]; its side is `crop` times the
+    shorter side of the picture."""
     side = max(1, round(crop * min(image.size)))
     left, top = (image.width - side) / 2, (image.height - side) / 2
     if image.size == (size, size) == (side, side):
         return np.asarray(image)
-    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)))
+    return np.asarray(
+        image.resize(
+            (size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)
+        )
+    )

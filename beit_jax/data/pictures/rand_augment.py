@@ -1,7 +1,9 @@
-"""RandAugment as timm defines it (arXiv 1909.13719; `rand-m9-mstd0.5-inc1`): a few random operations of Pillow on each picture.
+"""RandAugment as timm defines it (arXiv 1909.13719; `rand-m9-mstd0.5-inc1`): a few random
+operations of Pillow on each picture.
 
 Magnitudes run from 0 to 10. What is drawn follows from the number of the view alone.
 """
+
 from collections.abc import Callable
 import dataclasses
 import functools
@@ -21,6 +23,7 @@ _KEY = 0x72616E64  # sets these draws apart from others by the same numbers
 @dataclasses.dataclass(frozen=True)
 class Policy:
     """Operations a picture, their magnitude and its deviation, and the probability of each."""
+
     magnitude: float = 10.0
     deviation: float = 0.0
     layers: int = 2
@@ -29,19 +32,35 @@ class Policy:
 
 @functools.lru_cache
 def parse_policy(text: str) -> Policy:
-    """timm's notation: 'rand', then m (magnitude), mstd (its deviation), n (operations), p (probability of each) and inc1, in any order.
+    """timm's notation: 'rand', then m (magnitude), mstd (its deviation), n (operations), p
+    (probability of each) and inc1, in any order.
 
     Raises:
-      RequestError: anything else. Operations grow stronger with the magnitude (inc1); the older set, inc0, is not offered.
+      RequestError: anything else. Operations grow stronger with the magnitude (inc1); the older
+        set, inc0, is not offered.
     """
     first, *rest = text.split('-')
-    settings = dict(match.groups() for part in rest if (match := re.fullmatch(r'(m|mstd|n|p|inc)(\d+(?:\.\d+)?)', part)))
-    check(first == 'rand' and len(settings) == len(rest) and settings.get('inc') == '1',
-          f'config.rand_augment={text!r}: use timm\'s notation with inc1, for example rand-m9-mstd0.5-inc1, or leave it empty.')
-    policy = Policy(float(settings.get('m', LIMIT)), float(settings.get('mstd', 0)), int(float(settings.get('n', 2))),
-                    float(settings.get('p', 0.5)))
-    check(policy.magnitude <= LIMIT and policy.probability <= 1,
-          f'config.rand_augment={text!r}: the magnitude is at most {LIMIT:g}, the probability at most 1.')
+    settings = dict(
+        match.groups()
+        for part in rest
+        if (match := re.fullmatch(r'(m|mstd|n|p|inc)(\d+(?:\.\d+)?)', part))
+    )
+    check(
+        first == 'rand' and len(settings) == len(rest) and settings.get('inc') == '1',
+        f"config.rand_augment={text!r}: use timm's notation with inc1, for example "
+        'rand-m9-mstd0.5-inc1, or leave it empty.',
+    )
+    policy = Policy(
+        float(settings.get('m', LIMIT)),
+        float(settings.get('mstd', 0)),
+        int(float(settings.get('n', 2))),
+        float(settings.get('p', 0.5)),
+    )
+    check(
+        policy.magnitude <= LIMIT and policy.probability <= 1,
+        f'config.rand_augment={text!r}: the magnitude is at most {LIMIT:g}, the probability at '
+        'most 1.',
+    )
     return policy
 
 
@@ -50,27 +69,42 @@ Operation = Callable[[Image.Image, float, int, tuple[int, int, int]], Image.Imag
 
 
 def _affine(matrix: Callable[[Image.Image, float], tuple]) -> Operation:
-    return lambda image, magnitude, sign, fill: image.transform(image.size, Image.Transform.AFFINE, matrix(image, sign * magnitude / LIMIT),
-                                                                Image.Resampling.BICUBIC, fillcolor=fill)
+    return lambda image, magnitude, sign, fill: image.transform(
+        image.size,
+        Image.Transform.AFFINE,
+        matrix(image, sign * magnitude / LIMIT),
+        Image.Resampling.BICUBIC,
+        fillcolor=fill,
+    )
 
 
 def _enhance(kind) -> Operation:
-    return lambda image, magnitude, sign, fill: kind(image).enhance(max(0.1, 1 + sign * 0.9 * magnitude / LIMIT))
+    return lambda image, magnitude, sign, fill: kind(image).enhance(
+        max(0.1, 1 + sign * 0.9 * magnitude / LIMIT)
+    )
 
 
 def _add_below_half(image, magnitude, sign, fill):
     added = min(128, int(110 * magnitude / LIMIT))
-    return image.point([min(255, value + added) if value < 128 else value for value in range(256)] * 3)
+    return image.point(
+        [min(255, value + added) if value < 128 else value for value in range(256)] * 3
+    )
 
 
 OPERATIONS: dict[str, Operation] = {
     'AutoContrast': lambda image, magnitude, sign, fill: ImageOps.autocontrast(image),
     'Equalize': lambda image, magnitude, sign, fill: ImageOps.equalize(image),
     'Invert': lambda image, magnitude, sign, fill: ImageOps.invert(image),
-    'Rotate': lambda image, magnitude, sign, fill: image.rotate(sign * 30 * magnitude / LIMIT, Image.Resampling.BICUBIC, fillcolor=fill),
+    'Rotate': lambda image, magnitude, sign, fill: image.rotate(
+        sign * 30 * magnitude / LIMIT, Image.Resampling.BICUBIC, fillcolor=fill
+    ),
     # at the limit timm asks for 0 bits, which Pillow refuses today and drew black before
-    'Posterize': lambda image, magnitude, sign, fill: ImageOps.posterize(image, max(1, 4 - int(4 * magnitude / LIMIT))),
-    'Solarize': lambda image, magnitude, sign, fill: ImageOps.solarize(image, 256 - min(256, int(256 * magnitude / LIMIT))),
+    'Posterize': lambda image, magnitude, sign, fill: ImageOps.posterize(
+        image, max(1, 4 - int(4 * magnitude / LIMIT))
+    ),
+    'Solarize': lambda image, magnitude, sign, fill: ImageOps.solarize(
+        image, 256 - min(256, int(256 * magnitude / LIMIT))
+    ),
     'SolarizeAdd': _add_below_half,
     'Color': _enhance(ImageEnhance.Color),
     'Contrast': _enhance(ImageEnhance.Contrast),
@@ -88,10 +122,16 @@ def draw(policy: Policy, seed: int, view: int) -> list[tuple[str, float, int]]:
     """The operations of a view in order: (name, magnitude in [0, 10], sign)."""
     raw = random_bits(4 * policy.layers, seed ^ _KEY, view).reshape(-1, 4)
     drawn = []
-    for which, used, deviate, sign in (raw + 0.5) / 2.0 ** 64:
+    for which, used, deviate, sign in (raw + 0.5) / 2.0**64:
         if used < policy.probability:
             magnitude = policy.magnitude + policy.deviation * _NORMAL.inv_cdf(deviate)
-            drawn.append((_NAMES[int(which * len(_NAMES))], min(max(magnitude, 0.0), LIMIT), 1 if sign < 0.5 else -1))
+            drawn.append(
+                (
+                    _NAMES[int(which * len(_NAMES))],
+                    min(max(magnitude, 0.0), LIMIT),
+                    1 if sign < 0.5 else -1,
+                )
+            )
     return drawn
 
 
@@ -100,8 +140,11 @@ def fill_color(mean: tuple[float, float, float]) -> tuple[int, int, int]:
     return tuple(min(255, round(255 * value)) for value in mean)
 
 
-def rand_augment(picture: np.ndarray, policy: Policy, seed: int, view: int, fill: tuple[int, int, int]) -> np.ndarray:
-    """uint8 [H, W, 3] -> the same, augmented; `fill` is the colour of what a picture is moved away from."""
+def rand_augment(
+    picture: np.ndarray, policy: Policy, seed: int, view: int, fill: tuple[int, int, int]
+) -> np.ndarray:
+    """uint8 [H, W, 3] -> the same, augmented; `fill` is the colour of what a picture is moved away
+    from."""
     image = Image.fromarray(picture)
     for name, magnitude, sign in draw(policy, seed, view):
         image = OPERATIONS[name](image, magnitude, sign, fill)

@@ -1,4 +1,5 @@
 """A folder of images and one of annotations beside it, as ADE20K is published."""
+
 import hashlib
 
 from beit_jax.data.config import IGNORED
@@ -12,10 +13,12 @@ TRAINING, VALIDATION = 'training', 'validation'  # ADE20K's parts
 
 
 class AnnotatedFolder:
-    """The images below `images` with the annotations of the same names below `annotations`, in `path`; a label is an annotation's PNG.
+    """The images below `images` with the annotations of the same names below `annotations`, in
+    `path`; a label is an annotation's PNG.
 
-    Where `images` is divided into `training` and `validation`, `annotations` is too, and `part` says which it is. The classes are those of
-    `class_names`, else of `path`: see `read_class_names`. `key` and `index` are as of `FolderSource`.
+    Where `images` is divided into `training` and `validation`, `annotations` is too, and `part`
+    says which it is. The classes are those of `class_names`, else of `path`: see
+    `read_class_names`. `key` and `index` are as of `FolderSource`.
 
     Attributes:
       parts: `training` and `validation`, if they are there.
@@ -24,23 +27,46 @@ class AnnotatedFolder:
       RequestError: not such a folder, an image without annotation.
     """
 
-    def __init__(self, path: str, part: str, class_names: tuple[str, ...] | None = None, key: str = 'config.data.path', index: str = ''):
+    def __init__(
+        self,
+        path: str,
+        part: str,
+        class_names: tuple[str, ...] | None = None,
+        key: str = 'config.data.path',
+        index: str = '',
+    ):
         check(bool(path), f'{key} is empty: set it to a folder that holds images and annotations.')
         for name in ('images', 'annotations'):
-            check(path_kind(storage.join(path, name), key) == 'folder', f'{key}={path!r} holds no folder {name!r}: set it to one that holds images '
-                  'and annotations, both of them with training and validation, or neither.')
-        self.parts = tuple(name for name in (TRAINING, VALIDATION) if path_kind(storage.join(path, 'images', name), key) == 'folder')
-        check(not self.parts or part in self.parts, f'{key}={path!r} holds images/{"".join(self.parts)}, but no images/{part}.')
+            check(
+                path_kind(storage.join(path, name), key) == 'folder',
+                f'{key}={path!r} holds no folder {name!r}: set it to one that holds images '
+                'and annotations, both of them with training and validation, or neither.',
+            )
+        self.parts = tuple(
+            name
+            for name in (TRAINING, VALIDATION)
+            if path_kind(storage.join(path, 'images', name), key) == 'folder'
+        )
+        check(
+            not self.parts or part in self.parts,
+            f'{key}={path!r} holds images/{"".join(self.parts)}, but no images/{part}.',
+        )
         part = part if self.parts else ''
         self._images = FolderSource(storage.join(path, 'images', part), (), key, index)
         self._folder = storage.join(path, 'annotations', part)
         annotations = Listing(self._folder, key, index)
-        self.fingerprint = hashlib.sha256((self._images.fingerprint + annotations.fingerprint).encode()).hexdigest()
+        self.fingerprint = hashlib.sha256(
+            (self._images.fingerprint + annotations.fingerprint).encode()
+        ).hexdigest()
         self.class_names = read_class_names(path, key) if class_names is None else class_names
         there = {storage.join(self._folder, annotations.file(i)) for i in range(len(annotations))}
         missing = [i for i in range(len(self)) if self.annotation(i) not in there]
-        check(not missing, f'{len(missing)} of {len(self)} images have no annotation; the first is {missing and self.name(missing[0])}, whose '
-              f'annotation would be {missing and self.annotation(missing[0])}: add or remove files.')
+        check(
+            not missing,
+            f'{len(missing)} of {len(self)} images have no annotation; the first is '
+            f'{missing and self.name(missing[0])}, whose annotation would be '
+            f'{missing and self.annotation(missing[0])}: add or remove files.',
+        )
 
     def __len__(self) -> int:
         return len(self._images)
@@ -50,7 +76,7 @@ class AnnotatedFolder:
 
     def annotation(self, index: int) -> str:
         """Where the annotation of example `index` is stored."""
-        below = self._images.name(index)[len(self._images.path):].lstrip('/')
+        below = self._images.name(index)[len(self._images.path) :].lstrip('/')
         return storage.join(self._folder, below.rpartition('.')[0] + '.png')
 
     def read(self, index: int) -> Example:
@@ -64,14 +90,19 @@ class AnnotatedFolder:
 
 
 def read_class_names(path: str, key: str = 'config.data.path') -> tuple[str, ...]:
-    """The classes of label maps: the lines of classes.txt in `path`, or those of ADE20K's objectInfo150.txt; else '1' to '150'."""
+    """The classes of label maps: the lines of classes.txt in `path`, or those of ADE20K's
+    objectInfo150.txt; else '1' to '150'."""
     try:
         there = {name for name, _ in storage.list_folder(path, ('.txt',))[1]}
         for file, head in (('classes.txt', 0), ('objectInfo150.txt', 1)):  # the head of a table
             if file in there:
                 lines = storage.read(storage.join(path, file)).decode(errors='replace').splitlines()
                 names = tuple(line.split('\t')[-1].strip() for line in lines if line.strip())[head:]
-                check(0 < len(names) <= IGNORED, f'{storage.join(path, file)} has {len(names)} classes: there may be 1 to {IGNORED}.')
+                check(
+                    0 < len(names) <= IGNORED,
+                    f'{storage.join(path, file)} has {len(names)} classes: there may be 1 to '
+                    f'{IGNORED}.',
+                )
                 return names
     except OSError as error:
         raise RequestError(f'{key}={path!r} cannot be read ({error}).') from error

@@ -1,4 +1,6 @@
-"""Reading many examples that are stored side by side in one go, for stores where every read costs a seek or a request."""
+"""Reading many examples that are stored side by side in one go, for stores where every read costs a
+seek or a request."""
+
 import collections
 import concurrent.futures
 import math
@@ -13,11 +15,14 @@ READERS = 8  # chunks that are read at once
 _LATE = 2  # steps: a pipeline asks for the examples of two batches before it has read the first
 
 
-def chunked(source: Source, sampler: Sampler, rows: np.ndarray) -> tuple['Source | ChunkedSource', 'Sampler | ReadAhead']:
-    """(source, sampler) as `pipeline.train_batches` takes them for `rows`: chunks are read whole, and before they are needed, into memory.
+def chunked(
+    source: Source, sampler: Sampler, rows: np.ndarray
+) -> tuple['Source | ChunkedSource', 'Sampler | ReadAhead']:
+    """(source, sampler) as `pipeline.train_batches` takes them for `rows`: chunks are read whole,
+    and before they are needed, into memory.
 
-    Memory holds the encoded images of two windows a lane, or of some four batches where that is more. Both are as they were where
-    `sampler.chunk` is 0.
+    Memory holds the encoded images of two windows a lane, or of some four batches where that is
+    more. Both are as they were where `sampler.chunk` is 0.
     """
     if not sampler.chunk:
         return source, sampler
@@ -25,15 +30,22 @@ def chunked(source: Source, sampler: Sampler, rows: np.ndarray) -> tuple['Source
     ahead = max(1, span // width - _LATE)  # steps: chunks are read so much earlier
     windows = math.ceil((ahead + _LATE) * width / span) + 1  # that are in use at a time
     lanes = len(np.unique(np.asarray(rows) // width))
-    chunks = ChunkedSource(source, sampler.chunk, lanes * windows * (sampler.window + 1))  # intervals and windows cut chunks in two
+    # intervals and windows cut chunks in two
+    chunks = ChunkedSource(source, sampler.chunk, lanes * windows * (sampler.window + 1))
     return chunks, ReadAhead(sampler, chunks, ahead)
 
 
 class ChunkedSource:
-    """Another source's examples, read `chunk` at a time; the `keep` chunks that were used last stay in memory. Serves many threads."""
+    """Another source's examples, read `chunk` at a time; the `keep` chunks that were used last stay
+    in memory. Serves many threads."""
 
     def __init__(self, source: Source, chunk: int, keep: int):
-        self.source, self.chunk, self.class_names, self.fingerprint = source, chunk, source.class_names, source.fingerprint
+        self.source, self.chunk, self.class_names, self.fingerprint = (
+            source,
+            chunk,
+            source.class_names,
+            source.fingerprint,
+        )
         self._keep, self._kept, self._lock = keep, collections.OrderedDict(), threading.Lock()
         self._readers = concurrent.futures.ThreadPoolExecutor(READERS)
         self.name, self.label, self.read_many = source.name, source.label, source.read_many
@@ -49,11 +61,14 @@ class ChunkedSource:
         return example
 
     def begin(self, chunk: int) -> concurrent.futures.Future:
-        """What will be the examples of a chunk, as `read_many` gives them; it is being read if it is not here."""
+        """What will be the examples of a chunk, as `read_many` gives them; it is being read if it
+        is not here."""
         with self._lock:
             if chunk not in self._kept:
                 start = chunk * self.chunk
-                self._kept[chunk] = self._readers.submit(self.source.read_many, start, min(start + self.chunk, len(self)))
+                self._kept[chunk] = self._readers.submit(
+                    self.source.read_many, start, min(start + self.chunk, len(self))
+                )
             self._kept.move_to_end(chunk)
             while len(self._kept) > self._keep:
                 self._kept.popitem(last=False)
@@ -61,10 +76,16 @@ class ChunkedSource:
 
 
 class ReadAhead:
-    """A sampler that, asked for the examples of a step, has `chunks` begin to read those of that step and of the one `ahead` steps later."""
+    """A sampler that, asked for the examples of a step, has `chunks` begin to read those of that
+    step and of the one `ahead` steps later."""
 
     def __init__(self, sampler: Sampler, chunks: ChunkedSource, ahead: int):
-        self.sampler, self.seed, self.positions, self.views = sampler, sampler.seed, sampler.positions, sampler.views
+        self.sampler, self.seed, self.positions, self.views = (
+            sampler,
+            sampler.seed,
+            sampler.positions,
+            sampler.views,
+        )
         self._chunks, self._ahead = chunks, ahead * sampler.batch_size
 
     def examples(self, positions: np.ndarray) -> np.ndarray:

@@ -1,4 +1,5 @@
 """A folder of image files, one sub-folder a class where there are classes."""
+
 from beit_jax.data.sources.source import Example, or_error
 from beit_jax.data.stores import storage
 from beit_jax.data.stores.listing import Listing
@@ -6,28 +7,49 @@ from beit_jax.errors import RequestError, check
 
 
 class FolderSource:
-    """All .jpg, .jpeg and .png files below a folder, sorted by folder, then by name; hidden files and folders are left out.
+    """All .jpg, .jpeg and .png files below a folder, sorted by folder, then by name; hidden files
+    and folders are left out.
 
-    Where all of them lie in sub-folders, the first-level sub-folder is the class; else every label is 0 and `class_names` is ().
-    `class_names` may be given, so that held-out images count their classes as the training images do; `key` is the setting that
-    messages name. The list of files is kept in the folder `index`, unless that is ''.
+    Where all of them lie in sub-folders, the first-level sub-folder is the class; else every label
+    is 0 and `class_names` is (). `class_names` may be given, so that held-out images count their
+    classes as the training images do; `key` is the setting that messages name. The list of files is
+    kept in the folder `index`, unless that is ''.
     """
 
-    def __init__(self, path: str, class_names: tuple[str, ...] | None = None, key: str = 'config.data.path', index: str = ''):
+    def __init__(
+        self,
+        path: str,
+        class_names: tuple[str, ...] | None = None,
+        key: str = 'config.data.path',
+        index: str = '',
+    ):
         check(bool(path), f'{key} is empty: set it to a folder of images.')
         kind = path_kind(path, key)
         check(bool(kind), f'{key}={path!r} does not exist: set it to a folder of images.')
-        check(kind == 'folder', f'{key}={path!r} is a file: set it to the folder that holds the images.')
+        check(
+            kind == 'folder',
+            f'{key}={path!r} is a file: set it to the folder that holds the images.',
+        )
         self.path, self._listing = path, Listing(path, key, index)
         self.fingerprint = self._listing.fingerprint
         classes = [folder.partition('/')[0] for folder in self._listing.folders]
         classes = classes if all(classes) else []  # some images are not in a sub-folder
         self.class_names = tuple(sorted(set(classes))) if class_names is None else class_names
         unknown = sorted(set(classes) - set(self.class_names)) if self.class_names else ()
-        check(not unknown, f'{key}={path!r} has the class {unknown and unknown[0]!r}, which the training images do not have.')
-        check(bool(classes) or not self.class_names, f'{key}={path!r} has images outside class folders: sort them as the training images.')
+        check(
+            not unknown,
+            f'{key}={path!r} has the class {unknown and unknown[0]!r}, which the training images '
+            'do not have.',
+        )
+        check(
+            bool(classes) or not self.class_names,
+            f'{key}={path!r} has images outside class folders: sort them as the training images.',
+        )
         number = {name: label for label, name in enumerate(self.class_names)}
-        self._labels = [number[name] for name in classes] if number else [0] * len(self._listing.folders)  # of each folder
+        # of each folder
+        self._labels = (
+            [number[name] for name in classes] if number else [0] * len(self._listing.folders)
+        )
 
     def __len__(self) -> int:
         return len(self._listing)

@@ -1,4 +1,6 @@
-"""What a source is: a numbered list of images with labels. Nothing in this folder but `tfrecords` needs TensorFlow."""
+"""What a source is: a numbered list of images with labels. Nothing in this folder but `tfrecords`
+needs TensorFlow."""
+
 import typing
 
 import numpy as np
@@ -8,13 +10,16 @@ from beit_jax.errors import check
 
 class Example(typing.NamedTuple):
     image: bytes | np.ndarray  # an encoded file, or uint8 [H, W, 3]
-    label: int | bytes | np.ndarray  # the class; or that of each pixel: an annotation as `label_maps.decode` takes it
+    # the class; or that of each pixel: an annotation as `label_maps.decode` takes it
+    label: int | bytes | np.ndarray
 
 
 class Source(typing.Protocol):
     """A list of examples; `read` and `name` are called from many threads."""
+
     class_names: tuple[str, ...]  # label -> name; () where there are no classes
-    fingerprint: str  # sha256 of what the list holds: resuming on another list would not be resuming
+    # sha256 of what the list holds: resuming on another list would not be resuming
+    fingerprint: str
 
     def __len__(self) -> int: ...
 
@@ -25,17 +30,23 @@ class Source(typing.Protocol):
         """Example `index`. Raises OSError where it cannot be read."""
 
     def label(self, index: int) -> int:
-        """The class of example `index`, at less cost than `read` where that is possible; not for label maps."""
+        """The class of example `index`, at less cost than `read` where that is possible; not for
+        label maps."""
 
     def read_many(self, start: int, stop: int) -> list[Example | OSError]:
-        """Examples `start` .. `stop` - 1, with an OSError in the place of each that cannot be read: for stored data, read in one go."""
+        """Examples `start` .. `stop` - 1, with an OSError in the place of each that cannot be read:
+        for stored data, read in one go."""
 
 
 def check_label(source: Source, index: int, label: int) -> None:
-    """Raises RequestError where example `index` has a label that no class has; without classes every label is 0."""
+    """Raises RequestError where example `index` has a label that no class has; without classes
+    every label is 0."""
     count = len(source.class_names)
-    check(0 <= label < max(1, count), f'{source.name(index)} has the label {label}, but there are {count} classes, 0 to {count - 1}: repair '
-          'the data set.')
+    check(
+        0 <= label < max(1, count),
+        f'{source.name(index)} has the label {label}, but there are {count} classes, 0 to '
+        f'{count - 1}: repair the data set.',
+    )
 
 
 def or_error(read, *arguments) -> Example | OSError:

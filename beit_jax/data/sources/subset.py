@@ -1,4 +1,6 @@
-"""Some of the examples of another source: so many of each class, a share that is held out, evenly spread ones."""
+"""Some of the examples of another source: so many of each class, a share that is held out, evenly
+spread ones."""
+
 import hashlib
 
 import numpy as np
@@ -7,15 +9,22 @@ from beit_jax.data.sampler import permutation
 from beit_jax.data.sources.source import Example, Source, check_label
 from beit_jax.errors import RequestError, check
 
-_HOLDOUT_KEY = 20210615  # not the run's seed: every run on the same data holds out the same examples
+# not the run's seed: every run on the same data holds out the same examples
+_HOLDOUT_KEY = 20210615
 
 
 class Subset:
     """The examples `indices` (int [M]) of another source."""
 
     def __init__(self, source: Source, indices: np.ndarray):
-        self.source, self.indices, self.class_names = source, np.asarray(indices, np.int64), source.class_names
-        self.fingerprint = hashlib.sha256(source.fingerprint.encode() + self.indices.tobytes()).hexdigest()
+        self.source, self.indices, self.class_names = (
+            source,
+            np.asarray(indices, np.int64),
+            source.class_names,
+        )
+        self.fingerprint = hashlib.sha256(
+            source.fingerprint.encode() + self.indices.tobytes()
+        ).hexdigest()
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -31,13 +40,23 @@ class Subset:
 
     def read_many(self, start: int, stop: int) -> list[Example | OSError]:
         indices = self.indices[start:stop]
-        runs = np.split(indices, np.flatnonzero(np.diff(indices) != 1) + 1)  # each of neighbours in the other source
-        return [example for run in runs if len(run) for example in self.source.read_many(int(run[0]), int(run[-1]) + 1)]
+        # each of neighbours in the other source
+        runs = np.split(indices, np.flatnonzero(np.diff(indices) != 1) + 1)
+        return [
+            example
+            for run in runs
+            if len(run)
+            for example in self.source.read_many(int(run[0]), int(run[-1]) + 1)
+        ]
 
 
 def some_of_each_class(source: Source, number: int, seed: int) -> np.ndarray:
-    """Sorted indices of `number` examples of every class, taken in a random order until there are enough."""
-    check(bool(source.class_names), 'config.data.labels_per_class needs labelled images: sort them into one folder a class.')
+    """Sorted indices of `number` examples of every class, taken in a random order until there are
+    enough."""
+    check(
+        bool(source.class_names),
+        'config.data.labels_per_class needs labelled images: sort them into one folder a class.',
+    )
     missing, kept = np.full(len(source.class_names), number), []
     for index in permutation(len(source), seed, 0):
         try:
@@ -51,16 +70,21 @@ def some_of_each_class(source: Source, number: int, seed: int) -> np.ndarray:
             if not missing.any():
                 return np.sort(kept)
     names = ', '.join(np.array(source.class_names)[missing > 0][:3])
-    raise RequestError(f'config.data.labels_per_class={number}, but there are fewer examples of {names}: lower it.')
+    raise RequestError(
+        f'config.data.labels_per_class={number}, but there are fewer examples of {names}: lower it.'
+    )
 
 
 def spread(source: Source, limit: int) -> np.ndarray:
     """At most `limit` indices (int64), evenly spread; all where it is 0."""
-    return np.unique(np.linspace(0, len(source) - 1, min(limit or len(source), len(source))).astype(np.int64))
+    return np.unique(
+        np.linspace(0, len(source) - 1, min(limit or len(source), len(source))).astype(np.int64)
+    )
 
 
 def holdout(num_examples: int, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted indices (kept, held out): round(share * N) held out, at least one and not all, where `share` > 0 and N > 1."""
+    """Sorted indices (kept, held out): round(share * N) held out, at least one and not all, where
+    `share` > 0 and N > 1."""
     held_out = min(max(1, round(share * num_examples)), num_examples - 1) if share else 0
     order = permutation(num_examples, _HOLDOUT_KEY, 0)
     return np.sort(order[held_out:]), np.sort(order[:held_out])

@@ -1,4 +1,6 @@
-"""Datasets that tensorflow-datasets prepared as TFRecord or ArrayRecord files, read in any order without converting them."""
+"""Datasets that tensorflow-datasets prepared as TFRecord or ArrayRecord files, read in any order
+without converting them."""
+
 import hashlib
 import os
 from pathlib import Path
@@ -19,48 +21,100 @@ _TFRECORD, _ARRAY_RECORD = tfds.core.FileFormat.TFRECORD, tfds.core.FileFormat.A
 
 
 class TfdsSource:
-    """One split of a TFDS version directory (the one that holds dataset_info.json), in the order of its shards.
+    """One split of a TFDS version directory (the one that holds dataset_info.json), in the order of
+    its shards.
 
-    The image is the dataset's only Image feature, the label its ClassLabel feature `label`, else 0. With `label_maps` there are two Image
-    features, the label is the one that has a name of `LABEL_MAPS`, and the classes are those of `read_class_names`. Where the records of
-    TFRecord files are is kept in the folder `index`, unless that is ''.
+    The image is the dataset's only Image feature, the label its ClassLabel feature `label`, else 0.
+    With `label_maps` there are two Image features, the label is the one that has a name of
+    `LABEL_MAPS`, and the classes are those of `read_class_names`. Where the records of TFRecord
+    files are is kept in the folder `index`, unless that is ''.
 
     Raises:
-      RequestError: not such a directory, an unknown split, no image feature or several, a shard that is missing or cut short.
+      RequestError: not such a directory, an unknown split, no image feature or several, a shard
+        that is missing or cut short.
     """
 
     def __init__(self, path: str, split: str = 'train', index: str = '', label_maps: bool = False):
-        check(bool(path), 'config.data.path is empty: set it to a TFDS version directory, for example ~/tensorflow_datasets/mnist/3.0.1.')
+        check(
+            bool(path),
+            'config.data.path is empty: set it to a TFDS version directory, for example '
+            '~/tensorflow_datasets/mnist/3.0.1.',
+        )
         try:
             sizes = dict(storage.list_folder(path)[1]) if storage.kind(path) == 'folder' else {}
             for name in ('dataset_info.json', 'features.json'):
-                check(name in sizes, f'config.data.path={path!r} is no TFDS version directory: it holds no {name}.')
+                check(
+                    name in sizes,
+                    f'config.data.path={path!r} is no TFDS version directory: it holds no {name}.',
+                )
             info = _info(path, sizes)
         except OSError as error:
             raise RequestError(f'config.data.path={path!r} cannot be read ({error}).') from error
-        check(split in info.splits, f'split {split!r} is not in config.data.path={path!r}: it has {", ".join(info.splits)}.')
-        check(info.file_format in (_TFRECORD, _ARRAY_RECORD),
-              f'config.data.path={path!r} is stored as {info.file_format.value}: prepare it with file_format=tfrecord or array_record.')
-        check(info.file_format is _TFRECORD or not storage.is_remote(path),
-              f'config.data.path={path!r} is stored as array_record, which is read from local files only: copy it, or prepare it as tfrecord.')
+        check(
+            split in info.splits,
+            f'split {split!r} is not in config.data.path={path!r}: it has '
+            f'{", ".join(info.splits)}.',
+        )
+        check(
+            info.file_format in (_TFRECORD, _ARRAY_RECORD),
+            f'config.data.path={path!r} is stored as {info.file_format.value}: prepare it with '
+            'file_format=tfrecord or array_record.',
+        )
+        check(
+            info.file_format is _TFRECORD or not storage.is_remote(path),
+            f'config.data.path={path!r} is stored as array_record, which is read from local files '
+            'only: copy it, or prepare it as tfrecord.',
+        )
         features = dict(info.features.items())
-        images = [name for name, feature in features.items() if isinstance(feature, tfds.features.Image)]
+        images = [
+            name for name, feature in features.items() if isinstance(feature, tfds.features.Image)
+        ]
         maps = [name for name in images if label_maps and name in LABEL_MAPS]
-        check(len(maps) == label_maps, f'config.data.path={path!r} has {len(maps)} label maps, that is images ({", ".join(images)}) with a name '
-              f'of {", ".join(LABEL_MAPS)}: it takes one.')
+        check(
+            len(maps) == label_maps,
+            f'config.data.path={path!r} has {len(maps)} label maps, that is images '
+            f'({", ".join(images)}) with a name of {", ".join(LABEL_MAPS)}: it takes one.',
+        )
         images = [name for name in images if name not in maps]
-        check(len(images) == 1, f'config.data.path={path!r} has {len(images)} image features ({", ".join(features)}): it takes one.')
+        check(
+            len(images) == 1,
+            f'config.data.path={path!r} has {len(images)} image features ({", ".join(features)}): '
+            'it takes one.',
+        )
         self._image, self._maps, label = images[0], maps, features.get('label')
-        self.class_names = read_class_names(path) if label_maps else tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else ()
-        names, counts = [os.path.basename(file) for file in info.splits[split].filepaths], info.splits[split].shard_lengths
+        self.class_names = (
+            read_class_names(path)
+            if label_maps
+            else tuple(label.names)
+            if isinstance(label, tfds.features.ClassLabel)
+            else ()
+        )
+        names, counts = (
+            [os.path.basename(file) for file in info.splits[split].filepaths],
+            info.splits[split].shard_lengths,
+        )
         files = [storage.join(path, name) for name in names]
         for name, file in zip(names, files):
-            check(name in sizes, f'config.data.path: the shard {file!r} is missing: download or prepare the dataset again.')
-        manifest = ''.join(f'{name}\t{sizes[name]}\t{count}\n' for name, count in zip(names, counts))
+            check(
+                name in sizes,
+                f'config.data.path: the shard {file!r} is missing: download or prepare the dataset '
+                'again.',
+            )
+        manifest = ''.join(
+            f'{name}\t{sizes[name]}\t{count}\n' for name, count in zip(names, counts)
+        )
         self.fingerprint = hashlib.sha256(manifest.encode()).hexdigest()
-        of = {'list': 'records', 'path': path if storage.is_remote(path) else os.path.abspath(path), 'split': split, 'shards': self.fingerprint}
-        self._records = (ArrayRecords(files, counts) if info.file_format is _ARRAY_RECORD else
-                         TFRecords(files, [sizes[name] for name in names], counts, index, of))
+        of = {
+            'list': 'records',
+            'path': path if storage.is_remote(path) else os.path.abspath(path),
+            'split': split,
+            'shards': self.fingerprint,
+        }
+        self._records = (
+            ArrayRecords(files, counts)
+            if info.file_format is _ARRAY_RECORD
+            else TFRecords(files, [sizes[name] for name in names], counts, index, of)
+        )
 
     def __len__(self) -> int:
         return len(self._records)
@@ -75,20 +129,32 @@ class TfdsSource:
         return self.read(index).label
 
     def read_many(self, start: int, stop: int) -> list[Example | OSError]:
-        return [record if isinstance(record, OSError) else or_error(self._example, index, record)
-                for index, record in enumerate(self._records.read_many(start, stop), start)]
+        return [
+            record if isinstance(record, OSError) else or_error(self._example, index, record)
+            for index, record in enumerate(self._records.read_many(start, stop), start)
+        ]
 
     def _example(self, index, record):
         try:
             feature = tf.train.Example.FromString(record).features.feature
-            image, *maps = (feature[name].bytes_list.value[0] for name in (self._image, *self._maps))
-            return Example(image, maps[0] if maps else feature['label'].int64_list.value[0] if self.class_names else 0)
+            image, *maps = (
+                feature[name].bytes_list.value[0] for name in (self._image, *self._maps)
+            )
+            return Example(
+                image,
+                maps[0]
+                if maps
+                else feature['label'].int64_list.value[0]
+                if self.class_names
+                else 0,
+            )
         except (DecodeError, IndexError) as error:
             raise OSError(f'{self.name(index)} is damaged: {error}') from error
 
 
 def _info(path, names):
-    """What TFDS knows of a version directory; of one in another store, from local copies of its small files."""
+    """What TFDS knows of a version directory; of one in another store, from local copies of its
+    small files."""
     if not storage.is_remote(path):
         return tfds.builder_from_directory(path).info
     with tempfile.TemporaryDirectory() as copy:

@@ -1,4 +1,6 @@
-"""The images below a folder as a few arrays: 14 million names take half a gigabyte in place of several."""
+"""The images below a folder as a few arrays: 14 million names take half a gigabyte in place of
+several."""
+
 import hashlib
 import os
 
@@ -11,16 +13,20 @@ EXTENSIONS = ('.jpg', '.jpeg', '.png')
 
 
 class Listing:
-    """All .jpg, .jpeg and .png files below `path`, sorted by folder, then by name; hidden files and folders are left out, links followed.
+    """All .jpg, .jpeg and .png files below `path`, sorted by folder, then by name; hidden files and
+    folders are left out, links followed.
 
     Attributes:
-      folders: the paths below `path` of those folders that hold images, sorted; '' is `path` itself.
+      folders: the paths below `path` of those folders that hold images, sorted; '' is `path`
+        itself.
       fingerprint: sha256 of all paths below `path` and sizes.
 
-    While it is made, memory holds the names of a few folders: one flat folder of millions takes gigabytes then.
+    While it is made, memory holds the names of a few folders: one flat folder of millions takes
+    gigabytes then.
 
     Raises:
-      RequestError, which names the setting `key`: a folder that cannot be listed, or no images. See `manifest.open_list`.
+      RequestError, which names the setting `key`: a folder that cannot be listed, or no images. See
+        `manifest.open_list`.
     """
 
     def __init__(self, path: str, key: str, index: str = ''):
@@ -28,17 +34,29 @@ class Listing:
             try:
                 folders, files = storage.list_folder(storage.join(path, folder), EXTENSIONS)
             except OSError as error:
-                raise RequestError(f'{key}={path!r}: cannot list {storage.join(path, folder)!r} ({error.strerror or error}).') from error
-            return manifest.Task([storage.join(folder, name) for name in folders], len(files), list(zip(*files)))
+                raise RequestError(
+                    f'{key}={path!r}: cannot list {storage.join(path, folder)!r} '
+                    f'({error.strerror or error}).'
+                ) from error
+            return manifest.Task(
+                [storage.join(folder, name) for name in folders], len(files), list(zip(*files))
+            )
 
         def pack(found):
             facts, arrays = _pack(found)
-            check(arrays['first'][-1] > 0, f'{key}={path!r} holds no image: looked for {", ".join(EXTENSIONS)} there and in its sub-folders.')
+            check(
+                arrays['first'][-1] > 0,
+                f'{key}={path!r} holds no image: looked for {", ".join(EXTENSIONS)} there and in '
+                'its sub-folders.',
+            )
             return facts, arrays
 
         of = {'list': 'images', 'path': path if storage.is_remote(path) else os.path.abspath(path)}
         facts, arrays = manifest.open_list(index, of, [''], look, pack)
-        self.fingerprint, self.folders = facts['fingerprint'], os.fsdecode(arrays['folders'].tobytes()).split('\0')
+        self.fingerprint, self.folders = (
+            facts['fingerprint'],
+            os.fsdecode(arrays['folders'].tobytes()).split('\0'),
+        )
         self._first, self._names, self._ends = arrays['first'], arrays['names'], arrays['ends']
 
     def __len__(self) -> int:
@@ -51,26 +69,41 @@ class Listing:
     def file(self, index: int) -> str:
         """The path of file `index` below `path`."""
         begin = int(self._ends[index - 1]) if index else 0
-        return storage.join(self.folders[self.folder(index)], os.fsdecode(self._names[begin:int(self._ends[index])].tobytes()))
+        return storage.join(
+            self.folders[self.folder(index)],
+            os.fsdecode(self._names[begin : int(self._ends[index])].tobytes()),
+        )
 
 
 def _pack(found):
     """(facts, arrays) out of (folder, [names, sizes]), ...
 
-    Arrays: `folders` uint8, their paths with zeros between; `first` int64 [folders + 1], the first file of each; `names` uint8, one after
-    the other; `ends` int64 [files], where each ends.
+    Arrays: `folders` uint8, their paths with zeros between; `first` int64 [folders + 1], the first
+    file of each; `names` uint8, one after the other; `ends` int64 [files], where each ends.
     """
-    digest, folders, first, names, lengths = hashlib.sha256(), [], [0], bytearray(), [np.zeros(0, np.uint16)]
+    digest, folders, first, names, lengths = (
+        hashlib.sha256(),
+        [],
+        [0],
+        bytearray(),
+        [np.zeros(0, np.uint16)],
+    )
     for folder, files in found:
         if not files:
             continue
         encoded = [os.fsencode(name) for name in files[0]]
         prefix = os.fsencode(folder) + b'/' if folder else b''
-        digest.update(b''.join(b'%b%b\t%d\n' % (prefix, name, size) for name, size in zip(encoded, files[1])))
+        digest.update(
+            b''.join(b'%b%b\t%d\n' % (prefix, name, size) for name, size in zip(encoded, files[1]))
+        )
         names += b''.join(encoded)
         lengths.append(np.fromiter(map(len, encoded), np.uint16, len(encoded)))
         folders.append(os.fsencode(folder))
         first.append(first[-1] + len(encoded))
-    arrays = {'first': np.array(first, np.int64), 'ends': np.cumsum(np.concatenate(lengths), dtype=np.int64),
-              'folders': np.frombuffer(b'\0'.join(folders), np.uint8), 'names': np.frombuffer(names, np.uint8)}
+    arrays = {
+        'first': np.array(first, np.int64),
+        'ends': np.cumsum(np.concatenate(lengths), dtype=np.int64),
+        'folders': np.frombuffer(b'\0'.join(folders), np.uint8),
+        'names': np.frombuffer(names, np.uint8),
+    }
     return {'fingerprint': digest.hexdigest()}, arrays

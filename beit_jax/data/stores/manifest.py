@@ -1,9 +1,13 @@
-"""Lists of what a data set holds, made by one look at all of it and kept in a folder, from which they open at once.
+"""Lists of what a data set holds, made by one look at all of it and kept in a folder, from which
+they open at once.
 
-A list is a few arrays and facts. It is made by many tasks side by side (a folder each, a shard each). Kept, it is one file: a line of
-JSON that says what it is a list of, then the arrays, memory-mapped. While it is made, a file beside it, `.part`, has a whole line of JSON
-for each task that is done, so that whoever is killed goes on from there, and is locked, so that one process makes it and others wait.
+A list is a few arrays and facts. It is made by many tasks side by side (a folder each, a shard
+each). Kept, it is one file: a line of JSON that says what it is a list of, then the arrays,
+memory-mapped. While it is made, a file beside it, `.part`, has a whole line of JSON for each task
+that is done, so that whoever is killed goes on from there, and is locked, so that one process makes
+it and others wait.
 """
+
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import concurrent.futures
 import contextlib
@@ -32,30 +36,45 @@ SLOW = 20.0  # seconds between lines about progress, and after which a list is w
 
 class Task(typing.NamedTuple):
     """What looking at one task gave."""
+
     more: list[str]  # tasks that came to light
     count: int  # of examples, for the progress
     found: list  # what JSON can hold
 
 
-def open_list(index: str, of: Mapping[str, str], tasks: Iterable[str], look: Callable[[str], Task],
-              pack: Callable[[Iterator[tuple[str, list]]], tuple[dict, Arrays]]) -> tuple[dict, Arrays]:
-    """(facts, arrays) of the data set `of`: read from the folder `index`, or made; and kept there unless it is ''.
+def open_list(
+    index: str,
+    of: Mapping[str, str],
+    tasks: Iterable[str],
+    look: Callable[[str], Task],
+    pack: Callable[[Iterator[tuple[str, list]]], tuple[dict, Arrays]],
+) -> tuple[dict, Arrays]:
+    """(facts, arrays) of the data set `of`: read from the folder `index`, or made; and kept there
+    unless it is ''.
 
     Args:
-      of: which data set, and what of it; a list of anything else is another list. `path` is what messages name.
+      of: which data set, and what of it; a list of anything else is another list. `path` is what
+        messages name.
       tasks: the first ones; more come from looking at them.
       look: looks at one task; called from many threads.
-      pack: ((task, what was found), ... sorted by task) -> (facts that JSON can hold, arrays of one dimension).
+      pack: ((task, what was found), ... sorted by task) -> (facts that JSON can hold, arrays of one
+        dimension).
 
     Raises:
-      RequestError: what `look` and `pack` refuse; the list kept is damaged or of another data set; `index` cannot be written.
+      RequestError: what `look` and `pack` refuse; the list kept is damaged or of another data set;
+        `index` cannot be written.
     """
     if not index:
         began = time.monotonic()
         made = _make(io.BytesIO(), of['path'], tasks, look, pack)
         if time.monotonic() - began > SLOW:
-            print(f'listing {of["path"]} took {time.monotonic() - began:.0f} s: --config.data.index=DIR keeps the list in a folder DIR, and '
-                  'the next start opens it at once', file=sys.stderr, flush=True)
+            print(
+                f'listing {of["path"]} took {time.monotonic() - began:.0f} s: '
+                '--config.data.index=DIR keeps the list in a folder DIR, and the next start opens '
+                'it at once',
+                file=sys.stderr,
+                flush=True,
+            )
         return made
     path = list_path(index, of)
     if not path.exists():
@@ -64,20 +83,28 @@ def open_list(index: str, of: Mapping[str, str], tasks: Iterable[str], look: Cal
                 if not path.exists():  # another process has made it meanwhile
                     write(path, of, *_make(spool, of['path'], tasks, look, pack))
         except OSError as error:
-            raise RequestError(f'config.data.index={index!r} cannot be written ({error.strerror}): give a folder of your own.') from error
+            raise RequestError(
+                f'config.data.index={index!r} cannot be written ({error.strerror}): give a folder '
+                'of your own.'
+            ) from error
     return read(path, of)
 
 
 def list_path(index: str, of: Mapping[str, str]) -> Path:
     """Where the list of `of` is kept."""
     name = os.path.basename(of['path'].rstrip('/'))[:60]
-    return Path(index) / f'{name}-{hashlib.sha256(json.dumps([FORMAT, dict(of)]).encode()).hexdigest()[:16]}.list'
+    return (
+        Path(index)
+        / f'{name}-{hashlib.sha256(json.dumps([FORMAT, dict(of)]).encode()).hexdigest()[:16]}.list'
+    )
 
 
 def write(path: Path, of: Mapping[str, str], facts: dict, arrays: Arrays) -> None:
     """Keeps a list; whoever is killed meanwhile leaves none."""
     kinds = {name: [array.dtype.str, len(array)] for name, array in arrays.items()}
-    header = json.dumps({'format': FORMAT, 'of': dict(of), 'facts': facts, 'arrays': kinds}).encode()
+    header = json.dumps(
+        {'format': FORMAT, 'of': dict(of), 'facts': facts, 'arrays': kinds}
+    ).encode()
     temporary = path.with_suffix('.new')
     with temporary.open('wb') as file:
         for part in (header + b' ' * (-(len(header) + 1) % 8) + b'\n', *arrays.values()):
@@ -89,7 +116,8 @@ def write(path: Path, of: Mapping[str, str], facts: dict, arrays: Arrays) -> Non
 
 
 def read(path: Path, of: Mapping[str, str]) -> tuple[dict, Arrays]:
-    """(facts, arrays) of a list that `write` has kept; the arrays are read-only and stay on disk until they are used."""
+    """(facts, arrays) of a list that `write` has kept; the arrays are read-only and stay on disk
+    until they are used."""
     arrays, remedy = {}, 'Remove it: the next start makes it anew.'
     try:
         with path.open('rb') as file:
@@ -99,7 +127,10 @@ def read(path: Path, of: Mapping[str, str]) -> tuple[dict, Arrays]:
         for name, (dtype, length) in header['arrays'].items():
             arrays[name] = np.frombuffer(whole, dtype, length, position)
             position += arrays[name].nbytes + -arrays[name].nbytes % 8
-        check(position == len(whole), f'{path} is damaged: it has {len(whole)} bytes, not {position}. {remedy}')
+        check(
+            position == len(whole),
+            f'{path} is damaged: it has {len(whole)} bytes, not {position}. {remedy}',
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RequestError(f'{path} is damaged ({error}). {remedy}') from error
     check(known == dict(of), f'{path} is a list of {known}, not of {dict(of)}. {remedy}')
@@ -108,13 +139,18 @@ def read(path: Path, of: Mapping[str, str]) -> tuple[dict, Arrays]:
 
 @contextlib.contextmanager
 def _locked(path: Path):
-    """The spool `path`, made with its folder where there is none, for this process alone; it is removed when all went well."""
+    """The spool `path`, made with its folder where there is none, for this process alone; it is
+    removed when all went well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open('a+b') as spool:
         try:
             fcntl.flock(spool, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f'waiting for another process, which makes {path.with_suffix(".list")}', file=sys.stderr, flush=True)
+            print(
+                f'waiting for another process, which makes {path.with_suffix(".list")}',
+                file=sys.stderr,
+                flush=True,
+            )
             fcntl.flock(spool, fcntl.LOCK_EX)
         except OSError:  # a file system without locks
             pass
@@ -123,7 +159,8 @@ def _locked(path: Path):
 
 
 def _make(spool, path, tasks, look, pack):
-    """(facts, arrays) out of all tasks, those that are done in the `spool` and those that are not."""
+    """(facts, arrays) out of all tasks, those that are done in the `spool` and those that are
+    not."""
     places, pending, count = _done(spool, tasks)
     with _Progress(f'listing {path}', count) as progress:
         for task, result in _look_at_all(pending, look):
@@ -144,7 +181,8 @@ def _make(spool, path, tasks, look, pack):
 
 
 def _done(spool, tasks):
-    """(task -> its place in the spool, tasks that are not done, examples counted); half a line and what follows it is cut off."""
+    """(task -> its place in the spool, tasks that are not done, examples counted); half a line and
+    what follows it is cut off."""
     places, tasks, count, end = {}, list(tasks), 0, 0
     spool.seek(0)
     for line in spool:
@@ -161,12 +199,15 @@ def _done(spool, tasks):
 
 
 def _look_at_all(pending, look):
-    """(task, what `look` gave) of the tasks `pending` and of all that come to light, as they are done; few are held at once."""
+    """(task, what `look` gave) of the tasks `pending` and of all that come to light, as they are
+    done; few are held at once."""
     finished, running, pool = queue.SimpleQueue(), 0, concurrent.futures.ThreadPoolExecutor(WORKERS)
     try:
         while pending or running:
             while pending and running < 2 * WORKERS:
-                pool.submit(lambda task: (task, look(task)), pending.pop()).add_done_callback(finished.put)
+                pool.submit(lambda task: (task, look(task)), pending.pop()).add_done_callback(
+                    finished.put
+                )
                 running += 1
             task, result = finished.get().result()
             running -= 1
@@ -181,8 +222,15 @@ class _Progress:
 
     def __init__(self, title: str, count: int):
         self._title, self._count, self._next = title, count, time.monotonic() + SLOW
-        self._bar = tqdm.tqdm(desc=title, initial=count, unit=' examples', unit_scale=True, delay=1, leave=False,
-                              disable=not sys.stderr.isatty())
+        self._bar = tqdm.tqdm(
+            desc=title,
+            initial=count,
+            unit=' examples',
+            unit_scale=True,
+            delay=1,
+            leave=False,
+            disable=not sys.stderr.isatty(),
+        )
 
     def __enter__(self):
         return self

@@ -1,4 +1,6 @@
-"""Files by their path: local ones through os, all others ('gs://bucket/folder') through fsspec. What cannot be read is an OSError."""
+"""Files by their path: local ones through os, all others ('gs://bucket/folder') through fsspec.
+What cannot be read is an OSError."""
+
 from collections.abc import Callable, Iterator
 import contextlib
 import os
@@ -26,8 +28,11 @@ def kind(path: str) -> str:
         return ''
 
 
-def list_folder(folder: str, endings: tuple[str, ...] = ('',)) -> tuple[list[str], list[tuple[str, int]]]:
-    """(names of the folders, (name, size in bytes) of each file whose name, in lower case, ends so), sorted; hidden ones are left out.
+def list_folder(
+    folder: str, endings: tuple[str, ...] = ('',)
+) -> tuple[list[str], list[tuple[str, int]]]:
+    """(names of the folders, (name, size in bytes) of each file whose name, in lower case, ends
+    so), sorted; hidden ones are left out.
 
     Links are followed; -1 is the size of a broken one.
     """
@@ -82,7 +87,8 @@ def _list_remote(folder, endings):
     for entry in _remote(folder, 'ls', detail=True):
         path = entry['name'].rstrip('/')
         name = path.rpartition('/')[2]
-        if name.startswith('.') or folder.rstrip('/').endswith(path):  # stores without folders list an empty file in the folder's place
+        # stores without folders list an empty file in the folder's place
+        if name.startswith('.') or folder.rstrip('/').endswith(path):
             continue
         if entry['type'] == 'directory':
             folders.append(name)
@@ -94,13 +100,20 @@ def _list_remote(folder, endings):
 def _remote(path, method, **arguments):
     """What `method` of the path's file system says of it."""
     import fsspec  # here, for local paths do without it
+
     try:
-        system, own_path = fsspec.core.url_to_fs(path, use_listings_cache=False)  # which would hold all names
+        # which would hold all names
+        system, own_path = fsspec.core.url_to_fs(path, use_listings_cache=False)
     except ImportError as error:
         package = getattr(error.__cause__ or error, 'name', None) or 'its package'
-        raise RequestError(f'{path!r} cannot be opened: pip install {package} ({error}).') from error
+        raise RequestError(
+            f'{path!r} cannot be opened: pip install {package} ({error}).'
+        ) from error
     except ValueError as error:
-        raise RequestError(f'{path!r} cannot be opened: {error}. It takes local paths, gs://, s3:// and what else fsspec knows.') from error
+        raise RequestError(
+            f'{path!r} cannot be opened: {error}. It takes local paths, gs://, s3:// and what else '
+            'fsspec knows.'
+        ) from error
     try:
         return getattr(system, method)(own_path, **arguments)
     except OSError:

@@ -1,9 +1,11 @@
-"""What pre-training knows of a tokenizer: pictures to token ids, and, if it has a decoder, ids to pictures.
+"""What pre-training knows of a tokenizer: pictures to token ids, and, if it has a decoder, ids to
+pictures.
 
-A kind of tokenizer is one file of this folder, with two classes: `Config`, its architecture, and `Tokenizer`. Its name in KINDS makes it known
-to every recipe and tool.
-Shape legend: B images, S side in pixels, P tokens in reading order, V vocabulary.
+A kind of tokenizer is one file of this folder, with two classes: `Config`, its architecture, and
+`Tokenizer`. Its name in KINDS makes it known to every recipe and tool. Shape legend: B images, S
+side in pixels, P tokens in reading order, V vocabulary.
 """
+
 from collections.abc import Mapping
 import importlib
 from typing import Any, Protocol
@@ -15,31 +17,40 @@ from beit_jax.models.platform import target_platform
 from beit_jax.settings.mapping import from_mapping
 
 KINDS = ('dvae', 'customized', 'kmeans', 'random_projection')
-# bfloat16_3x: three bfloat16 products for one on a TPU, which keeps all but one in ten thousand of float32's ids; elsewhere it is float32, for
-# what a GPU would do instead, TF32, keeps fewer than 99.9 % (docs/benchmarks.md).
+# bfloat16_3x: three bfloat16 products for one on a TPU, which keeps all but one in ten thousand of
+# float32's ids; elsewhere it is float32, for what a GPU would do instead, TF32, keeps fewer than
+# 99.9 % (docs/benchmarks.md).
 PRECISIONS = ('float32', 'bfloat16_3x', 'bfloat16')
 
 
 class Tokenizer(Protocol):
-    """A fixed map from pictures to grids of tokens. `params` is a nested dict of arrays, passed in so that it can be placed on a mesh."""
+    """A fixed map from pictures to grids of tokens. `params` is a nested dict of arrays, passed in
+    so that it can be placed on a mesh."""
+
     kind: str  # of KINDS
     config: Any  # the architecture, a dataclass
     vocabulary: int
-    image_size: int  # side in pixels of the pictures it is for; it takes other multiples of `factor` too
+    # side in pixels of the pictures it is for; it takes other multiples of `factor` too
+    image_size: int
     factor: int  # pixels per token along each side: the grid is image_size / factor squared
     pixels: str  # how it maps pixels in [0, 1], in words
 
     def abstract(self) -> dict:
-        """Shapes and dtypes of the parameters: {'encoder': ...} and, if it can draw, {'decoder': ...}."""
+        """Shapes and dtypes of the parameters: {'encoder': ...} and, if it can draw, {'decoder':
+        ...}."""
 
     def encode(self, params: Any, images_BSS3: jax.Array) -> jax.Array:
-        """RGB in [0, 1], float32 [B, S, S, 3] -> ids int32 [B, P]. Reads params['encoder'] alone."""
+        """RGB in [0, 1], float32 [B, S, S, 3] -> ids int32 [B, P]. Reads params['encoder']
+        alone."""
 
     def decode(self, params: Any, ids_BP: jax.Array) -> jax.Array:
-        """ids int [B, P] of a square grid -> RGB in [0, 1], float32 [B, S, S, 3]. Reads params['decoder'] alone."""
+        """ids int [B, P] of a square grid -> RGB in [0, 1], float32 [B, S, S, 3]. Reads
+        params['decoder'] alone."""
 
 
-def make_tokenizer(kind: str, architecture: Mapping, image_size: int, precision: str = 'float32') -> Tokenizer:
+def make_tokenizer(
+    kind: str, architecture: Mapping, image_size: int, precision: str = 'float32'
+) -> Tokenizer:
     """The tokenizer of an architecture (a mapping of settings).
 
     Raises:
@@ -48,16 +59,21 @@ def make_tokenizer(kind: str, architecture: Mapping, image_size: int, precision:
     one_of('kind', kind, KINDS)
     one_of('precision', precision, PRECISIONS)
     module = importlib.import_module(f'beit_jax.models.tokenizers.{kind}')
-    tokenizer = module.Tokenizer(from_mapping(module.Config, architecture, 'architecture.'), image_size, precision)
-    check(image_size > 0 and image_size % tokenizer.factor == 0,
-          f'a tokenizer with {tokenizer.factor} pixels per token cannot cut pictures of {image_size}: use a multiple.')
+    tokenizer = module.Tokenizer(
+        from_mapping(module.Config, architecture, 'architecture.'), image_size, precision
+    )
+    check(
+        image_size > 0 and image_size % tokenizer.factor == 0,
+        f'a tokenizer with {tokenizer.factor} pixels per token cannot cut pictures of '
+        f'{image_size}: use a multiple.',
+    )
     tokenizer.kind = kind
     return tokenizer
 
 
 def check_vocabulary(size: int) -> None:
     """Raises RequestError unless ids of `size` tokens fit uint16."""
-    check(1 < size <= 65536, f'the tokenizer\'s vocabulary is {size}: use 2 to 65536.')
+    check(1 < size <= 65536, f"the tokenizer's vocabulary is {size}: use 2 to 65536.")
 
 
 def dtype_and_precision(precision: str) -> dict:

@@ -1,9 +1,12 @@
-"""The discrete VAE of DALL-E (arXiv 2102.12092, appendix A.1; package dall_e: encoder.py, decoder.py): its own weights, and those you train.
+"""The discrete VAE of DALL-E (arXiv 2102.12092, appendix A.1; package dall_e: encoder.py,
+decoder.py): its own weights, and those you train.
 
-An encoder gives each cell of a grid logits over a vocabulary, a decoder draws a picture from one vector over the vocabulary per cell.
-The published model: 4 groups of 2 blocks, width 256, vocabulary 8192; a group halves the picture, the last one does not.
-Shape legend: B images, h w rows and columns of the token grid, V vocabulary. Pictures are [B, height, width, 3].
+An encoder gives each cell of a grid logits over a vocabulary, a decoder draws a picture from one
+vector over the vocabulary per cell. The published model: 4 groups of 2 blocks, width 256,
+vocabulary 8192; a group halves the picture, the last one does not. Shape legend: B images, h w rows
+and columns of the token grid, V vocabulary. Pictures are [B, height, width, 3].
 """
+
 import dataclasses
 import math
 
@@ -23,6 +26,7 @@ LOGIT_LAPLACE_EPS = 0.1
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """The architecture; the defaults are DALL-E's."""
+
     groups: int = 4
     blocks: int = 2  # per group
     width: int = 256  # of the widest resolution; doubles from group to group
@@ -30,9 +34,19 @@ class Config:
     vocabulary: int = 8192
 
     def __post_init__(self):
-        check(min(self.groups, self.blocks, self.decoder_input) > 0, 'groups, blocks and decoder_input of the tokenizer must be at least 1.')
-        check(max(self.groups, self.blocks) <= 16, f'the tokenizer has {self.groups} groups of {self.blocks} blocks: use at most 16 of either.')
-        check(self.width > 0 and self.width % 4 == 0, f'the tokenizer\'s width is {self.width}: use a multiple of 4.')
+        check(
+            min(self.groups, self.blocks, self.decoder_input) > 0,
+            'groups, blocks and decoder_input of the tokenizer must be at least 1.',
+        )
+        check(
+            max(self.groups, self.blocks) <= 16,
+            f'the tokenizer has {self.groups} groups of {self.blocks} blocks: use at most 16 of '
+            'either.',
+        )
+        check(
+            self.width > 0 and self.width % 4 == 0,
+            f"the tokenizer's width is {self.width}: use a multiple of 4.",
+        )
         check_vocabulary(self.vocabulary)
 
     @property
@@ -47,7 +61,8 @@ class FanInNormal:
 
     def __call__(self, key, shape, dtype=jnp.float32, **_):
         fan_in, outputs = math.prod(shape[:-1]), shape[-1]
-        return (jax.random.normal(key, (fan_in, outputs), dtype) / math.sqrt(fan_in)).reshape(shape)  # 4-D draws compile five times slower
+        # 4-D draws compile five times slower
+        return (jax.random.normal(key, (fan_in, outputs), dtype) / math.sqrt(fan_in)).reshape(shape)
 
     def __str__(self):
         return 'normal(1 / sqrt(fan_in))'
@@ -65,13 +80,24 @@ def unmap_pixels(images):
 
 def _conv(inputs, outputs, size, *, dtype, precision, rngs):
     kernel_init, zeros = FanInNormal(), Constant(0.0)
-    return nnx.Conv(inputs, outputs, (size, size), kernel_init=kernel_init, bias_init=zeros, dtype=dtype, precision=precision, rngs=rngs,
-                    kernel_metadata={'initializer': kernel_init}, bias_metadata={'initializer': zeros},
-                    conv_general_dilated=_convolve)
+    return nnx.Conv(
+        inputs,
+        outputs,
+        (size, size),
+        kernel_init=kernel_init,
+        bias_init=zeros,
+        dtype=dtype,
+        precision=precision,
+        rngs=rngs,
+        kernel_metadata={'initializer': kernel_init},
+        bias_metadata={'initializer': zeros},
+        conv_general_dilated=_convolve,
+    )
 
 
 def _convolve(x, kernel, *arguments, precision, **options):
-    """As jax.lax.conv_general_dilated; elsewhere than on a TPU one of a single pixel is a matrix product, a third faster on a CPU."""
+    """As jax.lax.conv_general_dilated; elsewhere than on a TPU one of a single pixel is a matrix
+    product, a third faster on a CPU."""
     if kernel.shape[:2] == (1, 1) and target_platform() != 'tpu':
         return product(x, kernel[0, 0], precision=precision)
     return jax.lax.conv_general_dilated(x, kernel, *arguments, precision=precision, **options)
@@ -85,14 +111,25 @@ class _ResidualBlock(nnx.Module):
         widths = (inputs, hidden, hidden, hidden, outputs)
         self.gain = gain
         self.shortcut = _conv(inputs, outputs, 1, **options) if inputs != outputs else None
-        self.convs = nnx.Dict({str(i + 1): _conv(widths[i], widths[i + 1], sizes[i], **options) for i in range(4)})
+        self.convs = nnx.Dict(
+            {str(i + 1): _conv(widths[i], widths[i + 1], sizes[i], **options) for i in range(4)}
+        )
 
     def __call__(self, x, fused: bool = False):
         """`fused`: as one kernel, which has no gradient, where there is one for such pictures."""
         convs = self.convs.values()
         if fused and self.shortcut is None and fits(x, self.convs['1'].out_features):
-            kernels, biases = ([getattr(conv, name)[...] for conv in convs] for name in ('kernel', 'bias'))
-            return fused_block(x, kernels, biases, self.gain, self.convs['1'].precision, interpret=target_platform() != 'tpu')
+            kernels, biases = (
+                [getattr(conv, name)[...] for conv in convs] for name in ('kernel', 'bias')
+            )
+            return fused_block(
+                x,
+                kernels,
+                biases,
+                self.gain,
+                self.convs['1'].precision,
+                interpret=target_platform() != 'tpu',
+            )
         y = x
         for conv in convs:
             y = conv(jax.nn.relu(y))
@@ -102,24 +139,39 @@ class _ResidualBlock(nnx.Module):
 def _groups(config, widths, sizes, **options):
     """Groups of blocks: group i goes from widths[i] to widths[i + 1]."""
     gain = 1 / (config.groups * config.blocks) ** 2
-    return nnx.Dict({str(g + 1): nnx.Dict({
-        str(b + 1): _ResidualBlock(widths[g] if b == 0 else widths[g + 1], widths[g + 1], sizes, gain, **options)
-        for b in range(config.blocks)}) for g in range(config.groups)})
+    return nnx.Dict(
+        {
+            str(g + 1): nnx.Dict(
+                {
+                    str(b + 1): _ResidualBlock(
+                        widths[g] if b == 0 else widths[g + 1],
+                        widths[g + 1],
+                        sizes,
+                        gain,
+                        **options,
+                    )
+                    for b in range(config.blocks)
+                }
+            )
+            for g in range(config.groups)
+        }
+    )
 
 
 class DVAEEncoder(nnx.Module):
     """Pictures to token logits."""
 
     def __init__(self, config: Config, *, dtype=jnp.float32, precision=None, rngs: nnx.Rngs):
-        widths = [config.width] + [config.width * 2 ** g for g in range(config.groups)]
+        widths = [config.width] + [config.width * 2**g for g in range(config.groups)]
         options = {'precision': precision, 'rngs': rngs}
         self.input = _conv(3, config.width, 7, dtype=dtype, **options)
         self.groups = _groups(config, widths, (3, 3, 3, 1), dtype=dtype, **options)
-        self.output = _conv(widths[-1], config.vocabulary, 1, dtype=jnp.float32, **options)  # an argmax follows: the logits stay float32
+        # an argmax follows: the logits stay float32
+        self.output = _conv(widths[-1], config.vocabulary, 1, dtype=jnp.float32, **options)
 
     def __call__(self, images_BHWC, fused: bool = False):
-        """Pixels in [0.1, 0.9] (`map_pixels`), float [B, height, width, 3] -> logits float32 [B, h, w, V]. `fused`: narrow blocks as one
-        kernel (`fused_block`), which has no gradient."""
+        """Pixels in [0.1, 0.9] (`map_pixels`), float [B, height, width, 3] -> logits float32 [B, h,
+        w, V]. `fused`: narrow blocks as one kernel (`fused_block`), which has no gradient."""
         x, last = self.input(images_BHWC), len(self.groups)
         for g, group in enumerate(self.groups.values(), start=1):
             for block in group.values():
@@ -133,14 +185,17 @@ class DVAEDecoder(nnx.Module):
     """Vectors over the vocabulary to pictures."""
 
     def __init__(self, config: Config, *, dtype=jnp.float32, precision=None, rngs: nnx.Rngs):
-        widths = [config.decoder_input] + [config.width * 2 ** g for g in reversed(range(config.groups))]
+        widths = [config.decoder_input] + [
+            config.width * 2**g for g in reversed(range(config.groups))
+        ]
         options = {'precision': precision, 'rngs': rngs}
         self.input = _conv(config.vocabulary, config.decoder_input, 1, dtype=dtype, **options)
         self.groups = _groups(config, widths, (1, 3, 3, 3), dtype=dtype, **options)
         self.output = _conv(config.width, 6, 1, dtype=jnp.float32, **options)
 
     def __call__(self, codes_BhwV):
-        """One-hot or relaxed codes, float [B, h, w, V] -> location and log-scale of the logit-Laplace density, float32 [B, height, width, 6].
+        """One-hot or relaxed codes, float [B, h, w, V] -> location and log-scale of the
+        logit-Laplace density, float32 [B, height, width, 6].
 
         `unmap_pixels(sigmoid(first three channels))` is the picture in [0, 1].
         """
@@ -163,23 +218,38 @@ class DVAE(nnx.Module):
 
 class Tokenizer:
     """A token is the most likely code of its cell."""
+
     pixels = '0.8 x + 0.1'
 
     def __init__(self, config: Config, image_size: int, precision: str = 'float32'):
-        self.config, self.image_size, self.vocabulary, self.factor = config, image_size, config.vocabulary, config.factor
-        self._whole = nnx.eval_shape(lambda: DVAE(config, **dtype_and_precision(precision), rngs=nnx.Rngs(0)))
-        self._encoder, self._decoder = nnx.graphdef(self._whole.encoder), nnx.graphdef(self._whole.decoder)
+        self.config, self.image_size, self.vocabulary, self.factor = (
+            config,
+            image_size,
+            config.vocabulary,
+            config.factor,
+        )
+        self._whole = nnx.eval_shape(
+            lambda: DVAE(config, **dtype_and_precision(precision), rngs=nnx.Rngs(0))
+        )
+        self._encoder, self._decoder = (
+            nnx.graphdef(self._whole.encoder),
+            nnx.graphdef(self._whole.decoder),
+        )
 
     def abstract(self):
         return nnx.to_pure_dict(nnx.state(self._whole))
 
     def encode(self, params, images_BSS3):
         """Pixels in [0, 1]; see `beit_jax.models.tokenizers.Tokenizer`."""
-        logits_BhwV = nnx.merge(self._encoder, params['encoder'])(map_pixels(images_BSS3), fused=target_platform() == 'tpu')
+        logits_BhwV = nnx.merge(self._encoder, params['encoder'])(
+            map_pixels(images_BSS3), fused=target_platform() == 'tpu'
+        )
         return jnp.argmax(logits_BhwV, axis=-1).reshape(images_BSS3.shape[0], -1).astype(jnp.int32)
 
     def decode(self, params, ids_BP):
         """Gives pixels in [0, 1]; see `beit_jax.models.tokenizers.Tokenizer`."""
         side = math.isqrt(ids_BP.shape[1])
         codes_BhwV = jax.nn.one_hot(ids_BP.reshape(-1, side, side), self.vocabulary)
-        return unmap_pixels(jax.nn.sigmoid(nnx.merge(self._decoder, params['decoder'])(codes_BhwV)[..., :3]))
+        return unmap_pixels(
+            jax.nn.sigmoid(nnx.merge(self._decoder, params['decoder'])(codes_BhwV)[..., :3])
+        )

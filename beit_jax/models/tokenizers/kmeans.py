@@ -1,8 +1,10 @@
-"""K-means on normalised patches: a token says which of V typical patterns a patch has, whatever its brightness and contrast.
+"""K-means on normalised patches: a token says which of V typical patterns a patch has, whatever its
+brightness and contrast.
 
-The simplest tokenizer that is known to work on small data. Shape legend: B images, S side in pixels, f patch side, P patches, D = 3 f f
-values of a patch, N patches to learn from, V vocabulary.
+The simplest tokenizer that is known to work on small data. Shape legend: B images, S side in
+pixels, f patch side, P patches, D = 3 f f values of a patch, N patches to learn from, V vocabulary.
 """
+
 import dataclasses
 import functools
 import math
@@ -21,33 +23,47 @@ CHUNK = 4096  # patches whose distances to all centroids are held at once
 class Config:
     vocabulary: int = 8192
     patch_size: int = 16  # pixels
-    contrast_floor: float = 0.6  # added to a patch's contrast, in units of 0.25 of the pixel range: noise is not blown up to a pattern
+    # added to a patch's contrast, in units of 0.25 of the pixel range: noise is not blown up to a
+    # pattern
+    contrast_floor: float = 0.6
 
     def __post_init__(self):
-        check(self.patch_size > 0 and self.contrast_floor > 0, 'patch_size and contrast_floor of the tokenizer must be positive.')
+        check(
+            self.patch_size > 0 and self.contrast_floor > 0,
+            'patch_size and contrast_floor of the tokenizer must be positive.',
+        )
         check_vocabulary(self.vocabulary)
 
 
 def normalize_patches(patches, contrast_floor: float):
-    """Pixels in [0, 1], [..., D] -> the same shape without the patch's mean and most of its contrast."""
+    """Pixels in [0, 1], [..., D] -> the same shape without the patch's mean and most of its
+    contrast."""
     centred = (patches - jnp.mean(patches, axis=-1, keepdims=True)) / 0.25
-    return centred / (jnp.sqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True)) + contrast_floor)
+    return centred / (
+        jnp.sqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True)) + contrast_floor
+    )
 
 
 def product(x, y, precision: str):
-    """Matrix product of float32 arrays in one of `beit_jax.models.tokenizers.PRECISIONS`, float32."""
+    """Matrix product of float32 arrays in one of `beit_jax.models.tokenizers.PRECISIONS`,
+    float32."""
     dtype, passes = dtype_and_precision(precision).values()
-    return jnp.matmul(x.astype(dtype), y.astype(dtype), precision=passes, preferred_element_type=jnp.float32)
+    return jnp.matmul(
+        x.astype(dtype), y.astype(dtype), precision=passes, preferred_element_type=jnp.float32
+    )
 
 
 def nearest(x, centroids_VD, precision: str):
     """[..., D] -> int32 [...], the nearest centroid."""
-    scores = product(x, centroids_VD.T, precision) - 0.5 * jnp.sum(jnp.square(centroids_VD), axis=-1)
+    scores = product(x, centroids_VD.T, precision) - 0.5 * jnp.sum(
+        jnp.square(centroids_VD), axis=-1
+    )
     return jnp.argmax(scores, axis=-1).astype(jnp.int32)
 
 
 def fit(key, patches_ND, config: Config, iterations: int = 30) -> dict:
-    """Lloyd's algorithm from random patches; a centroid that nobody is nearest to starts anew at a random patch.
+    """Lloyd's algorithm from random patches; a centroid that nobody is nearest to starts anew at a
+    random patch.
 
     Args:
       patches_ND: pixels in [0, 1], float32; N at least the vocabulary.
@@ -55,14 +71,20 @@ def fit(key, patches_ND, config: Config, iterations: int = 30) -> dict:
     Returns:
       the parameters of a `Tokenizer`.
     """
-    check(len(patches_ND) >= config.vocabulary, f'{len(patches_ND)} patches are too few for {config.vocabulary} centroids: read more pictures.')
+    check(
+        len(patches_ND) >= config.vocabulary,
+        f'{len(patches_ND)} patches are too few for {config.vocabulary} centroids: read more '
+        'pictures.',
+    )
     x_ND = normalize_patches(patches_ND, config.contrast_floor)
     start_key, *keys = jax.random.split(key, iterations + 1)
     centroids_VD = jax.random.choice(start_key, x_ND, (config.vocabulary,), replace=False)
     for anew_key in keys:
         sums_VD, counts_V = _sum_by_centroid(x_ND, x_ND, centroids_VD)
         anew_VD = jax.random.choice(anew_key, x_ND, (config.vocabulary,), replace=False)
-        centroids_VD = jnp.where(counts_V[:, None] > 0, sums_VD / jnp.maximum(counts_V, 1)[:, None], anew_VD)
+        centroids_VD = jnp.where(
+            counts_V[:, None] > 0, sums_VD / jnp.maximum(counts_V, 1)[:, None], anew_VD
+        )
     sums_VD, counts_V = _sum_by_centroid(x_ND, patches_ND, centroids_VD)
     pictures_VD = jnp.where(counts_V[:, None] > 0, sums_VD / jnp.maximum(counts_V, 1)[:, None], 0.5)
     return {'encoder': {'centroids': centroids_VD}, 'decoder': {'patches': pictures_VD}}
@@ -71,7 +93,11 @@ def fit(key, patches_ND, config: Config, iterations: int = 30) -> dict:
 @jax.jit
 def _sum_by_centroid(x_ND, values_ND, centroids_VD):
     """(sums of `values` of the x nearest to each centroid [V, D], their counts [V])."""
-    ids_N = jax.lax.map(functools.partial(nearest, centroids_VD=centroids_VD, precision='float32'), x_ND, batch_size=CHUNK)
+    ids_N = jax.lax.map(
+        functools.partial(nearest, centroids_VD=centroids_VD, precision='float32'),
+        x_ND,
+        batch_size=CHUNK,
+    )
     zeros_VD = jnp.zeros((len(centroids_VD), values_ND.shape[1]))
     return zeros_VD.at[ids_N].add(values_ND), jnp.zeros(len(centroids_VD)).at[ids_N].add(1)
 
@@ -80,12 +106,19 @@ class Tokenizer:
     """The decoder draws the mean of all patches of a token, brightness and colour included."""
 
     def __init__(self, config: Config, image_size: int, precision: str = 'float32'):
-        self.config, self.image_size, self.vocabulary, self.factor = config, image_size, config.vocabulary, config.patch_size
-        self.pixels = f'(x - mean of the patch) / (deviation of the patch + {config.contrast_floor / 4:g})'
+        self.config, self.image_size, self.vocabulary, self.factor = (
+            config,
+            image_size,
+            config.vocabulary,
+            config.patch_size,
+        )
+        self.pixels = (
+            f'(x - mean of the patch) / (deviation of the patch + {config.contrast_floor / 4:g})'
+        )
         self._precision = precision
 
     def abstract(self):
-        array = jax.ShapeDtypeStruct((self.vocabulary, 3 * self.factor ** 2), jnp.float32)
+        array = jax.ShapeDtypeStruct((self.vocabulary, 3 * self.factor**2), jnp.float32)
         return {'encoder': {'centroids': array}, 'decoder': {'patches': array}}
 
     def encode(self, params, images_BSS3):

@@ -1,8 +1,10 @@
-"""A tokenizer without training: the nearest of V random directions to a random projection of the patch (BEST-RQ, arXiv 2202.01855, section 3.1).
+"""A tokenizer without training: the nearest of V random directions to a random projection of the
+patch (BEST-RQ, arXiv 2202.01855, section 3.1).
 
-The cheapest baseline, without a decoder. Shape legend: B images, S side in pixels, P patches, D values of a patch, C width of a code,
-V vocabulary.
+The cheapest baseline, without a decoder. Shape legend: B images, S side in pixels, P patches, D
+values of a patch, C width of a code, V vocabulary.
 """
+
 import dataclasses
 
 import jax
@@ -19,16 +21,26 @@ class Config(kmeans.Config):
 
     def __post_init__(self):
         super().__post_init__()
-        check(self.code_width > 0, f'code_width of the tokenizer is {self.code_width}: use at least 1.')
+        check(
+            self.code_width > 0,
+            f'code_width of the tokenizer is {self.code_width}: use at least 1.',
+        )
 
 
 def draw(key, config: Config) -> dict:
     """The parameters of a `Tokenizer`: a Xavier-uniform projection and codes on the unit sphere."""
     projection_key, code_key = jax.random.split(key)
-    inputs = 3 * config.patch_size ** 2
-    projection_DC = jax.nn.initializers.xavier_uniform()(projection_key, (inputs, config.code_width))
+    inputs = 3 * config.patch_size**2
+    projection_DC = jax.nn.initializers.xavier_uniform()(
+        projection_key, (inputs, config.code_width)
+    )
     codes_VC = jax.random.normal(code_key, (config.vocabulary, config.code_width))
-    return {'encoder': {'projection': projection_DC, 'codes': codes_VC / jnp.linalg.norm(codes_VC, axis=-1, keepdims=True)}}
+    return {
+        'encoder': {
+            'projection': projection_DC,
+            'codes': codes_VC / jnp.linalg.norm(codes_VC, axis=-1, keepdims=True),
+        }
+    }
 
 
 class Tokenizer(kmeans.Tokenizer):
@@ -39,9 +51,12 @@ class Tokenizer(kmeans.Tokenizer):
 
     def encode(self, params, images_BSS3):
         """Pixels in [0, 1]; see `beit_jax.models.tokenizers.Tokenizer`."""
-        x_BPD = kmeans.normalize_patches(patchify(images_BSS3, self.factor), self.config.contrast_floor)
+        x_BPD = kmeans.normalize_patches(
+            patchify(images_BSS3, self.factor), self.config.contrast_floor
+        )
         y_BPC = kmeans.product(x_BPD, params['encoder']['projection'], self._precision)
-        return kmeans.nearest(y_BPC, params['encoder']['codes'], self._precision)  # codes have length 1: the length of y does not matter
+        # codes have length 1: the length of y does not matter
+        return kmeans.nearest(y_BPC, params['encoder']['codes'], self._precision)
 
     def decode(self, params, ids_BP):
         raise RequestError('a random_projection tokenizer has no decoder: it cannot draw pictures.')

@@ -15,7 +15,9 @@ from tests.photos import write_photos
 
 
 class Counting:
-    """Examples that say their index; every seventeenth cannot be read. Notes the spans that were read."""
+    """Examples that say their index; every seventeenth cannot be read. Notes the spans that were
+    read."""
+
     class_names, fingerprint = ('a', 'b'), 'f'
 
     def __init__(self, number):
@@ -37,17 +39,25 @@ class Counting:
         self.spans.append((start, stop))
         self.threads.add(threading.get_ident())
         time.sleep(0.001)
-        return [OSError(f'{i} is bad') if i % 17 == 16 else Example(b'%d' % i, i % 2) for i in range(start, stop)]
+        return [
+            OSError(f'{i} is bad') if i % 17 == 16 else Example(b'%d' % i, i % 2)
+            for i in range(start, stop)
+        ]
 
 
 def read_all(source, sampler, rows, steps):
-    """Reads as the pipeline does: steps in order, the rows of one in several threads. Gives the indices read."""
+    """Reads as the pipeline does: steps in order, the rows of one in several threads. Gives the
+    indices read."""
     seen = []
     with concurrent.futures.ThreadPoolExecutor(5) as pool:
         for step in range(steps):
             indices = sampler.examples(sampler.positions(step, rows))
-            for index, example in zip(indices, pool.map(lambda index: read(source, index), indices)):
-                assert example is None if index % 17 == 16 else example == (b'%d' % index, index % 2)
+            for index, example in zip(
+                indices, pool.map(lambda index: read(source, index), indices)
+            ):
+                assert (
+                    example is None if index % 17 == 16 else example == (b'%d' % index, index % 2)
+                )
             seen += indices.tolist()
     return seen
 
@@ -59,20 +69,37 @@ def read(source, index):
         assert str(error) == f'{index} is bad'
 
 
-@pytest.mark.parametrize(('batch_size', 'chunk', 'window', 'lanes'), [(16, 7, 5, 1), (128, 7, 5, 2), (2, 31, 2, 1)])
+@pytest.mark.parametrize(
+    ('batch_size', 'chunk', 'window', 'lanes'), [(16, 7, 5, 1), (128, 7, 5, 2), (2, 31, 2, 1)]
+)
 def test_each_chunk_is_read_once_an_epoch(batch_size, chunk, window, lanes):
     number = 1009
-    counting, sampler = Counting(number), Sampler(number, batch_size, seed=3, chunk=chunk, window=window, lanes=lanes)
+    counting, sampler = (
+        Counting(number),
+        Sampler(number, batch_size, seed=3, chunk=chunk, window=window, lanes=lanes),
+    )
     rows = np.arange(batch_size)
     source, ahead = chunked(counting, sampler, rows)
-    assert len(source) == number and source.name(5) == 'example 5' and source.label(5) == 1 and source.class_names == ('a', 'b')
+    assert (
+        len(source) == number
+        and source.name(5) == 'example 5'
+        and source.label(5) == 1
+        and source.class_names == ('a', 'b')
+    )
     steps = number // lanes * lanes // batch_size
     seen = read_all(source, ahead, rows, steps)
-    assert seen == np.concatenate([sampler.examples(sampler.positions(step, rows)) for step in range(steps)]).tolist()
+    assert (
+        seen
+        == np.concatenate(
+            [sampler.examples(sampler.positions(step, rows)) for step in range(steps)]
+        ).tolist()
+    )
     source._readers.shutdown()  # all that was begun is read by now
     assert set(counting.spans) == {(i, min(i + chunk, number)) for i in range(0, number, chunk)}
-    later = sampler.examples(np.arange(steps * batch_size, steps * batch_size + ahead._ahead))  # read ahead, for the next epoch
-    assert len(counting.spans) <= -(-number // chunk) + len(np.unique(later // chunk)) + lanes - 1  # lanes share a chunk where one ends
+    # read ahead, for the next epoch
+    later = sampler.examples(np.arange(steps * batch_size, steps * batch_size + ahead._ahead))
+    # lanes share a chunk where one ends
+    assert len(counting.spans) <= -(-number // chunk) + len(np.unique(later // chunk)) + lanes - 1
     assert np.mean(np.diff(counting.spans)) > 0.95 * chunk  # the mean run on disk
     assert len(source._kept) <= source._keep and len(counting.threads) > 1
 
@@ -93,7 +120,9 @@ def test_who_wants_what_is_being_read_waits_for_it():
     counting = Counting(100)
     source = ChunkedSource(counting, 10, keep=2)
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(lambda index: source.read(index).image, [21, 22, 23, 24, 25, 26, 27, 28])) == [b'%d' % i for i in range(21, 29)]
+        assert list(
+            pool.map(lambda index: source.read(index).image, [21, 22, 23, 24, 25, 26, 27, 28])
+        ) == [b'%d' % i for i in range(21, 29)]
     assert counting.spans == [(20, 30)]
     for index in (31, 22, 41, 23, 32):  # of three chunks, the one used longest ago makes room
         source.read(index)
@@ -120,12 +149,19 @@ def test_without_chunks_all_stays_as_it_is():
 def test_batches_are_those_of_the_plain_source(tmp_path):
     """Through the pipeline, with files that others take the place of."""
     from beit_jax.data import pipeline
+
     write_photos(tmp_path)
     (tmp_path / 'aa.jpg').write_text('not a picture')
     plain, rows = FolderSource(str(tmp_path)), np.arange(3)
     sampler = Sampler(len(plain), 6, seed=3, chunk=3, window=2, lanes=2)
-    made = [list(itertools.islice(pipeline.train_batches(*pair, (View('image', 31),), DataConfig(workers=3), rows), 7))
-            for pair in ((plain, sampler), chunked(plain, sampler, rows))]
+    made = [
+        list(
+            itertools.islice(
+                pipeline.train_batches(*pair, (View('image', 31),), DataConfig(workers=3), rows), 7
+            )
+        )
+        for pair in ((plain, sampler), chunked(plain, sampler, rows))
+    ]
     assert any(batch['substituted'].any() for batch in made[0])
     for one, other in zip(*made):
         for name in one:

@@ -1,4 +1,6 @@
-"""The built-in pictures: the same everywhere, labelled rightly, figures and masks exact, each level harder by what it says."""
+"""The built-in pictures: the same everywhere, labelled rightly, figures and masks exact, each level
+harder by what it says."""
+
 import dataclasses
 import hashlib
 import itertools
@@ -11,10 +13,24 @@ from skimage.measure import label as components
 
 from beit_jax.data import config
 from beit_jax.data.sources import shapes
-from beit_jax.data.sources.shapes import LEVELS, SHAPES, ShapesSource, coverage, draw, signed_distance
+from beit_jax.data.sources.shapes import (
+    LEVELS,
+    SHAPES,
+    ShapesSource,
+    coverage,
+    draw,
+    signed_distance,
+)
 
-DIGESTS = {'easy': '94771d65817e', 'rotated': 'abef55acade1', 'textured': 'd3ca9c1d07a9', 'cluttered': '3489f3a64620',
-           'occluded': 'f9da3f9cc64b', 'medium': '8ddc7285f6d6', 'hard': 'c8ae41cc706a'}
+DIGESTS = {
+    'easy': '94771d65817e',
+    'rotated': 'abef55acade1',
+    'textured': 'd3ca9c1d07a9',
+    'cluttered': '3489f3a64620',
+    'occluded': 'f9da3f9cc64b',
+    'medium': '8ddc7285f6d6',
+    'hard': 'c8ae41cc706a',
+}
 
 
 @pytest.mark.parametrize('level', LEVELS)
@@ -23,7 +39,10 @@ def test_golden(level):
     source = ShapesSource(100, 37, level, 'train')
     pictures = np.stack([source.read(index).image for index in range(20)])
     # a coarse digest: float rounding may differ by a grey level between machines
-    assert hashlib.sha256((pictures.astype(int).sum((1, 2, 3)) // 3000).tobytes()).hexdigest()[:12] == DIGESTS[level]
+    assert (
+        hashlib.sha256((pictures.astype(int).sum((1, 2, 3)) // 3000).tobytes()).hexdigest()[:12]
+        == DIGESTS[level]
+    )
 
 
 def test_an_example_depends_on_its_index_and_split_alone():
@@ -34,15 +53,23 @@ def test_an_example_depends_on_its_index_and_split_alone():
 
 
 def test_labels_are_even_and_the_same_on_every_level():
-    counts = np.bincount([ShapesSource(3000, 8, 'easy', 'train').label(i) for i in range(3000)], minlength=10)
-    assert counts.sum() == 3000 and counts.min() > 220 and counts.max() < 380  # 5 standard deviations
-    labels = [[ShapesSource(20, 8, level, 'train').read(i).label for i in range(20)] for level in LEVELS]
-    assert labels == [[ShapesSource(20, 8, 'easy', 'train').label(i) for i in range(20)]] * len(LEVELS)
+    counts = np.bincount(
+        [ShapesSource(3000, 8, 'easy', 'train').label(i) for i in range(3000)], minlength=10
+    )
+    # 5 standard deviations
+    assert counts.sum() == 3000 and counts.min() > 220 and counts.max() < 380
+    labels = [
+        [ShapesSource(20, 8, level, 'train').read(i).label for i in range(20)] for level in LEVELS
+    ]
+    assert labels == [[ShapesSource(20, 8, 'easy', 'train').label(i) for i in range(20)]] * len(
+        LEVELS
+    )
 
 
 @pytest.mark.parametrize('shape', sorted(shapes._POLYGONS))
 def test_distance_to_a_polygon(shape):
-    """Inside is negative, as scikit-image fills the polygon; the distance changes by at most the step."""
+    """Inside is negative, as scikit-image fills the polygon; the distance changes by at most the
+    step."""
     size = 101
     centres = (np.arange(size) + 0.5) * (2.4 / size) - 1.2
     x, y = np.meshgrid(centres, centres, indexing='xy')
@@ -55,14 +82,22 @@ def test_distance_to_a_polygon(shape):
 
 
 def exact_coverage(shape, size, half_size, centre, angle):
-    """What `coverage` says, of the whole picture and from `signed_distance` itself, float64 [size, size]."""
+    """What `coverage` says, of the whole picture and from `signed_distance` itself, float64 [size,
+    size]."""
     centres = (np.arange(size) + 0.5) * (2 / size) - 1
     x, y = np.meshgrid((centres - centre[0]) / half_size, (centres - centre[1]) / half_size)
     cos, sin = math.cos(angle), math.sin(angle)
-    return np.clip(0.5 - signed_distance(shape, cos * x + sin * y, cos * y - sin * x) * half_size * size / 2, 0, 1)
+    return np.clip(
+        0.5 - signed_distance(shape, cos * x + sin * y, cos * y - sin * x) * half_size * size / 2,
+        0,
+        1,
+    )
 
 
-@pytest.mark.parametrize(('shape', 'size'), [*((shape, size) for shape in (*SHAPES, 'bar') for size in (32, 61)), ('corner', 256)])
+@pytest.mark.parametrize(
+    ('shape', 'size'),
+    [*((shape, size) for shape in (*SHAPES, 'bar') for size in (32, 61)), ('corner', 256)],
+)
 def test_coverage_is_exact(shape, size):
     rng = np.random.default_rng(size)
     for half_size in (0.1, 0.17, 0.43, 0.8) * 5:
@@ -75,12 +110,17 @@ def test_coverage_is_exact(shape, size):
 
 
 def test_mask_is_the_bright_figure():
-    """On the easy level the figure is far brighter than the ground, so that a threshold finds the mask."""
+    """On the easy level the figure is far brighter than the ground, so that a threshold finds the
+    mask."""
     source = ShapesSource(50, 61, 'easy', 'train')
     for index in range(50):
         image, mask, label = source.draw(index)
         assert np.mean((image.mean(-1) > 115) != mask) < 0.01
-        assert components(mask, connectivity=2).max() in (1, 2) if SHAPES[label] == 'hourglass' else components(mask).max() == 1
+        assert (
+            components(mask, connectivity=2).max() in (1, 2)
+            if SHAPES[label] == 'hourglass'
+            else components(mask).max() == 1
+        )
 
 
 @pytest.fixture
@@ -97,9 +137,11 @@ def test_mask_is_the_figure_that_is_seen(level, drawn):
     for index in range(10):
         drawn.clear()
         _, mask, label = draw(LEVELS[level], 61, (5, index))
-        figure, *front = drawn[LEVELS[level].clutter:]
+        figure, *front = drawn[LEVELS[level].clutter :]
         assert figure[0] == SHAPES[label]
-        assert [call[0] for call in front] == {'': [], 'bar': ['bar'], 'patch': ['square']}[LEVELS[level].occlusion]
+        assert [call[0] for call in front] == {'': [], 'bar': ['bar'], 'patch': ['square']}[
+            LEVELS[level].occlusion
+        ]
         shares = [exact_coverage(*call) for call in (figure, *front)]
         seen = (shares[0] > 0.5) & ~np.any([share > 0.5 for share in shares[1:]], 0)
         unclear = np.any([np.abs(share - 0.5) < 0.1 for share in shares], 0)
@@ -109,8 +151,14 @@ def test_mask_is_the_figure_that_is_seen(level, drawn):
 
 def test_each_rung_adds_one_thing():
     assert tuple(LEVELS) == config.LEVELS
-    rungs = [dataclasses.asdict(LEVELS[name]) for name in ('easy', 'rotated', 'textured', 'cluttered', 'occluded')]
-    added = [{name for name in above if above[name] != below[name]} for below, above in itertools.pairwise(rungs)]
+    rungs = [
+        dataclasses.asdict(LEVELS[name])
+        for name in ('easy', 'rotated', 'textured', 'cluttered', 'occluded')
+    ]
+    added = [
+        {name for name in above if above[name] != below[name]}
+        for below, above in itertools.pairwise(rungs)
+    ]
     assert added == [{'rotation'}, {'texture'}, {'clutter', 'others'}, {'occlusion'}]
 
 
@@ -126,7 +174,10 @@ def test_rotated_turns_by_any_angle(drawn):
 
 def pictures(level, count=40):
     """(brightness float [61, 61] in [0, 1], mask) of the same examples on each level."""
-    return [(image.mean(-1) / 255, mask) for image, mask, _ in (draw(LEVELS[level], 61, (5, index)) for index in range(count))]
+    return [
+        (image.mean(-1) / 255, mask)
+        for image, mask, _ in (draw(LEVELS[level], 61, (5, index)) for index in range(count))
+    ]
 
 
 def test_textured_has_stripes_on_a_dark_ground_and_a_bright_figure():
@@ -142,8 +193,15 @@ def test_textured_has_stripes_on_a_dark_ground_and_a_bright_figure():
 
 
 def test_cluttered_has_four_small_figures_of_a_brightness_between(drawn):
-    grey = {level: np.mean([np.mean((image[~mask] > 0.4) & (image[~mask] < 0.7)) for image, mask in pictures(level)])
-            for level in ('textured', 'cluttered')}
+    grey = {
+        level: np.mean(
+            [
+                np.mean((image[~mask] > 0.4) & (image[~mask] < 0.7))
+                for image, mask in pictures(level)
+            ]
+        )
+        for level in ('textured', 'cluttered')
+    }
     assert grey['textured'] < 0.01 and grey['cluttered'] > 0.03
     behind, figures = [call for i, call in enumerate(drawn[40:]) if i % 5 < 4], drawn[44::5]
     assert len(figures) == 40 and {call[0] for call in behind} == set(SHAPES)
@@ -157,10 +215,17 @@ def test_occluded_hides_a_part_of_the_same_figure():
 
 
 def test_hard_is_harder():
-    spread = {level: np.std([ShapesSource(40, 23, level, 'train').read(i).image.mean() for i in range(40)]) for level in LEVELS}
+    spread = {
+        level: np.std(
+            [ShapesSource(40, 23, level, 'train').read(i).image.mean() for i in range(40)]
+        )
+        for level in LEVELS
+    }
     assert spread['easy'] < spread['medium'] < spread['hard']
 
 
 def test_noise_is_normal():
     numbers = shapes._quantiles().astype(float)
-    np.testing.assert_allclose([np.mean(numbers ** k) for k in (1, 2, 3, 4)], [0, 1, 0, 3], atol=0.005)
+    np.testing.assert_allclose(
+        [np.mean(numbers**k) for k in (1, 2, 3, 4)], [0, 1, 0, 3], atol=0.005
+    )

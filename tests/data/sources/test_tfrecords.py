@@ -17,8 +17,11 @@ COUNTS = {'train': 23, 'test': 5}
 
 
 class _Pictures(tfds.core.GeneratorBasedBuilder):
-    """Greyscale or RGB pictures with or without labels, stored as `encoding`, or no picture at all."""
-    __module__ = 'pictures'  # within a package, TFDS would ask for importlib_resources, on which it does not depend
+    """Greyscale or RGB pictures with or without labels, stored as `encoding`, or no picture at
+    all."""
+
+    # within a package, TFDS would ask for importlib_resources, on which it does not depend
+    __module__ = 'pictures'
     VERSION = tfds.core.Version('1.0.0')
 
     def __init__(self, *, encoding='png', channels=3, labelled=True, **kwargs):
@@ -28,7 +31,9 @@ class _Pictures(tfds.core.GeneratorBasedBuilder):
     def _info(self):
         features = {'id': tfds.features.Scalar(np.int64)}
         if self.encoding:
-            features['picture'] = tfds.features.Image(shape=(None, None, self.channels), encoding_format=self.encoding)
+            features['picture'] = tfds.features.Image(
+                shape=(None, None, self.channels), encoding_format=self.encoding
+            )
         if self.labelled:
             features['label'] = tfds.features.ClassLabel(names=['ant', 'bee', 'cat'])
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
@@ -39,24 +44,43 @@ class _Pictures(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, split):
         rng = np.random.default_rng(len(split))
         for i in range(COUNTS[split]):
-            example = {'id': i, 'label': i % 3, 'picture': rng.integers(0, 256, [11 + i, 13, self.channels], np.uint8)}
+            example = {
+                'id': i,
+                'label': i % 3,
+                'picture': rng.integers(0, 256, [11 + i, 13, self.channels], np.uint8),
+            }
             yield i, {key: example[key] for key in self.info.features}
 
 
 def prepare(tmp_path, **kwargs):
     builder = _Pictures(data_dir=tmp_path, **kwargs)
-    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=3, verify_ssl=False))
+    builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(num_shards=3, verify_ssl=False)
+    )
     return builder, str(builder.data_path)
 
 
-@pytest.mark.parametrize('encoding, channels, labelled, file_format', [
-    ('png', 3, True, 'tfrecord'), ('jpeg', 3, True, 'array_record'), ('png', 1, False, 'tfrecord')])
+@pytest.mark.parametrize(
+    'encoding, channels, labelled, file_format',
+    [
+        ('png', 3, True, 'tfrecord'),
+        ('jpeg', 3, True, 'array_record'),
+        ('png', 1, False, 'tfrecord'),
+    ],
+)
 def test_agrees_with_tfds(tmp_path, encoding, channels, labelled, file_format):
-    builder, path = prepare(tmp_path, encoding=encoding, channels=channels, labelled=labelled, file_format=file_format)
+    builder, path = prepare(
+        tmp_path, encoding=encoding, channels=channels, labelled=labelled, file_format=file_format
+    )
     for split, count in COUNTS.items():
         decoders = {'picture': tfds.decode.SkipDecoding()}
-        expected = list(builder.as_data_source(split, decoders=decoders) if file_format == 'array_record' else
-                        builder.as_dataset(split=split, shuffle_files=False, decoders=decoders).as_numpy_iterator())
+        expected = list(
+            builder.as_data_source(split, decoders=decoders)
+            if file_format == 'array_record'
+            else builder.as_dataset(
+                split=split, shuffle_files=False, decoders=decoders
+            ).as_numpy_iterator()
+        )
         source = open_source(DataConfig(name='tfds', path=path, split=split), 'train')
         assert len(source) == len(expected) == count
         assert source.class_names == (('ant', 'bee', 'cat') if labelled else ())
@@ -68,11 +92,19 @@ def test_agrees_with_tfds(tmp_path, encoding, channels, labelled, file_format):
 
 def test_names_splits_and_fingerprints(tmp_path):
     _, path = prepare(tmp_path)
-    train, test = TfdsSource(path, 'train'), open_source(DataConfig(name='tfds', path=path, evaluate_split='test'), 'evaluate')
-    assert len(test) == 5 and train.fingerprint == TfdsSource(path, 'train').fingerprint != test.fingerprint
+    train, test = (
+        TfdsSource(path, 'train'),
+        open_source(DataConfig(name='tfds', path=path, evaluate_split='test'), 'evaluate'),
+    )
+    assert (
+        len(test) == 5
+        and train.fingerprint == TfdsSource(path, 'train').fingerprint != test.fingerprint
+    )
     names = [train.name(i) for i in range(23)]
     assert len(set(names)) == 23 and len({name.partition(':')[0] for name in names}) == 3
-    assert names[0].endswith('.tfrecord-00000-of-00003:0') and names[-1].split('-')[-1].startswith('00003:')
+    assert names[0].endswith('.tfrecord-00000-of-00003:0') and names[-1].split('-')[-1].startswith(
+        '00003:'
+    )
     held_out = open_source(DataConfig(name='tfds', path=path, holdout=0.2), 'evaluate')
     assert len(held_out) == 5 and held_out.class_names == ('ant', 'bee', 'cat')
 
@@ -94,7 +126,13 @@ def test_cut_or_foreign_shards(tmp_path):
     source = TfdsSource(path)
     shard = Path(source.name(22).partition(':')[0])
     data = shard.read_bytes()
-    for damaged in (data[:-5], data[:len(data) // 2], data + data[-300:], data[:3] + b'\1' + data[4:]):  # and a length that is not so
+    # and a length that is not so
+    for damaged in (
+        data[:-5],
+        data[: len(data) // 2],
+        data + data[-300:],
+        data[:3] + b'\1' + data[4:],
+    ):
         shard.write_bytes(damaged)
         with pytest.raises(RequestError, match=r'00002-of-00003.*damaged'):
             TfdsSource(path)
@@ -118,7 +156,9 @@ def test_each_byte_of_a_record_is_verified(tmp_path):
     assert [source.read(i) for i in range(3)] == records
     begin = len(data) - 22 - 16
     for place in range(begin, begin + 22):  # the second record's frame
-        Path(path).write_bytes(data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1:])
+        Path(path).write_bytes(
+            data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :]
+        )
         many = source.read_many(0, 3)
         assert [many[0], many[2]] == [records[0], records[2]]
         with pytest.raises(OSError, match=r'x:1 is damaged: its checksum'):
@@ -136,13 +176,15 @@ def test_a_damaged_record_leaves_the_others(tmp_path, file_format):
     shard = Path(source.name(10).partition(':')[0])
     data, at = shard.read_bytes(), shard.read_bytes().find(images[10][20:40])
     assert at > 0
-    shard.write_bytes(data[:at] + b'?' + data[at + 1:])
+    shard.write_bytes(data[:at] + b'?' + data[at + 1 :])
     source = TfdsSource(path)
     with pytest.raises(OSError, match=f'{shard.name}:.*is damaged'):
         source.read(10)
     many = source.read_many(0, 23)
     assert [i for i, example in enumerate(many) if isinstance(example, OSError)] == [10]
-    assert [example.image for example in many if not isinstance(example, OSError)] == images[:10] + images[11:]
+    assert [example.image for example in many if not isinstance(example, OSError)] == images[
+        :10
+    ] + images[11:]
     shard.write_bytes(data[:100])
     if file_format == 'array_record':  # these are opened when they are read
         first = next(i for i in range(23) if source.name(i).startswith(str(shard)))
@@ -155,7 +197,9 @@ def test_many_threads(tmp_path, file_format):
     source = TfdsSource(prepare(tmp_path, file_format=file_format)[1])
     expected = [source.read(i) for i in range(23)]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(source.read, [i % 23 for i in range(1000)])) == [expected[i % 23] for i in range(1000)]
+        assert list(pool.map(source.read, [i % 23 for i in range(1000)])) == [
+            expected[i % 23] for i in range(1000)
+        ]
 
 
 def test_many_side_by_side_are_one_read_of_each_shard(tmp_path, monkeypatch):
@@ -170,10 +214,14 @@ def test_many_side_by_side_are_one_read_of_each_shard(tmp_path, monkeypatch):
 def test_the_list_of_records_is_kept(tmp_path, monkeypatch):
     _, path = prepare(tmp_path / 'set')
     index, plain, lengths, scanned = str(tmp_path / 'index'), TfdsSource(path), shards._lengths, []
-    monkeypatch.setattr(shards, '_lengths', lambda path, *rest: scanned.append(path) or lengths(path, *rest))
+    monkeypatch.setattr(
+        shards, '_lengths', lambda path, *rest: scanned.append(path) or lengths(path, *rest)
+    )
     made = open_source(DataConfig(name='tfds', path=path, index=index), 'train')
     assert len(scanned) == 3
-    opened = open_source(DataConfig(name='tfds', path=path, index=index, holdout=0.2), 'evaluate').source
+    opened = open_source(
+        DataConfig(name='tfds', path=path, index=index, holdout=0.2), 'evaluate'
+    ).source
     assert len(scanned) == 3 and made.fingerprint == opened.fingerprint == plain.fingerprint
     for i in range(23):
         assert plain.read(i) == made.read(i) == opened.read(i)
@@ -205,7 +253,11 @@ def test_another_store(tmp_path):
     local, remote = TfdsSource(path), TfdsSource(there, index=str(tmp_path / 'index'))
     assert remote.fingerprint == local.fingerprint and remote.class_names == ('ant', 'bee', 'cat')
     assert remote.name(7) == local.name(7).replace(path, there)
-    assert [remote.read(i) for i in range(23)] == [local.read(i) for i in range(23)] == remote.read_many(0, 23)
+    assert (
+        [remote.read(i) for i in range(23)]
+        == [local.read(i) for i in range(23)]
+        == remote.read_many(0, 23)
+    )
     memory.rm(remote.name(22).rpartition(':')[0])
     with pytest.raises(OSError):
         remote.read(22)

@@ -1,4 +1,5 @@
 """Lists that are kept: what a folder holds is read once, and from the list as it was."""
+
 import concurrent.futures
 import json
 import os
@@ -24,7 +25,9 @@ def path(tmp_path):
     for i in range(FOLDERS):
         (tmp_path / 'set' / f'n{i}' / 'deep').mkdir(parents=True)
         for j in range(FILES):
-            (tmp_path / 'set' / f'n{i}' / ('deep' if j % 3 else '') / f'{"é" * j}{j}.jpg').write_bytes(b'x' * j)
+            (
+                tmp_path / 'set' / f'n{i}' / ('deep' if j % 3 else '') / f'{"é" * j}{j}.jpg'
+            ).write_bytes(b'x' * j)
     return str(tmp_path / 'set')
 
 
@@ -37,28 +40,43 @@ def index(tmp_path):
 def listed(monkeypatch):
     """The folders that are listed from now on."""
     folders, list_folder = [], storage.list_folder
-    monkeypatch.setattr(storage, 'list_folder', lambda folder, *rest: folders.append(folder) or list_folder(folder, *rest))
+    monkeypatch.setattr(
+        storage,
+        'list_folder',
+        lambda folder, *rest: folders.append(folder) or list_folder(folder, *rest),
+    )
     return folders
 
 
 def everything(source):
-    return source.class_names, source.fingerprint, [(source.name(i), source.label(i)) for i in range(len(source))]
+    return (
+        source.class_names,
+        source.fingerprint,
+        [(source.name(i), source.label(i)) for i in range(len(source))],
+    )
 
 
 def the_list(index):
-    file, = Path(index).iterdir()  # and nothing else is left beside it
+    (file,) = Path(index).iterdir()  # and nothing else is left beside it
     return file
 
 
 def test_listed_made_and_opened_are_the_same(path, index, listed):
     plain = everything(FolderSource(path))
-    reference = sorted(Path(path).rglob('*.jpg'), key=lambda file: (str(file.parent.relative_to(path)), file.name))
+    reference = sorted(
+        Path(path).rglob('*.jpg'), key=lambda file: (str(file.parent.relative_to(path)), file.name)
+    )
     assert [name for name, _ in plain[2]] == [str(file) for file in reference]
-    assert [label for _, label in plain[2]] == [int(file.relative_to(path).parts[0][1:]) for file in reference]
+    assert [label for _, label in plain[2]] == [
+        int(file.relative_to(path).parts[0][1:]) for file in reference
+    ]
     assert len(listed) == 1 + 2 * FOLDERS
     assert everything(FolderSource(path, index=index)) == plain and len(listed) == 2 + 4 * FOLDERS
     assert everything(FolderSource(path, index=index)) == plain and len(listed) == 2 + 4 * FOLDERS
-    train, held_out = (open_source(DataConfig(path=path, index=index, holdout=0.2), split) for split in ('train', 'evaluate'))
+    train, held_out = (
+        open_source(DataConfig(path=path, index=index, holdout=0.2), split)
+        for split in ('train', 'evaluate')
+    )
     assert len(train) + len(held_out) == FOLDERS * FILES and len(listed) == 2 + 4 * FOLDERS
     assert the_list(index).name.startswith('set-')
 
@@ -76,10 +94,14 @@ def test_one_folder_for_the_lists_of_several_sets(path, index, listed):
     assert open_source(config, 'evaluate').fingerprint == open_source(config, 'train').fingerprint
     assert len(FolderSource(few, index=index)) == FILES and len(list(Path(index).iterdir())) == 2
     listed.clear()
-    assert len(FolderSource(path, index=index)) == FOLDERS * FILES and len(FolderSource(few + '/', index=index)) == FILES and not listed
+    assert (
+        len(FolderSource(path, index=index)) == FOLDERS * FILES
+        and len(FolderSource(few + '/', index=index)) == FILES
+        and not listed
+    )
 
 
-KILLED = '''
+KILLED = """
 import os, signal, sys
 from beit_jax.data import manifest, storage
 from beit_jax.data.listing import Listing
@@ -90,7 +112,7 @@ def dies(folder, *rest):
     return list_folder(folder, *rest)
 storage.list_folder = dies
 Listing(sys.argv[1], 'key', sys.argv[2])
-'''
+"""
 
 
 def test_killed_and_started_again_it_goes_on(path, index, listed):
@@ -103,7 +125,11 @@ def test_killed_and_started_again_it_goes_on(path, index, listed):
     assert made == everything(FolderSource(path)) and the_list(index).suffix == '.list'
 
 
-@pytest.mark.parametrize('half', [b'["n0/deep", [], 8, [["1.j', b'["n0/deep", [], 0, []]', bytes(300) + b'\n'], ids=['half', 'no end', 'zeros'])
+@pytest.mark.parametrize(
+    'half',
+    [b'["n0/deep", [], 8, [["1.j', b'["n0/deep", [], 0, []]', bytes(300) + b'\n'],
+    ids=['half', 'no end', 'zeros'],
+)
 def test_half_a_line_does_not_count(path, index, half, listed, monkeypatch):
     spool = manifest.list_path(index, {'list': 'images', 'path': path}).with_suffix('.part')
     spool.parent.mkdir(parents=True)
@@ -120,9 +146,17 @@ def test_half_a_line_does_not_count(path, index, half, listed, monkeypatch):
     assert everything(FolderSource(path, index=index)) == everything(FolderSource(path))
 
 
-@pytest.mark.parametrize('damage', [
-    lambda data: data[:-8], lambda data: data + bytes(8), lambda data: data[:20], lambda data: b'', lambda data: b'[]\n' + data,
-    lambda data: data.replace(b'list 1', b'list 0', 1)])
+@pytest.mark.parametrize(
+    'damage',
+    [
+        lambda data: data[:-8],
+        lambda data: data + bytes(8),
+        lambda data: data[:20],
+        lambda data: b'',
+        lambda data: b'[]\n' + data,
+        lambda data: data.replace(b'list 1', b'list 0', 1),
+    ],
+)
 def test_a_damaged_list_is_refused(path, index, damage):
     FolderSource(path, index=index)
     file = the_list(index)
@@ -138,7 +172,9 @@ def test_the_list_of_another_folder_is_refused(path, index):
     FolderSource(path, index=index)
     other = str(Path(path) / 'n1')
     the_list(index).rename(manifest.list_path(index, {'list': 'images', 'path': other}))
-    with pytest.raises(RequestError, match=rf"is a list of .*'path': '{path}'.*, not of .*'path': '{other}'"):
+    with pytest.raises(
+        RequestError, match=rf"is a list of .*'path': '{path}'.*, not of .*'path': '{other}'"
+    ):
         FolderSource(other, index=index)
 
 
@@ -163,19 +199,28 @@ def test_a_folder_that_cannot_be_listed(path, monkeypatch):
         return list_folder(folder, *rest)
 
     monkeypatch.setattr(storage, 'list_folder', fails)
-    with pytest.raises(RequestError, match=rf"config.data.path='{path}': cannot list '{path}/n5' \(Permission denied\)"):
+    with pytest.raises(
+        RequestError,
+        match=rf"config.data.path='{path}': cannot list '{path}/n5' \(Permission denied\)",
+    ):
         FolderSource(path)
 
 
 def test_of_several_processes_one_makes_the_list(path, index, listed, monkeypatch, capsys):
     list_folder = storage.list_folder
-    monkeypatch.setattr(storage, 'list_folder', lambda *args: time.sleep(0.02) or list_folder(*args))
+    monkeypatch.setattr(
+        storage, 'list_folder', lambda *args: time.sleep(0.02) or list_folder(*args)
+    )
     packed, pack = [], listing._pack
     monkeypatch.setattr(listing, '_pack', lambda found: packed.append(1) or pack(found))
-    with concurrent.futures.ThreadPoolExecutor(3) as pool:  # a lock is of an open file: between threads it is as between processes
+    # a lock is of an open file: between threads it is as between processes
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
         made = list(pool.map(lambda _: everything(FolderSource(path, index=index)), range(3)))
     assert made[0] == made[1] == made[2] and len(listed) == 1 + 2 * FOLDERS and len(packed) == 1
-    assert capsys.readouterr().err.count('waiting for another process') == 2 and the_list(index).suffix == '.list'
+    assert (
+        capsys.readouterr().err.count('waiting for another process') == 2
+        and the_list(index).suffix == '.list'
+    )
 
 
 def test_what_is_said_of_a_slow_folder(path, index, monkeypatch, capsys):
@@ -190,8 +235,12 @@ def test_what_is_said_of_a_slow_folder(path, index, monkeypatch, capsys):
 
 
 def test_memory(monkeypatch):
-    """Half a gigabyte for 14 million names, of which a list that is opened holds only what is used: here a thousandth of them."""
+    """Half a gigabyte for 14 million names, of which a list that is opened holds only what is used:
+    here a thousandth of them."""
     names = [f'n{i % 10:08}_{i}.JPEG' for i in range(14_000)]
     facts, arrays = listing._pack(iter([('n01440764', [sorted(names), [110_000] * len(names)])]))
     assert sum(array.nbytes for array in arrays.values()) < 500e6 / 1000
-    assert all(isinstance(array, np.ndarray) for array in arrays.values()) and len(facts['fingerprint']) == 64
+    assert (
+        all(isinstance(array, np.ndarray) for array in arrays.values())
+        and len(facts['fingerprint']) == 64
+    )

@@ -11,14 +11,24 @@ from beit_jax.data.sources.folder import FolderSource
 from beit_jax.data.stores import storage
 from beit_jax.errors import RequestError
 
-FILES = {'a/x.png': b'0123456789', 'a/Y.JPG': b'', 'a/.hidden.png': b'0', '.git/no.png': b'0', 'a/notes.txt': b'123', 'b/a/z.jpeg': b'45'}
+FILES = {
+    'a/x.png': b'0123456789',
+    'a/Y.JPG': b'',
+    'a/.hidden.png': b'0',
+    '.git/no.png': b'0',
+    'a/notes.txt': b'123',
+    'b/a/z.jpeg': b'45',
+}
 
 
 @pytest.fixture(params=['local', 'memory'])
 def root(request, tmp_path):
     """The same files on disk and in another store."""
-    system, path = (fsspec.filesystem('memory'), f'memory://{tmp_path.name}') if request.param == 'memory' else (
-        fsspec.filesystem('file'), str(tmp_path))
+    system, path = (
+        (fsspec.filesystem('memory'), f'memory://{tmp_path.name}')
+        if request.param == 'memory'
+        else (fsspec.filesystem('file'), str(tmp_path))
+    )
     for name, content in FILES.items():
         system.makedirs(os.path.dirname(f'{path}/{name}'), exist_ok=True)
         system.pipe_file(f'{path}/{name}', content)
@@ -28,10 +38,25 @@ def root(request, tmp_path):
 
 def test_the_same_of_every_store(root):
     images = ('.jpg', '.jpeg', '.png')
-    assert storage.list_folder(root, images) == storage.list_folder(root + '/', images) == (['a', 'b'], [])
-    assert storage.list_folder(storage.join(root, 'a'), images) == ([], [('Y.JPG', 0), ('x.png', 10)])
-    assert storage.list_folder(storage.join(root, 'a')) == ([], [('Y.JPG', 0), ('notes.txt', 3), ('x.png', 10)])
-    assert [storage.kind(storage.join(root, name)) for name in ('', 'b', 'a/x.png', 'a/z')] == ['folder', 'folder', 'file', '']
+    assert (
+        storage.list_folder(root, images)
+        == storage.list_folder(root + '/', images)
+        == (['a', 'b'], [])
+    )
+    assert storage.list_folder(storage.join(root, 'a'), images) == (
+        [],
+        [('Y.JPG', 0), ('x.png', 10)],
+    )
+    assert storage.list_folder(storage.join(root, 'a')) == (
+        [],
+        [('Y.JPG', 0), ('notes.txt', 3), ('x.png', 10)],
+    )
+    assert [storage.kind(storage.join(root, name)) for name in ('', 'b', 'a/x.png', 'a/z')] == [
+        'folder',
+        'folder',
+        'file',
+        '',
+    ]
     path = storage.join(root, 'a/x.png')
     assert storage.read(path) == b'0123456789'
     with storage.ranges(path) as read:
@@ -43,31 +68,51 @@ def test_the_same_of_every_store(root):
 
 def test_a_folder_of_images(root):
     source = FolderSource(root)
-    assert [source.name(i) for i in range(len(source))] == [f'{root}/{name}' for name in ('a/Y.JPG', 'a/x.png', 'b/a/z.jpeg')]
+    assert [source.name(i) for i in range(len(source))] == [
+        f'{root}/{name}' for name in ('a/Y.JPG', 'a/x.png', 'b/a/z.jpeg')
+    ]
     assert source.class_names == ('a', 'b') and source.read(2) == (b'45', 1)
-    assert source.fingerprint == hashlib.sha256(b'a/Y.JPG\t0\na/x.png\t10\nb/a/z.jpeg\t2\n').hexdigest()
+    assert (
+        source.fingerprint
+        == hashlib.sha256(b'a/Y.JPG\t0\na/x.png\t10\nb/a/z.jpeg\t2\n').hexdigest()
+    )
 
 
 def test_links(tmp_path):
     (tmp_path / 'real').mkdir()
     (tmp_path / 'real' / 'a.jpg').write_bytes(b'12')
-    for name, target in (('linked', 'real'), ('b.jpg', 'real/a.jpg'), ('c.jpg', 'nothing'), ('d.jpg', 'd.jpg')):
+    for name, target in (
+        ('linked', 'real'),
+        ('b.jpg', 'real/a.jpg'),
+        ('c.jpg', 'nothing'),
+        ('d.jpg', 'd.jpg'),
+    ):
         (tmp_path / name).symlink_to(target)
-    assert storage.list_folder(str(tmp_path), ('.jpg',)) == (['linked', 'real'], [('b.jpg', 2), ('c.jpg', -1), ('d.jpg', -1)])
+    assert storage.list_folder(str(tmp_path), ('.jpg',)) == (
+        ['linked', 'real'],
+        [('b.jpg', 2), ('c.jpg', -1), ('d.jpg', -1)],
+    )
     assert len(FolderSource(str(tmp_path))) == 5
 
 
 @pytest.mark.skipif(importlib.util.find_spec('gcsfs') is not None, reason='it is installed')
 def test_a_missing_package():
-    with pytest.raises(RequestError, match=r"'gs://bucket/images' cannot be opened: pip install gcsfs"):
+    with pytest.raises(
+        RequestError, match=r"'gs://bucket/images' cannot be opened: pip install gcsfs"
+    ):
         open_source(DataConfig(path='gs://bucket/images'), 'train')
     with pytest.raises(RequestError, match=r'pip install gcsfs'):
         open_source(DataConfig(name='tfds', path='gs://bucket/set/1.0.0'), 'train')
 
 
 @pytest.mark.parametrize('name', ['folder', 'tfds'])
-@pytest.mark.parametrize(('path', 'words'), [
-    ('nosuch://x', 'Protocol not known: nosuch'), ('memory://nothing', 'does not exist|holds no dataset_info')])
+@pytest.mark.parametrize(
+    ('path', 'words'),
+    [
+        ('nosuch://x', 'Protocol not known: nosuch'),
+        ('memory://nothing', 'does not exist|holds no dataset_info'),
+    ],
+)
 def test_bad_paths(name, path, words):
     with pytest.raises(RequestError, match=words) as error:
         open_source(DataConfig(name=name, path=path), 'train')
@@ -82,5 +127,7 @@ def test_what_a_store_raises_is_an_error_of_reading(monkeypatch):
         monkeypatch.setattr(fsspec.filesystem('memory').__class__, method, fail)
     with pytest.raises(OSError, match=r'memory://x/a.jpg: 403 Forbidden'):
         storage.read('memory://x/a.jpg')
-    with pytest.raises(RequestError, match=r"config.data.path='memory://x' cannot be read .*403 Forbidden"):
+    with pytest.raises(
+        RequestError, match=r"config.data.path='memory://x' cannot be read .*403 Forbidden"
+    ):
         FolderSource('memory://x')

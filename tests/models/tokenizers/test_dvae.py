@@ -1,4 +1,5 @@
 """Our dVAE against the package dall_e with the same random weights, 1e-4 in float32."""
+
 import functools
 import json
 import math
@@ -14,7 +15,15 @@ import torch
 
 from beit_jax.errors import RequestError
 from beit_jax.models.tokenizers import fused_block
-from beit_jax.models.tokenizers.dvae import DVAE, Config, DVAEDecoder, DVAEEncoder, _conv, map_pixels, unmap_pixels
+from beit_jax.models.tokenizers.dvae import (
+    DVAE,
+    Config,
+    DVAEDecoder,
+    DVAEEncoder,
+    _conv,
+    map_pixels,
+    unmap_pixels,
+)
 from beit_jax.weights.tokenizer import load_tokenizer, save_tokenizer
 
 TINY = Config(groups=3, blocks=1, width=12, decoder_input=7, vocabulary=53)
@@ -31,22 +40,36 @@ def copy_weights(theirs, ours):
     torch.manual_seed(0)
     for name, value in theirs.named_parameters():
         path = name
-        for old, new in (('blocks.', ''), ('group_', 'groups.'), ('block_', ''), ('res_path.conv_', 'convs.'), ('id_path', 'shortcut'),
-                         ('output.conv', 'output')):
+        for old, new in (
+            ('blocks.', ''),
+            ('group_', 'groups.'),
+            ('block_', ''),
+            ('res_path.conv_', 'convs.'),
+            ('id_path', 'shortcut'),
+            ('output.conv', 'output'),
+        ):
             path = path.replace(old, new)
         bias = value.ndim == 1
         with torch.no_grad():
             value.normal_(0, 0.2) if bias else value.mul_(1.7)
         array = value.detach().numpy()
-        flat[path[:-1].replace('.', '/') + ('bias' if bias else 'kernel')] = array if bias else array.transpose(2, 3, 1, 0)
+        flat[path[:-1].replace('.', '/') + ('bias' if bias else 'kernel')] = (
+            array if bias else array.transpose(2, 3, 1, 0)
+        )
     expected = {'/'.join(path): leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(ours))}
     assert expected == {name: value.shape for name, value in flat.items()}
-    nnx.update(ours, traverse_util.unflatten_dict({name: jnp.asarray(value) for name, value in flat.items()}, sep='/'))
+    nnx.update(
+        ours,
+        traverse_util.unflatten_dict(
+            {name: jnp.asarray(value) for name, value in flat.items()}, sep='/'
+        ),
+    )
     return ours
 
 
 def cut(theirs, resampling, output):
-    """dall_e always builds four groups (`group_count` sets the gain alone): here the fourth goes, and the resampling before it."""
+    """dall_e always builds four groups (`group_count` sets the gain alone): here the fourth goes,
+    and the resampling before it."""
     del theirs.blocks.group_4
     delattr(theirs.blocks.group_3, resampling)
     theirs.blocks.output.conv = output
@@ -61,13 +84,21 @@ def test_encoder(groups, fused, monkeypatch):
     theirs = dall_e.Encoder(n_hid=64, n_blk_per_group=2, vocab_size=521)
     if groups == 3:
         cut(theirs, 'pool', dall_e.utils.Conv2d(256, 521, 1))
-    ours = copy_weights(theirs, abstract(DVAEEncoder, Config(groups=groups, width=64, vocabulary=521)))
+    ours = copy_weights(
+        theirs, abstract(DVAEEncoder, Config(groups=groups, width=64, vocabulary=521))
+    )
     images_BHWC = np.random.default_rng(0).random((3, 40, 24, 3), np.float32)
     with torch.no_grad():
-        expected = theirs(torch.from_numpy(images_BHWC.transpose(0, 3, 1, 2))).permute(0, 2, 3, 1).numpy()
+        expected = (
+            theirs(torch.from_numpy(images_BHWC.transpose(0, 3, 1, 2))).permute(0, 2, 3, 1).numpy()
+        )
     logits = np.asarray(jax.jit(functools.partial(ours.__call__, fused=fused))(images_BHWC))
     difference = np.abs(logits - expected).max()
-    assert logits.shape == (3, 40 * 2 // 2 ** groups, 24 * 2 // 2 ** groups, 521) and logits.std() > 0.3 and difference < 1e-4, difference
+    assert (
+        logits.shape == (3, 40 * 2 // 2**groups, 24 * 2 // 2**groups, 521)
+        and logits.std() > 0.3
+        and difference < 1e-4
+    ), difference
     np.testing.assert_array_equal(logits.argmax(-1), expected.argmax(-1))
     assert len(np.unique(logits.argmax(-1))) > 1
 
@@ -79,17 +110,32 @@ def test_decoder(groups, monkeypatch):
     theirs = dall_e.Decoder(n_init=31, n_hid=64, n_blk_per_group=2, vocab_size=521)
     if groups == 3:
         cut(theirs, 'upsample', dall_e.utils.Conv2d(128, 6, 1))
-    width = 64 if groups == 4 else 128  # dall_e narrows from 8 widths down: without its last group it is twice as wide
-    ours = copy_weights(theirs, abstract(DVAEDecoder, Config(groups=groups, width=width, decoder_input=31, vocabulary=521)))
-    codes_BhwV = np.random.default_rng(0).dirichlet(np.full(521, 0.05), (3, 5, 3)).astype(np.float32)
+    # dall_e narrows from 8 widths down: without its last group it is twice as wide
+    width = 64 if groups == 4 else 128
+    ours = copy_weights(
+        theirs,
+        abstract(DVAEDecoder, Config(groups=groups, width=width, decoder_input=31, vocabulary=521)),
+    )
+    codes_BhwV = (
+        np.random.default_rng(0).dirichlet(np.full(521, 0.05), (3, 5, 3)).astype(np.float32)
+    )
     with torch.no_grad():
-        expected = theirs(torch.from_numpy(codes_BhwV.transpose(0, 3, 1, 2))).permute(0, 2, 3, 1).numpy()
+        expected = (
+            theirs(torch.from_numpy(codes_BhwV.transpose(0, 3, 1, 2))).permute(0, 2, 3, 1).numpy()
+        )
     pictures = np.asarray(jax.jit(ours.__call__)(codes_BhwV))
     difference = np.abs(pictures - expected).max()
-    assert pictures.shape == (3, 5 * 2 ** (groups - 1), 3 * 2 ** (groups - 1), 6) and pictures.std() > 0.1 and difference < 1e-4, difference
+    assert (
+        pictures.shape == (3, 5 * 2 ** (groups - 1), 3 * 2 ** (groups - 1), 6)
+        and pictures.std() > 0.1
+        and difference < 1e-4
+    ), difference
 
 
-@pytest.mark.parametrize('ours, theirs, count', [(DVAEEncoder, dall_e.Encoder, 53_786_240), (DVAEDecoder, dall_e.Decoder, 43_829_766)])
+@pytest.mark.parametrize(
+    'ours, theirs, count',
+    [(DVAEEncoder, dall_e.Encoder, 53_786_240), (DVAEDecoder, dall_e.Decoder, 43_829_766)],
+)
 def test_size_of_the_published_model(ours, theirs, count):
     assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(abstract(ours, Config())))) == count
     assert sum(value.numel() for value in theirs(device=torch.device('meta')).parameters()) == count
@@ -98,7 +144,9 @@ def test_size_of_the_published_model(ours, theirs, count):
 def test_initial_values():
     """dall_e.utils.Conv2d: deviation 1 / sqrt(fan in), no bias."""
     for _, leaf in nnx.to_flat_state(nnx.state(abstract(DVAE, TINY))):
-        assert str(leaf.get_metadata()['initializer']) == ('constant(0)' if leaf.ndim == 1 else 'normal(1 / sqrt(fan_in))')
+        assert str(leaf.get_metadata()['initializer']) == (
+            'constant(0)' if leaf.ndim == 1 else 'normal(1 / sqrt(fan_in))'
+        )
     convolution = _conv(3, 53, 7, dtype=jnp.float32, precision=None, rngs=nnx.Rngs(0))
     assert (convolution.bias[...] == 0).all()
     law = scipy.stats.norm(scale=1 / math.sqrt(7 * 7 * 3))
@@ -111,19 +159,33 @@ def test_bfloat16_leaves_the_last_layer_to_float32():
     images = jax.ShapeDtypeStruct((2, 12, 20, 3), jnp.float32)
     graphdef, state = nnx.split(encoder)
     logits = jax.eval_shape(lambda state, images: nnx.merge(graphdef, state)(images), state, images)
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((state, logits))) and logits.shape == (2, 3, 5, 53)
+    assert all(
+        leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((state, logits))
+    ) and logits.shape == (2, 3, 5, 53)
 
 
 def test_pixel_maps():
     images = np.linspace(-0.2, 1.2, 210, dtype=np.float32).reshape(2, 5, 7, 3)
-    np.testing.assert_allclose(map_pixels(images), dall_e.map_pixels(torch.from_numpy(images)), atol=1e-7)
-    np.testing.assert_allclose(unmap_pixels(images), dall_e.unmap_pixels(torch.from_numpy(images)), atol=3e-7)
+    np.testing.assert_allclose(
+        map_pixels(images), dall_e.map_pixels(torch.from_numpy(images)), atol=1e-7
+    )
+    np.testing.assert_allclose(
+        unmap_pixels(images), dall_e.unmap_pixels(torch.from_numpy(images)), atol=3e-7
+    )
     np.testing.assert_allclose(unmap_pixels(map_pixels(images)), images.clip(0, 1), atol=1e-6)
 
 
-@pytest.mark.parametrize('settings, message', [
-    ({'groups': 0}, 'at least 1'), ({'blocks': 0}, 'at least 1'), ({'decoder_input': 0}, 'at least 1'), ({'width': 6}, 'multiple of 4'),
-    ({'vocabulary': 1}, '2 to 65536'), ({'vocabulary': 65537}, '65536')])
+@pytest.mark.parametrize(
+    'settings, message',
+    [
+        ({'groups': 0}, 'at least 1'),
+        ({'blocks': 0}, 'at least 1'),
+        ({'decoder_input': 0}, 'at least 1'),
+        ({'width': 6}, 'multiple of 4'),
+        ({'vocabulary': 1}, '2 to 65536'),
+        ({'vocabulary': 65537}, '65536'),
+    ],
+)
 def test_settings_that_are_refused(settings, message):
     with pytest.raises(RequestError, match=message):
         Config(**settings)
@@ -133,7 +195,10 @@ def test_settings_that_are_refused(settings, message):
 def saved(tmp_path):
     """(directory, params) of a tokenizer on disk."""
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32) * 0.4, nnx.to_pure_dict(nnx.state(abstract(DVAE, TINY))))
+    params = jax.tree.map(
+        lambda x: rng.normal(size=x.shape).astype(np.float32) * 0.4,
+        nnx.to_pure_dict(nnx.state(abstract(DVAE, TINY))),
+    )
     save_tokenizer(tmp_path / 'a' / 'tokenizer', 'dvae', TINY, 20, params)
     return tmp_path / 'a' / 'tokenizer', params
 
@@ -143,7 +208,12 @@ def test_tokenizer_on_disk(saved):
     tokenizer, loaded = load_tokenizer(str(directory), decoder=True)
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
     assert jax.tree.leaves(loaded)[0].dtype == np.float32
-    assert (tokenizer.config, tokenizer.image_size, tokenizer.vocabulary, tokenizer.factor) == (TINY, 20, 53, 4)
+    assert (tokenizer.config, tokenizer.image_size, tokenizer.vocabulary, tokenizer.factor) == (
+        TINY,
+        20,
+        53,
+        4,
+    )
 
 
 def test_encode_and_decode(saved):
@@ -156,9 +226,18 @@ def test_encode_and_decode(saved):
     logits_BhwV = jax.jit(whole.encoder.__call__)(0.8 * images_BSS3 + 0.1)
     np.testing.assert_array_equal(ids_BP.reshape(3, 5, 5), logits_BhwV.argmax(-1))
     pictures = jax.jit(tokenizer.decode)(params, ids_BP)
-    assert pictures.shape == images_BSS3.shape and pictures.dtype == jnp.float32 and pictures.min() >= 0 and pictures.max() <= 1
-    location = jax.jit(whole.decoder.__call__)(np.eye(53, dtype=np.float32)[ids_BP].reshape(3, 5, 5, 53))[..., :3]
-    np.testing.assert_allclose(pictures, ((torch.tensor(np.asarray(location)).sigmoid() - 0.1) / 0.8).clip(0, 1), atol=1e-5)
+    assert (
+        pictures.shape == images_BSS3.shape
+        and pictures.dtype == jnp.float32
+        and pictures.min() >= 0
+        and pictures.max() <= 1
+    )
+    location = jax.jit(whole.decoder.__call__)(
+        np.eye(53, dtype=np.float32)[ids_BP].reshape(3, 5, 5, 53)
+    )[..., :3]
+    np.testing.assert_allclose(
+        pictures, ((torch.tensor(np.asarray(location)).sigmoid() - 0.1) / 0.8).clip(0, 1), atol=1e-5
+    )
 
 
 def refused(directory, match):
@@ -170,7 +249,7 @@ def test_missing_or_damaged_weights(saved):
     directory, _ = saved
     weights = directory / 'tokenizer.safetensors'
     whole = weights.read_bytes()
-    for damaged in (whole[:-1], whole[:len(whole) // 2], whole[:5], b''):
+    for damaged in (whole[:-1], whole[: len(whole) // 2], whole[:5], b''):
         weights.write_bytes(damaged)
         refused(directory, 'tokenizer.safetensors cannot be read.*damaged')
     weights.unlink()
@@ -183,16 +262,25 @@ def test_description_of_another_tokenizer(saved):
     description = directory / 'tokenizer.json'
     settings = json.loads(description.read_text())
     for architecture, match in (
-            ({'vocabulary': 59}, 'does not fit tokenizer.json: decoder/input/kernel, encoder/output/bias, encoder/output/kernel'),
-            ({'blocks': 2}, 'does not fit.*groups/1/2.* ...'),
-            ({'vocab': 53}, 'architecture.vocab is not a setting. Did you mean vocabulary')):
-        description.write_text(json.dumps(settings | {'architecture': settings['architecture'] | architecture}))
+        (
+            {'vocabulary': 59},
+            'does not fit tokenizer.json: decoder/input/kernel, encoder/output/bias, '
+            'encoder/output/kernel',
+        ),
+        ({'blocks': 2}, 'does not fit.*groups/1/2.* ...'),
+        ({'vocab': 53}, 'architecture.vocab is not a setting. Did you mean vocabulary'),
+    ):
+        description.write_text(
+            json.dumps(settings | {'architecture': settings['architecture'] | architecture})
+        )
         refused(directory, match)
     description.unlink()
     refused(directory, 'there is no tokenizer.json')
 
 
-@pytest.mark.parametrize('text', ['', '{"kind": "dv', '[]', '{"kind": "dvae"}', '{"architecture": 3, "image_size": 20}'])
+@pytest.mark.parametrize(
+    'text', ['', '{"kind": "dv', '[]', '{"kind": "dvae"}', '{"architecture": 3, "image_size": 20}']
+)
 def test_damaged_description(saved, text):
     (saved[0] / 'tokenizer.json').write_text(text)
     refused(saved[0], 'tokenizer.json')
