@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 QUICK := runs/quickstart
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: quickstart test test-slow test-faults bench-tpu lint clean
+.PHONY: quickstart test test-newest test-slow test-faults bench-tpu lint clean
 
 $(VENV)/installed: requirements.txt
 	@echo "== installing requirements.txt into $(VENV) (once; a minute or two)"
@@ -15,7 +15,12 @@ $(VENV)/installed: requirements.txt
 
 $(VENV)/installed-test: $(VENV)/installed requirements-test.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-test.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps DALL-E==0.1 timm==1.0.31
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps timm==1.0.31
+	@touch $@
+
+$(VENV)/installed-torch: $(VENV)/installed-test requirements-torch.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-torch.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps DALL-E==0.1
 	@touch $@
 
 quickstart: $(VENV)/installed
@@ -24,31 +29,44 @@ quickstart: $(VENV)/installed
 	@echo "== 2/5 pre-training a tiny BEiT: predict the tokens of hidden patches -> $(QUICK)/pretrain"
 	$(BIN)/python main.py --config=configs/quickstart/pretrain.py --workdir=$(QUICK)/pretrain
 	@echo "== 3/5 drawing curves, reconstructions and attention -> $(QUICK)/pretrain/images"
-	$(BIN)/python -m beit_jax.tools.curves --workdir $(QUICK)/pretrain --output $(QUICK)/pretrain/images/curves.png
-	$(BIN)/python -m beit_jax.tools.reconstruct --workdir $(QUICK)/pretrain --images shapes --output $(QUICK)/pretrain/images/reconstructions.png
-	$(BIN)/python -m beit_jax.tools.attention --checkpoint $(QUICK)/pretrain --images shapes --output $(QUICK)/pretrain/images/attention.png
-	@echo "== 4/5 what does the frozen encoder know? linear heads on every layer, and nearest neighbours; then the same with random weights"
+	$(BIN)/python -m beit_jax.tools.curves --workdir $(QUICK)/pretrain \
+		--output $(QUICK)/pretrain/images/curves.png
+	$(BIN)/python -m beit_jax.tools.reconstruct --workdir $(QUICK)/pretrain --images shapes \
+		--output $(QUICK)/pretrain/images/reconstructions.png
+	$(BIN)/python -m beit_jax.tools.attention --checkpoint $(QUICK)/pretrain --images shapes \
+		--output $(QUICK)/pretrain/images/attention.png
+	@echo "== 4/5 what does the frozen encoder know? linear heads on every layer, and nearest"
+	@echo "       neighbours; then the same with random weights"
 	$(BIN)/python main.py --config=configs/quickstart/probe.py --workdir=$(QUICK)/probe
 	$(BIN)/python main.py --config=configs/quickstart/probe.py:random --workdir=$(QUICK)/probe_random
-	@echo "== 5/5 does pre-training pay? the same fine-tuning on 10 labelled pictures a class, from the encoder and from random weights"
-	$(BIN)/python -m beit_jax.tools.study --study=configs/studies/quickstart.py --workdir=$(QUICK)/study --seeds=1 --choose_rates=false \
-		--tasks "200 steps"
+	@echo "== 5/5 does pre-training pay? the same fine-tuning on 10 labelled pictures a class, from"
+	@echo "       the encoder and from random weights"
+	$(BIN)/python -m beit_jax.tools.study --study=configs/studies/quickstart.py \
+		--workdir=$(QUICK)/study --seeds=1 --choose_rates=false --tasks "200 steps"
 
-test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest
+
+test: $(VENV)/installed-torch
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder
+
+# the same without what needs PyTorch: `make test-newest PYTHON=python3.13 VENV=.venv313`
+test-newest: $(VENV)/installed-test
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder
 
 # what trains for minutes or takes published sizes; alone on the machine about a quarter of an hour
-test-slow: $(VENV)/installed-test
-	$(BIN)/python -m pytest -m slow -rP --durations=0
+test-slow: $(VENV)/installed-torch
+	$(PYTEST) -m slow -rP --durations=0
 
-# real runs ended at random moments: 30 of one process, and those of two; alone on the machine about half an hour
+# real runs ended at random moments: 30 of one process, and those of two; alone on the machine
+# about half an hour
 test-faults: $(VENV)/installed-test
-	BEIT_JAX_FAULT_TRIALS=30 $(BIN)/python -m pytest -m "slow or not slow" -rP --durations=0 tests/train/test_faults.py
+	BEIT_JAX_FAULT_TRIALS=30 $(PYTEST) -m "slow or not slow" -rP --durations=0 \
+		tests/train/test_faults.py
 
 # the TPU compiler's estimates of training steps, on a machine without a TPU; several minutes each
 bench-tpu: $(VENV)/installed-test
 	$(BIN)/pip install --quiet --disable-pip-version-check "jax[tpu]"
-	$(BIN)/python -m pytest -m slow -rP --durations=0 tests/tools/test_plan_estimates.py
+	$(PYTEST) -m slow -rP --durations=0 tests/performance/test_plan_estimates.py
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

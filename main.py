@@ -1,6 +1,7 @@
 """Trains or evaluates a recipe.
 
-    python main.py --config=configs/RECIPE.py[:variant[,key=value]] --workdir=DIR [--mode=train|evaluate] [--config.KEY=VALUE ...]
+    python main.py --config=configs/RECIPE.py[:variant[,key=value]] --workdir=DIR \\
+        [--mode=train|evaluate] [--config.KEY=VALUE ...]
 
 Exit status: 0 done, 2 a bad request (the message is on stderr), 75 stopped by a signal after
 saving; 74 something could not be saved, 70 a step hung. After 70, 74, 75 and a kill the same
@@ -17,7 +18,9 @@ from beit_jax.errors import RequestError
 from beit_jax.runtime import keep_programs, set_xla_flags
 from beit_jax.settings.mapping import task_config
 from beit_jax.settings.recipes import parse_flags
-from beit_jax.train import distributed, loop
+from beit_jax.train.evaluation import evaluate
+from beit_jax.train.loop import train
+from beit_jax.train.processes import distributed
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'The recipe, with a variant after a colon.', lock_config=True
@@ -41,18 +44,17 @@ _HEARTBEAT = flags.DEFINE_integer(
 
 
 def main(_) -> int | None:
-    # Orbax tells what it does to every file, and of failures with many stacks; they are raised as
-    # well
+    # Orbax tells what it does to every file, and prints many stacks of what it raises anyway
     logging.set_verbosity(logging.FATAL)
     set_xla_flags()
     try:
-        config = task_config(_CONFIG.value)
+        config, workdir = task_config(_CONFIG.value), Path(_WORKDIR.value)
         distributed.start(
             _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _HEARTBEAT.value
         )
-        keep_programs(Path(_WORKDIR.value))
-        run = {'train': loop.train, 'evaluate': loop.evaluate}[_MODE.value]
-        distributed.leave(run(config, Path(_WORKDIR.value)))
+        keep_programs(workdir)
+        run = {'train': train, 'evaluate': evaluate}[_MODE.value]
+        distributed.leave(run(config, workdir))
     except RequestError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2

@@ -15,10 +15,8 @@ def set_xla_flags() -> None:
     third longer (docs/benchmarks.md; JAX issue 37465). A user's own setting of that flag stays.
     Only for the versions that were tried: XLA ends a process at a flag that it does not know, and a
     later one may be fast by itself."""
-    flags, jaxlib = (
-        os.environ.get('XLA_FLAGS', ''),
-        tuple(int(number) for number in version('jaxlib').split('.')[:2]),
-    )
+    flags = os.environ.get('XLA_FLAGS', '')
+    jaxlib = tuple(int(number) for number in version('jaxlib').split('.')[:2])
     if (0, 10) <= jaxlib <= (0, 12) and _LIBRARY not in flags:
         os.environ['XLA_FLAGS'] = f'{flags} --{_LIBRARY}=-reduce'.strip()
 

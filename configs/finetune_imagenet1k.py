@@ -1,20 +1,24 @@
-"""Fine-tuning on ImageNet-1k (paper, section 3.1; official
-get_started_for_image_classification.md).
+"""Fine-tuning on ImageNet-1k (paper, section 3.1;
+official get_started_for_image_classification.md).
 
-    python main.py --config=configs/finetune_imagenet1k.py:base --workdir=DIR --config.init=PRETRAINED \\
-        --config.data.path=/imagenet/train --config.data.evaluate_path=/imagenet/val
+    python main.py --config=configs/finetune_imagenet1k.py:base --workdir=DIR \\
+        --config.init=PRETRAINED --config.data.path=/imagenet/train \\
+        --config.data.evaluate_path=/imagenet/val
 
 Variants: `base` (default) and `large` start from pre-training, `base_intermediate` and
 `large_intermediate` from configs/finetune_imagenet22k.py, whose head they replace. After the size:
 `384` and `512` change the resolution (positions are interpolated); `in1k` is for encoders
 pre-trained with ImageNet-1k's mean and deviation instead of 0.5 (configs/pretrain_imagenet1k.py);
 `vanilla` is that and the architecture of the paper's tables 1 to 4 (absolute positions). PRETRAINED
-is a checkpoint or a work directory. Memory: --config.accumulate_steps=4.
+is a checkpoint or a work directory.
+Memory: --config.accumulate_steps=4.
 
-Expected top-1 on ImageNet-1k (not measured here): - pre-trained on 1k, vanilla (paper, Table 1):
-base 83.2 %, large 85.2 %; at 384, ten more epochs from the result at 224: 84.6 and 86.3 % -
-pre-trained on 22k (official README): base 83.7 %, large 86.0 % - and fine-tuned on 22k (official
-README): base 85.2 %, 86.8 % at 384; large 87.4 %, 88.4 % at 384, 88.6 % at 512
+Expected top-1 on ImageNet-1k (not measured here):
+- pre-trained on 1k, vanilla (paper, Table 1): base 83.2 %, large 85.2 %; at 384, ten more epochs
+  from the result at 224: 84.6 and 86.3 %
+- pre-trained on 22k (official README): base 83.7 %, large 86.0 %
+- and fine-tuned on 22k (official README): base 85.2 %, 86.8 % at 384; large 87.4 %, 88.4 % at 384,
+  88.6 % at 512
 """
 
 from beit_jax.settings.recipes import recipe, vary
@@ -49,54 +53,51 @@ VARIANTS = {
 
 
 def get_config(arg: str = ''):
-    return vary(
-        recipe(
-            'classify',
-            batch_size=1024,
-            epochs=100.0,
-            log_every=100,
-            evaluate_every=12_500,  # about ten epochs
-            save_every=2500,
-            compute_dtype='bfloat16',
-            pooling='mean',
-            head_scale=0.001,
-            label_smoothing=0.1,
-            rand_augment='rand-m9-mstd0.5-inc1',
-            erase=0.25,
-            mix={'mixup': 0.8, 'cutmix': 1.0, 'probability': 1.0, 'switch': 0.5},
-            data={
-                'name': 'folder',
-                'image_size': 224,
-                'crop_scale': (0.08, 1.0),
-                'crop_ratio': (3 / 4, 4 / 3),
-                'flip': True,
-                'color_jitter': (0.0, 0.0, 0.0),
-                'evaluate_crop': 224 / 256,
-                'mean': (0.5, 0.5, 0.5),
-                'std': (0.5, 0.5, 0.5),
-                'split': 'train',
-                'evaluate_split': 'validation',
-            },
-            model={
-                'size': 'base',
-                'patch_size': 16,
-                'positions': 'layer_bias',
-                'layer_scale': 0.1,
-                'drop_path': 0.1,
-                'unroll': 24,
-            },
-            optimizer={
-                'lr': 4e-3,
-                'final_lr': 1e-6,
-                'warmup_epochs': 20.0,
-                'beta1': 0.9,
-                'beta2': 0.999,
-                'eps': 1e-8,
-                'weight_decay': 0.05,
-                'clip_norm': 0.0,
-                'layer_decay': 0.65,
-            },
-        ),
-        arg,
-        VARIANTS,
+    config = recipe(
+        'classify',
+        batch_size=1024,
+        epochs=100.0,
+        log_every=100,
+        evaluate_every=12_500,  # about ten epochs
+        save_every=2500,
+        compute_dtype='bfloat16',
+        pooling='mean',
+        head_scale=0.001,
+        label_smoothing=0.1,
+        rand_augment='rand-m9-mstd0.5-inc1',
+        erase=0.25,
+        mix={'mixup': 0.8, 'cutmix': 1.0, 'probability': 1.0, 'switch': 0.5},
+        data={
+            'name': 'folder',
+            'image_size': 224,
+            'crop_scale': (0.08, 1.0),
+            'crop_ratio': (3 / 4, 4 / 3),
+            'flip': True,
+            'color_jitter': (0.0, 0.0, 0.0),
+            'evaluate_crop': 224 / 256,
+            'mean': (0.5, 0.5, 0.5),
+            'std': (0.5, 0.5, 0.5),
+            'split': 'train',
+            'evaluate_split': 'validation',
+        },
+        model={
+            'size': 'base',
+            'patch_size': 16,
+            'positions': 'layer_bias',
+            'layer_scale': 0.1,
+            'drop_path': 0.1,
+            'unroll': 24,
+        },
+        optimizer={
+            'lr': 4e-3,
+            'final_lr': 1e-6,
+            'warmup_epochs': 20.0,
+            'beta1': 0.9,
+            'beta2': 0.999,
+            'eps': 1e-8,
+            'weight_decay': 0.05,
+            'clip_norm': 0.0,
+            'layer_decay': 0.65,
+        },
     )
+    return vary(config, arg, VARIANTS)

@@ -1,10 +1,11 @@
 """Intermediate fine-tuning on the labels of ImageNet-22k, before configs/finetune_imagenet1k.py
 (paper, section 3.1; official README).
 
-    python main.py --config=configs/finetune_imagenet22k.py:base --workdir=DIR --config.init=PRETRAINED --config.data.path=/imagenet22k
+    python main.py --config=configs/finetune_imagenet22k.py:base --workdir=DIR \\
+        --config.init=PRETRAINED --config.data.path=/imagenet22k
 
-Variants: `base` (default), `large`. Then --config=configs/finetune_imagenet1k.py:base_intermediate
---config.init=DIR.
+Variants: `base` (default), `large`. Then
+--config=configs/finetune_imagenet1k.py:base_intermediate --config.init=DIR.
 
 Expected: of this step alone no accuracy is published; after fine-tuning on ImageNet-1k base reaches
 85.2 %, large 87.4 % (official README; not measured here), 1.5 points above runs without it.
@@ -23,53 +24,50 @@ VARIANTS = {
 
 
 def get_config(arg: str = ''):
-    return vary(
-        recipe(
-            'classify',
-            batch_size=4096,
-            epochs=90.0,
-            log_every=100,
-            evaluate_every=10_000,
-            save_every=2500,
-            compute_dtype='bfloat16',
-            pooling='mean',
-            head_scale=0.001,
-            label_smoothing=0.1,
-            rand_augment='rand-m9-mstd0.5-inc1',
-            erase=0.25,
-            mix={'mixup': 0.0, 'cutmix': 0.0},
-            data={
-                'name': 'folder',
-                'holdout': 0.001,
-                'image_size': 224,
-                'crop_scale': (0.08, 1.0),
-                'crop_ratio': (3 / 4, 4 / 3),
-                'flip': True,
-                'color_jitter': (0.0, 0.0, 0.0),
-                'evaluate_crop': 224 / 256,
-                'mean': (0.5, 0.5, 0.5),
-                'std': (0.5, 0.5, 0.5),
-            },
-            model={
-                'size': 'base',
-                'patch_size': 16,
-                'positions': 'layer_bias',
-                'layer_scale': 0.1,
-                'drop_path': 0.2,
-                'unroll': 24,
-            },
-            optimizer={
-                'lr': 3e-3,
-                'final_lr': 1e-6,
-                'warmup_epochs': 5.0,
-                'beta1': 0.9,
-                'beta2': 0.999,
-                'eps': 1e-8,
-                'weight_decay': 0.05,
-                'clip_norm': 0.0,
-                'layer_decay': 0.65,
-            },
-        ),
-        arg,
-        VARIANTS,
+    config = recipe(
+        'classify',
+        batch_size=4096,
+        epochs=90.0,
+        log_every=100,
+        evaluate_every=10_000,
+        save_every=2500,
+        compute_dtype='bfloat16',
+        pooling='mean',
+        head_scale=0.001,
+        label_smoothing=0.1,
+        rand_augment='rand-m9-mstd0.5-inc1',
+        erase=0.25,
+        mix={'mixup': 0.0, 'cutmix': 0.0},
+        data={
+            'name': 'folder',
+            'holdout': 0.001,
+            'image_size': 224,
+            'crop_scale': (0.08, 1.0),
+            'crop_ratio': (3 / 4, 4 / 3),
+            'flip': True,
+            'color_jitter': (0.0, 0.0, 0.0),
+            'evaluate_crop': 224 / 256,
+            'mean': (0.5, 0.5, 0.5),
+            'std': (0.5, 0.5, 0.5),
+        },
+        model={
+            'size': 'base',
+            'patch_size': 16,
+            'positions': 'layer_bias',
+            'layer_scale': 0.1,
+            'drop_path': 0.2,
+            'unroll': 24,
+        },
+        optimizer={
+            'lr': 3e-3,
+            'final_lr': 1e-6,
+            'warmup_epochs': 5.0,
+            'beta1': 0.9,
+            'beta2': 0.999,
+            'eps': 1e-8,
+            'weight_decay': 0.05,
+            'clip_norm': 0.0,
+            'layer_decay': 0.65,
+        },
     )
+    return vary(config, arg, VARIANTS)

@@ -2,7 +2,8 @@
 get_started_for_pretraining.md).
 
     python main.py --config=configs/pretrain_imagenet1k.py:base,vanilla --workdir=DIR \\
-        --config.data.path=/imagenet/train --config.data.evaluate_path=/imagenet/val --config.tokenizer.path=TOKENIZER
+        --config.data.path=/imagenet/train --config.data.evaluate_path=/imagenet/val \\
+        --config.tokenizer.path=TOKENIZER
 
 Variants: `base` (default) or `large`; `plus` (default: LayerScale and a shared relative position
 bias, what the official code does) or `vanilla` (absolute positions, what the paper's tables 1 to 4
@@ -34,49 +35,46 @@ VARIANTS = {
 
 
 def get_config(arg: str = ''):
-    return vary(
-        recipe(
-            'pretrain',
-            batch_size=2048,
-            epochs=800.0,
-            log_every=100,
-            evaluate_every=6250,  # about ten epochs
-            save_every=2500,
-            compute_dtype='bfloat16',
-            data={
-                'name': 'folder',
-                'image_size': 224,
-                'crop_scale': (0.08, 1.0),
-                'crop_ratio': (3 / 4, 4 / 3),
-                'flip': True,
-                'color_jitter': (0.4, 0.4, 0.4),
-                'mean': (0.485, 0.456, 0.406),
-                'std': (0.229, 0.224, 0.225),
-                'split': 'train',
-                'evaluate_split': 'validation',
-            },
-            model={
-                'size': 'base',
-                'patch_size': 16,
-                'positions': 'shared_bias',
-                'layer_scale': 0.1,
-                'drop_path': 0.1,
-                # no scan over the blocks: slower to compile, a faster step (docs/benchmarks.md)
-                'unroll': 24,
-            },
-            mask={'kind': 'blockwise', 'patches': 75, 'min_block': 16, 'min_aspect': 0.3},
-            tokenizer={'path': ''},  # DALL-E's: 8192 tokens, 112 x 112 pixels to 14 x 14 tokens
-            optimizer={
-                'lr': 1.5e-3,
-                'final_lr': 1e-5,
-                'warmup_epochs': 10.0,
-                'beta1': 0.9,
-                'beta2': 0.999,
-                'eps': 1e-8,
-                'weight_decay': 0.05,
-                'clip_norm': 3.0,
-            },
-        ),
-        arg,
-        VARIANTS,
+    config = recipe(
+        'pretrain',
+        batch_size=2048,
+        epochs=800.0,
+        log_every=100,
+        evaluate_every=6250,  # about ten epochs
+        save_every=2500,
+        compute_dtype='bfloat16',
+        data={
+            'name': 'folder',
+            'image_size': 224,
+            'crop_scale': (0.08, 1.0),
+            'crop_ratio': (3 / 4, 4 / 3),
+            'flip': True,
+            'color_jitter': (0.4, 0.4, 0.4),
+            'mean': (0.485, 0.456, 0.406),
+            'std': (0.229, 0.224, 0.225),
+            'split': 'train',
+            'evaluate_split': 'validation',
+        },
+        model={
+            'size': 'base',
+            'patch_size': 16,
+            'positions': 'shared_bias',
+            'layer_scale': 0.1,
+            'drop_path': 0.1,
+            # no scan over the blocks: slower to compile, a faster step (docs/benchmarks.md)
+            'unroll': 24,
+        },
+        mask={'kind': 'blockwise', 'patches': 75, 'min_block': 16, 'min_aspect': 0.3},
+        tokenizer={'path': ''},  # DALL-E's: 8192 tokens, 112 x 112 pixels to 14 x 14 tokens
+        optimizer={
+            'lr': 1.5e-3,
+            'final_lr': 1e-5,
+            'warmup_epochs': 10.0,
+            'beta1': 0.9,
+            'beta2': 0.999,
+            'eps': 1e-8,
+            'weight_decay': 0.05,
+            'clip_norm': 3.0,
+        },
     )
+    return vary(config, arg, VARIANTS)

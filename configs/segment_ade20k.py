@@ -1,7 +1,8 @@
 """Semantic segmentation of ADE20K's 150 classes by UPerNet (paper, section 3.2; official
 semantic_segmentation/).
 
-    python main.py --config=configs/segment_ade20k.py:base --workdir=DIR --config.init=PRETRAINED --config.data.path=ADEChallengeData2016
+    python main.py --config=configs/segment_ade20k.py:base --workdir=DIR \\
+        --config.init=PRETRAINED --config.data.path=ADEChallengeData2016
 
 PRETRAINED is a checkpoint, a work directory or a file of PyTorch weights; its positions are fitted
 to the crop. The data are the folder as published (images/training, annotations/training, ...), or
@@ -13,9 +14,11 @@ Memory: --config.accumulate_steps=2 (batch norm then sees the parts), --config.m
 held-out figures are of whole pictures by windows; WORKDIR/classes.csv has the IoU of each class,
 WORKDIR/images pictures of them.
 
-Expected mIoU (not measured here): - base vanilla, pre-trained on ImageNet-1k, 512: 45.6 % after 800
-epochs, 44.65 % after 300 (paper, Table 4) - intermediate, 640: 53.6 %, multiscale 54.2 %; large,
-640: 56.7 %, multiscale 57.0 % (official README)
+Expected mIoU (not measured here):
+- base vanilla, pre-trained on ImageNet-1k, 512: 45.6 % after 800 epochs, 44.65 % after 300 (paper,
+  Table 4)
+- intermediate, 640: 53.6 %, multiscale 54.2 %; large, 640: 56.7 %, multiscale 57.0 % (official
+  README)
 """
 
 from beit_jax.settings.recipes import recipe, vary
@@ -34,58 +37,55 @@ VARIANTS = {
 
 
 def get_config(arg: str = ''):
-    return vary(
-        recipe(
-            'segment',
-            batch_size=16,
-            total_steps=160_000,
-            log_every=50,
-            evaluate_every=16_000,
-            save_every=2000,
-            compute_dtype='bfloat16',
-            auxiliary_weight=0.4,
-            distort=True,
-            data={
-                'name': 'folder',
-                'reduce_zero_label': True,
-                'image_size': 512,
-                'segment_scale': (0.5, 2.0),
-                'flip': True,
-                'mean': (0.485, 0.456, 0.406),
-                'std': (0.229, 0.224, 0.225),
-                'split': 'train',
-                'evaluate_split': 'validation',
-            },
-            model={
-                'size': 'base',
-                'patch_size': 16,
-                'positions': 'layer_bias',
-                'layer_scale': 0.1,
-                'drop_path': 0.1,
-                'unroll': 24,
-            },
-            head={
-                'taps': (),
-                'channels': 0,
-                'pool_scales': (1, 2, 3, 6),
-                'auxiliary_channels': 256,
-                'auxiliary_tap': 2,
-                'dropout': 0.1,
-            },
-            inference={'mode': 'slide', 'stride': 0, 'windows': 16},
-            optimizer={
-                'lr': 7e-4,
-                'final_lr': 0.0,
-                'schedule': 'linear',
-                'warmup_steps': 1500,
-                'beta1': 0.9,
-                'beta2': 0.999,
-                'eps': 1e-8,
-                'weight_decay': 0.05,
-                'clip_norm': 0.0,
-                'layer_decay': 0.65,
-            },
-        ),
-        arg,
-        VARIANTS,
+    config = recipe(
+        'segment',
+        batch_size=16,
+        total_steps=160_000,
+        log_every=50,
+        evaluate_every=16_000,
+        save_every=2000,
+        compute_dtype='bfloat16',
+        auxiliary_weight=0.4,
+        distort=True,
+        data={
+            'name': 'folder',
+            'reduce_zero_label': True,
+            'image_size': 512,
+            'segment_scale': (0.5, 2.0),
+            'flip': True,
+            'mean': (0.485, 0.456, 0.406),
+            'std': (0.229, 0.224, 0.225),
+            'split': 'train',
+            'evaluate_split': 'validation',
+        },
+        model={
+            'size': 'base',
+            'patch_size': 16,
+            'positions': 'layer_bias',
+            'layer_scale': 0.1,
+            'drop_path': 0.1,
+            'unroll': 24,
+        },
+        head={
+            'taps': (),
+            'channels': 0,
+            'pool_scales': (1, 2, 3, 6),
+            'auxiliary_channels': 256,
+            'auxiliary_tap': 2,
+            'dropout': 0.1,
+        },
+        inference={'mode': 'slide', 'stride': 0, 'windows': 16},
+        optimizer={
+            'lr': 7e-4,
+            'final_lr': 0.0,
+            'schedule': 'linear',
+            'warmup_steps': 1500,
+            'beta1': 0.9,
+            'beta2': 0.999,
+            'eps': 1e-8,
+            'weight_decay': 0.05,
+            'clip_norm': 0.0,
+            'layer_decay': 0.65,
+        },
     )
+    return vary(config, arg, VARIANTS)

@@ -23,51 +23,48 @@ VARIANTS = {
 
 
 def get_config(arg: str = ''):
-    return vary(
-        recipe(
-            'tokenizer',
-            batch_size=512,
-            total_steps=1_200_000,
-            log_every=100,
-            evaluate_every=10_000,
-            save_every=5000,
-            compute_dtype='bfloat16',
-            ema_decay=0.999,
-            reconstruction='logit_laplace',
-            temperature=1.0,
-            final_temperature=1 / 16,
-            temperature_share=150 / 1200,
-            kl_weight=6.6,
-            kl_share=5 / 1200,
-            usage_weight=0.0,
-            # listing 1 of the paper crops 4/9 to 64/81 of the largest square: of the whole, for a
-            # picture of 4 to 3, three quarters of that
-            data={
-                'name': 'folder',
-                'image_size': 256,
-                'crop_scale': (0.33, 0.6),
-                'crop_ratio': (1.0, 1.0),
-                'flip': True,
-                'split': 'train',
-                'evaluate_split': 'validation',
-            },
-            model={
-                'groups': 4,
-                'blocks': 2,
-                'width': 256,
-                'decoder_input': 128,
-                'vocabulary': 8192,
-            },
-            optimizer={
-                'lr': 1e-4,
-                'final_lr': 1.25e-6,
-                'beta1': 0.9,
-                'beta2': 0.999,
-                'eps': 1e-8,
-                'weight_decay': 1e-4,
-                'clip_norm': 0.0,
-            },
-        ),
-        arg,
-        VARIANTS,
+    config = recipe(
+        'tokenizer',
+        batch_size=512,
+        total_steps=1_200_000,
+        log_every=100,
+        evaluate_every=10_000,
+        save_every=5000,
+        compute_dtype='bfloat16',
+        ema_decay=0.999,
+        reconstruction='logit_laplace',
+        temperature=1.0,
+        final_temperature=1 / 16,
+        temperature_share=150 / 1200,
+        kl_weight=6.6,
+        kl_share=5 / 1200,
+        usage_weight=0.0,
+        # listing 1 of the paper crops 4/9 to 64/81 of the largest square: of the whole, for a
+        # picture of 4 to 3, three quarters of that
+        data={
+            'name': 'folder',
+            'image_size': 256,
+            'crop_scale': (0.33, 0.6),
+            'crop_ratio': (1.0, 1.0),
+            'flip': True,
+            'split': 'train',
+            'evaluate_split': 'validation',
+        },
+        model={
+            'groups': 4,
+            'blocks': 2,
+            'width': 256,
+            'decoder_input': 128,
+            'vocabulary': 8192,
+        },
+        optimizer={
+            'lr': 1e-4,
+            'final_lr': 1.25e-6,
+            'beta1': 0.9,
+            'beta2': 0.999,
+            'eps': 1e-8,
+            'weight_decay': 1e-4,
+            'clip_norm': 0.0,
+        },
     )
+    return vary(config, arg, VARIANTS)

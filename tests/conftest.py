@@ -1,6 +1,8 @@
 """Eight fake devices on the CPU, strict promotion, and a compilation cache for the session."""
 
+import importlib.util
 import os
+import re
 
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
 os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -9,6 +11,25 @@ import jax
 import pytest
 
 jax.config.update('jax_num_cpu_devices', 8)
+
+
+PEERS = re.compile(
+    r'^ *(import|from) (torch|timm|transformers|dall_e|tests\.\w*torch_\w+)\b'
+    r'|^from tests import .*torch_',
+    re.MULTILINE,
+)
+WITHOUT_TORCH = importlib.util.find_spec('torch') is None
+
+
+def pytest_ignore_collect(collection_path):
+    """Where PyTorch is not installed, the files that compare with it are left out."""
+    if WITHOUT_TORCH and collection_path.suffix == '.py':
+        return bool(PEERS.search(collection_path.read_text())) or None
+    return None
+
+
+def pytest_report_header():
+    return 'PyTorch is not installed: without the files that need it' if WITHOUT_TORCH else None
 
 
 def pytest_configure(config):
@@ -24,12 +45,8 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(items):
     """Whole runs first: at the end a worker of pytest-xdist would be alone with them."""
-    items.sort(
-        key=lambda item: (
-            not item.nodeid.startswith('tests/train/test_faults'),
-            not item.nodeid.startswith('tests/train'),
-        )
-    )
+    first = ('tests/train/test_faults', 'tests/train')
+    items.sort(key=lambda item: [not item.nodeid.startswith(name) for name in first])
 
 
 @pytest.fixture(scope='session', autouse=True)

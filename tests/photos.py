@@ -61,18 +61,14 @@ def write_photos(directory: Path) -> list[Path]:
 def write_many_photos(directory: Path, count: int = 500) -> None:
     """Writes JPEG files of ImageNet's typical size, 500 x 375 pixels and 105 KB, in ten folders:
     random crops of the photographs, with the noise of a sensor."""
-    images, rng = (
-        [Image.open(original).convert('RGB') for original in ORIGINALS],
-        np.random.default_rng(0),
-    )
+    images = [Image.open(original).convert('RGB') for original in ORIGINALS]
+    rng = np.random.default_rng(0)
     for i in range(count):
         image = images[i % len(images)]
         scale = min(image.width / 500, image.height / 375) * rng.uniform(0.6, 1.0)
         width, height = int(500 * scale), int(375 * scale)
-        left, top = (
-            rng.integers(0, image.width - width + 1),
-            rng.integers(0, image.height - height + 1),
-        )
+        left = rng.integers(0, image.width - width + 1)
+        top = rng.integers(0, image.height - height + 1)
         pixels = np.asarray(
             image.resize((500, 375), Image.BICUBIC, box=(left, top, left + width, top + height)),
             np.float32,

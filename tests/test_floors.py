@@ -5,10 +5,11 @@ files import each other, heavy packages stay where they belong, and files stay s
 """
 
 import ast
-from collections import defaultdict
+from collections import Counter, defaultdict
 import functools
 import graphlib
 from pathlib import Path
+import textwrap
 
 import pytest
 
@@ -31,7 +32,10 @@ ROOMS = (
     'images',
     'weights',
     'tasks',
+    'train/processes',
+    'train/workdir',
     'train',
+    'inference',
     'performance',
     'studies',
     'tools',
@@ -41,6 +45,9 @@ MOST_LINES, MOST_LINES_OF_A_TOOL = 350, 120
 
 
 def room_of(file: Path) -> str:
+    """'' for what is in no room."""
+    if not file.is_relative_to(PACKAGE):
+        return ''
     name = file.relative_to(PACKAGE).with_suffix('').as_posix()
     return max(
         (room for room in ROOMS if name == room or name.startswith(room + '/')), key=len, default=''
@@ -77,18 +84,16 @@ def used(file: Path) -> frozenset[Path]:
 
 
 def drawing() -> str:
-    """A line a room, from the top: what it imports."""
-    below, files, lines = defaultdict(set), defaultdict(int), defaultdict(int)
+    """A paragraph a room, from the top: how many files it has, and the rooms that they import."""
+    below, files = defaultdict(set), Counter(map(room_of, FILES))
     for file in FILES:
-        room = room_of(file)
-        below[room] |= {room_of(other) for other in used(file)} - {room}
-        files[room] += 1
-        lines[room] += len(file.read_text().splitlines())
-    return '\n'.join(
-        f'{room:14}{files[room]:3} files  -> '
-        f'{", ".join(sorted(below[room], key=ROOMS.index, reverse=True)) or "-"}'
-        for room in reversed(ROOMS)
-    )
+        below[room_of(file)] |= {room_of(other) for other in used(file)} - {room_of(file)}
+    paragraphs = []
+    for room in reversed(ROOMS):
+        found = ', '.join(sorted(below[room], key=ROOMS.index, reverse=True)) or 'nothing'
+        start = f'{room:15} {files[room]:3} files -> '
+        paragraphs.append(textwrap.fill(start + found, 90, subsequent_indent=' ' * len(start)))
+    return '\n'.join(paragraphs)
 
 
 def test_drawing():

@@ -83,12 +83,10 @@ def classify_arguments(workdir, **changed) -> list[str]:
 def _command(workdir, recipe, config) -> list[str]:
     flat = {}
     for name, value in config.items():
-        flat |= (
-            {f'{name}.{key}': item for key, item in value.items()}
-            if isinstance(value, dict)
-            else {name: value}
-        )
-    flat.pop('task')
+        if isinstance(value, dict):
+            flat |= {f'{name}.{key}': item for key, item in value.items()}
+        elif name != 'task':
+            flat[name] = value
     return [
         'main.py',
         f'--config=configs/quickstart/{recipe}.py',
@@ -99,10 +97,10 @@ def _command(workdir, recipe, config) -> list[str]:
 
 def save_checkpoint(workdir, task, seed: int = 0, classes=()):
     """Writes what a run of `task` would, with fresh parameters; returns them."""
-    from beit_jax.train import step
-    from beit_jax.train.checkpoint import Checkpoints
+    from beit_jax.train import state as states
+    from beit_jax.train.workdir.checkpoint import Checkpoints
 
-    params, checkpoints = step.initial_params(task, seed), Checkpoints(workdir)
+    params, checkpoints = states.initial_params(task, seed), Checkpoints(workdir)
     checkpoints.save(
         {'params': params},
         1,
@@ -124,6 +122,20 @@ def start(command: list[str], **environment) -> subprocess.Popen:
         text=True,
         env=os.environ | {'JAX_PLATFORMS': 'cpu', 'TF_CPP_MIN_LOG_LEVEL': '3'} | environment,
     )
+
+
+def start_pair(command: list[str], *flags: str, **environment) -> list[subprocess.Popen]:
+    """Starts two processes of `command` that make one run, each with one device."""
+    import socket
+
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    flags = (f'--coordinator=127.0.0.1:{port}', '--num_processes=2', *flags)
+    return [
+        start([*command, *flags, f'--process_id={i}'], JAX_NUM_CPU_DEVICES='1', **environment)
+        for i in range(2)
+    ]
 
 
 def run(command: list[str], *, timeout: float = 300, **environment) -> subprocess.CompletedProcess:

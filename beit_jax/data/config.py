@@ -1,13 +1,14 @@
 """The settings of the input, the same for every task."""
 
 import dataclasses
+import os
 from typing import ClassVar
 
 from beit_jax.errors import check, one_of
 
 SOURCES = ('shapes', 'folder', 'tfds')
 IMAGE_OPS = ('simd', 'tensorflow')
-# of `shapes`, as data/shapes.py explains them
+# of `shapes`, as data/sources/shapes.py explains them
 LEVELS = ('easy', 'rotated', 'textured', 'cluttered', 'occluded', 'medium', 'hard')
 IGNORED = 255  # in a label map: a pixel of no class
 
@@ -28,7 +29,7 @@ class DataConfig:
     evaluate_split: str = ''
     labels_per_class: int = 0  # train on so many examples of each class only; 0: on all
     subset_seed: int = 0  # which examples these are
-    level: str = 'easy'  # shapes: how hard the pictures are; see data/shapes.py
+    level: str = 'easy'  # shapes: how hard the pictures are; see data/sources/shapes.py
     num_examples: int = 20_000  # shapes
     num_evaluate_examples: int = 2_000  # shapes
     image_size: int = 224
@@ -62,6 +63,11 @@ class DataConfig:
     # whether an example's label is a map, the class of each pixel
     label_maps: ClassVar[bool] = False
 
+    @property
+    def num_workers(self) -> int:
+        """Parallel decodes: `workers`, else one for each core of this process."""
+        return self.workers or len(os.sched_getaffinity(0))
+
     def __post_init__(self):
         one_of('config.data.name', self.name, SOURCES)
         one_of('config.data.level', self.level, LEVELS)
@@ -85,8 +91,8 @@ class DataConfig:
         )
         check(
             self.chunk > 0 or self.lanes == 1,
-            f'config.data.lanes={self.lanes} is for chunks: set config.data.chunk too, or leave it '
-            '1.',
+            f'config.data.lanes={self.lanes} is for chunks: set config.data.chunk too, or leave '
+            'it 1.',
         )
         check(
             not self.chunk or self.name != 'shapes',
@@ -103,8 +109,8 @@ class DataConfig:
             check(0 < low <= high, f'config.data.{name} is ({low}, {high}): use 0 < low <= high.')
         check(
             self.crop_scale[1] <= 1,
-            f'config.data.crop_scale ends at {self.crop_scale[1]}: a crop has at most the whole '
-            'area, 1.',
+            f'config.data.crop_scale ends at {self.crop_scale[1]}: a crop has at most '
+            'the whole area, 1.',
         )
         check(
             0 <= self.holdout < 1,

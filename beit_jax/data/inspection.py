@@ -19,8 +19,8 @@ from beit_jax.data.pictures.boxes import BadImageError
 from beit_jax.data.sources.source import Source
 from beit_jax.data.sources.subset import spread
 
-# a shorter side to wonder about, an aspect ratio to wonder about, and what models are shown; pixels
-SMALL, LONG, SIDE = 32, 10, 224
+SMALL, LONG = 32, 10  # a shorter side in pixels and an aspect ratio to wonder about
+SIDE = 224  # pixels, what models are shown
 BLOCK = 1024  # examples handed to the threads at a time, so that millions do not wait in a queue
 FORMATS = {'JPEG': ('.jpg', '.jpeg'), 'PNG': ('.png',)}
 ROW = np.dtype(
@@ -61,36 +61,24 @@ def look_at(source: Source, index: int, decode: Callable) -> Look:
     except BadImageError as error:
         flaw = str(error)
     if isinstance(image, np.ndarray):
-        (height, width), form, mode, oddities = image.shape[:2], 'array', 'RGB', []
+        size, (height, width) = image.nbytes, image.shape[:2]
+        form, mode, oddities = 'array', 'RGB', []
     else:
+        size = len(image)
         width, height, form, mode, oddities = _header(image, source.name(index))
-        flaw += (
-            f' but {form}'
-            if flaw and form not in (*FORMATS, 'unknown')
-            else ' (empty)'
-            if not image
-            else ''
-        )
+        if flaw and form not in (*FORMATS, 'unknown'):
+            flaw += f' but {form}'
+        elif not image:
+            flaw += ' (empty)'
     if 0 < min(width, height) < SMALL:
         oddities.append(f'smaller than {SMALL} pixels')
     if max(width, height) > LONG * min(width, height):
         oddities.append(f'aspect ratio above {LONG}')
-    return Look(
-        flaw,
-        label,
-        digest(image),
-        len(image) if isinstance(image, bytes) else image.nbytes,
-        width,
-        height,
-        form,
-        mode,
-        tuple(oddities),
-    )
+    return Look(flaw, label, digest(image), size, width, height, form, mode, tuple(oddities))
 
 
 def _header(image: bytes, name: str):
-    """(width, height, format, mode, oddities) from the first bytes of a file, by Pillow; pixels are
-    not decoded."""
+    """(width, height, format, mode, oddities) of a file, by Pillow; pixels are not decoded."""
     try:
         with Image.open(io.BytesIO(image)) as header:
             # MPO: a JPEG that others follow
@@ -99,18 +87,15 @@ def _header(image: bytes, name: str):
             turned = _orientation(header)
     except (OSError, SyntaxError, ValueError):
         return 0, 0, 'unknown', 'unknown', ['a header that Pillow cannot read']
-    endings = [other for other in FORMATS if name.lower().endswith(FORMATS[other])]
-    oddities = {
-        f'a {form} named {os.path.splitext(name)[1]}': bool(endings) and form not in endings,
-        'several frames, of which training sees the first': frames > 1,
-        f'EXIF orientation {turned}, which training ignores': turned in range(2, 9),
-    }
-    return (
-        *header.size,
-        form,
-        header.mode,
-        [oddity for oddity, present in oddities.items() if present],
-    )
+    oddities = []
+    named = [other for other in FORMATS if name.lower().endswith(FORMATS[other])]
+    if named and form not in named:
+        oddities.append(f'a {form} named {os.path.splitext(name)[1]}')
+    if frames > 1:
+        oddities.append('several frames, of which training sees the first')
+    if turned in range(2, 9):
+        oddities.append(f'EXIF orientation {turned}, which training ignores')
+    return *header.size, form, header.mode, oddities
 
 
 def _orientation(header: Image.Image) -> int:
@@ -123,22 +108,14 @@ def _orientation(header: Image.Image) -> int:
 def digest(image: bytes | np.ndarray) -> int:
     """64 bits that tell images apart: among ten million, two that differ share them with
     probability 3e-6."""
-    return int.from_bytes(
-        hashlib.blake2b(
-            image if isinstance(image, bytes) else image.tobytes(), digest_size=8
-        ).digest(),
-        'little',
-    )
+    content = image if isinstance(image, bytes) else image.tobytes()
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), 'little')
 
 
 def in_threads(function: Callable, indices: np.ndarray, workers: int, title: str) -> Iterator:
     """`function(index)` of all indices, in order; a bar on stderr where that is a terminal."""
-    with (
-        ThreadPoolExecutor(workers) as pool,
-        tqdm(
-            total=len(indices), desc=title, unit='image', disable=None, dynamic_ncols=True
-        ) as progress,
-    ):
+    bar = tqdm(total=len(indices), desc=title, unit='image', disable=None, dynamic_ncols=True)
+    with ThreadPoolExecutor(workers) as pool, bar as progress:
         for start in range(0, len(indices), BLOCK):
             for result in pool.map(function, indices[start : start + BLOCK].tolist()):
                 yield result
@@ -157,9 +134,8 @@ def measure(
     rows, formats, modes = np.zeros(len(indices), ROW), Counter(), Counter()
     # reason -> indices
     corrupt, suspicious = defaultdict(lambda: array('q')), defaultdict(lambda: array('q'))
-    for row, look in enumerate(
-        in_threads(lambda index: look_at(source, index, decode), indices, workers, 'decoding')
-    ):
+    looks = in_threads(lambda index: look_at(source, index, decode), indices, workers, 'decoding')
+    for row, look in enumerate(looks):
         rows[row] = not look.flaw, look.label, look.digest, look.bytes, look.width, look.height
         if look.flaw:
             corrupt[look.flaw].append(indices[row])
@@ -170,36 +146,23 @@ def measure(
             suspicious[oddity].append(indices[row])
     seconds = time.perf_counter() - began
     indices_good, good = indices[rows['good']], rows[rows['good']]
-    sizes = good[good['width'] > 0]
-    unlabelled = np.flatnonzero(
-        (good['label'] < 0) | (good['label'] >= max(1, len(source.class_names)))
-    )
+    labels, sizes = good['label'], good[good['width'] > 0]
+    shorter = np.minimum(sizes['width'], sizes['height'])
+    unlabelled = np.flatnonzero((labels < 0) | (labels >= max(1, len(source.class_names))))
     for row in unlabelled:
-        suspicious[f'the label {good["label"][row]}, which no class has'].append(indices_good[row])
+        suspicious[f'the label {labels[row]}, which no class has'].append(indices_good[row])
+    complete, mean_bytes = len(indices) == len(source), float(rows['bytes'].mean())
     return {
         'examples': len(source),
         'examined': len(indices),
-        'estimated': len(indices) < len(source),
-        **_classes(source, np.delete(good['label'], unlabelled), len(indices) == len(source)),
+        'estimated': not complete,
+        **_classes(source, np.delete(labels, unlabelled), complete),
         'formats': dict(formats.most_common()),
         'modes': dict(modes.most_common()),
-        **{
-            name: {
-                'min': int(sizes[name].min()),
-                'median': float(np.median(sizes[name])),
-                'max': int(sizes[name].max()),
-            }
-            if len(sizes)
-            else None
-            for name in ('width', 'height')
-        },
-        'share_below_224': float(np.mean(np.minimum(sizes['width'], sizes['height']) < SIDE))
-        if len(sizes)
-        else None,
-        'bytes': {
-            'mean': float(rows['bytes'].mean()),
-            'total': round(float(rows['bytes'].mean()) * len(source)),
-        },
+        'width': _extent(sizes['width']),
+        'height': _extent(sizes['height']),
+        'share_below_224': float(np.mean(shorter < SIDE)) if len(sizes) else None,
+        'bytes': {'mean': mean_bytes, 'total': round(mean_bytes * len(source))},
         'corrupt': _named(source, corrupt),
         'corrupt_share': 1 - len(good) / len(rows),
         'labels_without_class': len(unlabelled),
@@ -210,19 +173,32 @@ def measure(
     }
 
 
+def empty_folders(path: str, source: Source) -> list[str]:
+    """Folders beside those of the classes that hold no image and so are no class."""
+    if not source.class_names or not os.path.isdir(path):
+        return []
+    folders = [entry.name for entry in os.scandir(path) if entry.is_dir()]
+    known = set(source.class_names)
+    return sorted(name for name in folders if not name.startswith('.') and name not in known)
+
+
 def _classes(source, labels, complete: bool) -> dict:
-    counts = np.bincount(labels, minlength=len(source.class_names)) if source.class_names else []
-    entry = lambda label: {'name': source.class_names[label], 'examples': int(counts[label])}
+    names = source.class_names
+    counts = np.bincount(labels, minlength=len(names)) if names else np.zeros(0, int)
+    entry = lambda label: {'name': names[label], 'examples': int(counts[label])}
+    empty = np.flatnonzero(counts == 0) if complete else ()
     return {
         'classes': len(counts),
-        'smallest_class': entry(np.argmin(counts)) if len(counts) else None,
-        'largest_class': entry(np.argmax(counts)) if len(counts) else None,
-        'empty_classes': [
-            source.class_names[label] for label in np.flatnonzero(np.equal(counts, 0))
-        ]
-        if complete
-        else [],
+        'smallest_class': entry(np.argmin(counts)) if names else None,
+        'largest_class': entry(np.argmax(counts)) if names else None,
+        'empty_classes': [names[label] for label in empty],
     }
+
+
+def _extent(sizes) -> dict | None:
+    if not len(sizes):
+        return None
+    return {'min': int(sizes.min()), 'median': float(np.median(sizes)), 'max': int(sizes.max())}
 
 
 def _named(source, found: dict) -> list[dict]:
@@ -232,43 +208,38 @@ def _named(source, found: dict) -> list[dict]:
 
 def _copies(source, indices, digests, held_out, limit, workers) -> dict:
     """Examples, and held-out ones, whose bytes are those of an example before them."""
-    distinct, first = np.unique(digests, return_index=True)
 
-    def of(digests):
-        """For each the row of the first example with its digest, or -1."""
-        place = np.searchsorted(distinct, digests).clip(max=max(0, len(distinct) - 1))
-        return (
-            np.where(distinct[place] == digests, first[place], -1)
-            if len(distinct)
-            else np.full(len(digests), -1)
-        )
-
-    def name_pairs(names, rows, originals):
+    def pairs(copied_from, copies, originals):
+        """Of index `copies` of a source with the rows of their originals."""
         return [
-            {'name': names.name(int(row)), 'same_as': source.name(int(indices[original]))}
-            for row, original in zip(rows, originals)
+            {'name': copied_from.name(int(copy)), 'same_as': source.name(int(indices[original]))}
+            for copy, original in zip(copies, originals)
         ]
 
-    originals = of(digests)
+    originals = _originals(digests, digests)
     copies = np.flatnonzero(originals < np.arange(len(digests)))
-    found = {'duplicates': name_pairs(source, indices[copies], originals[copies]), 'overlap': None}
+    found = {'duplicates': pairs(source, indices[copies], originals[copies]), 'overlap': None}
     if held_out is not None:
-
-        def read(index):
-            try:
-                return digest(held_out.read(index).image)
-            except OSError:
-                return 0
-
-        held_indices = spread(held_out, limit)
-        held_digests = np.fromiter(
-            in_threads(read, held_indices, workers, 'evaluation'), np.uint64, len(held_indices)
-        )
-        originals = of(held_digests)
-        found |= {
-            'evaluate_examined': len(held_indices),
-            'overlap': name_pairs(
-                held_out, held_indices[originals >= 0], originals[originals >= 0]
-            ),
-        }
+        held = spread(held_out, limit)
+        read = in_threads(lambda index: _digest(held_out, index), held, workers, 'evaluation')
+        originals = _originals(np.fromiter(read, np.uint64, len(held)), digests)
+        copies = originals >= 0
+        found['evaluate_examined'] = len(held)
+        found['overlap'] = pairs(held_out, held[copies], originals[copies])
     return found
+
+
+def _originals(digests, among):
+    """For each digest the row of the first of `among` that is equal, or -1."""
+    if not len(among):
+        return np.full(len(digests), -1)
+    distinct, first = np.unique(among, return_index=True)
+    place = np.searchsorted(distinct, digests).clip(max=len(distinct) - 1)
+    return np.where(distinct[place] == digests, first[place], -1)
+
+
+def _digest(source, index):
+    try:
+        return digest(source.read(index).image)
+    except OSError:
+        return 0

@@ -8,6 +8,8 @@ import numpy as np
 
 from beit_jax.errors import check
 
+_SPACING = 256  # positions from one repetition of an example to the next at most
+
 
 # a batch straddles two epochs at most, unless there are fewer examples than a batch has rows
 @functools.lru_cache(maxsize=2)
@@ -27,9 +29,11 @@ def _within(length: int, seed: int, epoch: int, lane: int, window: int) -> np.nd
 def random_bits(
     count: int, seed: int, number: int, counter: Sequence[int] = (0, 0, 0, 0)
 ) -> np.ndarray:
-    """uint64 [count] that (seed, number, counter) give: the same on every machine and release. The
-    last of `counter` says what for: 0 orders, substitutes and RandAugment (which has seeds of its
-    own), 1 windows, 2 crops and flips."""
+    """uint64 [count] that (seed, number, counter) give: the same on every machine and release.
+
+    The last of `counter` says what for: 0 orders, substitutes and RandAugment (which has seeds of
+    its own), 1 windows, 2 crops and flips.
+    """
     key = np.array([seed, number], np.int64).astype(np.uint64)
     return np.random.Philox(key=key, counter=np.array(counter, np.uint64)).random_raw(count)
 
@@ -38,9 +42,6 @@ def _order(number, seed, epoch, counter=(0, 0, 0, 0)):
     order = np.argsort(random_bits(number, seed, epoch, counter), kind='stable')
     order.setflags(write=False)
     return order
-
-
-_SPACING = 256  # positions from one repetition of an example to the next at most
 
 
 class Sampler:
@@ -88,18 +89,17 @@ class Sampler:
             lanes <= num_examples,
             f'config.data.lanes={lanes}, but there are {num_examples} examples: lower it.',
         )
-        self.num_examples, self.batch_size, self.seed, self.shuffle = (
-            num_examples,
-            batch_size,
-            seed,
-            shuffle,
-        )
+        self.num_examples, self.batch_size = num_examples, batch_size
+        self.seed, self.shuffle = seed, shuffle
         self.repeat_views, self.repetitions = repeat_views, repetitions
         self.chunk, self.window, self.lanes = chunk, window, lanes
 
     def positions(self, step: int, rows: np.ndarray) -> np.ndarray:
-        """Positions (int64 [R]) of `rows` (int [R], each in [0, batch_size)) of the global batch of
-        `step`."""
+        """Positions (int64 [R]) of some rows of the global batch of `step`.
+
+        Args:
+          rows: int [R], each in [0, batch_size).
+        """
         return np.int64(step) * self.batch_size + np.asarray(rows, np.int64)
 
     def examples(self, positions: np.ndarray) -> np.ndarray:
@@ -117,29 +117,20 @@ class Sampler:
         return indices
 
     def _two_levels(self, positions):
+        width = self.batch_size // self.lanes  # rows of a lane
+        length, span = self.num_examples // self.lanes, self.window * self.chunk
         steps, rows = np.divmod(positions, self.batch_size)
-        width, length, span = (
-            self.batch_size // self.lanes,
-            self.num_examples // self.lanes,
-            self.window * self.chunk,
-        )
         lanes, rows = np.divmod(rows, width)
         epochs, places = np.divmod(steps * width + rows, length)
         windows, within = np.divmod(places, span)
         count = -(-length // span)  # windows of a lane
         groups = (epochs * self.lanes + lanes) * count + windows
         for group in np.unique(groups).tolist():  # a batch has few
-            here, (epoch, lane), window = (
-                groups == group,
-                divmod(group // count, self.lanes),
-                group % count,
-            )
+            here, window = groups == group, group % count
+            epoch, lane = divmod(group // count, self.lanes)
             begin = window * span
-            places[here] = (
-                lane * length
-                + begin
-                + _within(min(span, length - begin), self.seed, epoch, lane, window)[within[here]]
-            )
+            order = _within(min(span, length - begin), self.seed, epoch, lane, window)
+            places[here] = lane * length + begin + order[within[here]]
         indices = np.empty_like(places)
         for epoch in np.unique(epochs):
             here = epochs == epoch
@@ -150,20 +141,18 @@ class Sampler:
         """The examples at `places` of the sequence of permuted chunks; the last chunk of all, which
         may be short, is anywhere in it."""
         count = -(-self.num_examples // self.chunk)
-        order, lacking = (
-            permutation(count, self.seed, epoch),
-            count * self.chunk - self.num_examples,
-        )
+        order = permutation(count, self.seed, epoch)
+        lacking = count * self.chunk - self.num_examples
         end = (int(np.argmax(order == count - 1)) + 1) * self.chunk - lacking  # of the short chunk
         chunks, within = np.divmod(places + lacking * (places >= end), self.chunk)
         return order[chunks] * self.chunk + within
 
     def views(self, positions: np.ndarray) -> np.ndarray:
-        """Numbers (int64 [R]) that seed crop, flip and colours of the examples at `positions`:
-        another one each time, or, where views repeat, example + N * (epoch modulo
-        `repeat_views`)."""
+        """Numbers (int64 [R]) that seed crop, flip and colours of the examples at `positions`.
+
+        Another one each time, or, where views repeat, example + N * (epoch modulo `repeat_views`).
+        """
         if not self.repeat_views:
             return positions
-        return self.examples(positions) + self.num_examples * (
-            positions // self.num_examples % self.repeat_views
-        )
+        epochs = positions // self.num_examples
+        return self.examples(positions) + self.num_examples * (epochs % self.repeat_views)

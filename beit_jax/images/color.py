@@ -1,5 +1,7 @@
-"""Colour on the device: jitter (brightness, contrast, saturation) and normalisation. Pictures are
-float in [0, 1] unless said otherwise."""
+"""Colour on the device: jitter (brightness, contrast, saturation) and normalisation.
+
+Pictures are float in [0, 1] unless said otherwise.
+"""
 
 import itertools
 
@@ -24,51 +26,57 @@ def normalize(images_BHWC, mean, std):
 
 
 def patch_statistics(patches_BPV):
-    """(mean, deviation) of all values of each patch, float32 [..., 1]; the deviation, sqrt(variance
-    + 1e-6), is never 0."""
-    return jnp.mean(patches_BPV, axis=-1, keepdims=True), jnp.sqrt(
-        jnp.var(patches_BPV, axis=-1, keepdims=True) + 1e-6
-    )
+    """(mean, deviation) of all values of each patch, float32 [..., 1].
+
+    The deviation, sqrt(variance + 1e-6), is never 0.
+    """
+    mean_BP1 = jnp.mean(patches_BPV, axis=-1, keepdims=True)
+    variance_BP1 = jnp.var(patches_BPV, axis=-1, keepdims=True)
+    return mean_BP1, jnp.sqrt(variance_BP1 + 1e-6)
 
 
 def draw_jitter(key, strengths: tuple[float, float, float]):
-    """(order int32 [3], factors float32 [3]): brightness 0, contrast 1, saturation 2 in random
-    order, each by a factor in 1 +- strength."""
+    """(order int32 [3], factors float32 [3]).
+
+    Brightness 0, contrast 1, saturation 2 in random order, each by a factor in 1 +- strength.
+    """
     order_key, factor_key = jax.random.split(key)
     strengths = jnp.asarray(strengths, jnp.float32)
-    factors = jax.random.uniform(
-        factor_key, (3,), minval=jnp.maximum(1 - strengths, 0), maxval=1 + strengths
-    )
+    low, high = jnp.maximum(1 - strengths, 0), 1 + strengths
+    factors = jax.random.uniform(factor_key, (3,), minval=low, maxval=high)
     return jnp.asarray(_ORDERS)[jax.random.randint(order_key, (), 0, len(_ORDERS))], factors
 
 
 def apply_jitter(image_HWC, order, factors):
-    """Blends one picture with black, with its mean grey and with its grey picture, in the given
-    order, clipping to [0, 1] after each.
+    """Blends one picture with black, its mean grey and its grey picture, in the given order.
 
-    The arithmetic of torchvision's ColorJitter without hue, in float instead of rounded bytes.
+    Clips to [0, 1] after each. The arithmetic of torchvision's ColorJitter without hue, in float
+    instead of rounded bytes.
     """
     for operation in order:
         grey_HW1 = (image_HWC @ LUMA)[..., None]
-        other = jnp.where(
-            operation == 0, 0.0, jnp.where(operation == 1, jnp.mean(grey_HW1), grey_HW1)
-        )
+        brightness, contrast = operation == 0, operation == 1
+        greys = jnp.where(contrast, jnp.mean(grey_HW1), grey_HW1)
+        other = jnp.where(brightness, 0.0, greys)
         image_HWC = jnp.clip(other + factors[operation] * (image_HWC - other), 0, 1)
     return image_HWC
 
 
 def jitter_views(seed: int, views_B, images_BHWC, strengths: tuple[float, float, float]):
-    """`jitter` by the number of each view (uint32 [B]) alone: neither by its row nor by the step,
-    so that all pictures of a view agree."""
+    """`jitter` by the number of each view (uint32 [B]) alone, neither by its row nor by the step.
+
+    So all pictures of a view agree.
+    """
     key = jax.random.fold_in(jax.random.key(seed), _JITTER)
-    return jitter(
-        jax.vmap(lambda view: jax.random.fold_in(key, view))(views_B), images_BHWC, strengths
-    )
+    keys_B = jax.vmap(lambda view: jax.random.fold_in(key, view))(views_B)
+    return jitter(keys_B, images_BHWC, strengths)
 
 
 def jitter(keys_B, images_BHWC, strengths: tuple[float, float, float]):
-    """Pixels in [0, 1] -> the same, jittered as each image's key decides: pictures of one image
-    with one key are jittered alike."""
+    """Pixels in [0, 1] -> the same, jittered as each image's key decides.
+
+    Pictures of any size with one key are jittered alike.
+    """
     if not any(strengths):
         return images_BHWC
     orders, factors = jax.vmap(lambda key: draw_jitter(key, strengths))(keys_B)

@@ -1,8 +1,7 @@
-"""Photometric distortion on the device, as mmsegmentation's PhotoMetricDistortion trains
-segmentation. Pictures are float32 in [0, 1], RGB.
+"""Photometric distortion on the device, as mmsegmentation's PhotoMetricDistortion.
 
 Colours only, so that a label map stays as it is. Each of four changes happens with probability 1/2;
-contrast comes second or last.
+contrast comes second or last. Pictures are float32 in [0, 1], RGB.
 """
 
 import jax
@@ -13,32 +12,34 @@ _DISTORT = 0x64697374  # sets the keys of the distortion apart from those of a s
 
 
 def distort_views(seed: int, views_B, images_BHWC):
-    """`distort` by the number of each view (uint32 [B]) alone, neither by its row nor by the
-    step."""
+    """`distort` by the number of each view (uint32 [B]) alone, neither by its row nor the step."""
     key = jax.random.fold_in(jax.random.key(seed), _DISTORT)
-    return jax.vmap(
-        lambda view, image: distort(image, *draw_distortion(jax.random.fold_in(key, view)))
-    )(views_B, images_BHWC)
+
+    def distort_view(view, image_HWC):
+        return distort(image_HWC, *draw_distortion(jax.random.fold_in(key, view)))
+
+    return jax.vmap(distort_view)(views_B, images_BHWC)
 
 
 def draw_distortion(key):
-    """(what is added: brightness; factors float32 [2]: contrast, saturation; turns of the hue;
-    whether contrast comes before the colours).
+    """(brightness, factors, turns of the hue, whether contrast comes before the colours).
 
-    0 or 1 where a change does not happen.
+    Brightness is added; the factors, float32 [2], are of contrast and saturation. They are 0, or 1
+    for a factor, where a change does not happen.
     """
     happens_key, amount_key, order_key = jax.random.split(key, 3)
     happens = jax.random.bernoulli(happens_key, 0.5, (4,))
     amounts = jnp.where(happens, jax.random.uniform(amount_key, (4,), minval=-1.0), 0.0)
-    brightness, contrast, saturation, hue = amounts * jnp.array(
-        [BRIGHTNESS, CONTRAST, SATURATION, HUE]
-    )
+    limits = jnp.array([BRIGHTNESS, CONTRAST, SATURATION, HUE])
+    brightness, contrast, saturation, hue = amounts * limits
     return brightness, 1 + jnp.stack([contrast, saturation]), hue, jax.random.bernoulli(order_key)
 
 
 def distort(image_HWC, brightness, factors, hue, contrast_first):
-    """One picture: brightness, contrast, saturation and hue, clipped to [0, 1] after each;
-    mmsegmentation rounds to bytes besides."""
+    """One picture: brightness, contrast, saturation and hue, clipped to [0, 1] after each.
+
+    mmsegmentation rounds to bytes besides.
+    """
     contrast, saturation = factors
     image_HWC = jnp.clip(image_HWC + brightness, 0, 1)
     image_HWC = jnp.clip(image_HWC * jnp.where(contrast_first, contrast, 1), 0, 1)

@@ -1,9 +1,9 @@
-"""Which patches are hidden: blockwise masks (paper, Algorithm 1, as masking_generator.py does it),
-uniformly random ones (section 3.3, Table 4: without blockwise masking), or none at all (without
-masking).
+"""Which patches are hidden: blockwise masks, uniformly random ones, or none at all.
 
-Pure functions of a key, jitted and vectorised, so that masks are drawn on the device inside the
-step. Shape legend: B images, h w rows and columns of patches, P = h * w, K slots.
+Blockwise as masking_generator.py has it (paper, Algorithm 1); random is section 3.3, Table 4,
+"without blockwise masking", and none is "without masking". Pure functions of a key, jitted and
+vectorised, so that masks are drawn on the device inside the step. Shape legend: B images, h w rows
+and columns of patches, P = h * w, K slots.
 """
 
 import dataclasses
@@ -48,14 +48,14 @@ class MaskConfig:
         )
 
     def check_grid(self, grid: tuple[int, int]) -> None:
-        """Raises RequestError where a picture may end up with too few patches for a mask, or
-        without the mask that it should have."""
+        """Raises RequestError where a picture has too few patches, or may stay without a mask."""
         if self.kind == 'none':
             return
+        there = grid[0] * grid[1]
         check(
-            self.patches <= grid[0] * grid[1],
+            self.patches <= there,
             f'config.mask.patches is {self.patches} but a picture has {grid[0]} x {grid[1]} = '
-            f'{grid[0] * grid[1]} patches: hide fewer, or change config.data.image_size or '
+            f'{there} patches: hide fewer, or change config.data.image_size or '
             'config.model.patch_size.',
         )
         check(
@@ -74,8 +74,7 @@ class Masks(NamedTuple):
     """Hidden patches, as a picture and as a list of static length."""
 
     mask_BP: jax.Array  # bool, true where hidden, in reading order
-    # int32, the hidden patches in reading order; 0 where fewer than K are hidden; K = 0 without
-    # masks
+    # int32, the hidden patches in reading order, and 0 for what K has more; K = 0 without masks
     slots_BK: jax.Array
     weights_BK: jax.Array  # float32, 1 for a slot that is used, else 0
 
@@ -91,19 +90,17 @@ def draw_masks(keys_B: jax.Array, config: MaskConfig, grid: tuple[int, int]) -> 
             jnp.zeros((batch, 0), jnp.float32),
         )
     draw = _blockwise if config.kind == 'blockwise' else _random
-    mask_BP = by_rows(jax.vmap(lambda key: draw(key, config, grid)[0]), keys_B).reshape(
-        keys_B.shape[0], -1
-    )
-    slots_BK = jax.vmap(lambda mask_P: jnp.nonzero(mask_P, size=config.patches, fill_value=0)[0])(
-        mask_BP
-    )
+    masks = by_rows(jax.vmap(lambda key: draw(key, config, grid)[0]), keys_B)
+    mask_BP = masks.reshape(keys_B.shape[0], -1)
+    slots = lambda mask_P: jnp.nonzero(mask_P, size=config.patches, fill_value=0)[0]
+    slots_BK = jax.vmap(slots)(mask_BP)
     used_BK = jnp.arange(config.patches) < jnp.sum(mask_BP, axis=-1, keepdims=True)
     return Masks(mask_BP, slots_BK.astype(jnp.int32), used_BK.astype(jnp.float32))
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def count_blocks(keys_B: jax.Array, config: MaskConfig, grid: tuple[int, int]) -> jax.Array:
-    """How many blocks each blockwise mask consists of, int32 [B]: for comparing distributions."""
+    """How many blocks each blockwise mask has, int32 [B]: for comparing distributions."""
     return jax.vmap(lambda key: _blockwise(key, config, grid)[1])(keys_B)
 
 
@@ -113,8 +110,10 @@ def _random(key, config, grid):
 
 
 def _blockwise(key, config, grid):
-    """One turn of the loop is one attempt to place one block. A row of patches is a row of bits, 32
-    to a word: 14 words for 14 x 14."""
+    """(hidden, bool [h, w]; number of blocks). One turn of the loop is one attempt at one block.
+
+    A row of patches is a row of bits, 32 to a word: 14 words for 14 x 14.
+    """
     height, width = grid
     rows_h, columns_w = jnp.arange(height), jnp.arange(width)
     words = -(-width // 32)
@@ -124,27 +123,21 @@ def _blockwise(key, config, grid):
     def attempt(state):
         turn, failures, blocks, count, hidden_hn = state
         bits_2 = jax.random.bits(jax.random.fold_in(key, turn), (2,), jnp.uint32)
-        u_area, u_aspect, u_top, u_left = (
-            jnp.concatenate([bits_2 >> 16, bits_2 & 0xFFFF]).astype(jnp.float32) / 65536
-        )
+        bits_4 = jnp.concatenate([bits_2 >> 16, bits_2 & 0xFFFF])
+        u_area, u_aspect, u_top, u_left = bits_4.astype(jnp.float32) / 65536
         wanted = config.patches - count
         # Where fewer than min_block patches are wanted, the area is drawn from [wanted, min_block],
         # as random.uniform(16, 3) would.
         area = config.min_block + u_area * (wanted - config.min_block)
         aspect = jnp.exp(log_aspect * (1 - 2 * u_aspect))
-        h, w = (
-            jnp.rint(jnp.sqrt(area * aspect)).astype(jnp.int32),
-            jnp.rint(jnp.sqrt(area / aspect)).astype(jnp.int32),
-        )
-        top, left = (
-            (u_top * (height - h + 1)).astype(jnp.int32),
-            (u_left * (width - w + 1)).astype(jnp.int32),
-        )
-        column_bits_w = jnp.where((columns_w >= left) & (columns_w < left + w), bit_w, 0)
-        column_bits_n = jnp.stack(
-            [jnp.sum(column_bits_w[i : i + 32], dtype=jnp.uint32) for i in range(0, width, 32)]
-        )
-        block_hn = jnp.where(((rows_h >= top) & (rows_h < top + h))[:, None], column_bits_n, 0)
+        h = jnp.rint(jnp.sqrt(area * aspect)).astype(jnp.int32)
+        w = jnp.rint(jnp.sqrt(area / aspect)).astype(jnp.int32)
+        top = (u_top * (height - h + 1)).astype(jnp.int32)
+        left = (u_left * (width - w + 1)).astype(jnp.int32)
+        bits_w = jnp.where((columns_w >= left) & (columns_w < left + w), bit_w, 0)
+        bits_n = [jnp.sum(bits_w[i : i + 32], dtype=jnp.uint32) for i in range(0, width, 32)]
+        bits_n, inside_h = jnp.stack(bits_n), (rows_h >= top) & (rows_h < top + h)
+        block_hn = jnp.where(inside_h[:, None], bits_n, 0)
         added = jnp.sum(jax.lax.population_count(block_hn & ~hidden_hn).astype(jnp.int32))
         taken = (h < height) & (w < width) & (added > 0) & (added <= wanted)
         return (
@@ -157,7 +150,6 @@ def _blockwise(key, config, grid):
 
     zero = jnp.int32(0)
     start = (zero, zero, zero, zero, jnp.zeros((height, words), jnp.uint32))
-    *_, blocks, _, hidden_hn = jax.lax.while_loop(
-        lambda s: (s[3] < config.patches) & (s[1] < ATTEMPTS), attempt, start
-    )
+    unfinished = lambda state: (state[3] < config.patches) & (state[1] < ATTEMPTS)
+    *_, blocks, _, hidden_hn = jax.lax.while_loop(unfinished, attempt, start)
     return hidden_hn[:, columns_w // 32] & bit_w > 0, blocks

@@ -1,5 +1,7 @@
-"""Mixup, CutMix and random erasing on the device, as timm defines them. Pictures are normalised,
-float [B, H, W, C] or [H, W, C]."""
+"""Mixup, CutMix and random erasing on the device, as timm defines them.
+
+Pictures are normalised, float [B, H, W, C] or [H, W, C].
+"""
 
 import dataclasses
 import math
@@ -43,8 +45,7 @@ class MixConfig:
 
 
 def draw_weights(key, config: MixConfig, height: int, width: int):
-    """What is left of each pixel of a picture when it is mixed with its partner, float32 [H, W] in
-    [0, 1].
+    """What is left of a picture's pixels that is mixed with its partner, float32 [H, W] in [0, 1].
 
     One share everywhere (mixup); or 0 inside a rectangle, which may be cut off at the border, and 1
     outside (CutMix); or ones.
@@ -55,31 +56,29 @@ def draw_weights(key, config: MixConfig, height: int, width: int):
     side = jnp.sqrt(1 - jax.random.beta(cutmix_key, config.cutmix or 1.0, config.cutmix or 1.0))
     centre = jax.random.uniform(place_key, (2,))
     inside_HW = _inside(height, side, centre[0])[:, None] & _inside(width, side, centre[1])
-    cut = (
-        (jax.random.uniform(switch_key) < config.switch if config.mixup else True)
-        if config.cutmix
-        else False
-    )
+    cut = bool(config.cutmix)
+    if config.mixup and config.cutmix:
+        cut = jax.random.uniform(switch_key) < config.switch
     weights_HW = jnp.where(cut, jnp.where(inside_HW, 0.0, 1.0), share)
     return jnp.where(jax.random.uniform(mixed_key) < config.probability, weights_HW, 1.0)
 
 
 def _inside(size, side, centre):
-    """Which pixels of an axis lie in a box of `side` (share of the axis) around the pixel at
-    `centre` (share), bool [size]."""
-    length, middle = (
-        jnp.floor(size * side).astype(jnp.int32),
-        jnp.floor(size * centre).astype(jnp.int32),
-    )
+    """Which pixels of an axis lie in a box of length `side` around `centre`, bool [size].
+
+    Both are shares of the axis.
+    """
+    length = jnp.floor(size * side).astype(jnp.int32)
+    middle = jnp.floor(size * centre).astype(jnp.int32)
     pixel = jnp.arange(size)
     return (pixel >= middle - length // 2) & (pixel < middle + (length + 1) // 2)
 
 
 def mix(weights_HW, images_BHWC, targets_BC):
-    """Pictures and their targets, mixed with those of their partners: rows 2k and 2k + 1 are a
-    pair, which mostly lies on one device.
+    """(pictures, targets) mixed with those of their partners.
 
-    Targets are mixed by the share of the pixels, that is the mean of the weights. B is even.
+    Rows 2k and 2k + 1 are a pair, which mostly lies on one device; B is even. Targets are mixed by
+    the share of the pixels, that is the mean of the weights.
     """
     share = jnp.mean(weights_HW)
     weights_HW1 = weights_HW[..., None].astype(images_BHWC.dtype)
@@ -100,30 +99,28 @@ def draw_rectangle(key, probability: float, height: int, width: int):
     first of ten attempts that is smaller than the picture.
     """
     erase_key, area_key, aspect_key, place_key = jax.random.split(key, 4)
-    areas = jax.random.uniform(
-        area_key, (ATTEMPTS,), minval=ERASED_AREA[0], maxval=ERASED_AREA[1]
-    ) * (height * width)
-    aspects = jnp.exp(
-        jax.random.uniform(
-            aspect_key, (ATTEMPTS,), minval=math.log(MIN_ASPECT), maxval=-math.log(MIN_ASPECT)
-        )
-    )
-    heights, widths = (
-        jnp.rint(jnp.sqrt(x)).astype(jnp.int32) for x in (areas * aspects, areas / aspects)
-    )
+
+    def draw(key, low, high):
+        return jax.random.uniform(key, (ATTEMPTS,), minval=low, maxval=high)
+
+    areas = draw(area_key, *ERASED_AREA) * (height * width)
+    aspects = jnp.exp(draw(aspect_key, math.log(MIN_ASPECT), -math.log(MIN_ASPECT)))
+    sizes = areas * aspects, areas / aspects
+    heights, widths = (jnp.rint(jnp.sqrt(size)).astype(jnp.int32) for size in sizes)
     fits = (heights < height) & (widths < width)
     first = jnp.argmax(fits)
     h, w = heights[first], widths[first]
-    top, left = jnp.floor(
-        jax.random.uniform(place_key, (2,)) * jnp.stack([height - h + 1, width - w + 1])
-    ).astype(jnp.int32)
+    places = jax.random.uniform(place_key, (2,)) * jnp.stack([height - h + 1, width - w + 1])
+    top, left = jnp.floor(places).astype(jnp.int32)
     erased = jnp.any(fits) & (jax.random.uniform(erase_key) < probability)
     return jnp.where(erased, jnp.stack([top, left, h, w]), 0)
 
 
 def erase(keys_B, images_BHWC, probability: float):
-    """Fills a rectangle of some pictures with normal noise, a number a pixel and channel (timm's
-    RandomErasing, mode 'pixel')."""
+    """Fills a rectangle of some pictures with normal noise, a number a pixel and channel.
+
+    timm's RandomErasing, mode 'pixel'.
+    """
     if not probability:
         return images_BHWC
 
@@ -132,10 +129,8 @@ def erase(keys_B, images_BHWC, probability: float):
         top, left, h, w = draw_rectangle(place_key, probability, *image_HWC.shape[:2])
         row, column = jnp.arange(image_HWC.shape[0])[:, None], jnp.arange(image_HWC.shape[1])
         inside_HW = (row >= top) & (row < top + h) & (column >= left) & (column < left + w)
-        return jnp.where(
-            inside_HW[..., None],
-            jax.random.normal(noise_key, image_HWC.shape, image_HWC.dtype),
-            image_HWC,
-        )
+        inside_HW1 = inside_HW[..., None]
+        noise_HWC = jax.random.normal(noise_key, image_HWC.shape, image_HWC.dtype)
+        return jnp.where(inside_HW1, noise_HWC, image_HWC)
 
     return jax.vmap(erase_one)(keys_B, images_BHWC)

@@ -1,5 +1,4 @@
-"""Where the windows of a sliding-window inference lie, and how their logits become those of the
-picture.
+"""Where the windows of a sliding-window inference lie, and how their logits become the picture's.
 
 Windows lie on a product of rows and columns, and averaging, bilinear resizing and turning round are
 linear in each axis: so the logits of a picture are the sum over its windows of rows @ logits @
@@ -9,14 +8,14 @@ result. NumPy only.
 
 import numpy as np
 
-from beit_jax.models.upernet import bilinear_matrix
+from beit_jax.models.resize import bilinear_matrix
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """First pixels of the windows along an axis: every `stride`, the last one shifted so that it
-    ends with the axis (mmsegmentation's law).
+    """First pixels of the windows along an axis (mmsegmentation's law).
 
-    [0] where the axis is not longer than a window.
+    Every `stride`, the last one shifted so that it ends with the axis; [0] where the axis is not
+    longer than a window.
     """
     steps = -(-max(length - window, 0) // stride)
     return [max(min(i * stride, length - window), 0) for i in range(steps + 1)]
@@ -25,15 +24,17 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
 def axis_maps(
     length: int, result: int, window: int, stride: int, logits: int
 ) -> list[tuple[int, np.ndarray]]:
-    """Of each window along an axis: where it starts, and the matrix float32 [result, logits] from
-    its logits to its share of the picture's.
+    """Of each window along an axis: where it starts, and a matrix from its logits to the picture's.
 
-    The logits are brought to the window's size, placed, divided by how many windows cover a pixel,
-    and resized: what lies beyond a picture smaller than the window falls away.
+    The matrix, float32 [result, logits], gives the window's share: its logits are brought to its
+    size, placed, divided by how many windows cover a pixel, and resized. What lies beyond a picture
+    smaller than the window falls away.
 
     Args:
-      length: of the axis of the picture that the windows see; result: of that of the original;
-        window, stride: in pixels;
+      length: of the axis of the picture that the windows see, in pixels.
+      result: of that of the original.
+      window: its length.
+      stride: from window to window.
       logits: along a window.
     """
     starts = window_starts(length, window, stride)
@@ -41,14 +42,17 @@ def axis_maps(
     for start in starts:
         covered[start : start + window] += 1
     resize, enlarge = bilinear_matrix(length, result) / covered, bilinear_matrix(logits, window)
-    return [
-        (start, (resize[:, start : start + window] @ enlarge[: length - start]).astype(np.float32))
-        for start in starts
-    ]
+    maps = []
+    for start in starts:
+        matrix = resize[:, start : start + window] @ enlarge[: length - start]
+        maps.append((start, matrix.astype(np.float32)))
+    return maps
 
 
 def fitted_size(height: int, width: int, short: int, long: int) -> tuple[int, int]:
-    """The size to which a picture is brought before it is cut into windows: its shorter side
-    `short`, but the longer one `long` at most."""
+    """(height, width) to which a picture is brought before it is cut into windows.
+
+    Its shorter side becomes `short`, but the longer one `long` at most.
+    """
     ratio = min(short / min(height, width), long / max(height, width))
     return max(1, int(height * ratio + 0.5)), max(1, int(width * ratio + 0.5))

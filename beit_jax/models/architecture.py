@@ -1,5 +1,7 @@
-"""A model from the description of its architecture that checkpoints carry: the fields of
-`EncoderConfig`, `grid`, and those of its head."""
+"""A model from the description of its architecture that checkpoints carry.
+
+That has the fields of `EncoderConfig`, `grid`, and those of its head.
+"""
 
 import dataclasses
 
@@ -14,14 +16,13 @@ ARCHITECTURES = ('beit_masked_image_model', 'beit_classifier', 'beit_segmenter')
 
 
 def patch_target(architecture: dict) -> str:
-    """What a model of pre-training predicts of each patch, 'tokens' or 'pixels' (normalised: see
-    `tasks.pretrain`); '' of other models."""
-    # descriptions from before there was a choice do not say
-    return (
-        architecture.get('target', 'tokens')
-        if architecture['architecture'] == 'beit_masked_image_model'
-        else ''
-    )
+    """What a model of pre-training predicts of each patch; '' of other models.
+
+    'tokens' or 'pixels' (normalised: see `tasks.pretrain`).
+    """
+    if architecture['architecture'] != 'beit_masked_image_model':
+        return ''
+    return architecture.get('target', 'tokens')  # not every description says
 
 
 def predicts_tokens(architecture: dict) -> bool:
@@ -40,9 +41,8 @@ def head_config(architecture: dict) -> UperNetConfig:
 
 
 def encoder_config(architecture: dict) -> EncoderConfig:
-    return EncoderConfig(
-        **{field.name: architecture[field.name] for field in dataclasses.fields(EncoderConfig)}
-    )
+    names = [field.name for field in dataclasses.fields(EncoderConfig)]
+    return EncoderConfig(**{name: architecture[name] for name in names})
 
 
 def build(
@@ -59,37 +59,22 @@ def build(
     Raises:
       RequestError: sizes that do not fit one another.
     """
-    grid = tuple(architecture['grid'])
-    config = encoder_config(architecture)
-    if segments(architecture):
-        return Segmenter(
-            config,
-            grid,
-            architecture['num_classes'],
-            head=head_config(architecture),
-            dtype=dtype,
-            rngs=rngs,
-        )
+    config, grid = encoder_config(architecture), tuple(architecture['grid'])
+    options = {'dtype': dtype, 'rngs': rngs}
+    if predicts_tokens(architecture):
+        return MaskedImageModel(config, grid, architecture['vocabulary'], **options)
     if patch_target(architecture):
-        outputs = (
-            architecture['vocabulary'] if predicts_tokens(architecture) else config.patch_values
-        )
-        return MaskedImageModel(config, grid, outputs, dtype=dtype, rngs=rngs)
-    return Classifier(
-        config,
-        grid,
-        architecture['num_classes'],
-        pooling=architecture['pooling'],
-        dtype=dtype,
-        rngs=rngs,
-    )
+        return MaskedImageModel(config, grid, config.patch_values, **options)
+    classes = architecture['num_classes']
+    if segments(architecture):
+        return Segmenter(config, grid, classes, head=head_config(architecture), **options)
+    return Classifier(config, grid, classes, pooling=architecture['pooling'], **options)
 
 
 def abstract(architecture: dict, *, dtype='float32') -> tuple[nnx.GraphDef, dict]:
     """(graphdef, parameters as a nested dict of jax.ShapeDtypeStruct) of `build`."""
-    graphdef, state = nnx.split(
-        nnx.eval_shape(lambda: build(architecture, dtype=dtype, rngs=nnx.Rngs(0)))
-    )
+    model = nnx.eval_shape(lambda: build(architecture, dtype=dtype, rngs=nnx.Rngs(0)))
+    graphdef, state = nnx.split(model)
     return graphdef, nnx.to_pure_dict(state)
 
 
@@ -105,17 +90,15 @@ def in_words(architecture: dict) -> list[str]:
         head = (
             f'segmenter of {a["num_classes"]} classes: UPerNet of {uper.channels} channels on '
             f'blocks {_listed(uper.taps)} (from 0), pools {_listed(uper.pool_scales)}'
-            + (f'; auxiliary head of {uper.auxiliary_channels}' if uper.auxiliary_channels else '')
         )
+        if uper.auxiliary_channels:
+            head += f'; auxiliary head of {uper.auxiliary_channels}'
     elif a['num_classes']:
         head = f'classifier of {a["num_classes"]} classes, pooling {a["pooling"]}'
     else:
         head = f'encoder without classes or tokens; its last norm is for pooling {a["pooling"]}'
-    size = (
-        a['size']
-        if all(a[name] == value for name, value in PRESETS[a['size']].items())
-        else 'a size of its own'
-    )
+    is_preset = all(a[name] == value for name, value in PRESETS[a['size']].items())
+    size = a['size'] if is_preset else 'a size of its own'
     return [
         head,
         f'{size}: width {a["width"]}, {a["depth"]} blocks, {a["heads"]} heads, MLP {a["hidden"]}; '

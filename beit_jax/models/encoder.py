@@ -1,9 +1,9 @@
-"""The BEiT encoder: a ViT that can hide patches (arXiv 2106.08254, section 2.2;
-modeling_pretrain.py, modeling_finetune.py).
+"""The BEiT encoder: a ViT that can hide patches.
 
-`vanilla` is positions='absolute', layer_scale=0; `plus` is positions='shared_bias' (pre-training)
-or 'layer_bias' (fine-tuning) with LayerScale. Shape legend: B images, N tokens (CLS first), P
-patches, D width, H heads, L layers.
+arXiv 2106.08254, section 2.2; modeling_pretrain.py, modeling_finetune.py. `vanilla` is
+positions='absolute', layer_scale=0; `plus` is positions='shared_bias' (pre-training) or
+'layer_bias' (fine-tuning) with LayerScale. Shape legend: B images, N tokens (CLS first), P patches,
+D width, H heads, L layers.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,15 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from beit_jax.errors import check, one_of
-from beit_jax.models.layers import (
-    Block,
-    Constant,
-    RelativePositionBias,
-    TruncatedNormal,
-    Uniform,
-    linear,
-    parameter,
-)
+from beit_jax.models.initializers import Constant, TruncatedNormal, Uniform, parameter
+from beit_jax.models.layers import Block, RelativePositionBias, linear
 from beit_jax.models.patches import patchify
 from beit_jax.models.presets import PRESETS
 
@@ -35,8 +28,7 @@ REMAT_POLICIES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """The architecture. `width`, `depth`, `heads`, `hidden` override the preset `size` where they
-    are not 0."""
+    """The architecture: `size`, overridden by `width`, `depth`, `heads`, `hidden` where not 0."""
 
     size: str = 'base'  # tiny | small | base | large
     patch_size: int = 16
@@ -107,51 +99,47 @@ class Encoder(nnx.Module):
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
-        """Initialised for pre-training, or where no patch is ever hidden as modeling_finetune.py
-        does it (torch's default for the patches).
+        """Initialised for pre-training; where nothing can be hidden as modeling_finetune.py is.
 
-        `grid`: rows and columns of patches; `masked`: whether patches can be hidden; `dtype`: of
-        the products and of the residual stream.
+        Args:
+          config: the architecture.
+          grid: rows and columns of patches.
+          masked: whether patches can be hidden.
+          dtype: of the products and of the residual stream.
         """
         self.config, self.grid_shape, self.dtype = config, grid, dtype
-        patches, width, inputs = grid[0] * grid[1], config.width, config.patch_values
+        width, inputs = config.width, config.patch_values
         kernel_init = TruncatedNormal(config.init_std, config.init_std if masked else 2.0)
-        patch_init, patch_bias_init = (
-            (kernel_init, Constant(0.0)) if masked else (Uniform(inputs**-0.5),) * 2
-        )
+        patch_init, patch_bias_init = kernel_init, Constant(0.0)
+        if not masked:
+            patch_init = patch_bias_init = Uniform(inputs**-0.5)  # torch's default
         self.patch_embedding = linear(
             inputs, width, patch_init, bias_init=patch_bias_init, dtype=dtype, rngs=rngs
         )
         self.cls_token = parameter(kernel_init, (width,), rngs)
         self.mask_token = parameter(kernel_init, (width,), rngs) if masked else None
-        absolute = config.positions == 'absolute'
-        self.position_embedding = (
-            parameter(kernel_init, (1 + patches, width), rngs) if absolute else None
-        )
-        self.position_bias = (
-            RelativePositionBias(grid, config.heads, rngs=rngs)
-            if config.positions == 'shared_bias'
-            else None
-        )
+        absolute, shared, own = (config.positions == kind for kind in POSITIONS)
+        places = 1 + grid[0] * grid[1], width
+        self.position_embedding = parameter(kernel_init, places, rngs) if absolute else None
+        self.position_bias = RelativePositionBias(grid, config.heads, rngs=rngs) if shared else None
+
+        def block(layer):
+            return Block(
+                layer,
+                width,
+                config.heads,
+                config.hidden,
+                layer_scale=config.layer_scale,
+                norm_eps=config.norm_eps,
+                kernel_init=kernel_init,
+                grid=grid if own else None,
+                dtype=dtype,
+                rngs=rngs,
+            )
+
         # Parameters are kept per layer: the TPU estimate favours it over slices of stacked arrays
         # (docs/benchmarks.md).
-        self.blocks = nnx.Dict(
-            {
-                f'{i:02d}': Block(
-                    i + 1,
-                    width,
-                    config.heads,
-                    config.hidden,
-                    layer_scale=config.layer_scale,
-                    norm_eps=config.norm_eps,
-                    kernel_init=kernel_init,
-                    dtype=dtype,
-                    rngs=rngs,
-                    grid=grid if config.positions == 'layer_bias' else None,
-                )
-                for i in range(config.depth)
-            }
-        )
+        self.blocks = nnx.Dict({f'{i:02d}': block(i + 1) for i in range(config.depth)})
 
     def __call__(
         self, images_BHWC, mask_BP=None, *, keys_B=None, every_layer: Callable | None = None
@@ -174,22 +162,24 @@ class Encoder(nnx.Module):
         return self._run_blocks(x_BND, bias_HNN, self._draw_drop_path(keys_B), every_layer)
 
     def taps(self, images_BHWC, blocks: Sequence[int], *, keys_B=None) -> list:
-        """What some blocks give, of numbers from 0 (-1: what the first one gets): a list of `dtype`
-        [B, 1 + P, D]. Those behind the last of them are not run. Arguments as above."""
+        """What some blocks give, by their numbers from 0 (-1: what the first one gets).
+
+        Those behind the last of them are not run. Returns a list of `dtype` [B, 1 + P, D].
+        """
         x_BND, bias_HNN = self._embed(images_BHWC)
         keep_L2B, made, done = self._draw_drop_path(keys_B), {}, 0
         for block in sorted(set(blocks)):
-            x_BND = (
-                self._run_blocks(x_BND, bias_HNN, keep_L2B, None, slice(done, block + 1))
-                if block >= done
-                else x_BND
-            )
+            if block >= done:
+                which = slice(done, block + 1)
+                x_BND = self._run_blocks(x_BND, bias_HNN, keep_L2B, None, which)
             made[block], done = x_BND, block + 1
         return [made[block] for block in blocks]
 
     def attention(self, images_BHWC, layer: int):
-        """How much each token looks at each other one in block `layer` (from 0), float32 [B, H, N,
-        N]; rows sum to 1."""
+        """How much each token looks at each other one in block `layer` (from 0).
+
+        Returns float32 [B, H, N, N] (query, key); rows sum to 1.
+        """
         x_BND, bias_HNN = self._embed(images_BHWC)
         blocks = list(self.blocks.values())
         for block in blocks[:layer]:
@@ -201,28 +191,27 @@ class Encoder(nnx.Module):
         x_BPD = self.patch_embedding(patchify(images_BHWC, self.config.patch_size))
         if mask_BP is not None:
             x_BPD = jnp.where(mask_BP[..., None], self.mask_token[...].astype(self.dtype), x_BPD)
-        cls_B1D = jnp.broadcast_to(
-            self.cls_token[...].astype(self.dtype), (x_BPD.shape[0], 1, x_BPD.shape[2])
-        )
+        batch, _, width = x_BPD.shape
+        cls_B1D = jnp.broadcast_to(self.cls_token[...].astype(self.dtype), (batch, 1, width))
         x_BND = jnp.concatenate([cls_B1D, x_BPD], axis=1)
         if self.position_embedding is not None:
             x_BND = x_BND + self.position_embedding[...].astype(self.dtype)
         return x_BND, self.position_bias() if self.position_bias is not None else None
 
     def _draw_drop_path(self, keys_B):
-        """What each branch is multiplied by, float32 [L, 2, B]: 0 with the layer's rate, else 1 /
-        (1 - rate). None: nothing is dropped."""
+        """What each branch is multiplied by, float32 [L, 2, B], or None where nothing is dropped.
+
+        0 with the layer's rate, else 1 / (1 - rate).
+        """
         if keys_B is None or not self.config.drop_path:
             return None
         rates_L = jnp.linspace(0, self.config.drop_path, self.config.depth)
         uniform_BL2 = jax.vmap(lambda key: jax.random.uniform(key, (self.config.depth, 2)))(keys_B)
-        return (uniform_BL2.transpose(1, 2, 0) >= rates_L[:, None, None]) / (
-            1 - rates_L[:, None, None]
-        )
+        kept_L2B = uniform_BL2.transpose(1, 2, 0) >= rates_L[:, None, None]
+        return kept_L2B / (1 - rates_L[:, None, None])
 
     def _run_blocks(self, x_BND, bias_HNN, keep_L2B, every_layer, which=slice(None)):
-        """The one place that chooses between a scan over the blocks (some: `which`) and a plain
-        loop."""
+        """Runs some blocks (`which`): here alone a scan or a plain loop is chosen."""
         config, blocks = self.config, list(self.blocks.values())[which]
         graphdef = nnx.graphdef(blocks[0])
 
@@ -239,15 +228,12 @@ class Encoder(nnx.Module):
         params = [nnx.to_pure_dict(nnx.state(block, nnx.Param)) for block in blocks]
         keep = {} if keep_L2B is None else {'keep': keep_L2B[which]}
         if config.unroll < config.depth:
-            stacked = jax.tree.map(lambda *layers: jnp.stack(layers), *params)
-            x_BND, layers = jax.lax.scan(
-                apply, x_BND, {'params': stacked} | keep, unroll=config.unroll
-            )
-            return layers if every_layer else x_BND
-        layers = []
+            stacked = {'params': jax.tree.map(lambda *layers: jnp.stack(layers), *params)} | keep
+            x_BND, made = jax.lax.scan(apply, x_BND, stacked, unroll=config.unroll)
+            return made if every_layer else x_BND
+        made = []
         for i, layer_params in enumerate(params):
-            x_BND, layer = apply(
-                x_BND, {'params': layer_params} | {name: value[i] for name, value in keep.items()}
-            )
-            layers.append(layer)
-        return jax.tree.map(lambda *each: jnp.stack(each), *layers) if every_layer else x_BND
+            layer = {'params': layer_params} | {name: value[i] for name, value in keep.items()}
+            x_BND, result = apply(x_BND, layer)
+            made.append(result)
+        return jax.tree.map(lambda *each: jnp.stack(each), *made) if every_layer else x_BND

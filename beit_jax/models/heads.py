@@ -1,26 +1,28 @@
-"""Heads on the encoder. Shape legend: B images, N tokens (CLS first), P patches, K slots, D width,
-L layers, C classes, V outputs a patch: the vocabulary of its token, or its pixel values."""
+"""Heads on the encoder: patches (pre-training), classes (fine-tuning), linear probes.
+
+That of segmentation is in `upernet`. Shape legend: B images, N tokens (CLS first), P patches, K
+slots, D width, L layers, C classes, V outputs a patch: the vocabulary of its token, or its pixel
+values.
+"""
 
 from flax import nnx
 import jax.numpy as jnp
 
 from beit_jax.models.encoder import Encoder, EncoderConfig
-from beit_jax.models.layers import Constant, TruncatedNormal, layer_norm, linear, parameter
+from beit_jax.models.initializers import Constant, TruncatedNormal, parameter
+from beit_jax.models.layers import layer_norm, linear
+
+POOLINGS = ('mean', 'cls')
+KINDS = ('cls', 'mean', 'both')  # what a linear probe reads
 
 
 class PatchHead(nnx.Module):
-    """The last norm and a linear layer to the vocabulary (modeling_pretrain.py: norm, lm_head), or
-    to pixel values."""
+    """Last norm and linear layer to tokens or pixels (modeling_pretrain.py: norm, lm_head)."""
 
     def __init__(self, config: EncoderConfig, outputs: int, *, dtype, rngs: nnx.Rngs):
         self.norm = layer_norm(config.width, config.norm_eps, dtype=dtype, rngs=rngs)
-        self.projection = linear(
-            config.width,
-            outputs,
-            TruncatedNormal(config.init_std, config.init_std),
-            dtype=dtype,
-            rngs=rngs,
-        )
+        init = TruncatedNormal(config.init_std, config.init_std)
+        self.projection = linear(config.width, outputs, init, dtype=dtype, rngs=rngs)
 
     def __call__(self, x_BKD):
         """[B, K, D] -> float32 [B, K, V]."""
@@ -39,12 +41,12 @@ class MaskedImageModel(nnx.Module):
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
+        """`grid`: rows and columns of patches; `outputs`: V."""
         self.encoder = Encoder(config, grid, dtype=dtype, rngs=rngs)
         self.head = PatchHead(config, outputs, dtype=dtype, rngs=rngs)
 
     def __call__(self, images_BHWC, mask_BP, slots_BK, *, keys_B=None):
-        """Logits of the tokens (or pixels) at the slots only, so that the large head never runs on
-        patches that nobody asks for.
+        """Logits of the tokens (or pixels) at the slots: the large head runs on no other patch.
 
         Args:
           images_BHWC: normalised pixels, float [B, height, width, 3].
@@ -59,12 +61,8 @@ class MaskedImageModel(nnx.Module):
         return self.head(jnp.take_along_axis(x_BND[:, 1:], slots_BK[..., None], axis=1))
 
 
-POOLINGS = ('mean', 'cls')
-KINDS = ('cls', 'mean', 'both')  # what a linear probe reads
-
-
 class ClassificationHead(nnx.Module):
-    """The mean of the patches (or CLS), a norm, and a linear layer to the classes, in float32
+    """Mean of the patches (or CLS), norm, linear layer to the classes, in float32
     (modeling_finetune.py: fc_norm, head)."""
 
     def __init__(
@@ -77,18 +75,14 @@ class ClassificationHead(nnx.Module):
         scale: float = 1.0,
         rngs: nnx.Rngs,
     ):
-        """`num_classes`: 0 leaves the linear layer out; `scale`: what its initial kernel is
-        multiplied by."""
-        self.pooling = pooling
-        self.norm = layer_norm(width, norm_eps, dtype=jnp.float32, rngs=rngs)
+        """`num_classes`: 0 leaves the linear layer out; `scale`: of its initial kernel."""
+        self.pooling, options = pooling, {'dtype': jnp.float32, 'rngs': rngs}
+        self.norm = layer_norm(width, norm_eps, **options)
         init = TruncatedNormal(0.02 * scale, 2.0 * scale)
-        self.classes = (
-            linear(width, num_classes, init, dtype=jnp.float32, rngs=rngs) if num_classes else None
-        )
+        self.classes = linear(width, num_classes, init, **options) if num_classes else None
 
     def __call__(self, x_BND):
-        """[B, N, D] -> logits float32 [B, C]; without classes what they would be made of, [B,
-        D]."""
+        """[B, N, D] -> logits float32 [B, C]; without classes what they read, [B, D]."""
         x_BD = self.norm(pool(x_BND, self.pooling))
         return x_BD if self.classes is None else self.classes(x_BD)
 
@@ -107,6 +101,7 @@ class Classifier(nnx.Module):
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
+        """`grid`: rows and columns of patches; `num_classes`, `head_scale`: see the head."""
         self.encoder = Encoder(config, grid, masked=False, dtype=dtype, rngs=rngs)
         self.head = ClassificationHead(
             config.width,
@@ -118,18 +113,18 @@ class Classifier(nnx.Module):
         )
 
     def __call__(self, images_BHWC, *, keys_B=None):
-        """Normalised pixels, float [B, height, width, 3], and the keys of `Encoder` -> logits
-        float32 [B, C]."""
+        """Normalised pixels, float [B, height, width, 3] -> logits float32 [B, C].
+
+        `keys_B`: see `Encoder`.
+        """
         return self.head(self.encoder(images_BHWC, keys_B=keys_B))
 
 
 def pool(x_BND, pooling: str):
     """[..., N, D] -> float32 [..., D]: the mean of the patches ('mean') or CLS ('cls')."""
-    return (
-        jnp.mean(x_BND[..., 1:, :], axis=-2, dtype=jnp.float32)
-        if pooling == 'mean'
-        else x_BND[..., 0, :].astype(jnp.float32)
-    )
+    if pooling == 'mean':
+        return jnp.mean(x_BND[..., 1:, :], axis=-2, dtype=jnp.float32)
+    return x_BND[..., 0, :].astype(jnp.float32)
 
 
 def pool_both(x_BND) -> dict:
@@ -138,31 +133,25 @@ def pool_both(x_BND) -> dict:
 
 
 class LayerProbes(nnx.Module):
-    """A linear head on each layer for each of KINDS: heads that share nothing but their input
-    (run_linear_eval.py: weights N(0, 0.01))."""
+    """A linear head on each layer for each of KINDS (run_linear_eval.py: weights N(0, 0.01)).
+
+    They share nothing but their input.
+    """
 
     def __init__(self, layers: int, width: int, num_classes: int, *, rngs: nnx.Rngs):
         init, zeros = TruncatedNormal(0.01, 1.0), Constant(0.0)
         for kind in KINDS:
             inputs = 2 * width if kind == 'both' else width
-            setattr(
-                self,
-                kind,
-                nnx.Dict(
-                    kernel=parameter(init, (layers, inputs, num_classes), rngs),
-                    bias=parameter(zeros, (layers, num_classes), rngs),
-                ),
+            head = nnx.Dict(
+                kernel=parameter(init, (layers, inputs, num_classes), rngs),
+                bias=parameter(zeros, (layers, num_classes), rngs),
             )
+            setattr(self, kind, head)
 
     def __call__(self, cls_BLD, mean_BLD):
         """Features float32 [B, L, D] -> {kind: logits float32 [B, L, C]}."""
-        inputs = {
-            'cls': cls_BLD,
-            'mean': mean_BLD,
-            'both': jnp.concatenate([cls_BLD, mean_BLD], axis=-1),
-        }
-        heads = {kind: getattr(self, kind) for kind in KINDS}
-        return {
-            kind: jnp.einsum('bld,ldc->blc', inputs[kind], head.kernel[...]) + head.bias[...]
-            for kind, head in heads.items()
-        }
+        both_BLD, logits = jnp.concatenate([cls_BLD, mean_BLD], axis=-1), {}
+        for kind, x_BLD in {'cls': cls_BLD, 'mean': mean_BLD, 'both': both_BLD}.items():
+            head = getattr(self, kind)
+            logits[kind] = jnp.einsum('bld,ldc->blc', x_BLD, head.kernel[...]) + head.bias[...]
+        return logits

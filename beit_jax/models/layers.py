@@ -1,12 +1,10 @@
-"""Layers of the vision transformer: initialisers, attention with a relative position bias, MLP,
-block.
+"""Layers of the vision transformer: attention with a relative position bias, MLP, block.
 
 Shape legend: B images, N tokens (CLS first), D width, H heads, K width of a head, F hidden width of
 the MLP. Parameters are float32; `dtype` is that of the products and of the residual stream. Norms
 and softmax have float32 statistics.
 """
 
-import dataclasses
 import functools
 import math
 
@@ -16,70 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from beit_jax.models.attention import attend, row_major, weights
+from beit_jax.models.initializers import Constant, Divided, TruncatedNormal, parameter
 from beit_jax.models.platform import keep_rows, target_platform
-
-
-@dataclasses.dataclass(frozen=True)
-class TruncatedNormal:
-    """Normal draws of deviation `std`, cut at +-`bound` (absolute). BEiT cuts at ONE deviation."""
-
-    std: float
-    bound: float
-
-    def __call__(self, key, shape, dtype=jnp.float32, **_):
-        cut = self.bound / self.std
-        # float32 draws end before; truncated_normal would now and then give the bound itself
-        if cut > 6:
-            return jax.random.normal(key, shape, dtype) * self.std
-        return jax.random.truncated_normal(key, -cut, cut, shape, dtype) * self.std
-
-    def __str__(self):
-        return f'truncated_normal({self.std}, +-{self.bound})'
-
-
-@dataclasses.dataclass(frozen=True)
-class Divided:
-    """What `initializer` draws, divided by `divisor`."""
-
-    initializer: TruncatedNormal
-    divisor: float
-
-    def __call__(self, key, shape, dtype=jnp.float32, **_):
-        return self.initializer(key, shape, dtype) / self.divisor
-
-    def __str__(self):
-        return f'{self.initializer} / {self.divisor:.6f}'
-
-
-@dataclasses.dataclass(frozen=True)
-class Uniform:
-    """Uniform draws from -bound to bound."""
-
-    bound: float
-
-    def __call__(self, key, shape, dtype=jnp.float32, **_):
-        return jax.random.uniform(key, shape, dtype, -self.bound, self.bound)
-
-    def __str__(self):
-        return f'uniform(+-{self.bound:.6f})'
-
-
-@dataclasses.dataclass(frozen=True)
-class Constant:
-    """Every element is `value`."""
-
-    value: float
-
-    def __call__(self, key, shape, dtype=jnp.float32, **_):
-        return jnp.full(shape, self.value, dtype)
-
-    def __str__(self):
-        return f'constant({self.value:g})'
-
-
-def parameter(init, shape: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Param:
-    """A float32 parameter that remembers how it is initialised."""
-    return nnx.Param(init(rngs.params(), shape), initializer=init)
 
 
 def linear(
@@ -107,9 +43,12 @@ def linear(
 
 
 def product(x, kernel_DE, **options):
-    """[..., D] and a kernel [D, E] -> [..., E]. Elsewhere than on a TPU, whose tiles it would
-    break, as a product of two matrices: XLA's CPU backend would else transpose the gradient of
-    every result, at a third of the time of the MLP (docs/benchmarks.md)."""
+    """[..., D] and a kernel [D, E] -> [..., E].
+
+    Elsewhere than on a TPU, whose tiles it would break, as a product of two matrices: XLA's CPU
+    backend would else transpose the gradient of every result, at a third of the time of the MLP
+    (docs/benchmarks.md).
+    """
     rows = x if target_platform() == 'tpu' else x.reshape(-1, x.shape[-1])
     return jnp.matmul(rows, kernel_DE, **options).reshape(*x.shape[:-1], -1)
 
@@ -138,9 +77,7 @@ def relative_position_index(grid: tuple[int, int]) -> np.ndarray:
     patch to CLS, CLS to CLS (modeling_finetune.py, RelativePositionBias).
     """
     height, width = grid
-    y, x = (
-        axis.ravel() for axis in np.meshgrid(np.arange(height), np.arange(width), indexing='ij')
-    )
+    y, x = np.indices(grid).reshape(2, -1)
     offsets = (y[:, None] - y + height - 1) * (2 * width - 1) + (x[:, None] - x + width - 1)
     rows = num_relative_positions(grid)
     index = np.full((1 + height * width,) * 2, rows - 1, np.int32)
@@ -149,6 +86,7 @@ def relative_position_index(grid: tuple[int, int]) -> np.ndarray:
 
 
 def num_relative_positions(grid: tuple[int, int]) -> int:
+    """Rows of the bias table."""
     return (2 * grid[0] - 1) * (2 * grid[1] - 1) + 3
 
 
@@ -165,8 +103,7 @@ class RelativePositionBias(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention; query and value have biases, key has none (modeling_finetune.py,
-    Attention)."""
+    """Multi-head self-attention (modeling_finetune.py, Attention); key alone has no bias."""
 
     def __init__(
         self,
@@ -179,8 +116,7 @@ class Attention(nnx.Module):
         dtype,
         rngs: nnx.Rngs,
     ):
-        """`grid`: rows and columns of patches if this layer has a bias table of its own, else
-        None."""
+        """`grid`: rows and columns of patches if the layer has a bias table of its own."""
         self.heads = heads
         self.query = linear(width, width, kernel_init, dtype=dtype, rngs=rngs)
         self.key = linear(width, width, kernel_init, dtype=dtype, rngs=rngs, use_bias=False)
@@ -189,31 +125,38 @@ class Attention(nnx.Module):
         self.position_bias = RelativePositionBias(grid, heads, rngs=rngs) if grid else None
 
     def __call__(self, x_BND, bias_HNN=None, scale_D=None):
-        """x: [B, N, D]; bias: float32 [H, N, N] (key, query) shared by the layers, or None; scale:
-        what the result is multiplied by, [D] or None. Returns [B, N, D]."""
+        """What each token reads of the others, [B, N, D].
+
+        Args:
+          x_BND: after the norm.
+          bias_HNN: float32 (key, query), shared by the layers, or None.
+          scale_D: what the result is multiplied by, or None.
+        """
         q_BND, k_BND, query_bias_D = self._queries_and_keys(x_BND)
         v_BND = product(x_BND, self.value.kernel[...].astype(x_BND.dtype))
         read_BND = attend(q_BND, k_BND, v_BND, query_bias_D, self._bias(x_BND, bias_HNN))
         # The weights of a token add up to 1: the values' bias can as well be added after them.
         kernel_DD = self.out.kernel[...]
-        kernel_DD, bias_D = scaled(
-            scale_D, kernel_DD, self.out.bias[...] + self.value.bias[...] @ kernel_DD
-        )
+        bias_D = self.out.bias[...] + self.value.bias[...] @ kernel_DD
+        kernel_DD, bias_D = scaled(scale_D, kernel_DD, bias_D)
         return product(read_BND, kernel_DD.astype(x_BND.dtype)) + bias_D.astype(x_BND.dtype)
 
     def weights(self, x_BND, bias_HNN=None):
-        """How much each token looks at each other one, float32 [B, H, N, N] (query, key): rows sum
-        to 1."""
+        """How much each token looks at each other one, float32 [B, H, N, N] (query, key).
+
+        Rows sum to 1.
+        """
         return weights(*self._queries_and_keys(x_BND), self._bias(x_BND, bias_HNN))
 
     def _queries_and_keys(self, x_BND):
-        """Queries without their bias and keys, [B, N, D] each, and that bias [D]; queries and bias
-        divided by the root of their width."""
+        """(queries without their bias [B, N, D], keys [B, N, D], the queries' bias [D]).
+
+        Queries and bias are divided by the root of a head's width.
+        """
         scale = (x_BND.shape[-1] // self.heads) ** -0.5
         kernels = self.query.kernel[...] * scale, self.key.kernel[...]
-        return *(
-            product(x_BND, kernel_DD.astype(x_BND.dtype)) for kernel_DD in kernels
-        ), self.query.bias[...] * scale
+        q_BND, k_BND = (product(x_BND, kernel_DD.astype(x_BND.dtype)) for kernel_DD in kernels)
+        return q_BND, k_BND, self.query.bias[...] * scale
 
     def _bias(self, x_BND, bias_HNN):
         if self.position_bias is not None:
@@ -222,15 +165,16 @@ class Attention(nnx.Module):
 
 
 def scaled(scale_D, kernel, bias_D):
-    """Kernel and bias of a linear layer whose result LayerScale multiplies, in one: no pass over
-    the tokens is needed. `scale_D`: or None."""
+    """Kernel and bias of a linear layer, times LayerScale's `scale_D` where it is not None.
+
+    So that the result, which would be multiplied, needs no pass over the tokens.
+    """
     return (kernel, bias_D) if scale_D is None else (kernel * scale_D, bias_D * scale_D)
 
 
 @jax.custom_vjp
 def gelu(x):
-    """x * Phi(x), computed in float32. What its gradient needs is computed beside it, so that the
-    backward pass only multiplies."""
+    """x * Phi(x), computed in float32, its slope beside it: the backward pass only multiplies."""
     return _gelu_and_slope(x)[0]
 
 
@@ -252,11 +196,10 @@ class Mlp(nnx.Module):
         self.fc2 = linear(hidden, width, out_init, dtype=dtype, rngs=rngs)
 
     def __call__(self, x_BND, scale_D=None):
-        """scale: what the result is multiplied by, [D] or None."""
+        """`scale_D`: what the result is multiplied by, or None."""
         kernel_FD, bias_D = scaled(scale_D, self.fc2.kernel[...], self.fc2.bias[...])
-        return product(gelu(self.fc1(x_BND)), kernel_FD.astype(x_BND.dtype)) + bias_D.astype(
-            x_BND.dtype
-        )
+        y_BND = product(gelu(self.fc1(x_BND)), kernel_FD.astype(x_BND.dtype))
+        return y_BND + bias_D.astype(x_BND.dtype)
 
 
 class Block(nnx.Module):
@@ -276,8 +219,7 @@ class Block(nnx.Module):
         dtype,
         rngs: nnx.Rngs,
     ):
-        """`layer` counts from 1: the two kernels that write to the residual stream are divided by
-        sqrt(2 * layer)."""
+        """`layer`, from 1: what writes to the residual stream starts divided by sqrt(2 * layer)."""
         out_init = Divided(kernel_init, math.sqrt(2 * layer))
         self.norm1 = layer_norm(width, norm_eps, dtype=dtype, rngs=rngs)
         self.attention = Attention(
@@ -289,12 +231,17 @@ class Block(nnx.Module):
         self.scale2 = parameter(Constant(layer_scale), (width,), rngs) if layer_scale else None
 
     def __call__(self, x_BND, bias_HNN=None, keep_2B=None):
-        """keep: float32 [2, B], what each image's attention and MLP branch is multiplied by (0
-        drops it), or None."""
+        """One block, [B, N, D] -> [B, N, D].
+
+        Args:
+          x_BND: the residual stream.
+          bias_HNN: float32 (key, query), shared by the layers, or None.
+          keep_2B: float32, what the attention and the MLP branch of each image are multiplied by (0
+            drops it), or None.
+        """
         x_BND = row_major(keep_rows(x_BND))
-        scale1_D, scale2_D = (
-            None if scale is None else scale[...] for scale in (self.scale1, self.scale2)
-        )
+        scales = self.scale1, self.scale2
+        scale1_D, scale2_D = (None if scale is None else scale[...] for scale in scales)
         x_BND = self._add(x_BND, self.attention(self.norm1(x_BND), bias_HNN, scale1_D), keep_2B, 0)
         return self._add(x_BND, self.mlp(self.norm2(x_BND), scale2_D), keep_2B, 1)
 

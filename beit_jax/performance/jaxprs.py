@@ -11,18 +11,12 @@ def equations(jaxpr, times: int = 1) -> Iterator[tuple]:
     """(equation, how often it runs) for all that have none inside them, and for Pallas kernels; the
     body of a while loop counts once."""
     for equation in getattr(jaxpr, 'jaxpr', jaxpr).eqns:
-        inner = (
-            []
-            if equation.primitive.name == 'pallas_call'
-            else list(_inside(equation.params.values()))
-        )
+        kind, params = equation.primitive.name, equation.params
+        inner = [] if kind == 'pallas_call' else list(_inside(params.values()))
         if not inner:
             yield equation, times
         for each in inner:
-            yield from equations(
-                each,
-                times * equation.params['length'] if equation.primitive.name == 'scan' else times,
-            )
+            yield from equations(each, times * params['length'] if kind == 'scan' else times)
 
 
 def _inside(values):
@@ -36,27 +30,19 @@ def _inside(values):
 def product_flops(function, *arguments) -> int:
     """Floating-point operations of the matrix products and convolutions of function(*arguments); a
     multiplication and an addition are two."""
-    return sum(
-        times * _flops(equation)
-        for equation, times in equations(jax.make_jaxpr(function)(*arguments))
-    )
+    jaxpr = jax.make_jaxpr(function)(*arguments)
+    return sum(times * _flops(equation) for equation, times in equations(jaxpr))
 
 
 def _flops(equation) -> int:
-    if equation.primitive.name == 'dot_general':
-        (contracted, _), _ = equation.params['dimension_numbers']
+    kind, numbers = equation.primitive.name, equation.params.get('dimension_numbers')
+    if kind == 'dot_general':
+        (contracted, _), _ = numbers
         left = equation.invars[0].aval.shape
-        return (
-            2
-            * math.prod(equation.outvars[0].aval.shape)
-            * math.prod(left[axis] for axis in contracted)
-        )
-    if equation.primitive.name == 'conv_general_dilated':
-        kernel, numbers = equation.invars[1].aval.shape, equation.params['dimension_numbers']
-        return (
-            2
-            * math.prod(equation.outvars[0].aval.shape)
-            * math.prod(kernel)
-            // kernel[numbers.rhs_spec[0]]
-        )
-    return 0
+        summed = math.prod(left[axis] for axis in contracted)
+    elif kind == 'conv_general_dilated':
+        kernel = equation.invars[1].aval.shape
+        summed = math.prod(kernel) // kernel[numbers.rhs_spec[0]]
+    else:
+        return 0
+    return 2 * math.prod(equation.outvars[0].aval.shape) * summed

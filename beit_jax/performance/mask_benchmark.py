@@ -17,17 +17,12 @@ GRID, ROUNDS, STEP_BATCH = (14, 14), 10, 4  # patches; batches of masks a repeat
 def official_mask(rng: random.Random, height: int, width: int, config) -> np.ndarray:
     """One blockwise mask, int [height, width], as masking_generator.py:55-92 draws it, in Python
     and NumPy; config: a MaskConfig."""
-    mask, wanted, log_aspect = (
-        np.zeros((height, width), int),
-        config.patches,
-        math.log(config.min_aspect),
-    )
+    mask, wanted = np.zeros((height, width), int), config.patches
+    log_aspect = math.log(config.min_aspect)
     while wanted:
         for _ in range(10):
-            area, aspect = (
-                rng.uniform(config.min_block, wanted),
-                math.exp(rng.uniform(log_aspect, -log_aspect)),
-            )
+            area = rng.uniform(config.min_block, wanted)
+            aspect = math.exp(rng.uniform(log_aspect, -log_aspect))
             h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if h < height and w < width:
                 top, left = rng.randint(0, height - h), rng.randint(0, width - w)
@@ -60,10 +55,8 @@ def benchmark_masks(batch: int, repeats: int) -> dict:
     seconds = {name: [] for name in ways}
     for repeat in range(repeats):
         for name, way in ways.items():
-            seconds[name].append(
-                _time(lambda way=way: [way(repeat * ROUNDS + i) for i in range(ROUNDS)])
-                / (ROUNDS * batch)
-            )
+            seeds = range(repeat * ROUNDS, (repeat + 1) * ROUNDS)
+            seconds[name].append(_time(lambda: list(map(way, seeds))) / (ROUNDS * batch))
     step = _seconds_of_a_step(repeats)
     per_mask = {name: statistics.median(times) for name, times in seconds.items()}
     return {
@@ -84,21 +77,16 @@ def benchmark_masks(batch: int, repeats: int) -> dict:
 
 
 def _seconds_of_a_step(repeats: int) -> float:
-    """Seconds per image, forward and backward, float32, of a BEiT-B whose tokens are drawn at
-    random."""
+    """Seconds per image, forward and backward, float32, of a BEiT-B on tokens drawn at random."""
     from flax import nnx
     import jax
 
     from beit_jax.tasks.pretrain import Config, make_on_given_tokens
 
-    task, rng = (
-        make_on_given_tokens(Config(total_steps=1, compute_dtype='float32')),
-        np.random.default_rng(0),
-    )
-    params = jax.tree.map(
-        lambda leaf: rng.standard_normal(leaf.shape, np.float32) * 0.02,
-        nnx.to_pure_dict(task.abstract),
-    )
+    task = make_on_given_tokens(Config(total_steps=1, compute_dtype='float32'))
+    rng = np.random.default_rng(0)
+    weights = lambda leaf: rng.standard_normal(leaf.shape, np.float32) * 0.02
+    params = jax.tree.map(weights, nnx.to_pure_dict(task.abstract))
     batch = {
         'image': rng.integers(0, 256, (STEP_BATCH, 224, 224, 3), np.uint8),
         'tokens': rng.integers(0, 8192, (STEP_BATCH, 196), np.uint16),
@@ -106,19 +94,11 @@ def _seconds_of_a_step(repeats: int) -> float:
         'valid': np.ones(STEP_BATCH, np.float32),
     }
     keys_B = jax.random.split(jax.random.key(0), STEP_BATCH)
-    step = jax.jit(
-        jax.grad(
-            lambda params: task.loss(params, batch, keys_B, progress=0.0, train=True), has_aux=True
-        )
-    )
-    params = jax.device_put(params)
-    jax.block_until_ready(step(params))
-    return (
-        statistics.median(
-            _time(lambda: jax.block_until_ready(step(params))) for _ in range(repeats)
-        )
-        / STEP_BATCH
-    )
+    loss = lambda params: task.loss(params, batch, keys_B, progress=0.0, train=True)
+    step, params = jax.jit(jax.grad(loss, has_aux=True)), jax.device_put(params)
+    run = lambda: jax.block_until_ready(step(params))
+    run()  # compiles
+    return statistics.median(_time(run) for _ in range(repeats)) / STEP_BATCH
 
 
 def _time(run) -> float:

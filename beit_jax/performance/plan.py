@@ -32,6 +32,9 @@ CHIPS = {
     'v5p': Chip(262_144, 1.75e9, 2.765e12, 95 * 2**30, 2, 6e11),
     'v6e': Chip(524_288, 1.75e9, 1.64e12, 32 * 2**30, 1, 4.48e11),
 }
+# what the compiler says of a program that takes more memory than there is
+_USED = r'Used ([\d.]+\w) of ([\d.]+\w) hbm'
+_TEMPORARIES = r'temporaries \(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)'
 EXAMPLES = 'v4:2x2x1, v5e:2x2, v5e:4x4, v5e:16x16, v5p:2x2x1, v5p:4x4x4, v6e:4x4, v6e:16x16'
 
 
@@ -51,20 +54,23 @@ def plan(config: RunConfig, topology: str, dall_e: bool = False) -> dict:
     from beit_jax.performance.programs import initial_programs, peak, peak_in_turns, step_programs
     from beit_jax.train.sharding import make_mesh
 
-    chip, devices = CHIPS.get(topology.partition(':')[0]), _devices(topology, config.mesh.slice)
+    devices, chip = _devices(topology, config.mesh.slice), CHIPS[_kind(topology)]
     mesh = make_mesh(config.mesh, devices)
     parts, memories = {}, []
     for name, program in step_programs(config, mesh, dall_e).items():
         found, memory_of_program = _examine(program, config, topology)
         parts[name] = {'flops': program.flops // len(devices)} | found
         memories.append(memory_of_program)
-    started = [
+    memory = peak_in_turns(memories)
+    *draws, whole = [
         _compile(program, config)[0].memory_analysis() for program in initial_programs(config, mesh)
     ]
-    cycles, flops = (sum(part[name] for part in parts.values()) for name in ('cycles', 'flops'))
+    # the state is made of the parameters, which are drawn one after the other
+    initial_memory = max(peak(whole), whole.argument_size_in_bytes + max(map(peak, draws)))
+    cycles = sum(part['cycles'] for part in parts.values())
+    flops = sum(part['flops'] for part in parts.values())
+    received = sum(sum(part['received'].values()) for part in parts.values())
     seconds = cycles / chip.hertz
-    received = sum(size for part in parts.values() for size in part['received'].values())
-    memory = peak_in_turns(memories)
     if memory > chip.memory:
         raise _exceeded(_too_much(memory, chip.memory), config)
     return {
@@ -82,11 +88,8 @@ def plan(config: RunConfig, topology: str, dall_e: bool = False) -> dict:
         'images_per_second': config.batch_size / seconds,
         'utilisation': flops / cycles / chip.flops_per_cycle,
         'transfer_seconds': received / chip.link_bytes_per_second,
-        'initial_state': started[-1].output_size_in_bytes,
-        # the state is made of the parameters, which are drawn one after the other
-        'initial_memory': max(
-            peak(started[-1]), started[-1].argument_size_in_bytes + max(map(peak, started[:-1]))
-        ),
+        'initial_state': whole.output_size_in_bytes,
+        'initial_memory': initial_memory,
         'memory': memory,
         'memory_limit': chip.memory,
     }
@@ -104,23 +107,17 @@ def _examine(program, config, topology: str) -> tuple:
     compiled, traced = _compile(program, config)
     seconds, memory = time.perf_counter() - began, compiled.memory_analysis()
     found = estimate(compiled.as_text(), trips=getattr(getattr(config, 'model', None), 'depth', 1))
-    kernels = [
-        (equation, times)
-        for equation, times in jaxprs.equations(traced.jaxpr)
-        if equation.primitive.name == 'pallas_call'
-    ]
-    chip, cycles = CHIPS[topology.partition(':')[0]], {}
-    for equation, times in kernels:
-        name, shapes = (
-            equation.params['name'],
-            tuple(variable.aval.shape for variable in equation.invars),
-        )
-        if (name, shapes) not in cycles:
-            cycles[name, shapes] = kernel_cycles(
-                equation, topology, chip.cores, chip.bytes_per_second / chip.hertz
-            )
-        found.cycles += times * cycles[name, shapes]
-        found.operations[f'{name} (a kernel, by its schedule)'] += times * cycles[name, shapes]
+    chip, known = CHIPS[_kind(topology)], {}
+    bytes_per_cycle = chip.bytes_per_second / chip.hertz
+    for equation, times in jaxprs.equations(traced.jaxpr):
+        if equation.primitive.name != 'pallas_call':
+            continue
+        name = equation.params['name']
+        kernel = name, *(variable.aval.shape for variable in equation.invars)
+        if kernel not in known:
+            known[kernel] = kernel_cycles(equation, topology, chip.cores, bytes_per_cycle)
+        found.cycles += times * known[kernel]
+        found.operations[f'{name} (a kernel, by its schedule)'] += times * known[kernel]
     return {
         'cycles': found.cycles,
         'compile_seconds': seconds,
@@ -130,6 +127,10 @@ def _examine(program, config, topology: str) -> tuple:
         'received': dict(found.received),
         'operations': dict(found.operations.most_common(10)),
     }, memory
+
+
+def _kind(topology: str) -> str:
+    return topology.partition(':')[0]
 
 
 def _devices(topology: str, slices: int = 1):
@@ -144,13 +145,11 @@ def _devices(topology: str, slices: int = 1):
         importlib.util.find_spec('libtpu') is not None,
         'planning takes the compiler of the TPU: pip install "jax[tpu]".',
     )
-    kind = topology.partition(':')[0]
     unknown = f'--topology={topology} is unknown: give KIND:SHAPE, for example {EXAMPLES}.'
-    check(kind in CHIPS, unknown)
+    check(_kind(topology) in CHIPS, unknown)
     try:
-        return topologies.get_topology_desc(
-            topology, platform='tpu', num_slices=max(1, slices)
-        ).devices
+        found = topologies.get_topology_desc(topology, platform='tpu', num_slices=max(1, slices))
+        return found.devices
     except Exception as error:  # of the compiler, of many types
         raise RequestError(f'{unknown} ({str(error).splitlines()[0][:200]})') from error
 
@@ -167,19 +166,11 @@ def _compile(program, config):
     try:
         return traced.lower().compile(), traced
     except jax.errors.JaxRuntimeError as error:
-        if 'RESOURCE_EXHAUSTED' not in str(error):
+        text = str(error)
+        if 'RESOURCE_EXHAUSTED' not in text:
             raise
-        sizes = re.search(
-            r'Used (?P<used>[\d.]+\w) of (?P<limit>[\d.]+\w) hbm', str(error)
-        ) or re.search(
-            r'temporaries \((?P<used>[\d.]+\w)\) exceeds available HBM \((?P<limit>[\d.]+\w)\)',
-            str(error),
-        )
-        what = (
-            _too_much(*map(_size, sizes.group('used', 'limit')))
-            if sizes
-            else str(error).splitlines()[0]
-        )
+        sizes = re.search(_USED, text) or re.search(_TEMPORARIES, text)
+        what = _too_much(*map(_size, sizes.groups())) if sizes else text.splitlines()[0]
         raise _exceeded(what, config) from error
 
 
@@ -189,7 +180,10 @@ def _size(text: str) -> float:
 
 
 def _too_much(used: float, limit: float) -> str:
-    return f'a chip has {limit / 1e9:.2f} GB of memory, this takes {used / 1e9:.2f} GB, {(used - limit) / 1e9:.2f} GB too much'
+    return (
+        f'a chip has {limit / 1e9:.2f} GB of memory, this takes {used / 1e9:.2f} GB, '
+        f'{(used - limit) / 1e9:.2f} GB too much'
+    )
 
 
 def _exceeded(what: str, config) -> MemoryLimitError:
@@ -203,30 +197,27 @@ def search_batch(config: RunConfig, topology: str, dall_e: bool = False) -> dict
     """The largest batch that fits, and the fastest: doubles the images of a chip from the recipe's
     until they do not fit, or halves them until they do, then tries half way between, and halves the
     smallest as long as that is faster."""
-    chips, unit, tried, refused = (
-        len(_devices(topology, config.mesh.slice)),
-        config.accumulate_steps,
-        {},
-        {},
-    )
+    chips, unit = len(_devices(topology, config.mesh.slice)), config.accumulate_steps
+    tried, refused = {}, {}
 
     def attempt(images):
+        """Whether so many fit."""
+        changed = dataclasses.replace(config, batch_size=images * chips)
         try:
-            tried[images] = plan(
-                dataclasses.replace(config, batch_size=images * chips), topology, dall_e
-            )
-            print(
-                f'{images} images a chip: {tried[images]["images_per_second"]:,.0f} images/s, '
-                f'{tried[images]["memory"] / 1e9:.2f} GB',
-                flush=True,
-            )
+            found = tried[images] = plan(changed, topology, dall_e)
         except MemoryLimitError as error:
             refused[images] = str(error)
             print(f'{images} images a chip: {error}', flush=True)
-        return images in tried
+            return False
+        speed, memory = f'{found["images_per_second"]:,.0f}', f'{found["memory"] / 1e9:.2f}'
+        print(f'{images} images a chip: {speed} images/s, {memory} GB', flush=True)
+        return True
 
     def whole_parts(images):
         return max(unit, images // unit * unit)
+
+    def fastest():
+        return max(tried, key=lambda images: tried[images]['images_per_second'])
 
     images = whole_parts(config.batch_size // chips)
     if attempt(images):
@@ -238,13 +229,9 @@ def search_batch(config: RunConfig, topology: str, dall_e: bool = False) -> dict
     while tried and min(refused) - max(tried) > max(8, unit, max(tried) // 4):
         attempt(whole_parts((min(refused) + max(tried)) // 2))
     check(bool(tried), f'not even {min(refused)} images a chip fit: {refused[min(refused)]}')
-    while (
-        (fastest := max(tried, key=lambda images: tried[images]['images_per_second']))
-        == min(tried)
-        > unit
-    ):
-        attempt(whole_parts(fastest // 2))
-    return tried[fastest] | {
+    while fastest() == min(tried) > unit:
+        attempt(whole_parts(min(tried) // 2))
+    return tried[fastest()] | {
         'largest_images_per_chip': max(tried),
-        'fastest_images_per_chip': fastest,
+        'fastest_images_per_chip': fastest(),
     }

@@ -14,6 +14,7 @@ from beit_jax.settings.run import RunConfig
 from beit_jax.tasks import make_task
 from beit_jax.tasks.pretrain import make_on_given_tokens
 from beit_jax.train import optimizer as optimizers
+from beit_jax.train import state as states
 from beit_jax.train import step as steps
 from beit_jax.train.sharding import check_batch, on_mesh, replicated, state_shardings
 
@@ -44,20 +45,16 @@ def step_programs(config: RunConfig, mesh, dall_e: bool = False) -> dict[str, Pr
     """
     config, task, schedule, optimizer = _set_up(config, mesh, dall_e)
     step = steps.make_train_step(task, optimizer, schedule, mesh, config.total_steps)
-    state, batch = steps.abstract_state(task, optimizer), _batch(config.batch_size, task.views)
+    state, batch = states.abstract_state(task, optimizer), _batch(config.batch_size, task.views)
     if config.task == 'pretrain' and config.target == 'tokens':
-        batch['tokens'] = _shape(
-            config.batch_size, config.grid[0] * config.grid[1], dtype=jnp.uint16
-        )
+        rows, columns = config.grid
+        batch['tokens'] = _shape(config.batch_size, rows * columns, dtype=jnp.uint16)
     programs = {'step': Program(step, (state, batch), _step_flops(task, state['params'], batch))}
     if config.task == 'pretrain' and task.frozen:
-        inputs = (
-            jax.tree.map(lambda leaf: _shape(*leaf.shape, dtype=leaf.dtype), task.frozen),
-            _batch(config.batch_size, task.prepare_views),
-        )
-        flops = jaxprs.product_flops(
-            lambda frozen, batch: task.prepare(frozen, batch, train=True), *inputs
-        )
+        frozen = jax.tree.map(lambda leaf: _shape(*leaf.shape, dtype=leaf.dtype), task.frozen)
+        inputs = frozen, _batch(config.batch_size, task.prepare_views)
+        prepare = lambda frozen, batch: task.prepare(frozen, batch, train=True)
+        flops = jaxprs.product_flops(prepare, *inputs)
         programs['tokenizer'] = Program(steps.make_prepare(task, mesh, train=True), inputs, flops)
     return programs
 
@@ -66,22 +63,17 @@ def initial_programs(config: RunConfig, mesh) -> list[Program]:
     """What makes the state that a run starts with: one program for each kind of parameter, and one
     that adds the optimizer's part."""
     _, task, _, optimizer = _set_up(config, mesh)
-    shardings, params = (
-        state_shardings(mesh, steps.abstract_params(task)),
-        steps.abstract_params(task),
-    )
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
-    placed = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        params,
-        shardings,
-    )
-    draws = dict.fromkeys(draw for _, draw, _ in steps.drawings(task, shardings))
-    return [
-        *(Program(draw, (key,), 0) for draw in draws),
-        Program(steps.make_initial_state(task, optimizer, mesh), (placed,), 0),
-    ]
+    params = states.abstract_params(task)
+    shardings = state_shardings(mesh, params)
+
+    def placed(leaf, sharding):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    key = placed(jax.eval_shape(lambda: jax.random.key(0)), replicated(mesh))
+    draws = dict.fromkeys(draw for _, draw, _ in states.drawings(task, shardings))
+    whole = states.make_initial_state(task, optimizer, mesh)
+    inputs = (jax.tree.map(placed, params, shardings),)
+    return [*(Program(draw, (key,), 0) for draw in draws), Program(whole, inputs, 0)]
 
 
 def peak(memory) -> int:
@@ -99,9 +91,8 @@ def peak_in_turns(memories: list) -> int:
     """Bytes that programs take which run one after the other: what one is given lies on the device
     while another runs."""
     given = [memory.argument_size_in_bytes for memory in memories]
-    return sum(given) + max(
-        (peak(memory) - mine for memory, mine in zip(memories, given)), default=0
-    )
+    made = [peak(memory) - memory.argument_size_in_bytes for memory in memories]
+    return sum(given) + max(made, default=0)
 
 
 def _set_up(config, mesh, dall_e=False):
@@ -112,19 +103,13 @@ def _set_up(config, mesh, dall_e=False):
         'config.task=probe: its step is one small product on features; give a recipe of another '
         'task.',
     )
-    config = config.resolve(
-        IMAGES, tuple(map(str, range(PIXEL_CLASSES if config.task == 'segment' else CLASSES)))
-    )
+    classes = PIXEL_CLASSES if config.task == 'segment' else CLASSES
+    config = config.resolve(IMAGES, tuple(map(str, range(classes))))
     task = on_mesh(mesh, _make_task)(config, dall_e)
-    schedule = optimizers.learning_rate(
-        config.optimizer, config.total_steps, IMAGES / config.batch_size
-    )
-    return (
-        config,
-        task,
-        schedule,
-        optimizers.make_optimizer(config.optimizer, schedule, steps.abstract_params(task)),
-    )
+    settings, steps_per_epoch = config.optimizer, IMAGES / config.batch_size
+    schedule = optimizers.learning_rate(settings, config.total_steps, steps_per_epoch)
+    optimizer = optimizers.make_optimizer(settings, schedule, states.abstract_params(task))
+    return config, task, schedule, optimizer
 
 
 def _make_task(config, dall_e: bool):
@@ -133,9 +118,8 @@ def _make_task(config, dall_e: bool):
     if not dall_e:
         return make_on_given_tokens(config)
     tokenizer = make_tokenizer('dvae', {}, 8 * config.grid[0], config.tokenizer.precision)
-    return dataclasses.replace(
-        make_on_given_tokens(config, tokenizer), frozen={'encoder': tokenizer.abstract()['encoder']}
-    )
+    frozen = {'encoder': tokenizer.abstract()['encoder']}
+    return dataclasses.replace(make_on_given_tokens(config, tokenizer), frozen=frozen)
 
 
 def _shape(*sizes: int, dtype) -> jax.ShapeDtypeStruct:
@@ -146,13 +130,10 @@ def _batch(size: int, views) -> dict:
     """Shapes of what the input makes."""
     batch = {view.name: _shape(size, *view.shape, dtype=jnp.uint8) for view in views}
     return batch | {
-        name: _shape(size, dtype=dtype)
-        for name, dtype in (
-            ('label', jnp.int32),
-            ('view', jnp.uint32),
-            ('valid', jnp.float32),
-            ('substituted', jnp.bool_),
-        )
+        'label': _shape(size, dtype=jnp.int32),
+        'view': _shape(size, dtype=jnp.uint32),
+        'valid': _shape(size, dtype=jnp.float32),
+        'substituted': _shape(size, dtype=jnp.bool_),
     }
 
 
@@ -161,12 +142,7 @@ def _step_flops(task, params, batch) -> int:
     key = jax.eval_shape(lambda: jax.random.key(0))
 
     def forward(params, key, keys_B, batch):
-        return task.loss(
-            params,
-            task.augment(steps.model_inputs(batch), key, keys_B),
-            keys_B,
-            progress=0.0,
-            train=True,
-        )[0]
+        batch = task.augment(steps.model_inputs(batch), key, keys_B)
+        return task.loss(params, batch, keys_B, progress=0.0, train=True)[0]
 
     return 3 * jaxprs.product_flops(forward, params, key, keys_B, batch)

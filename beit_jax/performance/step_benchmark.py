@@ -27,78 +27,40 @@ def benchmark_step(config: RunConfig, repeats: int, variants: tuple[str, ...]) -
 
     An empty config.tokenizer.path means DALL-E's tokenizer with random weights. Pictures are random
     and lie on the device.
+
+    Raises:
+      RequestError: another task, or one that the peer does not do.
     """
     # or JAX leaves PyTorch a quarter of the memory
     os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
     keep_memory()
-    check(
-        config.task == 'pretrain',
-        f'config.task={config.task}: benchmark step measures pre-training.',
-    )
-    check(
-        config.target == 'tokens',
-        f'config.target={config.target}: benchmark step measures pre-training on tokens.',
-    )
-    check(
-        not variants or config.predict == 'masked',
-        f'config.predict={config.predict}: --peer predicts hidden patches alone.',
-    )
-    check(
-        not variants or not config.tokenizer.path,
-        "--peer has DALL-E's tokenizer: leave config.tokenizer.path empty.",
-    )
-    check(
-        not variants or importlib.util.find_spec('torch') is not None,
-        '--peer takes PyTorch: pip install torch.',
-    )
-    check(
-        not variants or jax.device_count() == 1,
-        f'--peer runs on one device, here are {jax.device_count()}.',
-    )
-    ours = _Ours(config)
-    ways = {('ours', WHOLE): ours.step, ('ours', GIVEN): ours.step_on_given_tokens}
-    peers = {}
+    _check(config, variants)
+    ours, peers = _Ours(config), {}
     if variants:
         from beit_jax.performance.torch_benchmark import Peer
 
         peers = {name: Peer(config, name) for name in variants}
-        for name, peer in peers.items():
-            ways |= {(name, WHOLE): peer.step, (name, GIVEN): peer.step_on_given_tokens}
-    waits = {'ours': ours.wait} | {name: peer.wait for name, peer in peers.items()}
-    seconds, product = {way: [] for way in ways}, _Product(config.compute_dtype)
-    rates = []
+    seconds, product, rates = {}, _Product(config.compute_dtype), []
     for _ in range(repeats):
         rates.append(product.rate())
-        for (name, what), step in ways.items():
-            seconds[name, what].append(_seconds(step, waits[name]))
-    rate, rows = statistics.median(rates), []
+        for name, one in {'ours': ours, **peers}.items():
+            for what, step in ((WHOLE, one.step), (GIVEN, one.step_on_given_tokens)):
+                seconds.setdefault((name, what), []).append(_seconds(step, one.wait))
+    rate = statistics.median(rates)
+    rows = []
     for (name, what), times in seconds.items():
-        median, flops = statistics.median(times), ours.flops[what]
+        median = statistics.median(times)
         rows.append(
             {
                 'name': name,
                 'what': what,
                 'seconds': {'median': median, 'min': min(times), 'max': max(times)},
                 'images_per_second': config.batch_size / median,
-                'utilisation': flops / median / rate,
+                'utilisation': ours.flops[what] / median / rate,
             }
         )
-    best = {
-        what: min(
-            (row for row in rows if row['what'] == what and row['name'] != 'ours'),
-            key=lambda row: row['seconds']['median'],
-            default=None,
-        )
-        for what in (WHOLE, GIVEN)
-    }
-    ratio = {
-        what: statistics.median(
-            theirs / mine for mine, theirs in zip(seconds['ours', what], seconds[row['name'], what])
-        )
-        for what, row in best.items()
-        if row
-    }
     first = rows[0]  # our whole step
+    peer_memory = max((peer.peak_memory() for peer in peers.values()), default=0)
     return {
         'device': jax.devices()[0].device_kind,
         'devices': jax.device_count(),
@@ -111,16 +73,42 @@ def benchmark_step(config: RunConfig, repeats: int, variants: tuple[str, ...]) -
         'rows': rows,
         'images_per_second': first['images_per_second'],
         'utilisation': first['utilisation'],
-        'ratio': ratio,
+        'ratio': {what: _ratio(seconds, what, peers) for what in (WHOLE, GIVEN) if peers},
         'compile_seconds': {'ours': ours.compile_seconds}
         | {name: peer.compile_seconds for name, peer in peers.items()},
-        'peak_memory': {
-            'ours': ours.memory,
-            'PyTorch, all variants': max(
-                (peer.peak_memory() for peer in peers.values()), default=0
-            ),
-        },
+        'peak_memory': {'ours': ours.memory, 'PyTorch, all variants': peer_memory},
     }
+
+
+def _check(config: RunConfig, variants: tuple[str, ...]) -> None:
+    check(
+        config.task == 'pretrain',
+        f'config.task={config.task}: benchmark step measures pre-training.',
+    )
+    check(
+        config.target == 'tokens',
+        f'config.target={config.target}: benchmark step measures pre-training on tokens.',
+    )
+    if not variants:
+        return
+    check(
+        config.predict == 'masked',
+        f'config.predict={config.predict}: --peer predicts hidden patches alone.',
+    )
+    check(
+        not config.tokenizer.path,
+        "--peer has DALL-E's tokenizer: leave config.tokenizer.path empty.",
+    )
+    there = importlib.util.find_spec('torch') is not None
+    check(there, '--peer takes PyTorch: pip install torch.')
+    count = jax.device_count()
+    check(count == 1, f'--peer runs on one device, here are {count}.')
+
+
+def _ratio(seconds: dict, what: str, peers) -> float:
+    """How many times as long the best of the peers takes as ours, turn by turn."""
+    best = min((seconds[name, what] for name in peers), key=statistics.median)
+    return statistics.median(theirs / ours for ours, theirs in zip(seconds['ours', what], best))
 
 
 class _Ours:
@@ -139,9 +127,8 @@ class _Ours:
             for name, program in programs.items()
         }
         self.compile_seconds = time.perf_counter() - began
-        self.memory = peak_in_turns(
-            [memory for program in compiled.values() if (memory := program.memory_analysis())]
-        )
+        memories = [program.memory_analysis() for program in compiled.values()]
+        self.memory = peak_in_turns(list(filter(None, memories)))
         self._step, self._tokenize = compiled['step'], compiled['tokenizer']
 
         def random(leaf):
@@ -151,20 +138,20 @@ class _Ours:
                 return rng.integers(0, 256, leaf.shape).astype(leaf.dtype)
             return np.ones(leaf.shape, leaf.dtype)
 
+        def weights(leaf):
+            return (rng.standard_normal(leaf.shape, np.float32) * 0.02).astype(leaf.dtype)
+
+        def zeros(leaf):
+            return np.zeros(leaf.shape, leaf.dtype)
+
         (state, batch), (frozen, small) = programs['step'].inputs, programs['tokenizer'].inputs
-        weights = lambda leaf: (rng.standard_normal(leaf.shape, np.float32) * 0.02).astype(
-            leaf.dtype
-        )
         state = {
-            name: jax.tree.map(
-                weights if name == 'params' else lambda leaf: np.zeros(leaf.shape, leaf.dtype), tree
-            )
+            name: jax.tree.map(weights if name == 'params' else zeros, tree)
             for name, tree in state.items()
         }
+        batches = jax.tree.map(random, batch), jax.tree.map(random, small)
         self._state = jax.device_put(state, state_shardings(mesh, state))
-        self._batch, self._small = jax.device_put(
-            (jax.tree.map(random, batch), jax.tree.map(random, small)), batch_sharding(mesh)
-        )
+        self._batch, self._small = jax.device_put(batches, batch_sharding(mesh))
         self._frozen = jax.device_put(jax.tree.map(weights, frozen), replicated(mesh))
         self.step()
 
@@ -200,8 +187,7 @@ class _Product:
 
 
 def _seconds(step: Callable, wait: Callable, least: float = 1.0) -> float:
-    """Of a step, over as many as take about `least` seconds, 30 at most; the first does not
-    count."""
+    """Of a step, over as many as take `least` seconds, 30 at most; the first does not count."""
     began = time.perf_counter()
     step(), wait()
     count = min(30, max(1, math.ceil(least / (time.perf_counter() - began))))

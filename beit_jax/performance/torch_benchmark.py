@@ -31,22 +31,16 @@ class _Attention(nn.Module):
         super().__init__()
         self.heads, self.fused = heads, fused
         self.qkv, self.proj = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width)
-        self.q_bias, self.v_bias = (
-            nn.Parameter(torch.zeros(width)),
-            nn.Parameter(torch.zeros(width)),
-        )
+        self.q_bias = nn.Parameter(torch.zeros(width))
+        self.v_bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, x_BND, bias_HNN):
         bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
-        q, k, v = (
-            functional.linear(x_BND, self.qkv.weight, bias)
-            .unflatten(2, (3, self.heads, -1))
-            .permute(2, 0, 3, 1, 4)
-        )
+        qkv = functional.linear(x_BND, self.qkv.weight, bias).unflatten(2, (3, self.heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
         if self.fused:
-            read = functional.scaled_dot_product_attention(
-                q, k, v, attn_mask=None if bias_HNN is None else bias_HNN.to(q.dtype)[None]
-            )
+            mask = None if bias_HNN is None else bias_HNN.to(q.dtype)[None]
+            read = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         else:
             logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
             read = (logits if bias_HNN is None else logits + bias_HNN).softmax(-1) @ v
@@ -57,20 +51,16 @@ class _Block(nn.Module):
     def __init__(self, model, drop_path, fused):
         super().__init__()
         width, self.drop_path = model.width, drop_path
-        self.norm1, self.norm2 = (
-            nn.LayerNorm(width, model.norm_eps),
-            nn.LayerNorm(width, model.norm_eps),
-        )
+        self.norm1 = nn.LayerNorm(width, model.norm_eps)
+        self.norm2 = nn.LayerNorm(width, model.norm_eps)
         self.attn = _Attention(width, model.heads, fused)
         self.mlp = nn.Sequential(
             nn.Linear(width, model.hidden), nn.GELU(), nn.Linear(model.hidden, width)
         )
-        scale = (
-            [nn.Parameter(torch.full((width,), model.layer_scale)) for _ in range(2)]
-            if model.layer_scale
-            else [1.0, 1.0]
-        )
-        self.gamma_1, self.gamma_2 = scale
+        self.gamma_1 = self.gamma_2 = 1.0
+        if model.layer_scale:
+            self.gamma_1 = nn.Parameter(torch.full((width,), model.layer_scale))
+            self.gamma_2 = nn.Parameter(torch.full((width,), model.layer_scale))
 
     def forward(self, x_BND, bias_HNN):
         x_BND = x_BND + self._drop(self.gamma_1 * self.attn(self.norm1(x_BND), bias_HNN))
@@ -79,40 +69,31 @@ class _Block(nn.Module):
     def _drop(self, x_BND):
         if not self.drop_path:
             return x_BND
-        return (
-            x_BND
-            * (torch.rand(len(x_BND), 1, 1, device=x_BND.device) >= self.drop_path).to(x_BND.dtype)
-            / (1 - self.drop_path)
-        )
+        kept_B11 = torch.rand(len(x_BND), 1, 1, device=x_BND.device) >= self.drop_path
+        return x_BND * kept_B11.to(x_BND.dtype) / (1 - self.drop_path)
 
 
 class MaskedImageModel(nn.Module):
-    """Pictures float [B, 3, side, side], mask bool [B, P], slots int64 [B, K] -> logits [B, K,
-    vocabulary]."""
+    """Pictures float [B, 3, side, side], mask bool [B, P], slots int64 [B, K]
+    -> logits [B, K, vocabulary]."""
 
     def __init__(self, config: Config, vocabulary: int, fused: bool = False):
         super().__init__()
         model, (rows, columns) = config.model, config.grid
         self.patch_embed = nn.Conv2d(3, model.width, model.patch_size, model.patch_size)
-        self.cls_token, self.mask_token = (
-            nn.Parameter(torch.zeros(1, 1, model.width)) for _ in range(2)
-        )
-        absolute = model.positions == 'absolute'
-        self.pos_embed = (
-            nn.Parameter(torch.zeros(1, 1 + rows * columns, model.width)) if absolute else None
-        )
-        self.table = (
-            None
-            if absolute
-            else nn.Parameter(torch.zeros(num_relative_positions(config.grid), model.heads))
-        )
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, model.width))
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, model.width))
+        self.pos_embed = self.table = None
+        if model.positions == 'absolute':
+            self.pos_embed = nn.Parameter(torch.zeros(1, 1 + rows * columns, model.width))
+        else:
+            positions = num_relative_positions(config.grid)
+            self.table = nn.Parameter(torch.zeros(positions, model.heads))
         self.register_buffer('index', torch.from_numpy(relative_position_index(config.grid)).long())
         rates = np.linspace(0, model.drop_path, model.depth).tolist()
         self.blocks = nn.ModuleList(_Block(model, rate, fused) for rate in rates)
-        self.norm, self.lm_head = (
-            nn.LayerNorm(model.width, model.norm_eps),
-            nn.Linear(model.width, vocabulary),
-        )
+        self.norm = nn.LayerNorm(model.width, model.norm_eps)
+        self.lm_head = nn.Linear(model.width, vocabulary)
 
     def forward(self, images, mask_BP, slots_BK):
         x = self.patch_embed(images).flatten(2).transpose(1, 2)
@@ -132,10 +113,8 @@ class _TokenizerBlock(nn.Module):
         widths, layers = (inputs, *[outputs // 4] * 3, outputs), []
         for i, size in enumerate((3, 3, 3, 1)):
             layers += [nn.ReLU(), nn.Conv2d(widths[i], widths[i + 1], size, padding=size // 2)]
-        self.branch, self.shortcut = (
-            nn.Sequential(*layers),
-            nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity(),
-        )
+        self.branch = nn.Sequential(*layers)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(self, x):
         return self.shortcut(x) + self.branch(x) / 64
@@ -150,14 +129,12 @@ class Tokenizer(nn.Module):
         layers, inputs = [nn.Conv2d(3, width, 7, padding=3)], width
         for group in range(4):
             outputs = width * 2**group
-            layers += [_TokenizerBlock(inputs, outputs), _TokenizerBlock(outputs, outputs)] + (
-                [nn.MaxPool2d(2)] if group < 3 else []
-            )
+            layers += [_TokenizerBlock(inputs, outputs), _TokenizerBlock(outputs, outputs)]
+            if group < 3:
+                layers.append(nn.MaxPool2d(2))
             inputs = outputs
-        self.layers, self.output = (
-            nn.Sequential(*layers, nn.ReLU()),
-            nn.Conv2d(inputs, vocabulary, 1),
-        )
+        self.layers = nn.Sequential(*layers, nn.ReLU())
+        self.output = nn.Conv2d(inputs, vocabulary, 1)
 
     def forward(self, images):
         x = self.layers(0.8 * images + 0.1)
@@ -172,41 +149,34 @@ class Peer:
     def __init__(self, config: Config, variant: str, vocabulary: int = 8192):
         torch.manual_seed(0)
         fused, compiled = VARIANTS[variant]
-        self._device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-        self._config, size = config, config.data.image_size
-        self._model = MaskedImageModel(config, vocabulary, fused).to(self._device)
+        device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+        self._config, self._device = config, device
+        self._model = MaskedImageModel(config, vocabulary, fused).to(device)
         # convolutions are faster with channels last
-        self._tokenizer = (
-            Tokenizer(vocabulary=vocabulary)
-            .to(self._device, memory_format=torch.channels_last)
-            .eval()
-        )
-        groups = [
-            {
-                'params': [p for p in self._model.parameters() if p.ndim > 1],
-                'weight_decay': config.optimizer.weight_decay,
-            },
-            {'params': [p for p in self._model.parameters() if p.ndim <= 1], 'weight_decay': 0.0},
-        ]
+        self._tokenizer = Tokenizer(vocabulary=vocabulary).eval()
+        self._tokenizer = self._tokenizer.to(device, memory_format=torch.channels_last)
+        matrices = [weights for weights in self._model.parameters() if weights.ndim > 1]
+        others = [weights for weights in self._model.parameters() if weights.ndim <= 1]
+        settings = config.optimizer
         self._optimizer = torch.optim.AdamW(
-            groups,
-            lr=config.optimizer.lr,
-            betas=(config.optimizer.beta1, config.optimizer.beta2),
-            eps=config.optimizer.eps,
-            fused=self._device.type == 'cuda',
+            [
+                {'params': matrices, 'weight_decay': settings.weight_decay},
+                {'params': others, 'weight_decay': 0.0},
+            ],
+            lr=settings.lr,
+            betas=(settings.beta1, settings.beta2),
+            eps=settings.eps,
+            fused=device.type == 'cuda',
         )
-        rows, patches = config.batch_size, config.grid[0] * config.grid[1]
-        self._images = torch.rand(rows, 3, size, size, device=self._device)
-        self._small = torch.rand(
-            rows, 3, 8 * config.grid[0], 8 * config.grid[1], device=self._device
-        ).to(memory_format=torch.channels_last)
-        self._slots = torch.rand(rows, patches, device=self._device).argsort(1)[
-            :, : config.mask.patches
-        ]
-        self._mask = torch.zeros(rows, patches, dtype=torch.bool, device=self._device).scatter_(
-            1, self._slots, True
-        )
-        self._tokens = torch.randint(vocabulary, (rows, patches), device=self._device)
+        B, (rows, columns), side = config.batch_size, config.grid, config.data.image_size
+        P, K = rows * columns, config.mask.patches
+        self._images = torch.rand(B, 3, side, side, device=device)
+        self._small = torch.rand(B, 3, 8 * rows, 8 * columns, device=device)
+        self._small = self._small.to(memory_format=torch.channels_last)
+        self._slots = torch.rand(B, P, device=device).argsort(1)[:, :K]
+        self._mask = torch.zeros(B, P, dtype=torch.bool, device=device)
+        self._mask.scatter_(1, self._slots, True)
+        self._tokens = torch.randint(vocabulary, (B, P), device=device)
         self._forward, self._encode = self._model, self._tokenizer
         if compiled:
             self._forward, self._encode = torch.compile(self._model), torch.compile(self._tokenizer)
@@ -227,14 +197,12 @@ class Peer:
     def _learn(self, tokens):
         with self._autocast():
             logits = self._forward(self._images, self._mask, self._slots)
-        loss = functional.cross_entropy(
-            logits.float().flatten(0, 1), tokens.gather(1, self._slots).flatten()
-        )
+        hidden_BK = tokens.gather(1, self._slots)
+        loss = functional.cross_entropy(logits.float().flatten(0, 1), hidden_BK.flatten())
         self._optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(
-            self._model.parameters(), self._config.optimizer.clip_norm or math.inf
-        )
+        clip_norm = self._config.optimizer.clip_norm or math.inf
+        nn.utils.clip_grad_norm_(self._model.parameters(), clip_norm)
         self._optimizer.step()
         return loss
 

@@ -50,8 +50,7 @@ class Estimate:
 
 
 def estimate(text: str, trips: int) -> Estimate:
-    """Adds up the compiler's estimates in an optimised program; a loop of unknown length counts
-    `trips` times."""
+    """Adds up the estimates in a program; a loop of unknown length counts `trips` times."""
     bodies, entry = _split(text)
     result = Estimate()
 
@@ -91,11 +90,8 @@ def _known_trips(line: str, condition: list[str]) -> int:
     if known := _TRIPS.search(line):
         return int(known[1])
     limits = [int(limit[1]) for limit in map(_LIMIT.search, condition) if limit]
-    return (
-        limits[0]
-        if len(limits) == 1 and any('ROOT' in line and 'direction=LT' in line for line in condition)
-        else 0
-    )
+    counts_up = any('ROOT' in line and 'direction=LT' in line for line in condition)
+    return limits[0] if len(limits) == 1 and counts_up else 0
 
 
 def _name(line: str) -> str:
@@ -110,10 +106,7 @@ def _bytes_received(kind, line: str) -> int:
     if kind[2] and kind[1] != 'all-reduce':
         arrays = [array for array in arrays if array != ('u32', '')]
         arrays = arrays[len(arrays) // 2 :]
-    size = sum(
-        math.prod(map(int, filter(None, shape.split(',')))) * _item_size(dtype)
-        for dtype, shape in arrays
-    )
+    size = sum(_array_size(dtype, shape) for dtype, shape in arrays)
     return round(size * _RECEIVED[kind[1]](_group_size(line)))
 
 
@@ -124,12 +117,12 @@ def _group_size(line: str) -> int:
         return 2
     if groups[3]:
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", groups[3]))
-        return math.prod(
-            int(part or sizes[axis])
-            for axis, part in re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", groups[4])
-        )
+        axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", groups[4])
+        return math.prod(int(part or sizes[axis]) for axis, part in axes)
     return int(groups[1]) if groups[1] else len(groups[2].split(','))
 
 
-def _item_size(dtype: str) -> float:
-    return 1 if dtype == 'pred' else int(re.sub(r'\D+', '', dtype)) / 8
+def _array_size(dtype: str, shape: str) -> float:
+    """Bytes; shape: '19,251'."""
+    item = 1 if dtype == 'pred' else int(re.sub(r'\D+', '', dtype)) / 8
+    return math.prod(map(int, filter(None, shape.split(',')))) * item

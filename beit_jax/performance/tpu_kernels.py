@@ -1,7 +1,7 @@
 """How long a Pallas kernel takes on a TPU, by the compiler's schedule of its instructions: the
 compiler gives kernels no estimate of its own.
 
-    python -m beit_jax.tools.tpu_kernels TOPOLOGY FILE
+    python -m beit_jax.performance.tpu_kernels TOPOLOGY FILE
 
 compiles one that `jax.export` wrote, in a process of its own, for what has the compiler write its
 schedules is a setting of the process.
@@ -20,6 +20,7 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 _FLAGS = '--xla_jf_dump_to={} --xla_jf_dump_llo_text=true'
+_SCHEDULES = '*schedule-analysis_final_bundles*'
 _BUNDLES = re.compile(r'total scheduled bundles:\s+(\d+)')
 
 
@@ -27,40 +28,42 @@ def kernel_cycles(equation, topology: str, cores: int, bytes_per_cycle: float) -
     """Of one run of the kernel of a `pallas_call` equation: instructions of a step of its grid
     times the steps, one a cycle, or what its arrays take to pass through the memory, whichever is
     more. The cores of a chip share the steps along parallel axes of the grid."""
+    params = equation.params
+    texts = _schedules(equation, topology)
+    bundles = sum(int(_BUNDLES.search(text)[1]) for text in texts if 'tpu_custom_call' in text)
+    grid, kinds = params['grid_mapping'].grid, params['compiler_params'].dimension_semantics
+    parallel = math.prod(size for size, kind in zip(grid, kinds) if kind == 'parallel')
+    steps = math.prod(grid) // parallel * -(-parallel // cores)
+    moved = sum(_stored_bytes(variable.aval) for variable in (*equation.invars, *equation.outvars))
+    return round(max(bundles * steps, moved / bytes_per_cycle))
+
+
+def _schedules(equation, topology: str) -> list[str]:
+    """What the compiler writes of each program that the kernel becomes."""
     run = jax.jit(lambda *arrays: equation.primitive.bind(*arrays, **equation.params))
-    arrays = [
-        jax.ShapeDtypeStruct(variable.aval.shape, variable.aval.dtype)
-        for variable in equation.invars
-    ]
+    avals = [variable.aval for variable in equation.invars]
+    arrays = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
     with tempfile.TemporaryDirectory() as folder:
         file, schedules = Path(folder, 'kernel'), Path(folder, 'schedules')
         file.write_bytes(jax.export.export(run, platforms=['tpu'])(*arrays).serialize())
         schedules.mkdir()
+        settings = {
+            'LIBTPU_INIT_ARGS': _FLAGS.format(schedules),
+            'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+        }
         done = subprocess.run(
             [sys.executable, '-m', 'beit_jax.performance.tpu_kernels', topology, file],
             capture_output=True,
             text=True,
             check=False,
-            env=os.environ
-            | {'LIBTPU_INIT_ARGS': _FLAGS.format(schedules), 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'},
+            env=os.environ | settings,
         )
         if done.returncode:
             raise RuntimeError(
                 f'the kernel {equation.params["name"]} does not compile for {topology}: '
                 f'{done.stderr[-2000:]}'
             )
-        texts = [path.read_text() for path in schedules.glob('*schedule-analysis_final_bundles*')]
-    bundles = sum(int(_BUNDLES.search(text)[1]) for text in texts if 'tpu_custom_call' in text)
-    moved = sum(_stored_bytes(variable.aval) for variable in (*equation.invars, *equation.outvars))
-    grid = equation.params['grid_mapping'].grid
-    parallel = math.prod(
-        size
-        for size, kind in zip(grid, equation.params['compiler_params'].dimension_semantics)
-        if kind == 'parallel'
-    )
-    return round(
-        max(bundles * math.prod(grid) // parallel * -(-parallel // cores), moved / bytes_per_cycle)
-    )
+        return [path.read_text() for path in schedules.glob(_SCHEDULES)]
 
 
 def _stored_bytes(aval) -> int:
@@ -74,8 +77,9 @@ def _stored_bytes(aval) -> int:
 def _compile(topology: str, file: str) -> None:
     exported = jax.export.deserialize(bytearray(Path(file).read_bytes()))
     device = topologies.get_topology_desc(topology, platform='tpu').devices[0]
+    sharding = SingleDeviceSharding(device)
     arrays = [
-        jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=SingleDeviceSharding(device))
+        jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=sharding)
         for aval in exported.in_avals
     ]
     jax.jit(exported.call).lower(*arrays).compile()

@@ -93,10 +93,9 @@ def _check_overrides(argv):
 def _defaults(cls) -> dict:
     """Settings of a dataclass and of the groups in it: the defaults of the fields of their
     classes."""
-    hints = typing.get_type_hints(cls)
-    return {
-        field.name: _defaults(hints[field.name])
-        if dataclasses.is_dataclass(hints[field.name])
-        else field.default
-        for field in dataclasses.fields(cls)
-    }
+    hints, defaults = typing.get_type_hints(cls), {}
+    for field in dataclasses.fields(cls):
+        kind = hints[field.name]
+        group = dataclasses.is_dataclass(kind)
+        defaults[field.name] = _defaults(kind) if group else field.default
+    return defaults

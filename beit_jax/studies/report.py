@@ -12,6 +12,8 @@ import jax
 import matplotlib
 from matplotlib.figure import Figure
 
+from beit_jax.performance.machine import machine
+
 matplotlib.use('Agg')
 VERSIONS = ('jax', 'flax', 'optax', 'numpy')
 PRETRAINING = (
@@ -23,19 +25,20 @@ PRETRAINING = (
 
 
 def write(study, runs: list, workdir: Path, about: str, command: str) -> None:
-    """Writes the three files of the runs that are done, and prints the table. about: the study
-    file's docstring; command: what was run."""
+    """Writes the three files of the runs that are done, and prints the table.
+
+    about: the study file's docstring, whose first paragraph is the title; command: what was run.
+    """
     done = [run for run in runs if run.done]
     _write_csv(done, workdir)
     _plot(study, done, workdir / 'report.png')
     table, hours = _table(study, done), sum(run.result['seconds'] for run in done) / 3600
-    missing = (
-        f' {len(runs) - len(done)} of {len(runs)} runs are missing.'
-        if len(done) < len(runs)
-        else ''
-    )
+    missing = ''
+    if len(done) < len(runs):
+        missing = f' {len(runs) - len(done)} of {len(runs)} runs are missing.'
+    title = ' '.join(about.strip().partition('\n\n')[0].split())
     lines = [
-        f'# {about.strip().splitlines()[0]}',
+        f'# {title}',
         '',
         f'`{command}`',
         '',
@@ -51,12 +54,17 @@ def write(study, runs: list, workdir: Path, about: str, command: str) -> None:
     print('\n'.join(table), f'\n-> {workdir / "report.md"}, report.png, results.csv')
 
 
-def scores(done: list, metric: str) -> dict[tuple[str, str], dict[int, float]]:
-    """{(arm, task): {seed: the metric}} of the fine-tunings that are compared."""
+def _compared(done: list) -> list:
+    """The fine-tunings that are."""
+    return [run for run in done if run.stage == 'finetune' and not run.chooses]
+
+
+def _percent(done: list, metric: str) -> dict[tuple[str, str], dict[int, float]]:
+    """{(arm, task): {seed: 100 times the metric}} of the fine-tunings that are compared."""
     found = {}
-    for run in done:
-        if run.stage == 'finetune' and not run.chooses:
-            found.setdefault((run.arm, run.task), {})[run.seed] = run.result['metrics'][metric]
+    for run in _compared(done):
+        score = 100 * run.result['metrics'][metric]
+        found.setdefault((run.arm, run.task), {})[run.seed] = score
     return found
 
 
@@ -76,33 +84,25 @@ def _row(*cells: str) -> str:
 
 
 def _table(study, done):
-    found = scores(done, study.metric)
+    found = _percent(done, study.metric)
     rates = {
-        (run.arm, run.task): run.result['config']['optimizer']['lr']
-        for run in done
-        if run.stage == 'finetune' and not run.chooses
+        (run.arm, run.task): run.result['config']['optimizer']['lr'] for run in _compared(done)
     }
 
     def cell(arm, task):
         if (arm, task) not in found:
             return '-'
-        percent = {seed: 100 * score for seed, score in found[arm, task].items()}
+        percent = found[arm, task]
+        parts = [f'{_spread(percent.values(), 1)} ({len(percent)})']
         baseline = study.arms[arm].get('baseline', study.baseline)
-        others = (
-            {seed: 100 * score for seed, score in found.get((baseline, task), {}).items()}
-            if arm != baseline
-            else {}
-        )
+        others = found.get((baseline, task), {}) if arm != baseline else {}
         differences = [percent[seed] - others[seed] for seed in percent if seed in others]
+        if differences:
+            parts.append(_spread(differences, 1, '+'))
         rate = rates[arm, task]
         at_edge = len(study.rates) > 1 and rate in (min(study.rates), max(study.rates))
-        return '; '.join(
-            [
-                f'{_spread(percent.values(), 1)} ({len(percent)})',
-                *([_spread(differences, 1, '+')] if differences else []),
-                f'lr {rate:g}{" (edge)" if at_edge else ""}',
-            ]
-        )
+        parts.append(f'lr {rate:g}{" (edge)" if at_edge else ""}')
+        return '; '.join(parts)
 
     legend = f'In percent: mean +- deviation of {_in_words(study.metric)} over seeds (how many)'
     baselines = {study.baseline, *(arm.get('baseline', '') for arm in study.arms.values())} - {''}
@@ -110,13 +110,10 @@ def _table(study, done):
         named = f'"{study.baseline}"' if baselines == {study.baseline} else 'its baseline'
         legend += f'; what it is ahead of {named} with the same seed'
     legend += '; learning rate' + (', the best on validation pictures.' if study.rates else '.')
-    return [
-        _row(_in_words(study.metric), *study.tasks),
-        '|-' * (1 + len(study.tasks)) + '|',
-        *(_row(arm, *(cell(arm, task) for task in study.tasks)) for arm in study.arms),
-        '',
-        legend,
-    ]
+    lines = [_row(_in_words(study.metric), *study.tasks), '|-' * (1 + len(study.tasks)) + '|']
+    for arm in study.arms:
+        lines.append(_row(arm, *(cell(arm, task) for task in study.tasks)))
+    return [*lines, '', legend]
 
 
 def _pretraining_table(done):
@@ -126,72 +123,56 @@ def _pretraining_table(done):
     for run in done:
         if run.stage == 'pretrain':
             results.setdefault(run.arm, []).append(run.result)
-    rows = []
+    if not results:
+        return []
+
+    def cell(each, metric):
+        if metric not in each[0]['metrics']:
+            return '-'
+        return _spread((result['metrics'][metric] for result in each), 3)
+
+    lines = [
+        _row('pre-training', 'pictures seen', *map(_in_words, PRETRAINING)),
+        '|-' * (2 + len(PRETRAINING)) + '|',
+    ]
     for name, each in results.items():
         seen = each[0]['config']['total_steps'] * each[0]['config']['batch_size']
-        rows.append(
-            _row(
-                name,
-                f'{seen:,}',
-                *(
-                    _spread((result['metrics'][metric] for result in each), 3)
-                    if metric in each[0]['metrics']
-                    else '-'
-                    for metric in PRETRAINING
-                ),
-            )
-        )
-    return (
-        [
-            _row('pre-training', 'pictures seen', *map(_in_words, PRETRAINING)),
-            '|-' * (2 + len(PRETRAINING)) + '|',
-            *rows,
-        ]
-        if rows
-        else []
-    )
+        lines.append(_row(name, f'{seen:,}', *(cell(each, metric) for metric in PRETRAINING)))
+    return lines
 
 
 def _plot(study, done, path):
-    found = {
-        key: [100 * score for score in by_seed.values()]
-        for key, by_seed in scores(done, study.metric).items()
-    }
+    found = _percent(done, study.metric)
     if not found:
         return
-    size = (
-        (5.5 * len(study.tasks), 4)
-        if study.axis
-        else (4 * len(study.tasks) + 1.5, 0.42 * len(study.arms) + 1.3)
-    )
+    columns, rows, label = len(study.tasks), len(study.arms), f'{_in_words(study.metric)}, %'
+    size = (5.5 * columns, 4) if study.axis else (4 * columns + 1.5, 0.42 * rows + 1.3)
     figure = Figure(figsize=size, layout='constrained')
-    for axes, task in zip(figure.subplots(1, len(study.tasks), squeeze=False)[0], study.tasks):
-        shown = {arm: found[arm, task] for arm in study.arms if (arm, task) in found}
-        _draw_lines(axes, shown, study) if study.axis else _draw_rows(axes, shown)
-        axes.set(
-            title=task, **{'ylabel' if study.axis else 'xlabel': f'{_in_words(study.metric)}, %'}
-        )
+    for axes, task in zip(figure.subplots(1, columns, squeeze=False)[0], study.tasks):
+        shown = {arm: list(found[arm, task].values()) for arm in study.arms if (arm, task) in found}
+        if study.axis:
+            _draw_lines(axes, shown, study)
+            axes.set_ylabel(label)
+        else:
+            _draw_rows(axes, shown)
+            axes.set_xlabel(label)
+        axes.set_title(task)
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
 
 
 def _means_and_deviations(shown: dict) -> tuple[list[float], list[float]]:
-    return [statistics.fmean(each) for each in shown.values()], [
-        statistics.stdev(each) if len(each) > 1 else 0.0 for each in shown.values()
-    ]
+    deviation = lambda each: statistics.stdev(each) if len(each) > 1 else 0.0
+    return list(map(statistics.fmean, shown.values())), list(map(deviation, shown.values()))
 
 
 def _draw_lines(axes, shown, study):
     lines = dict.fromkeys(study.arms[arm]['line'] for arm in shown)
     for line in lines:
         of_line = {arm: each for arm, each in shown.items() if study.arms[arm]['line'] == line}
-        axes.errorbar(
-            [study.arms[arm]['x'] for arm in of_line],
-            *_means_and_deviations(of_line),
-            fmt='o-',
-            capsize=3,
-            label=line,
-        )
+        places = [study.arms[arm]['x'] for arm in of_line]
+        means, deviations = _means_and_deviations(of_line)
+        axes.errorbar(places, means, deviations, fmt='o-', capsize=3, label=line)
     axes.set_xlabel(study.axis)
     if len(lines) > 1:
         axes.legend(frameon=False)
@@ -207,46 +188,37 @@ def _draw_rows(axes, shown):
 
 
 def _write_csv(done, workdir):
-    rows = []
+    rows, columns = [], {}
     for run in done:
         config = run.result['config']
-        rows.append(
-            {
-                'stage': run.stage,
-                'arm': run.arm,
-                'task': run.task,
-                'seed': run.seed,
-                'chooses': int(run.chooses),
-                'lr': config.get('optimizer', {}).get('lr', ''),
-                'steps': config.get('total_steps', ''),
-                'batch_size': config.get('batch_size', ''),
-                'seconds': run.result['seconds'],
-                'folder': run.folder.relative_to(workdir),
-            }
-            | {name: f'{value:.6g}' for name, value in run.result['metrics'].items()}
-        )
+        row = {
+            'stage': run.stage,
+            'arm': run.arm,
+            'task': run.task,
+            'seed': run.seed,
+            'chooses': int(run.chooses),
+            'lr': config.get('optimizer', {}).get('lr', ''),
+            'steps': config.get('total_steps', ''),
+            'batch_size': config.get('batch_size', ''),
+            'seconds': run.result['seconds'],
+            'folder': run.folder.relative_to(workdir),
+        }
+        row |= {name: f'{value:.6g}' for name, value in run.result['metrics'].items()}
+        rows.append(row)
+        columns |= row  # in the order in which they come
     with (workdir / 'results.csv').open('w', newline='') as file:
-        writer = csv.DictWriter(
-            file, dict.fromkeys(name for row in rows for name in row), restval=''
-        )
+        writer = csv.DictWriter(file, columns, restval='')
         writer.writeheader()
         writer.writerows(rows)
 
 
 def _machine() -> str:
-    cpu = Path('/proc/cpuinfo')
-    names = (
-        [
-            line.partition(':')[2].strip()
-            for line in cpu.read_text().splitlines()
-            if line.startswith('model name')
-        ]
-        if cpu.is_file()
-        else []
-    )
     device = jax.devices()[0]
-    accelerators = (
-        '' if device.platform == 'cpu' else f', {jax.device_count()} x {device.device_kind}'
-    )
+    accelerators = ''
+    if device.platform != 'cpu':
+        accelerators = f', {jax.device_count()} x {device.device_kind}'
     versions = ', '.join(f'{name} {version(name)}' for name in VERSIONS)
-    return f'{[*names, platform.machine()][0]}, {os.cpu_count()} cores{accelerators}; Python {platform.python_version()}, {versions}'
+    return (
+        f'{machine()}, {os.cpu_count()} cores{accelerators}; '
+        f'Python {platform.python_version()}, {versions}'
+    )

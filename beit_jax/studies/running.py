@@ -24,10 +24,9 @@ def work(runs: list[Run], metric: str) -> None:
     """Does the runs that nobody else does, until all are done."""
     waited = False
     while unfinished := [run for run in runs if not run.done]:
+        number = f'{len(runs) - len(unfinished) + 1} of {len(runs)}'
         for run in unfinished:
-            if all(need.done for need in run.needs) and _do(
-                run, metric, f'{len(runs) - len(unfinished) + 1} of {len(runs)}'
-            ):
+            if all(need.done for need in run.needs) and _do(run, metric, number):
                 break
         else:
             if not waited:
@@ -53,15 +52,13 @@ def _do(run: Run, metric: str, number: str) -> bool:
             contextlib.redirect_stdout(log),
             contextlib.redirect_stderr(log),
         ):
-            metrics = (
-                _fit(config, run.folder / 'tokenizer')
-                if run.stage == 'fit_tokenizer'
-                else _train(config, run.folder)
-            )
+            if run.stage == 'fit_tokenizer':
+                metrics = _fit(config, run.folder / 'tokenizer')
+            else:
+                metrics = _train(config, run.folder)
         seconds = round(time.perf_counter() - began, 1)
-        whole_files.write(
-            run.file, {'config': config, 'metrics': metrics, 'seconds': seconds}, indent=1
-        )
+        result = {'config': config, 'metrics': metrics, 'seconds': seconds}
+        whole_files.write(run.file, result, indent=1)
         shown = f'  {metric} {metrics[metric]:.4f}' if metric in metrics else ''
         print(f'run {number}: {run.folder}{shown}  ({seconds:.0f} s)', flush=True)
     return True
@@ -73,34 +70,27 @@ def _train(settings: dict, folder: Path) -> dict:
     jax.clear_caches()  # a study may have hundreds of runs
     if status:
         sys.exit(status)
-    rows = [json.loads(line) for line in whole_files.whole_lines(folder / 'metrics.jsonl')]
-    return [
-        evaluated
-        for row in rows
-        if (evaluated := {name: value for name, value in row.items() if name.startswith('eval/')})
-    ][-1]
+
+    def evaluated(line):
+        row = json.loads(line)
+        return {name: value for name, value in row.items() if name.startswith('eval/')}
+
+    lines = whole_files.whole_lines(folder / 'metrics.jsonl')
+    return next(filter(None, map(evaluated, reversed(lines))))
 
 
 def _fit(settings: dict, folder: Path) -> dict:
     if not folder.exists():
-        command = [
-            sys.executable,
-            '-m',
-            'beit_jax.tools.fit_tokenizer',
-            *shlex.split(settings['arguments']),
-            '--output',
-            str(folder),
-        ]
+        tool = [sys.executable, '-m', 'beit_jax.tools.fit_tokenizer']
+        command = [*tool, *shlex.split(settings['arguments']), '--output', str(folder)]
         done = subprocess.run(command, check=False, stdout=sys.stdout, stderr=sys.stderr)
-        check(
-            done.returncode == 0, f'{shlex.join(command)} failed: see {folder.parent / "log.txt"}.'
-        )
+        log = folder.parent / 'log.txt'
+        check(done.returncode == 0, f'{shlex.join(command)} failed: see {log}.')
     return {}
 
 
 def check_runs(runs: list[Run], metric: str) -> None:
-    """Refuses wrong settings, and a work directory with results of others, before anything is
-    run."""
+    """Refuses wrong settings, and a work directory with results of others, before anything runs."""
     for run in runs:
         config = run.config(metric)
         differing = whole_files.differences(run.result['config'], config) if run.done else ()
@@ -114,21 +104,11 @@ def check_runs(runs: list[Run], metric: str) -> None:
 def start_processes(number: int) -> None:
     """The same command so many times, each with its share of this machine's cores; ends with the
     status of one that failed."""
-    command = [
-        sys.executable,
-        '-m',
-        'beit_jax.tools.study',
-        *sys.argv[1:],
-        '--processes',
-        '1',
-        '--report',
-        'false',
-    ]
+    tool = [sys.executable, '-m', 'beit_jax.tools.study']
+    command = [*tool, *sys.argv[1:], '--processes', '1', '--report', 'false']
     # macOS has no such thing
-    cores, children = (
-        sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else [],
-        [],
-    )
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []
+    children = []
     for i in range(number):
         if cores:
             os.sched_setaffinity(0, cores[i::number] or cores)

@@ -13,7 +13,7 @@ import statistics
 from beit_jax.errors import check, one_of
 from beit_jax.settings.mapping import from_mapping, task_config
 from beit_jax.settings.recipes import load_recipe
-from beit_jax.train.changes import settings_of
+from beit_jax.train.workdir.changes import settings_of
 
 # The stages before the fine-tuning, in order. Each gives what it leaves to the next: (where it lies
 # in its folder, the setting for it).
@@ -29,8 +29,10 @@ CHOOSING_SEED = 1000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
-    """A study file defines STUDY, a dict of these. `Settings` are what stands behind the colon of
-    --config."""
+    """A study file defines STUDY, a dict of these.
+
+    `Settings` are what stands behind the colon of --config.
+    """
 
     recipes: dict  # stage -> 'RECIPE.py[:settings]'; of fit_tokenizer: its arguments
     # name -> {stage: settings}: its stages, of STAGES; `line` and `x` place it in the plot, where
@@ -120,13 +122,12 @@ class Run:
         """
         if self.stage == 'fit_tokenizer':
             return {'arguments': f'{self.recipe} {self.settings}'}
-        scores = {
-            rate: statistics.fmean(run.result['metrics'][metric] for run in runs)
-            for rate, runs in self.candidates.items()
-            if all(run.done for run in runs)
-        }
-        rate = f'optimizer.lr={max(scores, key=scores.get):g}' if scores else ''
-        return settings_of(task_config(_load(self.recipe, self.settings, rate)))
+        scores = {}
+        for rate, runs in self.candidates.items():
+            if all(run.done for run in runs):
+                scores[rate] = statistics.fmean(run.result['metrics'][metric] for run in runs)
+        best = f'optimizer.lr={max(scores, key=scores.get):g}' if scores else ''
+        return settings_of(task_config(_load(self.recipe, self.settings, best)))
 
 
 def plan(study: Study, workdir: Path) -> list[Run]:
@@ -134,31 +135,23 @@ def plan(study: Study, workdir: Path) -> list[Run]:
     the stages that they have in common."""
     runs = {}
 
-    def add(*folder: str, **what) -> Run:
-        path = workdir.joinpath(*map(_as_name, folder))
-        return runs.setdefault(path, Run(folder=path, **what))
+    def add(*folder: str, stage: str, **what) -> Run:
+        path = workdir.joinpath(stage, *map(_as_name, folder))
+        run = Run(folder=path, stage=stage, recipe=study.recipes[stage], **what)
+        return runs.setdefault(path, run)
 
     def encoder(arm: str, seed: int) -> tuple[tuple[Run, ...], str]:
         """(the last of its runs, what gives it to the fine-tuning)."""
-        stages, needs, given, history = study.arms[arm], (), '', []
-        for stage in (stage for stage in RESULTS if stage in stages):
-            history.append(stages[stage] or 'plain')
-            settings = (
-                f'{stages[stage]} --seed {seed}'
-                if stage == 'fit_tokenizer'
-                else _joined(stages[stage], given, f'seed={seed}')
-            )
-            made = add(
-                stage,
-                '+'.join(history),
-                f'seed{seed}',
-                stage=stage,
-                recipe=study.recipes[stage],
-                settings=settings,
-                needs=needs,
-                arm=arm,
-                seed=seed,
-            )
+        needs, given, history = (), '', []
+        for stage in (stage for stage in RESULTS if stage in study.arms[arm]):
+            settings = study.arms[arm][stage]
+            history.append(settings or 'plain')
+            if stage == 'fit_tokenizer':
+                settings = f'{settings} --seed {seed}'
+            else:
+                settings = _joined(settings, given, f'seed={seed}')
+            folder = '+'.join(history), f'seed{seed}'
+            made = add(*folder, stage=stage, settings=settings, needs=needs, arm=arm, seed=seed)
             place, setting = RESULTS[stage]
             needs, given = (made,), f'{setting}={made.folder / place}'
         return needs, given
@@ -167,43 +160,36 @@ def plan(study: Study, workdir: Path) -> list[Run]:
         arm: str, task: str, seed: int, folder: str, *settings: str, candidates: dict
     ) -> Run:
         needs, given = encoder(arm, seed % CHOOSING_SEED)
+        joined = _joined(
+            study.arms[arm]['finetune'],
+            study.tasks[task],
+            given,
+            *settings,
+            f'seed={seed},data.subset_seed={seed}',
+        )
         return add(
-            'finetune',
             arm,
             task,
             folder,
             stage='finetune',
-            recipe=study.recipes['finetune'],
+            settings=joined,
+            needs=(*needs, *itertools.chain(*candidates.values())),
+            candidates=candidates,
             arm=arm,
             task=task,
             seed=seed,
-            candidates=candidates,
-            needs=(*needs, *itertools.chain(*candidates.values())),
-            settings=_joined(
-                study.arms[arm]['finetune'],
-                study.tasks[task],
-                given,
-                *settings,
-                f'seed={seed},data.subset_seed={seed}',
-            ),
         )
 
+    def choosing(arm: str, task: str, rate: float, i: int) -> Run:
+        seed, folder = CHOOSING_SEED + i, f'choose_lr{rate:g}_seed{i}'
+        settings = study.validation, f'optimizer.lr={rate:g}'
+        return fine_tuning(arm, task, seed, folder, *settings, candidates={})
+
     for seed, arm, task in itertools.product(range(study.seeds), study.arms, study.tasks):
-        candidates = {
-            rate: [
-                fine_tuning(
-                    arm,
-                    task,
-                    CHOOSING_SEED + i,
-                    f'choose_lr{rate:g}_seed{i}',
-                    study.validation,
-                    f'optimizer.lr={rate:g}',
-                    candidates={},
-                )
-                for i in range(study.choosing_seeds)
-            ]
-            for rate in study.rates
-        }
+        candidates = {}
+        for rate in study.rates:
+            seeds = range(study.choosing_seeds)
+            candidates[rate] = [choosing(arm, task, rate, i) for i in seeds]
         fine_tuning(arm, task, seed, f'seed{seed}', candidates=candidates)
     return list(runs.values())
 

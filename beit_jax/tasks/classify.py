@@ -73,10 +73,8 @@ class Classify(Task):
         """The encoder with its positions fitted, and the head where it is for the same classes."""
         architecture = description['architecture']
         encoder, notes = adapt_encoder(params, architecture, self.config, source)
-        notes += [
-            f'warning: {difference}'
-            for difference in pixel_differences(architecture, self.config.data, source)
-        ]
+        differences = pixel_differences(architecture, self.config.data, source)
+        notes += [f'warning: {difference}' for difference in differences]
         if not architecture.get('num_classes') or segments(architecture):
             return {'encoder': encoder}, ('head',), notes
         head, named = params['head'], description.get('classes') or ()
@@ -89,14 +87,14 @@ class Classify(Task):
                 f'{self.config.pooling!r}: set it so.',
             )
             return {'encoder': encoder, 'head': head}, (), notes
-        differing = (
-            f', class {i} of which is {a!r}; in this run it is {b!r}'
-            for i, (a, b) in enumerate(zip(named, classes))
-            if a != b
-        )
+        differing = [i for i, (a, b) in enumerate(zip(named, classes)) if a != b]
+        first = ''
+        if differing:
+            i = differing[0]
+            first = f', class {i} of which is {named[i]!r}; in this run it is {classes[i]!r}'
         check(
             self.config.new_head,
-            f'the head of {source} is for {width} classes{next(differing, "")}; this run has '
+            f'the head of {source} is for {width} classes{first}; this run has '
             f'{self.config.num_classes}: give the classes that it was trained on, or set '
             'config.new_head=true to start with a fresh head.',
         )
@@ -110,24 +108,17 @@ class Classify(Task):
         """`image` float32 [B, S, S, 3], normalised, and `target` float32 [B, C] in place of the
         bytes and labels."""
         config = self.config
-        images_BSS3 = to_float(batch['image'])
+        data, images_BSS3 = config.data, to_float(batch['image'])
         if not config.rand_augment:
-            images_BSS3 = jitter_views(
-                config.seed, batch['view'], images_BSS3, config.data.color_jitter
-            )
-        images_BSS3 = normalize(images_BSS3, config.data.mean, config.data.std)
-        images_BSS3 = erase(
-            jax.vmap(lambda row_key: jax.random.fold_in(row_key, _ERASE))(keys_B),
-            images_BSS3,
-            config.erase,
-        )
-        targets_BC = optax.smooth_labels(
-            jax.nn.one_hot(batch['label'], config.num_classes), config.label_smoothing
-        )
+            images_BSS3 = jitter_views(config.seed, batch['view'], images_BSS3, data.color_jitter)
+        images_BSS3 = normalize(images_BSS3, data.mean, data.std)
+        erase_keys_B = jax.vmap(lambda row_key: jax.random.fold_in(row_key, _ERASE))(keys_B)
+        images_BSS3 = erase(erase_keys_B, images_BSS3, config.erase)
+        labels_BC = jax.nn.one_hot(batch['label'], config.num_classes)
+        targets_BC = optax.smooth_labels(labels_BC, config.label_smoothing)
         if config.mix.mixup or config.mix.cutmix:
-            images_BSS3, targets_BC = mix(
-                draw_weights(key, config.mix, *images_BSS3.shape[1:3]), images_BSS3, targets_BC
-            )
+            weights = draw_weights(key, config.mix, *images_BSS3.shape[1:3])
+            images_BSS3, targets_BC = mix(weights, images_BSS3, targets_BC)
         return batch | {'image': images_BSS3, 'target': targets_BC}
 
     def loss(self, params, batch, keys_B, *, progress, train):
@@ -136,10 +127,8 @@ class Classify(Task):
             logits_BC, targets_BC = model(batch['image'], keys_B=keys_B), batch['target']
             labels_B = jnp.argmax(targets_BC, axis=-1)
         else:
-            logits_BC, labels_B = (
-                model(normalize(to_float(batch['image']), config.data.mean, config.data.std)),
-                batch['label'],
-            )
+            pixels = normalize(to_float(batch['image']), config.data.mean, config.data.std)
+            logits_BC, labels_B = model(pixels), batch['label']
             targets_BC = jax.nn.one_hot(labels_B, config.num_classes)
         loss = jnp.sum(optax.softmax_cross_entropy(logits_BC, targets_BC) * valid_B)
         sums = {
@@ -149,29 +138,21 @@ class Classify(Task):
         }
         if train:
             return loss, sums
-        probabilities_BT, classes_BT = jax.lax.top_k(
-            jax.nn.softmax(logits_BC), min(TOP, config.num_classes)
-        )
+        top = min(TOP, config.num_classes)
+        probabilities_BT, classes_BT = jax.lax.top_k(jax.nn.softmax(logits_BC), top)
         sums['top5'] = jnp.sum((classes_BT == labels_B[:, None]) * valid_B[:, None])
-        return loss, sums | {
-            'rows': {
-                'label': labels_B,
-                'valid': valid_B,
-                'classes': classes_BT,
-                'probabilities': probabilities_BT,
-            }
-        }
+        rows = {'label': labels_B, 'valid': valid_B}
+        sums['rows'] = rows | {'classes': classes_BT, 'probabilities': probabilities_BT}
+        return loss, sums
 
     def summarize(self, sums):
         """`accuracy` is top-1; in training it is that of the label with the larger share of a mixed
         picture."""
         metrics = {'loss': sums['loss'] / sums['weight'], 'accuracy': sums['top1'] / sums['weight']}
-        return (
-            metrics
-            if 'top5' not in sums
-            else metrics
-            | {'top5_accuracy': sums['top5'] / sums['weight'], 'images': sums['weight']}
-        )
+        if 'top5' in sums:
+            metrics['top5_accuracy'] = sums['top5'] / sums['weight']
+            metrics['images'] = sums['weight']
+        return metrics
 
     def describe(self):
         config, data = self.config, self.config.data
@@ -204,12 +185,13 @@ def adapt_encoder(params, architecture: dict, config, source: str) -> tuple[dict
 def pixel_differences(architecture: dict, data: DataConfig, source: str) -> list[str]:
     """How the pixels that a checkpoint was trained on were normalised otherwise than `data` says,
     in words."""
-    return [
-        f'{source} saw pixels with {name} {tuple(architecture[name])}, config.data.{name} is '
-        f'{getattr(data, name)}'
-        for name in ('mean', 'std')
-        if tuple(architecture[name]) != getattr(data, name)
-    ]
+    differences = []
+    for name in ('mean', 'std'):
+        theirs, ours = tuple(architecture[name]), getattr(data, name)
+        if theirs != ours:
+            line = f'{source} saw pixels with {name} {theirs}, config.data.{name} is {ours}'
+            differences.append(line)
+    return differences
 
 
 def _build(config: Config, rngs: nnx.Rngs) -> Classifier:

@@ -101,11 +101,9 @@ class Pretrain(Task):
 
     @property
     def prepare_views(self):
-        return (
-            (View('token_image', self.config.grid[0] * self.tokenizer.factor, 'lanczos3'),)
-            if self.tokenizer
-            else ()
-        )
+        if not self.tokenizer:
+            return ()
+        return (View('token_image', self.config.grid[0] * self.tokenizer.factor, 'lanczos3'),)
 
     @property
     def token_cache(self):
@@ -119,11 +117,9 @@ class Pretrain(Task):
 
     def adapt(self, params, description, classes, source):
         """As it is: a run starts from a checkpoint of the same model."""
-        check_encoder(description['architecture'], self.config.model, source)
-        target, found = (
-            patch_target(description['architecture']),
-            description['architecture'].get('vocabulary'),
-        )
+        architecture = description['architecture']
+        check_encoder(architecture, self.config.model, source)
+        target, found = patch_target(architecture), architecture.get('vocabulary')
         check(
             target in ('', self.config.target),
             f'{source} predicts {target}, config.target is {self.config.target}: set '
@@ -139,23 +135,16 @@ class Pretrain(Task):
 
     def prepare(self, frozen, batch, *, train):
         """{'tokens': uint16 [B, P]} of the clean picture."""
-        return {
-            'tokens': self.tokenizer.encode(
-                frozen, self._picture(batch, 'token_image', train)
-            ).astype(jnp.uint16)
-        }
+        picture_BSS3 = self._picture(batch, 'token_image', train)
+        return {'tokens': self.tokenizer.encode(frozen, picture_BSS3).astype(jnp.uint16)}
 
     def _picture(self, batch, name, train):
         """Pixels in [0, 1], float32 [B, S, S, 3]; the number of the view decides the colours, so
         that all pictures of a view agree."""
-        images_BSS3 = to_float(batch[name])
-        return (
-            jitter_views(
-                self.config.seed, batch['view'], images_BSS3, self.config.data.color_jitter
-            )
-            if train
-            else images_BSS3
-        )
+        images_BSS3, config = to_float(batch[name]), self.config
+        if not train:
+            return images_BSS3
+        return jitter_views(config.seed, batch['view'], images_BSS3, config.data.color_jitter)
 
     def draw_masks(self, keys_B) -> Masks:
         """What is hidden, and in the slots what is predicted: that, or every patch."""
@@ -163,20 +152,16 @@ class Pretrain(Task):
         if self.config.predict == 'masked':
             return masks
         shape = masks.mask_BP.shape
-        return masks._replace(
-            slots_BK=jnp.broadcast_to(jnp.arange(shape[1]), shape), weights_BK=jnp.ones(shape)
-        )
+        every_BP = jnp.broadcast_to(jnp.arange(shape[1]), shape)
+        return masks._replace(slots_BK=every_BP, weights_BK=jnp.ones(shape))
 
     def loss(self, params, batch, keys_B, *, progress, train):
         mask_keys_B, drop_keys_B = jnp.moveaxis(jax.vmap(jax.random.split)(keys_B), 1, 0)
         image_BSS3 = self._picture(batch, 'image', train)
         mask_BP, slots_BK, weights_BK = self.draw_masks(mask_keys_B)
-        outputs_BKV = nnx.merge(self.graphdef, params)(
-            normalize(image_BSS3, self.config.data.mean, self.config.data.std),
-            mask_BP,
-            slots_BK,
-            keys_B=drop_keys_B if train else None,
-        )
+        model, data = nnx.merge(self.graphdef, params), self.config.data
+        pixels_BSS3 = normalize(image_BSS3, data.mean, data.std)
+        outputs_BKV = model(pixels_BSS3, mask_BP, slots_BK, keys_B=drop_keys_B if train else None)
         weights_BK = weights_BK * batch['valid'][:, None]
         if self.tokenizer:
             losses_BK, sums = self._token_losses(outputs_BKV, batch['tokens'], slots_BK, weights_BK)
@@ -192,18 +177,16 @@ class Pretrain(Task):
         """(cross-entropies, float32 [B, K], sums of what metrics need besides)."""
         targets_BK = jnp.take_along_axis(tokens_BP.astype(jnp.int32), slots_BK, axis=1)
         label_logits_BK = jnp.take_along_axis(logits_BKV, targets_BK[..., None], axis=-1)[..., 0]
-        return optax.softmax_cross_entropy_with_integer_labels(logits_BKV, targets_BK), {
-            # one pass less than argmax
-            'correct': jnp.sum((label_logits_BK >= jnp.max(logits_BKV, axis=-1)) * weights_BK),
-            'token_counts': jnp.zeros(self.tokenizer.vocabulary).at[targets_BK].add(weights_BK),
-        }
+        losses_BK = optax.softmax_cross_entropy_with_integer_labels(logits_BKV, targets_BK)
+        right_BK = label_logits_BK >= jnp.max(logits_BKV, axis=-1)  # one pass less than argmax
+        counts_V = jnp.zeros(self.tokenizer.vocabulary).at[targets_BK].add(weights_BK)
+        return losses_BK, {'correct': jnp.sum(right_BK * weights_BK), 'token_counts': counts_V}
 
     def _pixel_losses(self, outputs_BKV, image_BSS3, slots_BK):
         """Mean squared errors, float32 [B, K], from patches less their mean and divided by their
         deviation."""
-        patches_BKV = jnp.take_along_axis(
-            patchify(image_BSS3, self.config.model.patch_size), slots_BK[..., None], axis=1
-        )
+        patches_BPV = patchify(image_BSS3, self.config.model.patch_size)
+        patches_BKV = jnp.take_along_axis(patches_BPV, slots_BK[..., None], axis=1)
         mean_BK1, deviation_BK1 = patch_statistics(patches_BKV)
         return jnp.mean(jnp.square(outputs_BKV - (patches_BKV - mean_BK1) / deviation_BK1), axis=-1)
 
@@ -216,21 +199,15 @@ class Pretrain(Task):
             'loss': sums['loss'] / sums['weight'],
             'masked_patches': sums.get('masked', sums['weight']) / sums['images'],
         }
-        return metrics | (
-            {
-                'token_accuracy': sums['correct'] / sums['weight'],
-                'majority_accuracy': jnp.max(sums['token_counts']) / sums['weight'],
-                **token_statistics(sums['token_counts']),
-            }
-            if self.tokenizer
-            else {}
-        )
+        if self.tokenizer:
+            metrics['token_accuracy'] = sums['correct'] / sums['weight']
+            metrics['majority_accuracy'] = jnp.max(sums['token_counts']) / sums['weight']
+            metrics |= token_statistics(sums['token_counts'])
+        return metrics
 
     def describe(self):
-        data, vocabulary = (
-            self.config.data,
-            {'vocabulary': self.tokenizer.vocabulary} if self.tokenizer else {},
-        )
+        data = self.config.data
+        vocabulary = {'vocabulary': self.tokenizer.vocabulary} if self.tokenizer else {}
         return {
             'architecture': 'beit_masked_image_model',
             **dataclasses.asdict(self.config.model),
@@ -263,12 +240,8 @@ def make_on_given_tokens(
 ) -> Pretrain:
     """The task without the parameters of its tokenizer: its steps take batches that have `tokens`
     already. None: pixels are predicted."""
-    return Pretrain(
-        config,
-        tokenizer,
-        nnx.graphdef(nnx.eval_shape(lambda: _build(config, tokenizer, nnx.Rngs(0)))),
-        None,
-    )
+    model = nnx.eval_shape(lambda: _build(config, tokenizer, nnx.Rngs(0)))
+    return Pretrain(config, tokenizer, nnx.graphdef(model), None)
 
 
 def make(config: Config) -> Pretrain:
@@ -280,14 +253,14 @@ def make(config: Config) -> Pretrain:
         '(python main.py --config=configs/quickstart/tokenizer.py --workdir=W writes W/tokenizer).',
     )
     tokenizer, frozen = load_tokenizer(config.tokenizer.path, config.tokenizer.precision)
-    size, (side, _) = config.tokenizer.image_size or tokenizer.image_size, config.grid
+    factor, (side, _) = tokenizer.factor, config.grid
+    size = config.tokenizer.image_size or tokenizer.image_size
     check(
-        size == side * tokenizer.factor,
-        f'the tokenizer {config.tokenizer.path} cuts {size} pixels into cells of '
-        f'{tokenizer.factor}, {size / tokenizer.factor:g} x {size / tokenizer.factor:g} tokens, '
-        f'but the encoder has {side} x {side} patches '
-        f'(config.data.image_size={config.data.image_size}, '
+        size == side * factor,
+        f'the tokenizer {config.tokenizer.path} cuts {size} pixels into cells of {factor}, '
+        f'{size / factor:g} x {size / factor:g} tokens, but the encoder has {side} x {side} '
+        f'patches (config.data.image_size={config.data.image_size}, '
         f'config.model.patch_size={config.model.patch_size}): change these, or set '
-        f'config.tokenizer.image_size={side * tokenizer.factor}.',
+        f'config.tokenizer.image_size={side * factor}.',
     )
     return dataclasses.replace(make_on_given_tokens(config, tokenizer), frozen=frozen)

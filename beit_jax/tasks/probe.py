@@ -10,7 +10,6 @@ does. Shape legend: B images, S side in pixels, L layers, D width, C classes.
 """
 
 import dataclasses
-import functools
 import json
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,31 +27,11 @@ from beit_jax.models.encoder import Encoder
 from beit_jax.models.heads import KINDS, LayerProbes, pool_both
 from beit_jax.tasks import LabelledRunConfig, Task
 from beit_jax.tasks.classify import adapt_encoder, pixel_differences
+from beit_jax.tasks.neighbours import NeighboursConfig, nearest_neighbours
 from beit_jax.weights.load import load_weights
 from beit_jax.weights.trees import check_params, digest
 
 CALIBRATION = 2048  # training images that the features are standardised by
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class NeighboursConfig:
-    """k-NN by cosine similarity: each of the nearest training images votes with exp(similarity /
-    temperature)."""
-
-    count: int = 20
-    temperature: float = 0.07
-    images: int = 20_000  # training images that may be neighbours, spread over all; 0: no k-NN
-    queries: int = 10_000  # held-out images that are classified so, spread over all
-
-    def __post_init__(self):
-        check(
-            self.images >= 0 and self.queries > 0,
-            'config.neighbours.images must not be negative, config.neighbours.queries positive.',
-        )
-        check(
-            self.count > 0 and self.temperature > 0,
-            'config.neighbours.count and config.neighbours.temperature must be positive.',
-        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,12 +84,11 @@ class Probe(Task):
         """{'cls', 'mean': float32 [B, L, D]} after each block of the encoder."""
         data, images_BSS3 = self.config.data, to_float(batch['image'])
         if train:
-            images_BSS3 = jitter_views(
-                self.config.seed, batch['view'], images_BSS3, data.color_jitter
-            )
-        features = nnx.merge(self.encoder, frozen['encoder'])(
-            normalize(images_BSS3, data.mean, data.std), every_layer=pool_both
-        )
+            seed, views_B = self.config.seed, batch['view']
+            images_BSS3 = jitter_views(seed, views_B, images_BSS3, data.color_jitter)
+        encoder = nnx.merge(self.encoder, frozen['encoder'])
+        pixels_BSS3 = normalize(images_BSS3, data.mean, data.std)
+        features = encoder(pixels_BSS3, every_layer=pool_both)
         features = {name: features_LBD.swapaxes(0, 1) for name, features_LBD in features.items()}
         if not frozen['statistics']:  # before calibration
             return features
@@ -128,9 +106,8 @@ class Probe(Task):
                 logits_BLC, labels_B[:, None]
             )
             losses[name] = jnp.sum(losses_BL * valid_B[:, None], axis=0)
-            correct[name] = jnp.sum(
-                (jnp.argmax(logits_BLC, axis=-1) == labels_B[:, None]) * valid_B[:, None], axis=0
-            )
+            right_BL = jnp.argmax(logits_BLC, axis=-1) == labels_B[:, None]
+            correct[name] = jnp.sum(right_BL * valid_B[:, None], axis=0)
         loss = sum(jnp.sum(losses_L) for losses_L in losses.values())
         return loss, {
             'loss': loss,
@@ -164,116 +141,62 @@ class Probe(Task):
     def finish(self, params, workdir: Path, batches, metrics):
         """Writes and prints the table of all layers: accuracies of the heads and of k-NN,
         `probe.json`."""
-        config, layers = self.config, self.config.model.depth
-        table = {
-            f'linear {kind}': [
-                float(metrics[f'eval/layer_{layer + 1:02d}/{kind}']) for layer in range(layers)
-            ]
-            for kind in KINDS
-        }
-        if config.neighbours.images:
-            bank = collect(batches('train', config.neighbours.images), config.neighbours.images)
-            queries = collect(
-                batches('evaluate', config.neighbours.queries), config.neighbours.queries
-            )
+        table = {}
+        for kind in KINDS:
+            names = (f'eval/layer_{layer + 1:02d}/{kind}' for layer in self._layers)
+            table[f'linear {kind}'] = [float(metrics[name]) for name in names]
+        settings = self.config.neighbours
+        if settings.images:
+            bank = collect(batches('train', settings.images), settings.images)
+            queries = collect(batches('evaluate', settings.queries), settings.queries)
             for kind in ('cls', 'mean') if jax.process_index() == 0 else ():
-                found = (
-                    nearest_neighbours(
-                        bank[kind][:, layer],
-                        bank['label'],
-                        queries[kind][:, layer],
-                        config.num_classes,
-                        config.neighbours,
-                    )
-                    for layer in range(layers)
-                )
-                table[f'k-NN {kind}'] = [
-                    float(np.mean(classes == queries['label'])) for classes in found
-                ]
+                table[f'k-NN {kind}'] = self._neighbours(bank, queries, kind)
         if jax.process_index() == 0:
             (workdir / 'probe.json').write_text(json.dumps(table) + '\n')
             print(_as_text(table))
 
+    @property
+    def _layers(self):
+        return range(self.config.model.depth)
 
-def nearest_neighbours(
-    bank_ND, labels_N, queries_BD, num_classes: int, config: NeighboursConfig, chunk: int = 1000
-) -> np.ndarray:
-    """The class that the nearest images of the bank vote for, int [B]; features float [N, D] and
-    [B, D], of any length."""
-    bank_ND, labels_N = _unit_rows(jnp.asarray(bank_ND, jnp.float32)), jnp.asarray(labels_N)
-    count = min(config.count, len(bank_ND))
-    return np.concatenate(
-        [
-            _vote(
-                bank_ND,
-                labels_N,
-                jnp.asarray(queries_BD[i : i + chunk], jnp.float32),
-                count,
-                num_classes,
-                config.temperature,
+    def _neighbours(self, bank: dict, queries: dict, kind: str) -> list[float]:
+        """The accuracy of k-NN in each layer."""
+        config, accuracies = self.config, []
+        for layer in self._layers:
+            known_ND, asked_BD = bank[kind][:, layer], queries[kind][:, layer]
+            classes_B = nearest_neighbours(
+                known_ND, bank['label'], asked_BD, config.num_classes, config.neighbours
             )
-            for i in range(0, len(queries_BD), chunk)
-        ]
-    )
-
-
-@functools.partial(jax.jit, static_argnums=(3, 4))
-def _vote(bank_ND, labels_N, queries_BD, count, num_classes, temperature):
-    similarity_BN = jnp.matmul(_unit_rows(queries_BD), bank_ND.T, precision='highest')
-    nearest_BK, index_BK = jax.lax.top_k(similarity_BN, count)
-    rows_B1 = jnp.arange(len(queries_BD))[:, None]
-    votes_BC = (
-        jnp.zeros((len(queries_BD), num_classes))
-        .at[rows_B1, labels_N[index_BK]]
-        .add(jnp.exp(nearest_BK / temperature))
-    )
-    return jnp.argmax(votes_BC, axis=-1)
-
-
-def _unit_rows(x):
-    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+            accuracies.append(float(np.mean(classes_B == queries['label'])))
+        return accuracies
 
 
 def collect(batches, limit: int, dtype=np.float16) -> dict:
     """The valid rows of all batches, at most `limit`: `cls` and `mean` [N, L, D] of `dtype`,
     `label` int32 [N]. Half precision: a bank of ImageNet must fit the host."""
     dtypes = {'cls': dtype, 'mean': dtype, 'label': np.int32}
-    parts = [
-        {name: batch[name][batch['valid'] > 0].astype(kind) for name, kind in dtypes.items()}
-        for batch in batches
-    ]
-    return {name: np.concatenate([part.pop(name) for part in parts])[:limit] for name in dtypes}
+    parts = {name: [] for name in dtypes}
+    for batch in batches:
+        for name, kind in dtypes.items():
+            parts[name].append(batch[name][batch['valid'] > 0].astype(kind))
+    # each list is gone before the next array is made
+    return {name: np.concatenate(parts.pop(name))[:limit] for name in dtypes}
 
 
 def _as_text(table: dict) -> str:
-    names = list(table)
-    lines = ['layer  ' + '  '.join(f'{name:>11}' for name in names)]
-    lines += [
-        f'{layer + 1:5}  ' + '  '.join(f'{table[name][layer]:11.4f}' for name in names)
-        for layer in range(len(table[names[0]]))
-    ]
-    best = {
-        kind: max(
-            (
-                (values[layer], layer, name)
-                for name, values in table.items()
-                if name.startswith(kind)
-                for layer in range(len(values))
-            )
-        )
-        for kind in ('linear', 'k-NN')
-        if any(name.startswith(kind) for name in names)
-    }
-    return '\n'.join(
-        [
-            'accuracy on held-out images:',
-            *lines,
-            *(
-                f'best {name}: {value:.4f} at layer {layer + 1}'
-                for value, layer, name in best.values()
-            ),
-        ]
-    )
+    lines = ['accuracy on held-out images:']
+    lines.append('layer  ' + '  '.join(f'{name:>11}' for name in table))
+    for layer, row in enumerate(zip(*table.values())):
+        lines.append(f'{layer + 1:5}  ' + '  '.join(f'{value:11.4f}' for value in row))
+    for kind in ('linear', 'k-NN'):
+        found = []
+        for name, values in table.items():
+            if name.startswith(kind):
+                found += [(value, layer, name) for layer, value in enumerate(values, 1)]
+        if found:
+            value, layer, name = max(found)
+            lines.append(f'best {name}: {value:.4f} at layer {layer}')
+    return '\n'.join(lines)
 
 
 def _heads(config: Config, rngs: nnx.Rngs) -> LayerProbes:

@@ -22,7 +22,8 @@ from beit_jax.images.color import normalize, to_float
 from beit_jax.images.distortion import distort_views
 from beit_jax.models.architecture import head_config, segments
 from beit_jax.models.encoder import EncoderConfig
-from beit_jax.models.upernet import Segmenter, UperNetConfig, resize
+from beit_jax.models.resize import resize
+from beit_jax.models.upernet import Segmenter, UperNetConfig
 from beit_jax.tasks import LabelledRunConfig, Task
 from beit_jax.tasks.classify import adapt_encoder, pixel_differences
 
@@ -110,20 +111,18 @@ class Segment(Task):
         those of other tasks are left out."""
         architecture, config = description['architecture'], self.config
         encoder, notes = adapt_encoder(params, architecture, config, source)
-        notes += [
-            f'warning: {difference}'
-            for difference in pixel_differences(architecture, config.data, source)
-        ]
+        differences = pixel_differences(architecture, config.data, source)
+        notes += [f'warning: {difference}' for difference in differences]
         if not segments(architecture):
             return {'encoder': encoder}, ('head',), notes
         width, named = architecture['num_classes'], description.get('classes') or ()
         if width == config.num_classes and (list(named) == list(classes) or not named):
             theirs, ours = head_config(architecture), config.head.fitted(config.model)
             for name in ('taps', 'pool_scales', 'auxiliary_tap', 'norm_eps'):
+                has, wants = getattr(theirs, name), getattr(ours, name)
                 check(
-                    getattr(theirs, name) == getattr(ours, name),
-                    f'{source} has {name} {getattr(theirs, name)}, config.head.{name} is '
-                    f'{getattr(ours, name)}: set it so.',
+                    has == wants,
+                    f'{source} has {name} {has}, config.head.{name} is {wants}: set it so.',
                 )
             return {'encoder': encoder, 'head': params['head']}, (), notes
         check(
@@ -148,22 +147,18 @@ class Segment(Task):
 
     def loss(self, params, batch, keys_B, *, progress, train):
         config, model = self.config, nnx.merge(self.graphdef, params)
-        images_BSS3 = (
-            batch['image']
-            if train
-            else normalize(to_float(batch['image']), config.data.mean, config.data.std)
-        )
+        images_BSS3 = batch['image']
+        if not train:
+            images_BSS3 = normalize(to_float(images_BSS3), config.data.mean, config.data.std)
         logits_BhwC, auxiliary_BhwC, statistics = model(
             images_BSS3, keys_B=keys_B if train else None, train=train
         )
         labels_BSS = batch['label_map'].astype(jnp.int32)
         weights_BSS = (labels_BSS != IGNORED) * batch['valid'][:, None, None]
         loss, correct = _pixel_loss(logits_BhwC, labels_BSS, weights_BSS)
-        auxiliary_loss = (
-            0.0
-            if auxiliary_BhwC is None
-            else _pixel_loss(auxiliary_BhwC, labels_BSS, weights_BSS)[0]
-        )
+        auxiliary_loss = 0.0
+        if auxiliary_BhwC is not None:
+            auxiliary_loss, _ = _pixel_loss(auxiliary_BhwC, labels_BSS, weights_BSS)
         total = loss + config.auxiliary_weight * auxiliary_loss
         sums = {
             'loss': total,
@@ -171,7 +166,9 @@ class Segment(Task):
             'auxiliary_loss': auxiliary_loss,
             'correct': correct,
         }
-        return total, sums | ({'statistics': (statistics, 1.0)} if train else {})
+        if train:
+            sums['statistics'] = statistics, 1.0
+        return total, sums
 
     def summarize(self, sums):
         """`pixel_accuracy` is that of the pixels of the crops; `loss` has the share of
@@ -183,10 +180,9 @@ class Segment(Task):
         }
 
     def label_windows(self, params, images_BSS3):
-        data = self.config.data
-        return nnx.merge(self.graphdef, params)(
-            normalize(to_float(images_BSS3), data.mean, data.std), train=False
-        )[0]
+        model, data = nnx.merge(self.graphdef, params), self.config.data
+        logits_BhwC, *_ = model(normalize(to_float(images_BSS3), data.mean, data.std), train=False)
+        return logits_BhwC
 
     def describe(self):
         config, data = self.config, self.config.data
@@ -205,8 +201,7 @@ class Segment(Task):
         }
 
 
-# logits of the crop's size are made anew in the backward pass: they are larger than all that the
-# model keeps
+# Logits of the crop's size, larger than all that the model keeps, are made anew going backwards.
 @jax.checkpoint
 def _pixel_loss(logits_BhwC, labels_BSS, weights_BSS):
     """(weighted sum of the cross-entropies, weighted number of pixels whose best class is right) of

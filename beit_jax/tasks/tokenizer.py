@@ -103,41 +103,31 @@ class Tokenizer(Task):
         ids_Bhw = jnp.argmax(logits_BhwV, axis=-1)
         if train:
             share = _cosine(progress / config.temperature_share)
-            temperature = (
-                config.final_temperature + (config.temperature - config.final_temperature) * share
-            )
+            low, high = config.final_temperature, config.temperature
+            temperature = low + (high - low) * share
             noise_Bn = jax.vmap(lambda key: jax.random.gumbel(key, (logits_BhwV[0].size,)))(keys_B)
-            codes_BhwV = jax.nn.softmax(
-                (logits_BhwV + noise_Bn.reshape(logits_BhwV.shape)) / temperature
-            )
+            noisy_BhwV = logits_BhwV + noise_Bn.reshape(logits_BhwV.shape)
+            codes_BhwV = jax.nn.softmax(noisy_BhwV / temperature)
         else:
             codes_BhwV = jax.nn.one_hot(ids_Bhw, config.model.vocabulary)
         prediction_BSS6 = model.decoder(codes_BhwV)
-        reconstruction_B = jnp.mean(
-            reconstruction_loss(config.reconstruction, images_BSS3, prediction_BSS6), axis=(1, 2, 3)
-        )
+        losses_BSS3 = reconstruction_loss(config.reconstruction, images_BSS3, prediction_BSS6)
+        reconstruction_B = jnp.mean(losses_BSS3, axis=(1, 2, 3))
         log_q_BhwV = jax.nn.log_softmax(logits_BhwV)
-        kl_Bhw = jnp.sum(
-            jnp.exp(log_q_BhwV) * (log_q_BhwV + jnp.log(config.model.vocabulary)), axis=-1
-        )
+        excess_BhwV = log_q_BhwV + jnp.log(config.model.vocabulary)
+        kl_Bhw = jnp.sum(jnp.exp(log_q_BhwV) * excess_BhwV, axis=-1)
         # per pixel and channel, as the reconstruction
         kl_B = jnp.sum(kl_Bhw, axis=(1, 2)) / images_BSS3[0].size
         kl_weight = config.kl_weight * (1 - _cosine(progress / config.kl_share))
-        error_B = jnp.mean(
-            jnp.square(
-                unmap_pixels(jax.nn.sigmoid(prediction_BSS6[..., :3])) - unmap_pixels(images_BSS3)
-            ),
-            axis=(1, 2, 3),
-        )
+        drawn_BSS3 = unmap_pixels(jax.nn.sigmoid(prediction_BSS6[..., :3]))
+        error_B = jnp.mean(jnp.square(drawn_BSS3 - unmap_pixels(images_BSS3)), axis=(1, 2, 3))
         valid_B = batch['valid']
-        mean_q_V = jnp.einsum('bhwv,b->v', jnp.exp(log_q_BhwV), valid_B) / (
-            jnp.sum(valid_B) * ids_Bhw[0].size
-        )
+        sum_q_V = jnp.einsum('bhwv,b->v', jnp.exp(log_q_BhwV), valid_B)
+        mean_q_V = sum_q_V / (jnp.sum(valid_B) * ids_Bhw[0].size)
         # KL(mean code || uniform)
         disuse = jnp.sum(mean_q_V * jnp.log(mean_q_V * config.model.vocabulary + 1e-10))
-        loss = jnp.sum(
-            (reconstruction_B + kl_weight * kl_B + config.usage_weight * disuse) * valid_B
-        )
+        loss_B = reconstruction_B + kl_weight * kl_B + config.usage_weight * disuse
+        loss = jnp.sum(loss_B * valid_B)
         counts_V = jnp.zeros(config.model.vocabulary).at[ids_Bhw].add(valid_B[:, None, None])
         sums = {
             'loss': loss,
@@ -153,9 +143,8 @@ class Tokenizer(Task):
         """`psnr` in dB; `codebook_usage` is the share of the vocabulary that occurred,
         `token_perplexity` its effective number."""
         metrics = {name: sums[name] / sums['weight'] for name in ('loss', 'reconstruction', 'kl')}
-        metrics['psnr'] = -10 * jnp.log10(
-            jnp.maximum(sums['squared_error'] / sums['weight'], 1e-10)
-        )
+        error = jnp.maximum(sums['squared_error'] / sums['weight'], 1e-10)
+        metrics['psnr'] = -10 * jnp.log10(error)
         return metrics | token_statistics(sums['token_counts'])
 
     def describe(self):
@@ -168,13 +157,8 @@ class Tokenizer(Task):
 
     def finish(self, params, workdir: Path, batches, metrics):
         if jax.process_index() == 0:
-            save_tokenizer(
-                workdir / 'tokenizer',
-                'dvae',
-                self.config.model,
-                self.config.data.image_size,
-                params,
-            )
+            path, size = workdir / 'tokenizer', self.config.data.image_size
+            save_tokenizer(path, 'dvae', self.config.model, size, params)
 
 
 def _cosine(share):
@@ -186,14 +170,11 @@ def token_statistics(counts_V) -> dict:
     """`token_perplexity` (exp of the entropy, in [1, V]) and `codebook_usage` (share of V that
     occurs) of token counts, float32 [V]."""
     shares_V = counts_V / jnp.maximum(jnp.sum(counts_V), 1)
-    entropy = -jnp.sum(
-        jnp.where(shares_V > 0, shares_V * jnp.log(jnp.where(shares_V > 0, shares_V, 1)), 0)
-    )
+    used_V = shares_V > 0
+    entropy = -jnp.sum(jnp.where(used_V, shares_V * jnp.log(jnp.where(used_V, shares_V, 1)), 0))
     return {'token_perplexity': jnp.exp(entropy), 'codebook_usage': jnp.mean(counts_V > 0)}
 
 
 def make(config: Config) -> Tokenizer:
-    graphdef = nnx.graphdef(
-        nnx.eval_shape(lambda: DVAE(config.model, dtype=config.compute_dtype, rngs=nnx.Rngs(0)))
-    )
-    return Tokenizer(config, graphdef)
+    build = lambda: DVAE(config.model, dtype=config.compute_dtype, rngs=nnx.Rngs(0))
+    return Tokenizer(config, nnx.graphdef(nnx.eval_shape(build)))

@@ -4,35 +4,23 @@ line on stderr and status 2."""
 import argparse
 from collections.abc import Callable
 import dataclasses
-import json
-from pathlib import Path
 import sys
 import typing
 
+import numpy as np
+
 from beit_jax.data.config import DataConfig
+from beit_jax.data.sources.shapes import ShapesSource
 from beit_jax.errors import RequestError, check
 from beit_jax.runtime import set_xla_flags
 from beit_jax.settings.mapping import from_mapping
 
 # which pictures there are, and how they are cropped
 DATA = (
-    'name',
-    'path',
-    'evaluate_path',
-    'split',
-    'evaluate_split',
-    'holdout',
-    'level',
-    'num_examples',
-    'num_evaluate_examples',
-    'crop_scale',
-    'crop_ratio',
-    'flip',
-    'evaluate_crop',
-    'index',
-    'image_ops',
-    'workers',
-)
+    'name', 'path', 'evaluate_path', 'split', 'evaluate_split', 'holdout', 'level', 'num_examples',
+    'num_evaluate_examples', 'crop_scale', 'crop_ratio', 'flip', 'evaluate_crop', 'index',
+    'image_ops', 'workers',
+)  # fmt: skip
 
 
 def parser(tool: str, description: str, example: str) -> argparse.ArgumentParser:
@@ -45,31 +33,28 @@ def parser(tool: str, description: str, example: str) -> argparse.ArgumentParser
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
-    """Adds --data.name, --data.path, ...: the settings of `DataConfig` under the names that recipes
-    have."""
+    """Adds --data.name, --data.path, ...: settings of `DataConfig` under the names of recipes."""
     group = parser.add_argument_group('data', 'config.data of the recipes')
     kinds = typing.get_type_hints(DataConfig)
+    readers = {tuple[float, float]: float, bool: true_or_false}
     for field in dataclasses.fields(DataConfig):
-        if field.name in DATA:
-            kind = {tuple[float, float]: float, bool: true_or_false}.get(
-                kinds[field.name], kinds[field.name]
-            )
-            pair = {'nargs': 2} if isinstance(field.default, tuple) else {}
-            group.add_argument(
-                f'--data.{field.name}',
-                type=kind,
-                default=field.default,
-                metavar='',
-                help=f'({field.default!r})',
-                **pair,
-            )
+        if field.name not in DATA:
+            continue
+        kind = kinds[field.name]
+        group.add_argument(
+            f'--data.{field.name}',
+            nargs=2 if isinstance(field.default, tuple) else None,
+            type=readers.get(kind, kind),
+            default=field.default,
+            metavar='',
+            help=f'({field.default!r})',
+        )
 
 
 def data_config(options: argparse.Namespace, **settings) -> DataConfig:
     """The data set that `add_data` read."""
-    data = from_mapping(
-        DataConfig, {name: getattr(options, f'data.{name}') for name in DATA} | settings, 'data.'
-    )
+    given = {name: getattr(options, f'data.{name}') for name in DATA}
+    data = from_mapping(DataConfig, given | settings, 'data.')
     check(
         data.name == 'shapes' or bool(data.path),
         'give --data.path, or --data.name shapes for the built-in pictures.',
@@ -77,59 +62,20 @@ def data_config(options: argparse.Namespace, **settings) -> DataConfig:
     return data
 
 
-def add_config(parser: argparse.ArgumentParser) -> None:
-    """Adds --config: what `recipe_config` reads."""
-    parser.add_argument(
-        '--config',
-        required=True,
-        help="RECIPE.py[:variant] or a run's config.json; change it with --config.KEY=VALUE",
-    )
-
-
-def recipe_config(options: argparse.Namespace):
-    """The settings of --config=RECIPE.py[:variant], or of a run's config.json, which takes no
-    ml_collections, changed by --config.KEY=VALUE, for a parser that `main` lets have such."""
-    from beit_jax.settings.mapping import task_config
-    from beit_jax.settings.overrides import override
-
-    config = (
-        _run_config(options.config) if options.config.endswith('.json') else _recipe(options.config)
-    )
-    for argument in options.overrides:
-        key, equals, value = argument.removeprefix('--config.').partition('=')
-        check(
-            argument.startswith('--config.') and bool(equals),
-            f'{argument} is not an option: settings are given as --config.KEY=VALUE.',
-        )
-        override(config, key, value)
-    return task_config(config)
-
-
-def _recipe(text: str):
-    from beit_jax.settings.recipes import load_recipe
-
-    path, _, variant = text.partition(':')
-    return load_recipe(path, variant)
-
-
-def _run_config(path: str) -> dict:
-    try:
-        return json.loads(Path(path).read_text())
-    except ValueError as error:
-        raise RequestError(
-            f'--config={path} is not JSON ({error}): give a recipe or the config.json of a run.'
-        ) from error
-
-
 def picture_size(options: argparse.Namespace, tokenizer) -> int:
-    """--image_size, or what the tokenizer is for: the side in pixels of the pictures that it is
-    shown."""
+    """--image_size, or what the tokenizer is for: the side of the pictures that it is shown."""
     size = options.image_size or tokenizer.image_size
     check(
         size > 0 and size % tokenizer.factor == 0,
         f'--image_size={size} is not a multiple of {tokenizer.factor}, the pixels per token.',
     )
     return size
+
+
+def built_in_pictures(count: int, size: int, level: str = 'easy') -> np.ndarray:
+    """The first held-out ones, uint8 [count, size, size, 3]: those of `--images shapes`."""
+    source = ShapesSource(count, size, level, 'evaluate')
+    return np.stack([source.read(i).image for i in range(count)])
 
 
 def load(path: str):

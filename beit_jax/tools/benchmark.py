@@ -2,21 +2,22 @@
 in the same mood.
 
 masks   blockwise masks: our jitted function against the official algorithm as a NumPy loop, and
-their share of a BEiT-B step, on one core input   images per second of a recipe's input, stage by
-stage, against the Pillow pipelines of BEiT's official code, timm and torchvision step    images per
-second of a pre-training step on the device at hand, and its share of what a matrix product reaches,
-against PyTorch
+        their share of a BEiT-B step, on one core
+input   images per second of a recipe's input, stage by stage, against the Pillow pipelines of
+        BEiT's official code, timm and torchvision
+step    images per second of a pre-training step on the device at hand, and its share of what a
+        matrix product reaches, against PyTorch
 """
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 from beit_jax.errors import check
+from beit_jax.performance import reports
 from beit_jax.performance.machine import machine
 from beit_jax.performance.mask_benchmark import benchmark_masks
-from beit_jax.tools import arguments
+from beit_jax.tools import arguments, config_option
 
 # of PyTorch; fused: scaled_dot_product_attention
 PEERS = ('eager', 'eager-fused', 'compiled', 'compiled-fused')
@@ -36,19 +37,7 @@ def run(options: argparse.Namespace) -> None:
 def _run_masks(options) -> dict:
     check(options.batch > 0, 'use at least 1 for --batch.')
     result = benchmark_masks(options.batch, options.repeats)
-    print(
-        f'{result["machine"]}, {result["cores"]} core; jax {result["jax"]} on {result["device"]}; '
-        f'{options.repeats} '
-        f'repeats\n{"masks/s":10}{"median":>10}{"min":>10}{"max":>10}{"share of a step":>18}'
-    )
-    for name, speed in result['masks_per_second'].items():
-        print(
-            f'{name:10}{speed["median"]:10,.0f}{speed["min"]:10,.0f}{speed["max"]:10,.0f}{result["share_of_step"][name]:18.4%}'
-        )
-    print(
-        f'ratio {result["ratio"]:.2f}; BEiT-B forward and backward, float32: '
-        f'{result["step_seconds_per_image"]:.2f} s an image'
-    )
+    print(reports.of_masks(result))
     return result
 
 
@@ -59,33 +48,10 @@ def _run_input(options) -> dict:
         options.images >= BATCH and options.cores > 0,
         f'use at least {BATCH} for --images and 1 for --cores.',
     )
-    result = {'machine': machine()} | benchmark_input(
-        arguments.recipe_config(options), options.images, options.repeats, options.cores
-    )
-    print(
-        f'{result["machine"]}, {result["cores"]} core(s); {result["task"]}, views '
-        f'{", ".join(result["views"])}; {result["images"]} files of '
-        f'{result["bytes_per_image"] / 1e3:.0f} KB; {result["repeats"]} repeats; the peer works '
-        f'{result["peer"]}\n{"milliseconds of a core an image":32}{"median":>8}{"min":>8}{"max":>8}'
-    )
-    for name, spread in result['core_milliseconds'].items():
-        print(
-            f'{name:32}'
-            + ''.join(f'{spread[key]:8.3f}' for key in ('median', 'min', 'max') if key in spread)
-        )
-    for name, ratio in result['ratio'].items():
-        rates = [result['images_per_second_and_core'][key] for key in (name, f'{name}, its peer')]
-        print(
-            f'{name}: {rates[0]:,.0f} images/s and core, its peer {rates[1]:,.0f}; ratio '
-            f'{ratio:.2f}'
-        )
-    print(
-        'mean difference from Pillow, grey levels: '
-        + ', '.join(
-            f'{size} pixels {error:.3f}'
-            for size, error in result['grey_levels_from_pillow'].items()
-        )
-    )
+    config = config_option.read(options)
+    measured = benchmark_input(config, options.images, options.repeats, options.cores)
+    result = {'machine': machine()} | measured
+    print(reports.of_input(result))
     return result
 
 
@@ -93,31 +59,9 @@ def _run_step(options) -> dict:
     from beit_jax.performance.step_benchmark import benchmark_step
 
     variants = () if options.peer is None else tuple(options.peer) or PEERS
-    result = {'machine': machine()} | benchmark_step(
-        arguments.recipe_config(options), options.repeats, variants
-    )
-    print(
-        f'{result["machine"]}, {os.cpu_count()} cores; {result["devices"]} x {result["device"]}; '
-        f'jax {result["jax"]}; {result["compute_dtype"]}, batch {result["batch_size"]}; '
-        f'{result["repeats"]} repeats; a matrix product makes '
-        f'{result["product_flops_per_second"] / 1e12:.3f} '
-        f'TFLOP/s\n{"":54}{"median s":>10}{"min":>8}{"max":>8}{"images/s":>10}{"utilisation":>13}'
-    )
-    for row in result['rows']:
-        print(
-            f'{row["name"] + ": " + row["what"]:54}{row["seconds"]["median"]:10.3f}{row["seconds"]["min"]:8.3f}{row["seconds"]["max"]:8.3f}'
-            f'{row["images_per_second"]:10,.1f}{row["utilisation"]:13.1%}'
-        )
-    for what, ratio in result['ratio'].items():
-        print(f'{what}: the best of PyTorch takes {ratio:.2f} times as long')
-    print(
-        'seconds to compile: '
-        + ', '.join(f'{name} {seconds:.0f}' for name, seconds in result['compile_seconds'].items())
-        + '; memory: '
-        + ', '.join(
-            f'{name} {size / 1e9:.2f} GB' for name, size in result['peak_memory'].items() if size
-        )
-    )
+    measured = benchmark_step(config_option.read(options), options.repeats, variants)
+    result = {'machine': machine()} | measured
+    print(reports.of_step(result))
     return result
 
 
@@ -155,7 +99,7 @@ def _arguments() -> argparse.ArgumentParser:
         '--peer', nargs='*', choices=PEERS, help='variants of PyTorch; without a name all'
     )
     for each in (reading, step):
-        arguments.add_config(each)
+        config_option.add(each)
     for each in (masks, reading, step):
         each.add_argument('--json', type=Path, help='also write the result here')
         each.add_argument(

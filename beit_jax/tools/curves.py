@@ -1,6 +1,6 @@
-"""The curves of a run: every metric of metrics.jsonl over the steps, as one picture; evaluations
-are dots. With --reference, another run's curves lie beside them: docs/results/quickstart has those
-of a normal run of the quickstart."""
+"""The curves of a run: every metric of metrics.jsonl over the steps, as one picture;
+evaluations are dots. With --reference, another run's curves lie beside them:
+docs/results/quickstart has those of a normal run of the quickstart."""
 
 import json
 import math
@@ -24,9 +24,9 @@ def read_metrics(path: Path) -> dict[str, tuple[list[int], list[float]]]:
         row = json.loads(line)
         for name in row.keys() - set(LEFT_OUT):
             steps, values = series.setdefault(name, ([], []))
+            not_finite = row[name] is None
             steps.append(row['step'])
-            # a loss that was not finite
-            values.append(math.nan if row[name] is None else row[name])
+            values.append(math.nan if not_finite else row[name])
     return series
 
 
@@ -51,10 +51,8 @@ def draw(series: dict, reference: dict) -> Figure:
 
 
 def run(options) -> None:
-    series, reference = (
-        _read('--workdir', options.workdir),
-        _read('--reference', options.reference) if options.reference else {},
-    )
+    series = _read('--workdir', options.workdir)
+    reference = _read('--reference', options.reference) if options.reference else {}
     Path(options.output).parent.mkdir(parents=True, exist_ok=True)
     draw(series, reference).savefig(options.output, dpi=100)
     print(f'{len(series)} curves -> {options.output}')

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from beit_jax.data.config import View
+from beit_jax.data.config import DataConfig, View
 from beit_jax.data.sampler import Sampler
 from beit_jax.data.sources.choice import open_source
 from beit_jax.errors import check
@@ -20,20 +20,18 @@ from beit_jax.weights.tokenizer import save_tokenizer
 BATCH = 100
 
 
-def random_patches(data, image_size: int, patch_size: int, count: int, seed: int) -> np.ndarray:
+def random_patches(data: DataConfig, patch_size: int, count: int, seed: int) -> np.ndarray:
     """`count` patches, pixels in [0, 1], float32 [count, 3 * patch_size ** 2], of randomly cropped
     training pictures, at most 64 of each."""
     from beit_jax.data import pipeline
 
     source, random = open_source(data, 'train'), np.random.default_rng(seed)
-    per_picture = min(64, (image_size // patch_size) ** 2)
-    batches = pipeline.train_batches(
-        source,
+    per_picture = min(64, (data.image_size // patch_size) ** 2)
+    sampler, views = (
         Sampler(len(source), BATCH, seed),
-        (View('image', image_size, 'lanczos3'),),
-        data,
-        np.arange(BATCH),
+        (View('image', data.image_size, 'lanczos3'),),
     )
+    batches = pipeline.train_batches(source, sampler, views, data, np.arange(BATCH))
     patches, missing = [], count
     while missing > 0:
         for patches_PD in np.asarray(patchify(next(batches)['image'], patch_size)):
@@ -44,27 +42,26 @@ def random_patches(data, image_size: int, patch_size: int, count: int, seed: int
 
 
 def run(options) -> None:
-    settings = {'vocabulary': options.vocabulary, 'patch_size': options.patch_size}
+    kind, image_size, patch_size = options.kind, options.image_size, options.patch_size
+    settings = {'vocabulary': options.vocabulary, 'patch_size': patch_size}
     check(options.seed >= 0, f'--seed is {options.seed}: use 0 or more.')
-    config = make_tokenizer(options.kind, settings, options.image_size).config
+    config = make_tokenizer(kind, settings, image_size).config
     key = jax.random.key(options.seed)
-    if options.kind == 'kmeans':
-        data = arguments.data_config(options, image_size=options.image_size)
+    if kind == 'kmeans':
+        data = arguments.data_config(options, image_size=image_size)
         check(
             options.patches >= options.vocabulary,
             f'--patches {options.patches} are too few for --vocabulary {options.vocabulary}.',
         )
-        patches_ND = random_patches(
-            data, options.image_size, options.patch_size, options.patches, options.seed
-        )
+        patches_ND = random_patches(data, patch_size, options.patches, options.seed)
         params = kmeans.fit(key, jnp.asarray(patches_ND), config)
     else:
         params = random_projection.draw(key, config)
-    save_tokenizer(Path(options.output), options.kind, config, options.image_size, params)
-    side = options.image_size // options.patch_size
+    save_tokenizer(Path(options.output), kind, config, image_size, params)
+    side = image_size // patch_size
     print(
-        f'{options.kind} tokenizer: {config.vocabulary} tokens, {options.image_size} pixels to '
-        f'{side} x {side} -> {options.output}'
+        f'{kind} tokenizer: {config.vocabulary} tokens, {image_size} pixels to {side} x {side} -> '
+        f'{options.output}'
     )
 
 

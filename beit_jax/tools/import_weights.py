@@ -9,8 +9,8 @@ import jax
 from beit_jax.errors import check
 from beit_jax.tools import arguments
 from beit_jax.tools.inspect_weights import summary
-from beit_jax.train.checkpoint import Checkpoints
-from beit_jax.weights.torch_models import convert, examine
+from beit_jax.train.workdir.checkpoint import Checkpoints
+from beit_jax.weights.pytorch.importer import convert, examine
 from beit_jax.whole_files import whole_directory
 
 

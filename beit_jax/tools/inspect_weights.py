@@ -1,64 +1,57 @@
 """Says what a file of BEiT weights is: dialect, architecture, classes, parameters, number formats,
 and anything that is wrong with it."""
 
+from collections.abc import Iterable, Sequence
+
 import jax
 
 from beit_jax.models.architecture import in_words
 from beit_jax.tools import arguments
 from beit_jax.weights.checkpoint import is_checkpoint
 from beit_jax.weights.models import load_model
-from beit_jax.weights.torch_models import Examination, check_problems, examine
+from beit_jax.weights.pytorch.importer import Examination, check_problems, examine
 
 DIALECTS = {'unilm': "the official code's", 'timm': "timm's", 'huggingface': "Hugging Face's"}
 
 
 def summary(found: Examination) -> list[str]:
     """Lines for a person."""
+    title = f'{found.source.path}: {DIALECTS[found.dialect]} names'
+    lines = _lines(title, found.tensors.values(), found.architecture, found.classes)
     released = found.source.released
-    lines = _lines(
-        f'{found.source.path}: {DIALECTS[found.dialect]} names',
-        found.tensors.values(),
-        found.architecture,
-        found.classes,
-    )
     if released:
+        classes, top1 = released.num_classes, released.top1
         lines.append(
             f'named as one of the released weights: BEiT-{released.size} at {released.image_size} '
             'pixels'
-            + (f', {released.num_classes} classes' if released.num_classes else ', pre-trained')
-            + (f'; published top-1 on ImageNet-1k {released.top1} %' if released.top1 else '')
+            + (f', {classes} classes' if classes else ', pre-trained')
+            + (f'; published top-1 on ImageNet-1k {top1} %' if top1 else '')
         )
     return lines + [f'note: {note}' for note in found.notes]
 
 
-def _lines(title: str, arrays, architecture: dict, classes) -> list[str]:
+def _lines(title: str, arrays: Iterable, architecture: dict, classes: Sequence[str]) -> list[str]:
     arrays = list(arrays)
-    lines = [
-        f'{title}, {sum(array.size for array in arrays):,} parameters in {len(arrays)} tensors of '
-        + ', '.join(sorted({str(array.dtype) for array in arrays}))
-    ]
-    lines += in_words(architecture) if architecture else []
-    return lines + (
-        [f'classes: {", ".join(classes[:5])}{", ..." if len(classes) > 5 else ""}']
-        if classes
-        else []
-    )
+    count = sum(array.size for array in arrays)
+    dtypes = ', '.join(sorted({str(array.dtype) for array in arrays}))
+    lines = [f'{title}, {count:,} parameters in {len(arrays)} tensors of {dtypes}']
+    if architecture:
+        lines += in_words(architecture)
+    if classes:
+        lines.append(f'classes: {", ".join(classes[:5])}{", ..." if len(classes) > 5 else ""}')
+    return lines
 
 
 def run(options) -> None:
-    if is_checkpoint(options.input):
-        model = load_model(options.input)
-        lines = _lines(
-            f'{options.input}: a checkpoint of this package',
-            jax.tree.leaves(model.params),
-            model.architecture,
-            model.classes,
-        )
-        print('\n'.join([*lines, *(f'note: {note}' for note in model.notes)]))
+    if not is_checkpoint(options.input):
+        found = examine(options.input)
+        print('\n'.join(summary(found)))
+        check_problems(found)
         return
-    found = examine(options.input)
-    print('\n'.join(summary(found)))
-    check_problems(found)
+    model = load_model(options.input)
+    title, arrays = f'{options.input}: a checkpoint of this package', jax.tree.leaves(model.params)
+    lines = _lines(title, arrays, model.architecture, model.classes)
+    print('\n'.join(lines + [f'note: {note}' for note in model.notes]))
 
 
 def _arguments():

@@ -1,11 +1,11 @@
-"""Does a recipe's training step fit a TPU, and how fast is it? The TPU's own compiler says so, on a
-machine without one.
+"""Does a recipe's training step fit a TPU, and how fast is it? The TPU's own compiler says so,
+on a machine without one.
 
-It compiles the real step for the topology, takes minutes, and needs the compiler: pip install
-"jax[tpu]". With an empty config.tokenizer.path, pre-training is planned on given tokens; with a
-tokenizer or --dall_e, that is part of the step. With config.mesh.slice=N the chips are N slices of
-the topology. All figures are estimates of the compiler: cycles do not count what chips wait for one
-another.
+It compiles the real step for the topology, takes minutes, and needs the compiler:
+pip install "jax[tpu]". With an empty config.tokenizer.path, pre-training is planned on given
+tokens; with a tokenizer or --dall_e, that is part of the step. With config.mesh.slice=N the chips
+are N slices of the topology. All figures are estimates of the compiler: cycles do not count what
+chips wait for one another.
 """
 
 import argparse
@@ -15,7 +15,8 @@ from pathlib import Path
 
 from beit_jax.errors import check
 from beit_jax.performance.plan import EXAMPLES, plan, search_batch
-from beit_jax.tools import arguments
+from beit_jax.performance.reports import of_plan
+from beit_jax.tools import arguments, config_option
 
 # There is no TPU for libtpu to ask, to complain of not finding, or to take from others that plan at
 # the same time.
@@ -27,40 +28,6 @@ WITHOUT_TPU = {
 }
 
 
-def report(result: dict) -> str:
-    """A table of what `plan` found."""
-    mesh = ' x '.join(f'{axis} {size}' for axis, size in result['mesh'].items())
-    lines = [
-        f'{result["task"]}, batch {result["batch_size"]} on {result["topology"]}: '
-        f'{result["chips"]} chips, {result["images_per_chip"]} images each; mesh {mesh}; jax '
-        f'{result["jax"]}',
-        'Estimates of the TPU compiler, per chip: nothing ran on a TPU.',
-    ]
-    for name, part in result['programs'].items():
-        lines += [
-            '',
-            f'{name}: {part["cycles"]:,} cycles; {part["flops"] / 1e12:.2f} TFLOP; arguments '
-            f'{part["arguments"] / 1e9:.2f} GB, temporaries {part["temporaries"] / 1e9:.2f} GB; '
-            f'compiled in {part["compile_seconds"]:.0f} s',
-        ]
-        for operation, cycles in part['operations'].items():
-            lines.append(f'  {cycles / part["cycles"]:6.1%} {cycles:>13,}  {operation[-100:]}')
-        lines += [
-            f'  received by {kind}: {size / 1e6:.1f} MB' for kind, size in part['received'].items()
-        ]
-    lines += [
-        '',
-        f'start: {result["initial_state"] / 1e9:.2f} GB of state, made in '
-        f'{result["initial_memory"] / 1e9:.2f} GB; transfers between chips take '
-        f'{1e3 * result["transfer_seconds"]:.1f} ms of a step at the published rate of links '
-        'within a slice, if none overlaps',
-        f'memory {result["memory"] / 1e9:.2f} of {result["memory_limit"] / 1e9:.2f} GB; a step '
-        f'{1e3 * result["step_seconds"]:.1f} ms; {result["images_per_second"]:,.0f} images/s; '
-        f'utilisation {result["utilisation"]:.1%}',
-    ]
-    return '\n'.join(lines)
-
-
 def run(options: argparse.Namespace) -> None:
     for name, value in WITHOUT_TPU.items():
         os.environ.setdefault(name, value)
@@ -69,11 +36,9 @@ def run(options: argparse.Namespace) -> None:
         not options.json or options.json.parent.is_dir(),
         f'--json={options.json}: its folder does not exist.',
     )
-    config = arguments.recipe_config(options)
-    result = (search_batch if options.search_batch else plan)(
-        config, options.topology, options.dall_e
-    )
-    print(report(result))
+    find = search_batch if options.search_batch else plan
+    result = find(config_option.read(options), options.topology, options.dall_e)
+    print(of_plan(result))
     if options.search_batch:
         print(
             f'the largest batch that fits: {result["largest_images_per_chip"]} images a chip; the '
@@ -89,7 +54,7 @@ def _arguments() -> argparse.ArgumentParser:
         __doc__,
         'python -m beit_jax.tools.plan --config=configs/pretrain_imagenet1k.py --topology=v5e:4x4',
     )
-    arguments.add_config(parser)
+    config_option.add(parser)
     parser.add_argument('--topology', required=True, help=f'{EXAMPLES}, ...')
     parser.add_argument(
         '--dall_e',

@@ -1,5 +1,5 @@
-"""Runs a study: arms that are pre-trained differently, or not at all, then fine-tuned alike, over
-several seeds.
+"""Runs a study: arms that are pre-trained differently, or not at all, then fine-tuned alike,
+over several seeds.
 
 Each arm is fine-tuned at the learning rate that did best on validation pictures. Runs that are done
 are not done again and those that were stopped go on, so the same command continues a study. Started
@@ -14,29 +14,40 @@ from beit_jax.errors import check, one_of
 from beit_jax.runtime import keep_programs
 from beit_jax.studies import report
 from beit_jax.studies.running import check_runs, start_processes, work
-from beit_jax.studies.study import load_study, plan
+from beit_jax.studies.study import Study, load_study, plan
 from beit_jax.tools import arguments
 
 
 def run(options) -> None:
-    study, about = load_study(options.study)
-    arms, tasks = (
-        _only(names, whole, option)
-        for names, whole, option in (
-            (options.arms, study.arms, '--arms'),
-            (options.tasks, study.tasks, '--tasks'),
-        )
-    )
-    arms = {
-        name: {key: value for key, value in arm.items() if key != 'baseline' or value in arms}
-        for name, arm in arms.items()
-    }
-    check(
-        options.processes >= 0,
-        f'--processes={options.processes}: use 1 or more, or 0 to write the report only.',
-    )
+    whole, about = load_study(options.study)
+    workdir, processes = Path(options.workdir), options.processes
+    study = _chosen(whole, options)
+    check(processes >= 0, f'--processes={processes}: use 1 or more, or 0 to write the report only.')
     check(',' not in options.workdir, f'--workdir={options.workdir}: use a path without commas.')
-    study = dataclasses.replace(
+    check(
+        processes > 0 or workdir.is_dir(),
+        f'--workdir={workdir}: there is no such folder to report on.',
+    )
+    runs = plan(study, workdir)
+    check_runs(runs, study.metric)
+    if processes == 1:
+        # arms share most: rate and seed are part of a compiled step, the encoder's weights are not
+        keep_programs(workdir)
+        work(runs, study.metric)
+    elif processes:
+        start_processes(processes)
+    if options.report:
+        report.write(study, runs, workdir, about, _command(options))
+
+
+def _chosen(study: Study, options) -> Study:
+    """What the options leave of a study."""
+    arms = _only(options.arms, study.arms, '--arms')
+    tasks = _only(options.tasks, study.tasks, '--tasks')
+    for name, arm in arms.items():
+        if arm.get('baseline') not in arms:
+            arms[name] = {key: value for key, value in arm.items() if key != 'baseline'}
+    return dataclasses.replace(
         study,
         arms=arms,
         tasks=tasks,
@@ -44,37 +55,26 @@ def run(options) -> None:
         seeds=options.seeds or study.seeds,
         rates=study.rates if options.choose_rates else (),
     )
-    workdir = Path(options.workdir)
-    check(
-        options.processes > 0 or workdir.is_dir(),
-        f'--workdir={workdir}: there is no such folder to report on.',
-    )
-    runs = plan(study, workdir)
-    check_runs(runs, study.metric)
-    if options.processes == 1:
-        # arms share most: rate and seed are part of a compiled step, the encoder's weights are not
-        keep_programs(workdir)
-        work(runs, study.metric)
-    elif options.processes:
-        start_processes(options.processes)
-    if options.report:
-        chosen = [
-            word
-            for name in ('arms', 'tasks')
-            for word in (f'--{name}', *getattr(options, name))
-            if getattr(options, name)
-        ]
-        chosen += [f'--seeds={options.seeds}'] * bool(options.seeds) + ['--choose_rates=false'] * (
-            not options.choose_rates
-        )
-        command = shlex.join([f'--study={options.study}', f'--workdir={workdir}', *chosen])
-        report.write(study, runs, workdir, about, f'python -m beit_jax.tools.study {command}')
 
 
 def _only(names: list[str], whole: dict, option: str) -> dict:
     for name in names:
         one_of(option, name, whole)
     return {name: value for name, value in whole.items() if name in names or not names}
+
+
+def _command(options) -> str:
+    """The command line with what it leaves out of the study, for the report."""
+    words = [f'--study={options.study}', f'--workdir={Path(options.workdir)}']
+    if options.arms:
+        words += ['--arms', *options.arms]
+    if options.tasks:
+        words += ['--tasks', *options.tasks]
+    if options.seeds:
+        words.append(f'--seeds={options.seeds}')
+    if not options.choose_rates:
+        words.append('--choose_rates=false')
+    return f'python -m beit_jax.tools.study {shlex.join(words)}'
 
 
 def _arguments():

@@ -75,13 +75,8 @@ def make_optimizer(
     if config.layer_decay != 1:
         depth = count_blocks(params)
         scales = by_path(lambda path: lr_scale(path, depth, config.layer_decay))
-        parts.append(
-            optax.stateless(
-                lambda updates, _: jax.tree.map(
-                    lambda update, scale: update * scale, updates, scales
-                )
-            )
-        )
+        multiply = lambda update, scale: update * scale
+        parts.append(optax.stateless(lambda updates, _: jax.tree.map(multiply, updates, scales)))
     return optax.chain(*parts, optax.scale_by_learning_rate(schedule))
 
 
@@ -94,18 +89,15 @@ def parameter_table(abstract_state, layer_decay: float) -> str:
     """
     leaves = [('/'.join(map(str, path)), leaf) for path, leaf in nnx.to_flat_state(abstract_state)]
     depth = count_blocks({path: 0 for path, _ in leaves})
-    rows = [
-        (
-            path,
-            str(list(leaf.shape)),
-            str(leaf.get_metadata()['initializer']),
-            'decay' if decays(path) else '-',
-            f'{lr_scale(path, depth, layer_decay):.6g}',
-        )
-        for path, leaf in leaves
-    ]
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    lines = [
-        '  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
-    ]
-    return '\n'.join([*lines, f'total {sum(leaf.size for _, leaf in leaves):,}']) + '\n'
+    rows = []
+    for path, leaf in leaves:
+        shape, initializer = str(list(leaf.shape)), str(leaf.get_metadata()['initializer'])
+        scale = f'{lr_scale(path, depth, layer_decay):.6g}'
+        rows.append((path, shape, initializer, 'decay' if decays(path) else '-', scale))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = []
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths))
+        lines.append('  '.join(cells).rstrip())
+    lines.append(f'total {sum(leaf.size for _, leaf in leaves):,}')
+    return '\n'.join(lines) + '\n'

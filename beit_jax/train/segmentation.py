@@ -28,8 +28,8 @@ from beit_jax.images.confusion import confusion_matrix, scores, summarize_confus
 from beit_jax.images.windows import axis_maps, fitted_size
 from beit_jax.settings.run import MeshConfig
 from beit_jax.tasks.segment import InferenceConfig
-from beit_jax.train.metrics import writing
 from beit_jax.train.sharding import batch_sharding, make_mesh, on_mesh, replicated
+from beit_jax.train.workdir.metrics import writing
 
 LONG = 4  # times the shorter side that the longer one may have: mmsegmentation's (2048, 512)
 _PADDED = 64  # sides of pictures are padded to multiples of it
@@ -77,12 +77,8 @@ class PictureLabeller:
 
         fill: the colour, in [0, 1], of a window where a picture is smaller.
         """
-        self._config, self._side, self._stride, self._fill = (
-            config,
-            side,
-            config.stride or 2 * side // 3,
-            np.rint(np.array(fill) * 255),
-        )
+        self._config, self._side, self._stride = config, side, config.stride or 2 * side // 3
+        self._fill = np.rint(np.array(fill) * 255)
         self._mesh = make_mesh(MeshConfig(), list(devices))
         self._count = -(-config.windows // len(devices)) * len(devices)
         self._rows, self._whole = batch_sharding(self._mesh), replicated(self._mesh)
@@ -133,70 +129,63 @@ class PictureLabeller:
 
     def _windows(self, key, image, sides) -> Iterator[_Window]:
         """All looks at a picture. `sides`: h and w."""
-        config, side, (height, width), (H, V) = (
-            self._config,
-            self._side,
-            image.shape[:2],
-            self._padded(image),
-        )
+        config, side = self._config, self._side
+        (height, width), (H, V) = image.shape[:2], self._padded(image)
         flips = (False, True) if config.flip else (False,)
-        picture = _Picture(key, image, *[len(config.scales) * len(flips)] * 2)
+        passes = len(config.scales) * len(flips)
+        picture = _Picture(key, image, passes, passes)
         for scale in config.scales:
-            seen = (
-                (side, side)
-                if config.mode == 'whole'
-                else fitted_size(height, width, round(scale * side), round(scale * side * LONG))
-            )
-            resized = (
-                image
-                if seen == (height, width)
-                else np.asarray(
-                    Image.fromarray(image).resize(seen[::-1], Image.Resampling.BILINEAR)
-                )
-            )
-            rows = axis_maps(seen[0], height, side, self._stride, sides[0])
-            columns = axis_maps(seen[1], width, side, self._stride, sides[1])
+            resized = self._resized(image, scale)
+            rows = axis_maps(resized.shape[0], height, side, self._stride, sides[0])
+            columns = axis_maps(resized.shape[1], width, side, self._stride, sides[1])
             for flip in flips:
-                owner, turned = (
-                    _Pass(picture, len(rows) * len(columns)),
-                    resized[:, ::-1] if flip else resized,
-                )
+                owner = _Pass(picture, len(rows) * len(columns))
+                turned = resized[:, ::-1] if flip else resized
                 padded = [(left, _pad(map_[::-1] if flip else map_, V)) for left, map_ in columns]
-                for top, rows_Hh in ((top, _pad(map_, H)) for top, map_ in rows):
-                    yield from (
-                        _Window(
-                            owner, turned[top : top + side, left : left + side], rows_Hh, columns_Vw
-                        )
-                        for left, columns_Vw in padded
-                    )
+                for top, map_ in rows:
+                    rows_Hh = _pad(map_, H)
+                    for left, columns_Vw in padded:
+                        pixels = turned[top : top + side, left : left + side]
+                        yield _Window(owner, pixels, rows_Hh, columns_Vw)
+
+    def _resized(self, image, scale: float) -> np.ndarray:
+        """The picture at the size at which windows are cut out of it."""
+        height, width = image.shape[:2]
+        size = (self._side, self._side)
+        if self._config.mode != 'whole':
+            short = scale * self._side
+            size = fitted_size(height, width, round(short), round(short * LONG))
+        if size == (height, width):
+            return image
+        resized = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)
+        return np.asarray(resized)
 
     def _take(
         self, params, windows: list[_Window], num_classes: int
     ) -> Iterator[tuple[Any, np.ndarray, jax.Array]]:
         """Labels the windows of a program, and gives the pictures that this completes."""
-        images_WSS3 = np.broadcast_to(
-            self._fill.astype(np.uint8), (self._count, self._side, self._side, 3)
-        ).copy()
+        shape = (self._count, self._side, self._side, 3)
+        images_WSS3 = np.broadcast_to(self._fill.astype(np.uint8), shape).copy()
         for image_SS3, window in zip(images_WSS3, windows):
             image_SS3[: window.pixels.shape[0], : window.pixels.shape[1]] = window.pixels
         logits_WhwC = self._forward(params, images_WSS3)
         for number, window in enumerate(windows):
             owner, picture = window.owner, window.owner.picture
             if owner.logits_HVC is None:
-                owner.logits_HVC = jnp.zeros(
-                    (*self._padded(picture.image), num_classes), device=self._rows
-                )
+                whole = (*self._padded(picture.image), num_classes)
+                owner.logits_HVC = jnp.zeros(whole, device=self._rows)
             owner.logits_HVC = self._add(
                 owner.logits_HVC, logits_WhwC, number, window.rows_Hh, window.columns_Vw
             )
             owner.missing -= 1
             if owner.missing:
                 continue
-            picture.scores_HVC = (
-                owner.logits_HVC
-                if picture.passes == 1
-                else self._average(picture.scores_HVC, owner.logits_HVC, picture.passes)
-            )
+            if picture.passes == 1:
+                picture.scores_HVC = owner.logits_HVC
+            else:
+                picture.scores_HVC = self._average(
+                    picture.scores_HVC, owner.logits_HVC, picture.passes
+                )
             picture.missing -= 1
             if not picture.missing:
                 yield picture.key, picture.image, picture.scores_HVC

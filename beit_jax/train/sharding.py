@@ -104,6 +104,12 @@ def replicated(mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+@functools.lru_cache
+def gather(mesh):
+    """jitted: any tree of arrays -> the same, whole on every device."""
+    return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
+
+
 def state_shardings(mesh, abstract_state, rules=RULES):
     """The sharding of each array of a tree of abstract shapes. Scalars are replicated.
 

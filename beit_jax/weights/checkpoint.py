@@ -16,8 +16,7 @@ def is_checkpoint(path: str | Path) -> bool:
 
 
 def find_checkpoint(path: str) -> Path:
-    """The directory of one checkpoint: `path` itself, or the newest one of the work directory
-    `path`.
+    """The directory of one checkpoint: `path`, or the newest one of the work directory `path`.
 
     Raises:
       RequestError: neither is there.
@@ -36,11 +35,8 @@ def find_checkpoint(path: str) -> Path:
 
 def step_directories(workdir: Path) -> list[Path]:
     """`checkpoints/STEP` of a work directory, newest first."""
-    return sorted(
-        (entry for entry in workdir.glob('checkpoints/*') if entry.name.isdigit()),
-        key=lambda entry: int(entry.name),
-        reverse=True,
-    )
+    steps = [entry for entry in workdir.glob('checkpoints/*') if entry.name.isdigit()]
+    return sorted(steps, key=lambda entry: int(entry.name), reverse=True)
 
 
 def _complete(workdir: Path) -> list[Path]:
@@ -48,8 +44,7 @@ def _complete(workdir: Path) -> list[Path]:
 
 
 def load_params(path: str, place: Callable | None = None):
-    """The parameters alone of a checkpoint (see `find_checkpoint`): their moving average where the
-    run kept one.
+    """The parameters alone of a checkpoint: their moving average where the run kept one.
 
     Args:
       path: a checkpoint or a work directory.
@@ -70,16 +65,14 @@ def load_params(path: str, place: Callable | None = None):
         description, arrays = unseal(metadata.custom_metadata, directory)
         there = metadata.metadata if arrays is None else {name.partition('/')[0] for name in arrays}
         name = 'ema' if 'ema' in there else 'params'
-        abstract = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata.metadata[name]
-        )
+        abstract = jax.tree.map(_abstract, metadata.metadata[name])
         one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         shardings = place(abstract) if place else jax.tree.map(lambda _: one, abstract)
-        abstract = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            abstract,
-            shardings,
-        )
-        params = ocp.load(directory, {name: abstract})[name]
+        placed = jax.tree.map(_abstract, abstract, shardings)
+        params = ocp.load(directory, {name: placed})[name]
     verify({name: params}, arrays, directory)
     return params, description
+
+
+def _abstract(leaf, sharding=None) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

@@ -1,7 +1,7 @@
-"""Whether a checkpoint is what was saved: a checksum of each array, computed on the devices where
-it lies, and one of the description.
+"""Whether a checkpoint is what was saved.
 
-One flipped byte in a file of a checkpoint would otherwise restore without a word. The checksum of
+There is a checksum of each array, computed on the devices where it lies, and one of the
+description: one flipped byte in a file would otherwise restore without a word. The checksum of
 an array is a sum over its elements, each mixed with its place, in integers: it depends neither on
 the mesh nor on the order of adding.
 """
@@ -31,13 +31,12 @@ def checksums(tree) -> dict[str, str]:
     sums = {}
     for path, leaf in leaves_by_path(tree).items():
         mesh = getattr(getattr(leaf, 'sharding', None), 'mesh', None)
-        sums[path] = _compiled(
+        everywhere = (
             jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()) if mesh else None
-        )(leaf)
-    return {
-        path: ''.join(f'{int(word):08x}' for word in pair)
-        for path, pair in jax.device_get(sums).items()
-    }
+        )
+        sums[path] = _compiled(everywhere)(leaf)
+    sums = jax.device_get(sums)
+    return {path: f'{int(high):08x}{int(low):08x}' for path, (high, low) in sums.items()}
 
 
 @functools.lru_cache
@@ -52,12 +51,10 @@ def _checksum(array):
     words = jax.lax.bitcast_convert_type(array, _WORDS[array.dtype.itemsize]).astype(jnp.uint32)
     places = jnp.zeros(words.shape, jnp.uint32)
     for axis, length in enumerate(words.shape):
-        places = places * np.uint32(length) + jax.lax.broadcasted_iota(
-            jnp.uint32, words.shape, axis
-        )
-    return jnp.stack(
-        [jnp.sum(_mix(words ^ (places * _PLACE), factor), dtype=jnp.uint32) for factor in _MIXES]
-    )
+        place = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+        places = places * np.uint32(length) + place
+    words = words ^ (places * _PLACE)
+    return jnp.stack([jnp.sum(_mix(words, factor), dtype=jnp.uint32) for factor in _MIXES])
 
 
 def _mix(words, factor):
@@ -84,15 +81,13 @@ def reading(path: Path):
 
 
 def seal(description: dict, tree) -> dict:
-    """A description with what it takes to find out later whether it and the arrays of `tree` are
-    still the same."""
+    """A description with what will tell whether it and the arrays of `tree` are still the same."""
     content = json.loads(json.dumps(description | {ARRAYS: _table(tree)}))
     return content | {SEAL: _digest(content)}
 
 
 def unseal(content: dict | None, path: Path) -> tuple[dict, dict | None]:
-    """(the description, {path: [dtype, shape, checksum]}); None for a checkpoint from before there
-    were any.
+    """(the description, {path: [dtype, shape, checksum]} or None where a checkpoint has none).
 
     Raises:
       DamagedError: the description is not what was saved.
@@ -108,14 +103,14 @@ def unseal(content: dict | None, path: Path) -> tuple[dict, dict | None]:
 
 
 def verify(tree: dict, arrays: dict | None, path: Path) -> None:
-    """Raises DamagedError where the arrays of a tree, or of some of its entries, are not those of
-    which `arrays` tells."""
+    """Raises DamagedError where arrays are not those of which `arrays` tells.
+
+    `tree` may have some of the entries only.
+    """
     if arrays is None:
         return
-    found, wanted = (
-        _table(tree),
-        {name: row for name, row in arrays.items() if name.partition('/')[0] in tree},
-    )
+    found = _table(tree)
+    wanted = {name: row for name, row in arrays.items() if name.partition('/')[0] in tree}
     wrong = [name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name)]
     if wrong:
         raise DamagedError(
@@ -126,11 +121,8 @@ def verify(tree: dict, arrays: dict | None, path: Path) -> None:
 
 def _table(tree) -> dict[str, list]:
     """{path: [dtype, shape, checksum]}."""
-    sums = checksums(tree)
-    return {
-        path: [str(leaf.dtype), list(leaf.shape), sums[path]]
-        for path, leaf in leaves_by_path(tree).items()
-    }
+    sums, leaves = checksums(tree), leaves_by_path(tree)
+    return {path: [str(leaf.dtype), list(leaf.shape), sums[path]] for path, leaf in leaves.items()}
 
 
 def _digest(content: dict) -> str:

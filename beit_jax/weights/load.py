@@ -1,5 +1,7 @@
-"""Parameters from whatever holds a BEiT: a checkpoint or work directory of ours, or a file or
-folder of PyTorch weights."""
+"""Parameters from whatever holds a BEiT.
+
+A checkpoint or work directory of ours, or a file or folder of PyTorch weights.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +11,7 @@ import jax
 from beit_jax.errors import check
 from beit_jax.models.encoder import EncoderConfig
 from beit_jax.weights.checkpoint import is_checkpoint, load_params
-from beit_jax.weights.torch_models import convert, examine
+from beit_jax.weights.pytorch.importer import convert, examine
 
 # entries that older descriptions, or those of pre-training, do not have
 LATER = {'norm_eps': EncoderConfig.norm_eps, 'init_std': EncoderConfig.init_std, 'crop': 1.0}
@@ -39,5 +41,7 @@ def load_weights(path: str, place: Callable | None = None) -> tuple[dict, dict]:
         params, description = load_params(path, place)
         return params, description | {'architecture': LATER | description['architecture']}
     params, description = convert(examine(path))
-    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
-    return jax.device_put(params, place(abstract) if place else jax.local_devices()[0]), description
+    where = jax.local_devices()[0]
+    if place:
+        where = place(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params))
+    return jax.device_put(params, where), description

@@ -1,5 +1,7 @@
-"""A model from a checkpoint or a file of weights alone: its description says what to build and how
-to show it pictures."""
+"""A model from a checkpoint or a file of weights alone.
+
+Its description says what to build and how to show it pictures.
+"""
 
 from collections.abc import Sequence
 import dataclasses
@@ -17,7 +19,7 @@ from beit_jax.errors import check, one_of
 from beit_jax.images.color import normalize, to_float
 from beit_jax.models.architecture import ARCHITECTURES, abstract, predicts_tokens, segments
 from beit_jax.models.heads import pool_both
-from beit_jax.models.upernet import resize
+from beit_jax.models.resize import resize
 from beit_jax.settings.run import COMPUTE_DTYPES
 from beit_jax.weights.load import load_weights
 from beit_jax.weights.positions import fit_positions
@@ -79,11 +81,12 @@ class Model:
             and all(isinstance(image, (str, Path, Image.Image)) for image in images),
             'give a list of Pillow images or paths, even for one.',
         )
-        pictures = (
-            image.convert('RGB') if isinstance(image, Image.Image) else read_image(Path(image))
-            for image in images
-        )
-        return np.stack([square(picture, self.image_size, self.crop) for picture in pictures])
+        squares = []
+        for image in images:
+            is_path = isinstance(image, (str, Path))
+            picture = read_image(Path(image)) if is_path else image.convert('RGB')
+            squares.append(square(picture, self.image_size, self.crop))
+        return np.stack(squares)
 
     def logits(self, images) -> jax.Array:
         """float32 [B, C] of the classes.
@@ -155,13 +158,18 @@ class Model:
             isinstance(layers, (list, tuple, range)) and len(layers) > 0,
             f'layers={layers}: give a list of blocks, even for one.',
         )
-        return self._features(
-            self.params, self._checked(images), tuple(map(self._block, layers)), patches
-        )
+        images, blocks = self._checked(images), tuple(map(self._block, layers))
+        return self._features(self.params, images, blocks, patches)
 
     def attention(self, images, layer: int) -> jax.Array:
-        """How much each token of a layer (from 0) looks at each other one, CLS first, float32 [B,
-        H, N, N]; rows sum to 1."""
+        """How much each token of a layer (from 0) looks at each other one, CLS first.
+
+        Returns:
+          float32 [B, H, N, N] (query, key); rows sum to 1.
+
+        Raises:
+          RequestError: a block that is not there, or images of another shape or range.
+        """
         return self._attention(self.params, self._checked(images), self._block(layer))
 
     def _block(self, layer: int) -> int:
@@ -175,11 +183,11 @@ class Model:
 
     def _checked(self, images, any_size: bool = False):
         side = self.image_size
-        wanted = 'this model takes an array of uint8, or of float in [0, 1], ' + (
-            '[B, H, W, 3]'
-            if any_size
-            else f'[B, {side}, {side}, 3]; its preprocess makes that of any images'
-        )
+        wanted = 'this model takes an array of uint8, or of float in [0, 1], '
+        if any_size:
+            wanted += '[B, H, W, 3]'
+        else:
+            wanted += f'[B, {side}, {side}, 3]; its preprocess makes that of any images'
         check(
             isinstance(images, (np.ndarray, jax.Array)),
             f'images are a {type(images).__name__}: {wanted}.',
@@ -189,13 +197,9 @@ class Model:
             dtype == np.uint8 or jnp.issubdtype(dtype, jnp.floating),
             f'images of type {dtype}: {wanted}.',
         )
-        right = (
-            len(shape) == 4
-            and min(shape) > 0
-            and shape[3] == 3
-            and (any_size or shape[1:3] == (side, side))
-        )
-        check(right, f'images of shape {shape}: {wanted}.')
+        pictures = len(shape) == 4 and min(shape) > 0 and shape[3] == 3
+        fitting = any_size or shape[1:3] == (side, side)
+        check(pictures and fitting, f'images of shape {shape}: {wanted}.')
         # those on a device are not fetched for it
         if dtype != np.uint8 and not isinstance(images, jax.Array):
             check(
@@ -211,27 +215,21 @@ class Model:
 
     @functools.cached_property
     def _logits(self):
-        return jax.jit(
-            lambda params, images: nnx.merge(self.graphdef, params)(self._normalize(images))
-        )
+        def logits(params, images):
+            return nnx.merge(self.graphdef, params)(self._normalize(images))
+
+        return jax.jit(logits)
 
     @functools.cached_property
     def _segment(self):
         def segment(params, images):
-            architecture, (height, width), patch = (
-                self.architecture,
-                images.shape[1:3],
-                self.architecture['patch_size'],
-            )
-            rows, columns = (max(2, -(-length // patch)) for length in (height, width))
-            pixels = jnp.pad(
-                self._normalize(images),
-                ((0, 0), (0, rows * patch - height), (0, columns * patch - width), (0, 0)),
-            )
-            encoder, _ = fit_positions(
-                params['encoder'], self.grid, architecture['positions'], (rows, columns)
-            )
-            graphdef, _ = abstract(architecture | {'grid': (rows, columns)}, dtype=self.dtype)
+            architecture, (_, height, width, _) = self.architecture, images.shape
+            patch, positions = architecture['patch_size'], architecture['positions']
+            grid = rows, columns = max(2, -(-height // patch)), max(2, -(-width // patch))
+            below, right = rows * patch - height, columns * patch - width
+            pixels = jnp.pad(self._normalize(images), ((0, 0), (0, below), (0, right), (0, 0)))
+            encoder, _ = fit_positions(params['encoder'], self.grid, positions, grid)
+            graphdef, _ = abstract(architecture | {'grid': grid}, dtype=self.dtype)
             logits, *_ = nnx.merge(graphdef, params | {'encoder': encoder})(pixels)
             return resize(logits, (rows * patch, columns * patch))[:, :height, :width]
 
@@ -241,7 +239,8 @@ class Model:
     def _tokens(self):
         def tokens(params, images):
             model = nnx.merge(self.graphdef, params)
-            return jnp.argmax(model.head(model.encoder(self._normalize(images))[:, 1:]), axis=-1)
+            x_BND = model.encoder(self._normalize(images))
+            return jnp.argmax(model.head(x_BND[:, 1:]), axis=-1)
 
         return jax.jit(tokens)
 
@@ -252,21 +251,19 @@ class Model:
                 x_BhwD = x_BND[:, 1:].reshape(len(x_BND), *self.grid, -1).astype(jnp.float32)
                 return pool_both(x_BND) | ({'patches': x_BhwD} if patches else {})
 
-            made = nnx.merge(self.graphdef, params).encoder(
-                self._normalize(images), every_layer=of_block
-            )
+            encoder = nnx.merge(self.graphdef, params).encoder
+            made = encoder(self._normalize(images), every_layer=of_block)
             return {name: x_LB[np.array(layers, int)] for name, x_LB in made.items()}
 
         return jax.jit(features, static_argnums=(2, 3))
 
     @functools.cached_property
     def _attention(self):
-        return jax.jit(
-            lambda params, images, layer: nnx.merge(self.graphdef, params).encoder.attention(
-                self._normalize(images), layer
-            ),
-            static_argnums=2,
-        )
+        def attention(params, images, layer):
+            encoder = nnx.merge(self.graphdef, params).encoder
+            return encoder.attention(self._normalize(images), layer)
+
+        return jax.jit(attention, static_argnums=2)
 
 
 def load_model(path: str | Path, dtype: str = 'float32') -> Model:
@@ -282,15 +279,16 @@ def load_model(path: str | Path, dtype: str = 'float32') -> Model:
     """
     one_of('dtype', dtype, COMPUTE_DTYPES)
     params, description = load_weights(str(path))
-    one_of(
-        f'the architecture of {path}', description['architecture']['architecture'], ARCHITECTURES
-    )
-    graphdef, wanted = abstract(description['architecture'], dtype=dtype)
+    architecture = description['architecture']
+    one_of(f'the architecture of {path}', architecture['architecture'], ARCHITECTURES)
+    graphdef, wanted = abstract(architecture, dtype=dtype)
     check_params(wanted, params, str(path))
     return Model(description, graphdef, params, dtype)
 
 
 def pad_rows(images: np.ndarray, rows: int) -> np.ndarray:
-    """Repeats the first picture until there are `rows`, so that one compiled shape serves the last
-    batch too."""
+    """Repeats the first picture until there are `rows`.
+
+    So one compiled shape serves the last batch too.
+    """
     return np.concatenate([images, np.repeat(images[:1], rows - len(images), axis=0)])

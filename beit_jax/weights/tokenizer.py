@@ -1,5 +1,8 @@
-"""A tokenizer on disk: a directory with `tokenizer.safetensors` (arrays by path) and
-`tokenizer.json` (kind, picture size, architecture)."""
+"""A tokenizer on disk.
+
+A directory with `tokenizer.safetensors` (arrays by path) and `tokenizer.json` (kind, picture size,
+architecture).
+"""
 
 import dataclasses
 import json
@@ -18,19 +21,13 @@ WEIGHTS, DESCRIPTION = 'tokenizer.safetensors', 'tokenizer.json'
 
 
 def save_tokenizer(directory: Path, kind: str, config, image_size: int, params) -> None:
-    """Writes the parameters of a tokenizer (nested dict) and its architecture (the `Config` of its
-    kind)."""
+    """Writes the parameters of a tokenizer (nested dict) and the `Config` of its kind."""
     directory.mkdir(parents=True, exist_ok=True)
-    flat = {
-        path: np.asarray(value)
-        for path, value in traverse_util.flatten_dict(params, sep='/').items()
-    }
-    safetensors.numpy.save_file(flat, directory / WEIGHTS)
-    description = {
-        'kind': kind,
-        'image_size': image_size,
-        'architecture': dataclasses.asdict(config),
-    }
+    flat = traverse_util.flatten_dict(params, sep='/')
+    arrays = {path: np.asarray(value) for path, value in flat.items()}
+    safetensors.numpy.save_file(arrays, directory / WEIGHTS)
+    architecture = dataclasses.asdict(config)
+    description = {'kind': kind, 'image_size': image_size, 'architecture': architecture}
     (directory / DESCRIPTION).write_text(json.dumps(description, indent=2) + '\n')
 
 
@@ -57,11 +54,8 @@ def load_tokenizer(
         )
     try:
         description = json.loads((directory / DESCRIPTION).read_text())
-        kind, image_size, architecture = (
-            str(description['kind']),
-            int(description['image_size']),
-            dict(description['architecture']),
-        )
+        kind, image_size = str(description['kind']), int(description['image_size'])
+        architecture = dict(description['architecture'])
     except (ValueError, KeyError, TypeError) as error:
         raise RequestError(
             f'{directory / DESCRIPTION} cannot be read ({error!r}): it is damaged, write it again.'
@@ -87,33 +81,27 @@ def load_tokenizer(
         f'tokenizer {path} has a decoder alone: import its encoder too.',
     )
     params = traverse_util.unflatten_dict(flat, sep='/')
-    return tokenizer, {
-        part: params[part]
-        for part, wanted in (('encoder', True), ('decoder', decoder))
-        if wanted and part in params
-    }
+    wanted = ('encoder', 'decoder') if decoder else ('encoder',)
+    return tokenizer, {part: params[part] for part in wanted if part in params}
 
 
 def mismatches(tokenizer, flat: dict[str, np.ndarray]) -> dict[str, tuple]:
-    """What does not fit the architecture, sorted by path: (found, expected), each (shape, dtype) or
-    None. One half alone is no mismatch."""
+    """What does not fit the architecture, sorted by path: (found, expected).
+
+    Each is (shape, dtype), or None. One half alone is no mismatch.
+    """
     parts = {name.partition('/')[0] for name in flat}
     abstract = {part: tree for part, tree in tokenizer.abstract().items() if part in parts}
-    expected = {
-        name: (leaf.shape, leaf.dtype)
-        for name, leaf in traverse_util.flatten_dict(abstract, sep='/').items()
-    }
+    leaves = traverse_util.flatten_dict(abstract, sep='/')
+    expected = {name: (leaf.shape, leaf.dtype) for name, leaf in leaves.items()}
     found = {name: (array.shape, array.dtype) for name, array in flat.items()}
-    return {
-        name: (found.get(name), expected.get(name))
-        for name in sorted(expected.keys() | found.keys())
-        if found.get(name) != expected.get(name)
-    }
+    pairs = {}
+    for name in sorted(expected.keys() | found.keys()):
+        pairs[name] = found.get(name), expected.get(name)
+    return {name: (there, wanted) for name, (there, wanted) in pairs.items() if there != wanted}
 
 
 def fingerprint(tokenizer, params) -> str:
     """sha256 of what decides a picture's ids: kind, architecture and the encoder's arrays."""
-    return digest(
-        params['encoder'],
-        json.dumps([tokenizer.kind, dataclasses.asdict(tokenizer.config)], sort_keys=True),
-    )
+    what = [tokenizer.kind, dataclasses.asdict(tokenizer.config)]
+    return digest(params['encoder'], json.dumps(what, sort_keys=True))

@@ -21,14 +21,12 @@ def leaves_by_path(tree) -> dict:
 
 def shapes(tree) -> dict:
     """{path: (shape, dtype)} of the leaves of a tree."""
-    return {
-        path: (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in leaves_by_path(tree).items()
-    }
+    leaves = leaves_by_path(tree)
+    return {path: (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in leaves.items()}
 
 
 def check_params(abstract, params, source: str) -> None:
-    """Raises RequestError where `params` (arrays) do not have the names, shapes and dtypes of
-    `abstract`."""
+    """Raises RequestError where the arrays have not the names, shapes and dtypes of `abstract`."""
     check_same(shapes(abstract), shapes(params), source)
 
 
@@ -42,11 +40,11 @@ def digest(params, label: str = '') -> str:
 
 def check_same(wanted: dict, found: dict, source: str) -> None:
     """Raises RequestError where two results of `shapes` differ; names the first three arrays."""
-    wrong = [
-        f'{name} is {_show(found.get(name))}, the config wants {_show(wanted.get(name))}'
-        for name in sorted(wanted.keys() | found.keys())
-        if wanted.get(name) != found.get(name)
-    ]
+    wrong = []
+    for name in sorted(wanted.keys() | found.keys()):
+        here, there = found.get(name), wanted.get(name)
+        if here != there:
+            wrong.append(f'{name} is {_show(here)}, the config wants {_show(there)}')
     check(
         not wrong,
         f'{source} is of another model ({len(wrong)} arrays differ): '

@@ -1,14 +1,22 @@
 """How many tokens, and whose? Pre-training on codebooks of 128 to 8192 tokens of a discrete VAE,
 and on tokens that took no training.
 
-    python -m beit_jax.tools.study --study=configs/studies/codebook.py --workdir=runs/codebook --processes=2
+    python -m beit_jax.tools.study --study=configs/studies/codebook.py \\
+        --workdir=runs/codebook --processes=2
 
 The quickstart's `shapes`, model and fine-tuning with ten labels a class. Discrete VAEs that differ
 in their vocabulary alone, k-means on normalised patches, and a random projection.
 """
 
-# with it a short pre-training gets further
-VOCABULARIES, INIT = (128, 1024, 2048, 8192), 'model.init_std=0.08'
+DVAE = (128, 1024, 2048, 8192)  # tokens
+KMEANS, PROJECTION = '--kind kmeans --vocabulary', '--kind random_projection --vocabulary'
+INIT = 'model.init_std=0.08'  # with it a short pre-training gets further
+
+
+def arm(**tokenizer: str) -> dict:
+    """Pre-trained on the tokens of a tokenizer: settings of the stage that makes it."""
+    return tokenizer | {'pretrain': '', 'finetune': ''}
+
 
 STUDY = {
     'recipes': {
@@ -18,34 +26,11 @@ STUDY = {
         'finetune': f'configs/quickstart/finetune.py:{INIT}',
     },
     'arms': {
-        f'dVAE, {size} tokens': {
-            'tokenizer': f'model.vocabulary={size}',
-            'pretrain': '',
-            'finetune': '',
-        }
-        for size in VOCABULARIES
-    }
-    | {
-        'k-means, 128 tokens': {
-            'fit_tokenizer': '--kind kmeans --vocabulary 128',
-            'pretrain': '',
-            'finetune': '',
-        },
-        'k-means, 1024 tokens': {
-            'fit_tokenizer': '--kind kmeans --vocabulary 1024',
-            'pretrain': '',
-            'finetune': '',
-        },
-        'random projection, 128 tokens': {
-            'fit_tokenizer': '--kind random_projection --vocabulary 128',
-            'pretrain': '',
-            'finetune': '',
-        },
-        'random projection, 8192 tokens': {
-            'fit_tokenizer': '--kind random_projection --vocabulary 8192',
-            'pretrain': '',
-            'finetune': '',
-        },
+        **{f'dVAE, {size} tokens': arm(tokenizer=f'model.vocabulary={size}') for size in DVAE},
+        'k-means, 128 tokens': arm(fit_tokenizer=f'{KMEANS} 128'),
+        'k-means, 1024 tokens': arm(fit_tokenizer=f'{KMEANS} 1024'),
+        'random projection, 128 tokens': arm(fit_tokenizer=f'{PROJECTION} 128'),
+        'random projection, 8192 tokens': arm(fit_tokenizer=f'{PROJECTION} 8192'),
         'from scratch': {'finetune': 'scratch'},
     },
     'tasks': {'10 labels a class, 200 steps': ''},

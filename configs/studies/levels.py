@@ -1,7 +1,8 @@
 """Does pre-training pay on harder and larger pictures? The upper rungs of the ladder of `shapes`,
 64 x 64 and 128 x 128 pixels.
 
-    python -m beit_jax.tools.study --study=configs/studies/levels.py --workdir=runs/levels --processes=2
+    python -m beit_jax.tools.study --study=configs/studies/levels.py \\
+        --workdir=runs/levels --processes=2
 
 `cluttered` is a figure turned by any angle, stripes on all there is and small grey figures behind;
 `occluded` has a bar across the figure too. 153,600 pictures seen without labels, then 1 % of the
@@ -11,6 +12,7 @@ it pay then, and does hiding?
 """
 
 INIT = 'model.init_std=0.08'
+MASK = 'mask.patches=25,mask.min_block=6'
 STEPS = 'total_steps=4800,optimizer.warmup_steps=400'  # of 32 pictures
 BEIT = {'pre-trained': ''}  # and its ablations: settings of pre-training
 LONG = 'total_steps=14400,optimizer.warmup_steps=1200,'
@@ -20,45 +22,31 @@ LONGER = {
 }
 
 
-def arms(level: str, size: int, groups: int, variants: dict):
-    """(name, arm): 8 x 8 patches, and a tokenizer that sees the picture at half its size, as in
-    BEiT."""
-    name, data, model = (
-        f'{level}, {size} px',
-        f'data.level={level}',
-        f'data.image_size={size},model.patch_size={size // 8}',
-    )
-    tokenizer, finetune = (
-        f'{data},data.image_size={size // 2},model.groups={groups}',
-        f'{data},{model}',
-    )
+def arms(level: str, size: int, groups: int, variants: dict) -> dict:
+    """8 x 8 patches, and a tokenizer that sees the picture at half its size, as in BEiT."""
+    name, data = f'{level}, {size} px', f'data.level={level}'
+    finetune = f'{data},data.image_size={size},model.patch_size={size // 8}'
+    found = {}
     for how, variant in variants.items():
-        yield (
-            f'{name}, {how}',
-            {
-                'tokenizer': tokenizer,
-                'pretrain': f'{variant}{data},{model}',
-                'finetune': finetune,
-                'baseline': f'{name}, from scratch',
-            },
-        )
-    yield f'{name}, from scratch', {'finetune': f'scratch,{finetune}'}
+        found[f'{name}, {how}'] = {
+            'tokenizer': f'{data},data.image_size={size // 2},model.groups={groups}',
+            'pretrain': f'{variant}{finetune}',
+            'finetune': finetune,
+            'baseline': f'{name}, from scratch',
+        }
+    return found | {f'{name}, from scratch': {'finetune': f'scratch,{finetune}'}}
 
 
 STUDY = {
     'recipes': {
         'tokenizer': 'configs/quickstart/tokenizer.py',
         'finetune': f'configs/quickstart/finetune.py:{INIT}',
-        'pretrain': f'configs/quickstart/pretrain.py:{INIT},{STEPS},mask.patches=25,mask.min_block=6,tokenizer.cache_views=1',
+        'pretrain': f'configs/quickstart/pretrain.py:{INIT},{STEPS},{MASK},tokenizer.cache_views=1',
     },
-    'arms': dict(
-        [
-            *arms('cluttered', 64, 3, BEIT | LONGER),
-            *arms('occluded', 64, 3, BEIT | {'pre-trained, nothing hidden': 'unmasked,'}),
-            *arms('cluttered', 128, 4, BEIT),
-            *arms('occluded', 128, 4, BEIT),
-        ]
-    ),
+    'arms': arms('cluttered', 64, 3, BEIT | LONGER)
+    | arms('occluded', 64, 3, BEIT | {'pre-trained, nothing hidden': 'unmasked,'})
+    | arms('cluttered', 128, 4, BEIT)
+    | arms('occluded', 128, 4, BEIT),
     'tasks': {
         '1 % of the labels': 'data.labels_per_class=20,total_steps=400,optimizer.warmup_steps=40'
     },

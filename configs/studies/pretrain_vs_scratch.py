@@ -1,7 +1,8 @@
 """Does pre-training pay, after how many pictures, and with how many labels? Pre-training of four
 lengths against random weights.
 
-    python -m beit_jax.tools.study --study=configs/studies/pretrain_vs_scratch.py --workdir=runs/pretrain_vs_scratch --processes=2
+    python -m beit_jax.tools.study --study=configs/studies/pretrain_vs_scratch.py \\
+        --workdir=runs/pretrain_vs_scratch --processes=2
 
 On `shapes` turned by any angle, 36 x 36 pixels. Pre-training sees the 20,000 pictures without
 labels; 1, 10 and 100 % of their labels are then used for the same fine-tuning. A seed decides

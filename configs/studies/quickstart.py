@@ -1,7 +1,8 @@
 """Does pre-training pay? The quickstart's encoder against the same model from random weights: ten
 labels a class, the same fine-tuning.
 
-    python -m beit_jax.tools.study --study=configs/studies/quickstart.py --workdir=runs/quickstart/study
+    python -m beit_jax.tools.study --study=configs/studies/quickstart.py \\
+        --workdir=runs/quickstart/study
 
 Needs the quickstart's runs: its one encoder starts every seed, so the deviations are those of the
 fine-tuning alone. Four times the steps beside it.

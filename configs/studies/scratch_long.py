@@ -1,7 +1,8 @@
 """Is it only the longer training? Random weights, fine-tuned for as many steps as pre-training and
 fine-tuning take together.
 
-    python -m beit_jax.tools.study --study=configs/studies/scratch_long.py --workdir=runs/scratch_long --processes=2
+    python -m beit_jax.tools.study --study=configs/studies/scratch_long.py \\
+        --workdir=runs/scratch_long --processes=2
 
 Beside the longest arm of pretrain_vs_scratch.py: the same pictures, labels and seeds; 6,400 steps
 more than its fine-tunings have.

@@ -1,16 +1,15 @@
 """The paper's Table 4: what do blockwise masks, tokens and hiding contribute?
 
-    python -m beit_jax.tools.study --study=configs/studies/table4.py --workdir=runs/table4 --processes=2
+    python -m beit_jax.tools.study --study=configs/studies/table4.py \\
+        --workdir=runs/table4 --processes=2
 
 The quickstart's `shapes`, model and fine-tuning with ten labels a class. Every row pre-trains for
 as many steps, but for one that takes 2.67 times as many (in the paper 800 epochs instead of 300). A
 seed decides everything: tokenizer, pre-training, labels and fine-tuning.
 """
 
-SHORT, LONG = (
-    'total_steps=1600,optimizer.warmup_steps=130',
-    'total_steps=4270,optimizer.warmup_steps=350',
-)
+SHORT = 'total_steps=1600,optimizer.warmup_steps=130'
+LONG = 'total_steps=4270,optimizer.warmup_steps=350'
 
 STUDY = {
     'recipes': {

@@ -1,7 +1,8 @@
 """Table 4 again, where BEiT gains much: do blockwise masks, tokens and hiding pay once all rows
 have trained for long?
 
-    python -m beit_jax.tools.study --study=configs/studies/table4_long.py --workdir=runs/table4_long --processes=2
+    python -m beit_jax.tools.study --study=configs/studies/table4_long.py \\
+        --workdir=runs/table4_long --processes=2
 
 The pictures, the model and the longest pre-training of pretrain_vs_scratch.py, 204,800 pictures
 seen by every row, four times as many as in table4.py; then ten labels a class. A seed decides

@@ -1,86 +1,23 @@
+"""Batches: their form, pixels that follow from seed and position alone, hosts, resuming."""
+
 import dataclasses
 import functools
 import itertools
-import shutil
 import sys
 
 import numpy as np
-from PIL import Image
 import pytest
 
 from beit_jax.data.config import DataConfig, View
 from beit_jax.data.pictures import decode_simd
 from beit_jax.data.pictures.boxes import DRAWS, center_box, random_box
 from beit_jax.data.pictures.rand_augment import parse_policy, rand_augment
-from beit_jax.data.pipeline import check_source, evaluate_batches, train_batches
+from beit_jax.data.pipeline import evaluate_batches, train_batches
 from beit_jax.data.sampler import Sampler
-from beit_jax.data.sources.folder import FolderSource
 from beit_jax.data.sources.shapes import ShapesSource
 from beit_jax.data.sources.source import Example
 from beit_jax.errors import RequestError
-from tests.photos import write_photos
-
-VIEWS = (View('image', 67, 'bicubic'), View('tokens', 31, 'lanczos3'))
-CONFIG = DataConfig(workers=3)
-ROWS = np.arange(7)
-
-
-@pytest.fixture(scope='module')
-def good(tmp_path_factory):
-    path = tmp_path_factory.mktemp('good')
-    for i, photo in enumerate(write_photos(path / 'all')):
-        (path / f'{i % 2}').mkdir(exist_ok=True)
-        shutil.move(photo, path / f'{i % 2}' / photo.name)
-    (path / 'all').rmdir()
-    return FolderSource(str(path))
-
-
-@pytest.fixture
-def spoiled(good, tmp_path):
-    """The good folder, with four of eleven files bad."""
-    path = tmp_path / 'spoiled'
-    shutil.copytree(good.path, path)
-    jpeg = (path / '0' / good.name(0).rpartition('/')[2]).read_bytes()
-    (path / '0' / 'x_truncated.jpg').write_bytes(jpeg[: int(0.9 * len(jpeg))])
-    (path / '1' / 'x_text.jpg').write_text('not a picture')
-    (path / '1' / 'y_empty.png').write_bytes(b'')
-    Image.new('RGB', (1, 1)).save(path / '1' / 'z_pixel.png')
-    return FolderSource(str(path))
-
-
-def bad_indices(source):
-    return {i for i in range(len(source)) if source.name(i).rpartition('/')[2][0] in 'xyz'}
-
-
-def train(
-    source,
-    count,
-    start_step=0,
-    rows=ROWS,
-    batch_size=7,
-    seed=5,
-    config=CONFIG,
-    views=VIEWS,
-    repeat_views=0,
-):
-    batches = train_batches(
-        source,
-        Sampler(len(source), batch_size, seed, repeat_views=repeat_views),
-        views,
-        config,
-        rows,
-        start_step,
-    )
-    return list(itertools.islice(batches, count))
-
-
-def assert_equal(one, two):
-    assert len(one) == len(two)
-    for a, b in zip(one, two):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert a[key].dtype == b[key].dtype
-            np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+from tests.data.batches import CONFIG, ROWS, VIEWS, assert_equal, joined, train
 
 
 def test_batches_have_the_promised_form(good):
@@ -97,9 +34,8 @@ def test_batches_have_the_promised_form(good):
             'valid': (np.float32, (7,)),
         }
         sampler = Sampler(len(good), 7, 5)
-        np.testing.assert_array_equal(
-            batch['index'], sampler.examples(sampler.positions(step, ROWS))
-        )
+        expected = sampler.examples(sampler.positions(step, ROWS))
+        np.testing.assert_array_equal(batch['index'], expected)
         assert batch['label'].tolist() == [good.read(i).label for i in batch['index']]
         assert batch['valid'].tolist() == [1] * 7 and not batch['substituted'].any()
 
@@ -107,31 +43,24 @@ def test_batches_have_the_promised_form(good):
 def test_pixels_follow_from_seed_and_position_alone(good):
     """Made again outside tf.data, one by one; a flip is at 1/2: 84 draws lie within 27 .. 57 but
     for one seed in 1000."""
-    flips = 0
+    flips, crop = 0, {'scale': CONFIG.crop_scale, 'ratio': CONFIG.crop_ratio}
     for step, batch in enumerate(train(good, 12)):
         for row, index in enumerate(batch['index']):
             flip, *draws = uniform(5, 7 * step + row, 1 + DRAWS)
             flips += flip < 0.5
-            crop = decode_simd.decode_crop(
-                good.read(index).image,
-                functools.partial(
-                    random_box, draws, scale=CONFIG.crop_scale, ratio=CONFIG.crop_ratio
-                ),
-            )
+            box_of = functools.partial(random_box, draws, **crop)
+            cropped = decode_simd.decode_crop(good.read(index).image, box_of)
             # one crop and one flip for both views
-            for view, expected in zip(VIEWS, decode_simd.resize(crop, VIEWS)):
-                np.testing.assert_array_equal(
-                    batch[view.name][row], expected[:, :: -1 if flip < 0.5 else 1]
-                )
+            for view, expected in zip(VIEWS, decode_simd.resize(cropped, VIEWS)):
+                turned = expected[:, :: -1 if flip < 0.5 else 1]
+                np.testing.assert_array_equal(batch[view.name][row], turned)
     assert 27 <= flips <= 57
 
 
 def uniform(seed, number, count):
     """What is drawn for a view, float64 [count]."""
-    bits = np.random.Philox(
-        key=np.uint64([seed, number]), counter=np.uint64([0, 0, 0, 2])
-    ).random_raw(count)
-    return [int(each) / 2**64 // 2**-53 * 2**-53 for each in bits]
+    philox = np.random.Philox(key=np.uint64([seed, number]), counter=np.uint64([0, 0, 0, 2]))
+    return [int(bits) / 2**64 // 2**-53 * 2**-53 for bits in philox.random_raw(count)]
 
 
 def test_without_the_quick_libraries(good, monkeypatch):
@@ -152,18 +81,17 @@ def test_resumes_bit_for_bit(spoiled):
     whole = train(spoiled, 9)
     for start in (1, 4, 8):
         assert_equal(train(spoiled, 9 - start, start), whole[start:])
-    assert_equal(
-        train(spoiled, 9, config=dataclasses.replace(CONFIG, workers=1, prefetch=1)), whole
-    )
+    one_thread = dataclasses.replace(CONFIG, workers=1, prefetch=1)
+    assert_equal(train(spoiled, 9, config=one_thread), whole)
     assert not np.array_equal(train(spoiled, 1, seed=6)[0]['image'], whole[0]['image'])
 
 
 def test_resumes_past_32_bits(good):
     step = 2**40
-    assert_equal(train(good, 1, step + 1), train(good, 2, step)[1:])
-    assert not np.array_equal(
-        train(good, 1, step)[0]['image'], train(good, 1, step + 2**32)[0]['image']
-    )
+    first, second = train(good, 2, step)
+    assert_equal(train(good, 1, step + 1), [second])
+    (other,) = train(good, 1, step + 2**32)
+    assert not np.array_equal(first['image'], other['image'])
 
 
 def test_views_repeat(spoiled):
@@ -176,84 +104,14 @@ def test_views_repeat(spoiled):
                 pictures.setdefault(int(index), []).append((int(view), image.tobytes()))
         assert len(pictures) == 12
         for seen in pictures.values():
-            assert (
-                len({image for _, image in seen[:4]})
-                == len({view for view, _ in seen[:4]})
-                == len(set(seen[:4]))
-                == count
-            )
+            views, images = zip(*seen[:4])
+            assert len(set(images)) == len(set(views)) == len(set(seen[:4])) == count
 
 
 def test_hosts_make_slices_of_the_global_batch(good):
     whole = train(good, 3, rows=np.arange(12), batch_size=12)
-    parts = [train(good, 3, rows=rows, batch_size=12) for rows in np.split(np.arange(12), 3)]
-    assert_equal(
-        [
-            {key: np.concatenate([part[key] for part in step]) for key in step[0]}
-            for step in zip(*parts)
-        ],
-        whole,
-    )
-
-
-def test_bad_records_are_substituted_and_shift_nothing(spoiled):
-    batches, bad = train(spoiled, 20), bad_indices(spoiled)
-    sampler = Sampler(len(spoiled), 7, 5)
-    assert len(bad) == 4
-    for step, batch in enumerate(batches):
-        np.testing.assert_array_equal(
-            batch['index'], sampler.examples(sampler.positions(step, ROWS))
-        )
-        np.testing.assert_array_equal(
-            batch['substituted'], [index in bad for index in batch['index']]
-        )
-        assert all(image.std() > 1 for image in batch['image'])  # photographs, not blanks
-    substitutes = np.concatenate([batch['image'][batch['substituted']] for batch in batches])
-    assert len({image.tobytes() for image in substitutes}) == len(substitutes) > 30
-
-    for before, after in zip(batches, train(_Repaired(spoiled, bad), 20), strict=True):
-        kept = ~before['substituted']
-        np.testing.assert_array_equal(before['image'][kept], after['image'][kept])
-        np.testing.assert_array_equal(before['label'][kept], after['label'][kept])
-
-
-class _Repaired:
-    """A source whose bad examples read as its first."""
-
-    class_names = ('class',) * 2000
-
-    def __init__(self, source, bad):
-        self.source, self.bad, self.name = source, bad, source.name
-
-    def __len__(self):
-        return len(self.source)
-
-    def read(self, index):
-        return self.source.read(0 if index in self.bad else index)
-
-
-def test_nothing_readable(tmp_path):
-    for i in range(3):
-        (tmp_path / f'{i}.jpg').write_text('not a picture')
-    with pytest.raises(RequestError, match=r'\d.jpg: not a JPEG or PNG image'):
-        train(FolderSource(str(tmp_path)), 1)
-
-
-def test_a_file_that_goes_away_is_a_bad_record(good, tmp_path):
-    shutil.copytree(good.path, tmp_path / 'copy')
-    source = FolderSource(str(tmp_path / 'copy'))
-    (tmp_path / 'copy' / source.name(2)).unlink()
-    for batch in train(source, 4):
-        np.testing.assert_array_equal(batch['substituted'], batch['index'] == 2)
-
-
-def test_a_bug_in_a_source_shows_as_itself(good):
-    class Broken(_Repaired):
-        def read(self, index):
-            raise KeyError('a bug')
-
-    with pytest.raises(KeyError, match='a bug'):
-        train(Broken(good, ()), 1)
+    hosts = [train(good, 3, rows=rows, batch_size=12) for rows in np.split(np.arange(12), 3)]
+    assert_equal(joined(hosts), whole)
 
 
 def test_pictures_that_come_decoded():
@@ -264,31 +122,27 @@ def test_pictures_that_come_decoded():
             return 5
 
         def read(self, index):
-            return Example(
-                np.random.default_rng(index).integers(0, 256, [41, 41, 3], np.uint8), index
-            )
+            rng = np.random.default_rng(index)
+            return Example(rng.integers(0, 256, [41, 41, 3], np.uint8), index)
 
     whole = DataConfig(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=False, workers=2)
     for batch in train(Pixels(), 2, config=whole, views=(View('image', 41),)):
-        np.testing.assert_array_equal(
-            batch['image'], [Pixels().read(i).image for i in batch['index']]
-        )
+        expected = [Pixels().read(i).image for i in batch['index']]
+        np.testing.assert_array_equal(batch['image'], expected)
         np.testing.assert_array_equal(batch['label'], batch['index'])
 
 
 @pytest.mark.parametrize('num_hosts', [1, 2])
-def test_evaluation_sees_each_example_once(spoiled, num_hosts):
-    bad, seen = bad_indices(spoiled), []
+def test_evaluation_sees_each_example_once(spoiled, bad, num_hosts):
+    seen = []
     hosts = [
         list(evaluate_batches(spoiled, 8, VIEWS, CONFIG, rows))
         for rows in np.split(np.arange(8), num_hosts)
     ]
     assert [len(batches) for batches in hosts] == [2] * num_hosts  # 12 examples
     for batch in itertools.chain(*zip(*hosts)):
-        assert (
-            batch['image'].shape == (8 // num_hosts, 67, 67, 3)
-            and batch['valid'].dtype == np.float32
-        )
+        assert batch['image'].shape == (8 // num_hosts, 67, 67, 3)
+        assert batch['valid'].dtype == np.float32
         for row in range(8 // num_hosts):
             index, valid = batch['index'][row], batch['valid'][row]
             assert batch['substituted'][row] == (index in bad)
@@ -297,51 +151,10 @@ def test_evaluation_sees_each_example_once(spoiled, num_hosts):
                 continue
             seen.append(index)
             crop = decode_simd.decode_crop(spoiled.read(index).image, center_box)
-            np.testing.assert_array_equal(
-                batch['tokens'][row], *decode_simd.resize(crop, VIEWS[1:])
-            )
+            (expected,) = decode_simd.resize(crop, VIEWS[1:])
+            np.testing.assert_array_equal(batch['tokens'][row], expected)
             assert batch['label'][row] == spoiled.read(index).label
     assert sorted(seen) == sorted(set(range(12)) - bad)
-
-
-def test_check_source(good, spoiled, tmp_path):
-    check_source(good, CONFIG)
-    with pytest.raises(RequestError, match='4 of 12') as error:
-        check_source(spoiled, CONFIG)
-    message = str(error.value)
-    for words in (
-        'x_truncated.jpg (truncated)',
-        'x_text.jpg (not a JPEG or PNG image)',
-        'config.data.max_bad_share',
-    ):
-        assert words in message
-    assert len(message.splitlines()) == 2
-    check_source(spoiled, DataConfig(max_bad_share=0.4))
-    folder = tmp_path / 'small'
-    folder.mkdir()
-    Image.new('RGB', (1, 1)).save(folder / 'pixel.png')
-    with pytest.raises(RequestError, match='smaller than 8 pixels'):
-        check_source(FolderSource(str(folder)), CONFIG)
-    for i in range(9):
-        shutil.copy(good.name(0), folder / f'{i}.jpg')
-    check_source(FolderSource(str(folder)), CONFIG)  # one alone
-
-
-def test_labels_that_no_class_has():
-    class Mislabelled(_Repaired):
-        def read(self, index):
-            return self.source.read(index)._replace(label=3 if index == 11 else index % 3)
-
-    source = Mislabelled(ShapesSource(13, 40, 'easy', 'train'), ())
-    source.class_names = ('a', 'b', 'c')
-    for batches in (
-        train_batches(source, Sampler(13, 7, 0), VIEWS, CONFIG, np.arange(7)),
-        evaluate_batches(source, 7, VIEWS, CONFIG, np.arange(7)),
-    ):
-        with pytest.raises(
-            RequestError, match='shapes/train/11 has the label 3, but there are 3 classes, 0 to 2'
-        ):
-            list(itertools.islice(batches, 3))
 
 
 def test_rand_augment_is_part_of_the_view():
@@ -349,16 +162,12 @@ def test_rand_augment_is_part_of_the_view():
     evaluation's is not."""
     views = [View('plain', 67), View('image', 67, rand_augment='rand-m9-mstd0.5-p1-inc1')]
     source = ShapesSource(13, 40, 'easy', 'train')
-    batch = next(
-        train_batches(source, Sampler(13, 7, 3), views, CONFIG, np.arange(7), start_step=5)
-    )
-    policy, fill = (
-        parse_policy(views[1].rand_augment),
-        tuple(round(255 * mean) for mean in CONFIG.mean),
-    )
+    batch = next(train_batches(source, Sampler(13, 7, 3), views, CONFIG, ROWS, start_step=5))
+    policy = parse_policy(views[1].rand_augment)
+    fill = tuple(round(255 * mean) for mean in CONFIG.mean)
     for plain, image, number in zip(batch['plain'], batch['image'], batch['view']):
         np.testing.assert_array_equal(image, rand_augment(plain, policy, 3, int(number), fill))
-    evaluated = next(evaluate_batches(source, 7, views, CONFIG, np.arange(7)))
+    evaluated = next(evaluate_batches(source, 7, views, CONFIG, ROWS))
     np.testing.assert_array_equal(evaluated['image'], evaluated['plain'])
 
 
@@ -377,16 +186,11 @@ def test_golden():
         def read(self, index):
             if index % 2:
                 raise OSError
-            return Example(
-                np.repeat(np.uint8([[[0], [255]]]), 8, 1).repeat(16, 0).repeat(3, 2), index
-            )
+            row = np.uint8([[[0], [255]]]).repeat(8, 1)
+            return Example(row.repeat(16, 0).repeat(3, 2), index)
 
-    (batch,) = train(
-        Halves(),
-        1,
-        config=DataConfig(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0)),
-        views=(View('image', 16),),
-    )
+    whole = DataConfig(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
+    (batch,) = train(Halves(), 1, config=whole, views=(View('image', 16),))
     # wanted: 483, 190, 374, 880, 481, 197, 818
     assert batch['label'].tolist() == [778, 190, 374, 880, 526, 428, 818]
     assert (batch['image'][:, 0, 0, 0] > 0).tolist() == [True, True, True, False, True, True, True]

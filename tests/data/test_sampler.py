@@ -1,3 +1,5 @@
+"""The order of the examples: the same everywhere, each once an epoch, whatever the hosts."""
+
 import numpy as np
 import pytest
 
@@ -13,42 +15,26 @@ def examples(sampler, step, rows=None):
 def test_golden():
     """Resuming an old run on a new machine depends on these numbers: never change them."""
     sampler = Sampler(1_281_167, 7, seed=3)
-    assert examples(sampler, 0).tolist() == [
-        846848,
-        580624,
-        1187235,
-        1276481,
-        543664,
-        288910,
-        673967,
-    ]
-    assert examples(sampler, 183_023 + 5).tolist() == [
-        553247,
-        652632,
-        685571,
-        1017046,
-        1205199,
-        1255729,
-        19729,
-    ]
+    expected = [846848, 580624, 1187235, 1276481, 543664, 288910, 673967]
+    assert examples(sampler, 0).tolist() == expected
+    expected = [553247, 652632, 685571, 1017046, 1205199, 1255729, 19729]
+    assert examples(sampler, 183_023 + 5).tolist() == expected
 
 
 def test_hosts_make_slices_of_the_global_batch():
     sampler = Sampler(103, 24, seed=1)
     for step in range(11):
         whole = examples(sampler, step)
-        parts = [
-            examples(Sampler(103, 24, seed=1), step, rows) for rows in np.split(np.arange(24), 3)
-        ]
+        hosts = np.split(np.arange(24), 3)
+        parts = [examples(Sampler(103, 24, seed=1), step, rows) for rows in hosts]
         np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
 @pytest.mark.parametrize('num_examples, batch_size', [(103, 8), (103, 1), (7, 31), (1, 5)])
 def test_each_epoch_is_a_permutation(num_examples, batch_size):
     sampler = Sampler(num_examples, batch_size, seed=5)
-    stream = np.concatenate(
-        [examples(sampler, step) for step in range(5 * num_examples // batch_size + 1)]
-    )
+    steps = range(5 * num_examples // batch_size + 1)
+    stream = np.concatenate([examples(sampler, step) for step in steps])
     epochs = [stream[i * num_examples : (i + 1) * num_examples] for i in range(5)]
     for epoch in epochs:
         np.testing.assert_array_equal(np.sort(epoch), np.arange(num_examples))
@@ -79,9 +65,8 @@ def test_repeated_augmentation(batch_size, spacing):
     sampler, window = Sampler(1009, batch_size, seed=2, repetitions=3), 3 * spacing
     positions = np.arange(3 * 1009 // window * window)
     stream = sampler.examples(positions)
-    assert np.all(np.unique(stream, return_counts=True)[1] == 3) and len(
-        np.unique(sampler.views(positions))
-    ) == len(positions)
+    assert np.all(np.unique(stream, return_counts=True)[1] == 3)
+    assert len(np.unique(sampler.views(positions))) == len(positions)
     plain = Sampler(1009, batch_size, seed=2).examples(np.arange(len(positions) // 3))
     np.testing.assert_array_equal(stream.reshape(-1, 3, spacing)[:, 0].ravel(), plain)
     assert np.all(stream[::2] != stream[1::2])
@@ -96,9 +81,8 @@ def test_views_are_counted_or_repeat():
     views = sampler.views(positions)
     np.testing.assert_array_equal(views % 37, sampler.examples(positions))
     np.testing.assert_array_equal(views // 37, positions // 37 % 3)
-    assert sorted(views[: 3 * 37]) == list(range(3 * 37)) and set(views[3 * 37 : 4 * 37]) == set(
-        range(37)
-    )
+    assert sorted(views[: 3 * 37]) == list(range(3 * 37))
+    assert set(views[3 * 37 : 4 * 37]) == set(range(37))
 
 
 def two_levels(num_examples, seed, epoch, chunk, window, lanes):
@@ -106,24 +90,19 @@ def two_levels(num_examples, seed, epoch, chunk, window, lanes):
     arithmetic on places."""
 
     def order(number, counter):
-        bits = np.random.Philox(
-            key=np.array([seed, epoch], np.uint64), counter=np.array(counter, np.uint64)
-        ).random_raw(number)
+        key, counter = np.array([seed, epoch], np.uint64), np.array(counter, np.uint64)
+        bits = np.random.Philox(key=key, counter=counter).random_raw(number)
         return sorted(range(number), key=lambda i: bits[i])
 
     chunks = [list(range(i, min(i + chunk, num_examples))) for i in range(0, num_examples, chunk)]
     sequence = [example for i in order(len(chunks), [0, 0, 0, 0]) for example in chunks[i]]
     length, made = num_examples // lanes, []
     for lane in range(lanes):
-        interval = sequence[lane * length : (lane + 1) * length]
-        windows = [interval[i : i + window * chunk] for i in range(0, length, window * chunk)]
-        made.append(
-            [
-                each[i]
-                for number, each in enumerate(windows)
-                for i in order(len(each), [0, lane, number, 1])
-            ]
-        )
+        interval, fed = sequence[lane * length : (lane + 1) * length], []
+        for number, begin in enumerate(range(0, length, window * chunk)):
+            shown = interval[begin : begin + window * chunk]
+            fed += [shown[i] for i in order(len(shown), [0, lane, number, 1])]
+        made.append(fed)
     return np.array(made)
 
 
@@ -144,14 +123,10 @@ def test_chunks_within_windows_within_lanes(num_examples, batch_size, chunk, win
     # [steps, batch_size]
     stream = np.stack([examples(sampler, step) for step in range(4 * num_examples // batch_size)])
     fed = stream.reshape(len(stream), lanes, -1).swapaxes(0, 1).reshape(lanes, -1)
-    expected = np.concatenate(
-        [two_levels(num_examples, 5, epoch, chunk, window, lanes) for epoch in range(5)], axis=1
-    )
+    epochs = [two_levels(num_examples, 5, epoch, chunk, window, lanes) for epoch in range(5)]
+    expected = np.concatenate(epochs, axis=1)
     np.testing.assert_array_equal(fed, expected[:, : fed.shape[1]])
-    left_out = [
-        frozenset(range(num_examples)) - set(epoch.ravel())
-        for epoch in np.split(expected, 5, axis=1)
-    ]
+    left_out = [frozenset(range(num_examples)) - set(epoch.ravel()) for epoch in epochs]
     # every other example comes once, as lanes are equally long
     assert all(len(left) == num_examples % lanes for left in left_out)
     assert expected.size == 5 * (num_examples - num_examples % lanes)
@@ -168,26 +143,10 @@ def test_chunks_within_windows_within_lanes(num_examples, batch_size, chunk, win
 def test_golden_of_chunks():
     """As `test_golden`: never change them."""
     sampler = Sampler(1_281_167, 8, seed=3, chunk=64, window=16, lanes=2)
-    assert examples(sampler, 0).tolist() == [
-        740728,
-        456908,
-        316967,
-        1001309,
-        488242,
-        1094859,
-        992471,
-        750741,
-    ]
-    assert examples(sampler, 160_145 + 5).tolist() == [
-        1203921,
-        373759,
-        799127,
-        858814,
-        251877,
-        251844,
-        386732,
-        251900,
-    ]
+    expected = [740728, 456908, 316967, 1001309, 488242, 1094859, 992471, 750741]
+    assert examples(sampler, 0).tolist() == expected
+    expected = [1203921, 373759, 799127, 858814, 251877, 251844, 386732, 251900]
+    assert examples(sampler, 160_145 + 5).tolist() == expected
 
 
 def test_a_window_is_few_long_runs():
@@ -204,9 +163,8 @@ def test_a_window_is_few_long_runs():
 
 
 def test_lanes_that_do_not_fit():
-    with pytest.raises(
-        RequestError, match=r'batch_size 16 is not a multiple of config.data.lanes=3'
-    ):
+    words = r'batch_size 16 is not a multiple of config.data.lanes=3'
+    with pytest.raises(RequestError, match=words):
         Sampler(103, 16, 0, chunk=4, lanes=3)
     with pytest.raises(RequestError, match=r'config.data.lanes=16, but there are 7 examples'):
         Sampler(7, 16, 0, chunk=4, lanes=16)

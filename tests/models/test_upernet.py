@@ -26,20 +26,12 @@ from beit_jax.models.upernet import (
     pool,
     resize,
 )
-from beit_jax.weights import names
+from beit_jax.weights.pytorch import names
 from tests import torch_models
 from tests.models.test_parity_transformers import without_resampling
 
 SIZES = {'width': 22, 'depth': 4, 'heads': 2, 'hidden': 37, 'patch_size': 3}
 CLASSES, AUXILIARY, BATCH = 7, 5, 3
-
-
-def torch_order(x_BhwC):
-    return torch.from_numpy(np.array(x_BhwC)).permute(0, 3, 1, 2)
-
-
-def our_order(x_BChw):
-    return x_BChw.detach().permute(0, 2, 3, 1).numpy()
 
 
 def params_of(state: dict, dialect: str, get=lambda tensor: tensor.numpy()) -> dict:
@@ -83,136 +75,6 @@ def pixels(grid, seed=1):
         .normal(size=(BATCH, 3 * grid[0], 3 * grid[1], 3))
         .astype(np.float32)
     )
-
-
-def largest(found, expected):
-    assert found.shape == expected.shape and expected.std() > 0.1, (
-        found.shape,
-        expected.shape,
-        expected.std(),
-    )
-    return np.abs(np.asarray(found) - expected).max()
-
-
-@pytest.mark.parametrize('old', [(5, 7), (1, 3), (2, 11)])
-@pytest.mark.parametrize('new', [(10, 14), (5, 2), (1, 1), (13, 6)])
-def test_resize(old, new):
-    x = np.random.default_rng(0).normal(size=(2, *old, 3)).astype(np.float32)
-    expected = torch.nn.functional.interpolate(
-        torch_order(x), size=new, mode='bilinear', align_corners=False
-    )
-    np.testing.assert_allclose(resize(x, new), our_order(expected), rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize('size', [1, 2, 3, 6])
-@pytest.mark.parametrize('shape', [(5, 7), (6, 13), (2, 1)])
-def test_pool(shape, size):
-    x = np.random.default_rng(0).normal(size=(2, *shape, 3)).astype(np.float32)
-    np.testing.assert_allclose(
-        pool(x, size),
-        our_order(torch.nn.functional.adaptive_avg_pool2d(torch_order(x), size)),
-        rtol=0,
-        atol=1e-5,
-    )
-
-
-def test_deconvolution():
-    theirs, x = (
-        torch.nn.ConvTranspose2d(7, 7, 2, 2),
-        np.random.default_rng(0).normal(size=(2, 3, 5, 7)).astype(np.float32),
-    )
-    ours = Deconvolution(7, dtype='float32', rngs=nnx.Rngs(0))
-    ours.kernel.set_value(
-        jnp.asarray(names.from_torch('head/times2/deconv/kernel', theirs.weight.detach().numpy()))
-    )
-    ours.bias.set_value(jnp.asarray(theirs.bias.detach().numpy()))
-    assert largest(ours(x), our_order(theirs(torch_order(x)))) < 1e-5
-
-
-def random_norms(width, momentum=0.3):
-    """(torch's, the graphdef and parameters of ours), alike."""
-    torch.manual_seed(0)
-    theirs = torch_models.randomize_segmenter(torch.nn.BatchNorm2d(width, momentum=momentum))
-    ours = BatchNorm(width, eps=1e-5, momentum=momentum, rngs=nnx.Rngs(0))
-    state = {names_.removeprefix('.'): value for names_, value in theirs.state_dict().items()}
-    params = {
-        'scale': state['weight'],
-        'bias': state['bias'],
-        'running_mean': state['running_mean'],
-        'running_var': state['running_var'],
-    }
-    return (
-        theirs,
-        nnx.graphdef(ours),
-        {name: jnp.asarray(value.numpy().copy()) for name, value in params.items()},
-    )
-
-
-def normalise(graphdef, params, x, train):
-    """(result, running statistics)."""
-    norm = nnx.merge(graphdef, params)
-    return norm(x, train), {name: getattr(norm, name)[...] for name in STATISTICS}
-
-
-def test_batch_norm():
-    """Result, gradients and running statistics, which have the unbiased variance."""
-    rng = np.random.default_rng(0)
-    x, weights = (rng.normal(0.7, 2, size=(BATCH, 5, 2, 11)).astype(np.float32) for _ in range(2))
-    theirs, graphdef, params = random_norms(11)
-    assert (
-        largest(normalise(graphdef, params, x, False)[0], our_order(theirs(torch_order(x)))) < 1e-5
-    )
-    theirs.train()
-    input_ = torch_order(x).requires_grad_()
-    expected = theirs(input_)
-    (expected * torch_order(weights)).sum().backward()
-
-    def loss(params, x):
-        y, statistics = normalise(graphdef, params, x, True)
-        return jnp.sum(y * weights), (y, statistics)
-
-    (_, (y, statistics)), (by_params, by_x) = jax.jit(
-        jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
-    )(params, x)
-    assert largest(y, our_order(expected)) < 1e-5 and largest(by_x, our_order(input_.grad)) < 1e-5
-    for name, value in {
-        'running_mean': theirs.running_mean,
-        'running_var': theirs.running_var,
-    }.items():
-        np.testing.assert_allclose(statistics[name], value, rtol=1e-5, atol=1e-6)
-        assert not by_params[name].any()
-    np.testing.assert_allclose(by_params['scale'], theirs.weight.grad, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(by_params['bias'], theirs.bias.grad, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize('how', ['jit', 'shard_map'])
-def test_batch_norm_over_devices(how):
-    """Eight devices with a row each give what torch gives on all rows."""
-    x = np.random.default_rng(0).normal(0.7, 2, size=(8, 3, 2, 5)).astype(np.float32)
-    # no device's own statistics are like the others'
-    x += np.arange(8, dtype=np.float32)[:, None, None, None]
-    theirs, graphdef, params = random_norms(5)
-    expected = theirs.train()(torch_order(x))
-    mesh = Mesh(np.array(jax.devices()), 'data')
-    apply = functools.partial(normalise, graphdef, train=True)
-    if how == 'shard_map':
-        apply = jax.shard_map(
-            apply, mesh=mesh, in_specs=(P(), P('data')), out_specs=(P('data'), P())
-        )
-    y, statistics = jax.jit(apply)(params, jax.device_put(x, NamedSharding(mesh, P('data'))))
-    assert largest(y, our_order(expected)) < 1e-5
-    np.testing.assert_allclose(
-        statistics['running_mean'], theirs.running_mean, rtol=1e-5, atol=1e-6
-    )
-    np.testing.assert_allclose(statistics['running_var'], theirs.running_var, rtol=1e-5, atol=1e-6)
-
-
-def test_batch_norm_of_one_number():
-    """One image pooled to one cell, where torch stops: the bias, and no NaN."""
-    _, graphdef, params = random_norms(5)
-    y, statistics = normalise(graphdef, params, np.ones((1, 1, 1, 5), np.float32), True)
-    np.testing.assert_allclose(y[0, 0, 0], params['bias'], atol=1e-6)
-    np.testing.assert_allclose(statistics['running_var'], 0.7 * params['running_var'], rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -27,20 +27,12 @@ CYCLES = {
 @pytest.mark.parametrize(('recipe', 'topology', 'images'), CYCLES)
 def test_no_slower(recipe, topology, images, tmp_path):
     programs = CYCLES[recipe, topology, images]
-    tokenizer = (
-        ['--dall_e', '--config.tokenizer.precision=bfloat16'] if 'tokenizer' in programs else []
-    )
+    command = ['-m', 'beit_jax.tools.plan', f'--config={recipe}', f'--topology={topology}']
+    command += [f'--config.batch_size={4 * images}', f'--json={tmp_path}/plan.json']
+    if 'tokenizer' in programs:
+        command += ['--dall_e', '--config.tokenizer.precision=bfloat16']
     result = subprocess.run(
-        [
-            sys.executable,
-            '-m',
-            'beit_jax.tools.plan',
-            f'--config={recipe}',
-            f'--topology={topology}',
-            f'--config.batch_size={4 * images}',
-            f'--json={tmp_path / "plan.json"}',
-            *tokenizer,
-        ],
+        [sys.executable, *command],
         cwd=tiny.REPOSITORY,
         capture_output=True,
         text=True,
@@ -49,9 +41,7 @@ def test_no_slower(recipe, topology, images, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     print(result.stdout)
-    found = {
-        name: program['cycles']
-        for name, program in json.loads((tmp_path / 'plan.json').read_text())['programs'].items()
-    }
+    planned = json.loads((tmp_path / 'plan.json').read_text())['programs']
+    found = {name: program['cycles'] for name, program in planned.items()}
     assert found.keys() == programs.keys()
     assert all(found[name] < 1.05 * cycles for name, cycles in programs.items()), found

@@ -1,7 +1,7 @@
-"""`benchmark step`: the peer computes what the official code does, and one run gives the figures of
-both."""
+"""`benchmark step`: the peer computes what the official code does; one run measures both."""
 
 import functools
+import itertools
 import json
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import torch
 
 from beit_jax.performance.torch_benchmark import VARIANTS, MaskedImageModel, Tokenizer
 from beit_jax.settings.mapping import task_config
-from beit_jax.tools import arguments, benchmark
+from beit_jax.tools import arguments, benchmark, config_option
 from tests.torch_models import make_timm
 
 # as a run writes it: it takes no ml_collections
@@ -35,17 +35,15 @@ def flags(**changed):
 
 def config(**changed):
     parser = benchmark._arguments()
-    options, options.overrides = parser.parse_known_args(
-        ['step', f'--config={CONFIG}', *flags(**changed)]
-    )
-    return arguments.recipe_config(options)
+    given = ['step', f'--config={CONFIG}', *flags(**changed)]
+    options, options.overrides = parser.parse_known_args(given)
+    return config_option.read(options)
 
 
 @pytest.mark.parametrize('fused', [False, True])
 @pytest.mark.parametrize('positions', ['shared_bias', 'absolute'])
 def test_peer_is_the_official_model(positions, fused):
-    """With all patches asked for in turn, logits as timm's encoder gives them under the same
-    weights."""
+    """With all patches asked for in turn, logits as timm's encoder gives under the same weights."""
     theirs = make_timm(positions, width=28, depth=2, heads=2, hidden=44, side=48, vocabulary=53)
     peer = MaskedImageModel(config(**{'model.positions': positions}), 53, fused).eval()
     for block in peer.blocks:
@@ -58,9 +56,8 @@ def test_peer_is_the_official_model(positions, fused):
     }
     weights = {}
     for name, value in theirs.named_parameters():
-        weights[functools.reduce(lambda name, pair: name.replace(*pair), names.items(), name)] = (
-            value
-        )
+        ours = functools.reduce(lambda name, pair: name.replace(*pair), names.items(), name)
+        weights[ours] = value
     missing, unexpected = peer.load_state_dict(weights, strict=False)
     assert (missing, unexpected) == (['index'], [])
     torch.manual_seed(1)
@@ -78,61 +75,46 @@ def test_tokenizer_of_the_peer():
     theirs, peer = dall_e.Encoder(n_hid=16, vocab_size=53), Tokenizer(width=16, vocabulary=53)
     by_shape = lambda values: sorted(tuple(value.shape) for value in values)
     assert by_shape(theirs.parameters()) == by_shape(peer.parameters())
-    path = lambda block, ours: (
-        [(f'{block}.res_path.conv_{i + 1}', f'{ours}.branch.{2 * i + 1}') for i in range(4)]
-        + [(f'{block}.id_path', f'{ours}.shortcut')]
-    )
     pairs = [('blocks.input', 'layers.0'), ('blocks.output.conv', 'output')]
-    for group in range(4):
-        for block in range(2):
-            pairs += path(
-                f'blocks.group_{group + 1}.block_{block + 1}', f'layers.{1 + 3 * group + block}'
-            )
+    for group, block in itertools.product(range(4), range(2)):
+        old = f'blocks.group_{group + 1}.block_{block + 1}'
+        new = f'layers.{1 + 3 * group + block}'
+        pairs.append((f'{old}.id_path', f'{new}.shortcut'))
+        for i in range(4):
+            pairs.append((f'{old}.res_path.conv_{i + 1}', f'{new}.branch.{2 * i + 1}'))
     weights, state = {}, dict(theirs.named_parameters())
     for old, new in pairs:
         if f'{old}.w' in state:
             weights |= {f'{new}.weight': state[f'{old}.w'], f'{new}.bias': state[f'{old}.b']}
     peer.load_state_dict(weights)
     images = torch.rand(3, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+    pixels = dall_e.map_pixels(images)
     with torch.no_grad():
-        expected = theirs(dall_e.map_pixels(images))
-        torch.testing.assert_close(
-            peer.output(peer.layers(dall_e.map_pixels(images))), expected, atol=1e-5, rtol=0
-        )
+        expected = theirs(pixels)
+        torch.testing.assert_close(peer.output(peer.layers(pixels)), expected, atol=1e-5, rtol=0)
         assert torch.equal(peer(images), expected.argmax(1).flatten(1))
     assert expected.std() > 0.1
 
 
 def test_benchmark_step(tmp_path, monkeypatch, capsys):
     assert tuple(VARIANTS) == benchmark.PEERS
-    monkeypatch.setattr(
-        'sys.argv',
-        [
-            'benchmark',
-            'step',
-            f'--config={CONFIG}',
-            *flags(),
-            '--repeats=1',
-            '--peer',
-            'eager',
-            f'--json={tmp_path}/step.json',
-        ],
-    )
+    given = ['--repeats=1', '--peer', 'eager', f'--json={tmp_path}/step.json']
+    command = ['benchmark', 'step', f'--config={CONFIG}', *flags(), *given]
+    monkeypatch.setattr('sys.argv', command)
     monkeypatch.setattr('beit_jax.performance.step_benchmark.make_mesh', one_device)
     monkeypatch.setattr('jax.device_count', lambda: 1)
     arguments.main(benchmark.run, benchmark._arguments())
     result = json.loads((tmp_path / 'step.json').read_text())
     assert [(row['name'], row['what']) for row in result['rows']] == [
-        (name, what)
-        for name in ('ours', 'eager')
-        for what in ('whole step', 'step on given tokens')
+        ('ours', 'whole step'),
+        ('ours', 'step on given tokens'),
+        ('eager', 'whole step'),
+        ('eager', 'step on given tokens'),
     ]
-    ours, _, theirs, _ = result['rows']
-    assert result['ratio']['whole step'] == pytest.approx(
-        theirs['seconds']['median'] / ours['seconds']['median']
-    )
-    assert result['images_per_second'] == pytest.approx(3 / ours['seconds']['median'])
-    achieved = result['flops']['whole step'] / ours['seconds']['median']
+    ours, _, theirs, _ = (row['seconds']['median'] for row in result['rows'])
+    assert result['ratio']['whole step'] == pytest.approx(theirs / ours)
+    assert result['images_per_second'] == pytest.approx(3 / ours)
+    achieved = result['flops']['whole step'] / ours
     assert result['utilisation'] == pytest.approx(achieved / result['product_flops_per_second'])
     assert 'the best of PyTorch takes' in capsys.readouterr().out
 

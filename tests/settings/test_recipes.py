@@ -45,9 +45,8 @@ def test_every_study(path, monkeypatch):
     )
     for run in study.plan(dataclasses.replace(found, seeds=1), Path('w')):
         if run.stage == 'fit_tokenizer':
-            fit_tokenizer._arguments().parse_args(
-                [*run.config('')['arguments'].split(), '--output', 'o']
-            )
+            given = run.config('')['arguments'].split()
+            fit_tokenizer._arguments().parse_args([*given, '--output', 'o'])
         else:
             task_config(study._load(run.recipe, run.settings))
 
@@ -76,29 +75,23 @@ RECIPES = (
 
 @pytest.mark.parametrize('name', RECIPES)
 def test_golden(name):
-    """The resolved settings of the paper's recipes. To write them anew: python -m
-    tests.settings.test_recipes."""
+    """The resolved settings of the paper's recipes. To write them anew:
+    python -m tests.settings.test_recipes"""
     assert json.loads((GOLDEN / f'{name.replace(":", "_")}.json').read_text()) == resolved(name)
 
 
 def resolved(name: str) -> dict:
     recipe, _, variant = name.partition(':')
-    settings = task_config(
-        load(tiny.REPOSITORY / 'configs' / f'{recipe}.py').get_config(variant).to_dict()
-    )
+    module = load(tiny.REPOSITORY / 'configs' / f'{recipe}.py')
+    settings = task_config(module.get_config(variant).to_dict())
     return json.loads(json.dumps(dataclasses.asdict(settings)))
 
 
 def test_variants_and_settings_behind_the_colon():
     module = load(tiny.REPOSITORY / 'configs' / 'pretrain_imagenet1k.py')
     config = module.get_config('large,vanilla,epochs=300,data.path=/x,data.flip=false')
-    assert (
-        config.model.size,
-        config.model.positions,
-        config.epochs,
-        config.data.path,
-        config.data.flip,
-    ) == ('large', 'absolute', 300.0, '/x', False)
+    assert (config.model.size, config.model.positions) == ('large', 'absolute')
+    assert (config.epochs, config.data.path, config.data.flip) == (300.0, '/x', False)
     for variant, expected in (
         ('pixels,random', ('pixels', 'masked', 'random')),
         ('unmasked,pixels', ('pixels', 'all', 'none')),
@@ -107,9 +100,8 @@ def test_variants_and_settings_behind_the_colon():
         assert (config.target, config.predict, config.mask.kind) == expected
     with pytest.raises(RequestError, match=r"no variant 'huge'. Variants: base, large"):
         module.get_config('huge')
-    with pytest.raises(
-        RequestError, match=r'config.data.pth is not a setting. Did you mean data.path\?'
-    ):
+    message = r'config.data.pth is not a setting. Did you mean data.path\?'
+    with pytest.raises(RequestError, match=message):
         module.get_config('data.pth=/x')
     with pytest.raises(RequestError, match=r'config.epochs=many: it takes float'):
         module.get_config('epochs=many')
@@ -138,33 +130,18 @@ def test_variants_and_settings_behind_the_colon():
     ids=lambda value: value[-1] if isinstance(value, list) else '',
 )
 def test_bad_command_line(arguments, message, tmp_path, tokenizer_dir):
-    done = tiny.run(
-        [
-            'main.py',
-            '--config=configs/quickstart/pretrain.py',
-            f'--workdir={tmp_path}',
-            f'--config.tokenizer.path={tokenizer_dir}',
-            '--config.tokenizer.image_size=12',
-            *arguments,
-        ]
-    )
+    command = ['main.py', '--config=configs/quickstart/pretrain.py', f'--workdir={tmp_path}']
+    command += [f'--config.tokenizer.path={tokenizer_dir}', '--config.tokenizer.image_size=12']
+    done = tiny.run([*command, *arguments])
     assert done.returncode == 2, done.stdout + done.stderr
     assert message in done.stderr and 'Traceback' not in done.stderr
-    assert (
-        len(
-            [
-                line
-                for line in done.stderr.splitlines()
-                if not line.startswith(('WARNING', 'I0', 'W0', 'E0'))
-            ]
-        )
-        <= 2
-    ), done.stderr
+    noise = 'WARNING', 'I0', 'W0', 'E0'
+    lines = [line for line in done.stderr.splitlines() if not line.startswith(noise)]
+    assert len(lines) <= 2, done.stderr
 
 
 if __name__ == '__main__':
     GOLDEN.mkdir(parents=True, exist_ok=True)
     for golden in RECIPES:
-        (GOLDEN / f'{golden.replace(":", "_")}.json').write_text(
-            json.dumps(resolved(golden), indent=1) + '\n'
-        )
+        path = GOLDEN / f'{golden.replace(":", "_")}.json'
+        path.write_text(json.dumps(resolved(golden), indent=1) + '\n')

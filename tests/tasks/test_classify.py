@@ -10,7 +10,7 @@ import pytest
 from beit_jax.errors import RequestError
 from beit_jax.settings.mapping import task_config
 from beit_jax.tasks import make_task
-from beit_jax.train import step
+from beit_jax.train import state as states
 from beit_jax.weights.positions import resize_bias_table
 from tests import tiny
 
@@ -23,7 +23,7 @@ def make(classes=CLASSES, **changed):
 
 
 def fresh(task, seed=0):
-    return step.initial_params(task, seed)
+    return states.initial_params(task, seed)
 
 
 def describe(task, classes=CLASSES):
@@ -84,11 +84,11 @@ def test_a_pretrained_encoder_is_adapted(pretrained):
         and '5 x 5 patches are interpolated to 7 x 7' in notes[1]
         and 'mean' in notes[2]
     )
-    whole = step.merge(params, step.initial_params(task, 0, below=prefixes))
+    whole = states.merge(params, states.initial_params(task, 0, below=prefixes))
     jax.tree.map(
         lambda a, b: None if a.shape == b.shape else pytest.fail(),
         whole,
-        step.abstract_params(task),
+        states.abstract_params(task),
     )
     # the official fine-tuning does not copy the last norm of pre-training
     np.testing.assert_array_equal(whole['head']['norm']['scale'], 1)
@@ -150,7 +150,7 @@ def test_a_head_for_other_classes(classes, message):
     task = make(classes, new_head=True)
     params, prefixes, notes = task.adapt(fresh(old, 1), describe(old), classes, 'C')
     assert prefixes == ('head/classes',) and 'replaced by a fresh one' in notes[0]
-    whole = step.merge(params, step.initial_params(task, 0, below=prefixes))
+    whole = states.merge(params, states.initial_params(task, 0, below=prefixes))
     assert (
         whole['head']['classes']['kernel'].shape == (16, len(classes))
         and whole['head']['norm'] is not None
@@ -250,10 +250,8 @@ def test_evaluation_metrics_against_sklearn(batch):
     )
     logits = nnx.merge(task.graphdef, params)(images)
     kept = batch['valid'] > 0
-    probabilities, labels = (
-        np.asarray(jax.nn.softmax(logits))[kept].astype(np.float64),
-        batch['label'][kept],
-    )
+    probabilities = np.asarray(jax.nn.softmax(logits))[kept].astype(np.float64)
+    labels = batch['label'][kept]
     probabilities /= probabilities.sum(-1, keepdims=True)
     assert metrics['loss'] == pytest.approx(
         log_loss(labels, probabilities, labels=range(7)), abs=1e-5

@@ -16,7 +16,7 @@ from beit_jax.models.architecture import abstract, in_words, predicts_tokens
 from beit_jax.models.tokenizers.dvae import map_pixels
 from beit_jax.settings.mapping import task_config
 from beit_jax.tasks import make_task
-from beit_jax.train.step import abstract_params
+from beit_jax.train.state import abstract_params
 from tests import tiny
 
 
@@ -76,44 +76,42 @@ def predicted_patches(task, mask):
     return mask if task.config.predict == 'masked' else np.ones((7, 25), bool)
 
 
+def hidden(task, keys):
+    """bool [7, 25]: what `loss` hides."""
+    mask_keys = jax.vmap(lambda key: jax.random.split(key)[0])(keys)
+    return np.asarray(draw_masks(mask_keys, task.config.mask, (5, 5)).mask_BP)
+
+
+def outputs_everywhere(task, params, images, mask):
+    """float64 [7, 25, V] of images in [0, 1]."""
+    pixels = (images - np.array(task.config.data.mean)) / np.array(task.config.data.std)
+    every = np.broadcast_to(np.arange(25), (7, 25))
+    model = nnx.merge(task.graphdef, params)
+    return np.asarray(model(pixels.astype(np.float32), mask, every), np.float64)
+
+
 @SWITCHES
 def test_loss_is_the_cross_entropy_of_tokens(switches, params, batch, tokenizer_dir):
     """Of the hidden ones, or of all. In evaluation: no jitter, no drop path. Everything after the
     model's logits is computed again in NumPy."""
-    keys, task = (
-        jax.random.split(jax.random.key(0), 7),
-        make_task(task_config(tiny.settings(tokenizer_dir, **switches))),
-    )
+    keys = jax.random.split(jax.random.key(0), 7)
+    task = make_task(task_config(tiny.settings(tokenizer_dir, **switches)))
     loss, sums = task.loss(params, batch, keys, progress=0.0, train=False)
     encoder = nnx.merge(task.tokenizer._encoder, task.frozen['encoder'])
-    tokens = (
-        np.asarray(encoder(map_pixels(batch['token_image'].astype(np.float32) / 255)))
-        .argmax(-1)
-        .reshape(7, 25)
-    )
-    mask_keys = jax.vmap(lambda key: jax.random.split(key)[0])(keys)
-    mask = np.asarray(draw_masks(mask_keys, task.config.mask, (5, 5)).mask_BP)
-    pixels = (batch['image'] / 255 - np.array(task.config.data.mean)) / np.array(
-        task.config.data.std
-    )
-    every = np.broadcast_to(np.arange(25), (7, 25))
-    logits = np.asarray(
-        nnx.merge(task.graphdef, params)(pixels.astype(np.float32), mask, every), np.float64
-    )
-    log_probability = scipy.special.log_softmax(logits, axis=-1)[
-        np.arange(7)[:, None], every, tokens
-    ]
+    codes = encoder(map_pixels(batch['token_image'].astype(np.float32) / 255))
+    tokens = np.asarray(codes).argmax(-1).reshape(7, 25)
+    mask = hidden(task, keys)
+    logits = outputs_everywhere(task, params, batch['image'] / 255, mask)
+    log_probabilities = scipy.special.log_softmax(logits, axis=-1)
+    log_probability = np.take_along_axis(log_probabilities, tokens[..., None], -1)[..., 0]
     predicted = predicted_patches(task, mask)
     assert predicted.sum() == sums['weight']
     assert float(loss) == pytest.approx(-log_probability[predicted].sum(), rel=1e-5)
     assert float(sums['correct']) == (logits.argmax(-1) == tokens)[predicted].sum()
-    np.testing.assert_array_equal(
-        sums['token_counts'], np.bincount(tokens[predicted], minlength=17)
-    )
+    counts = np.bincount(tokens[predicted], minlength=17)
+    np.testing.assert_array_equal(sums['token_counts'], counts)
     metrics = task.summarize(sums)
-    assert float(metrics['majority_accuracy']) == pytest.approx(
-        np.bincount(tokens[predicted]).max() / predicted.sum()
-    )
+    assert float(metrics['majority_accuracy']) == pytest.approx(counts.max() / predicted.sum())
     assert float(metrics['loss']) == pytest.approx(-log_probability[predicted].mean(), rel=1e-5)
     assert float(metrics['masked_patches']) == pytest.approx(mask.sum() / 7)
 
@@ -151,33 +149,16 @@ def test_loss_is_the_squared_error_of_normalized_pixels(switches, train, pixel_p
     if train:
         seen = np.asarray(jitter_views(0, batch['view'], seen, task.config.data.color_jitter))
         assert np.abs(seen - images / 255).mean() > 0.01
-    mask = np.asarray(
-        draw_masks(
-            jax.vmap(lambda key: jax.random.split(key)[0])(keys), task.config.mask, (5, 5)
-        ).mask_BP
-    )
-    pixels, every = (
-        (seen - np.array(task.config.data.mean)) / np.array(task.config.data.std),
-        np.broadcast_to(np.arange(25), (7, 25)),
-    )
-    outputs = np.asarray(
-        nnx.merge(task.graphdef, pixel_params)(pixels.astype(np.float32), mask, every), np.float64
-    )
+    mask = hidden(task, keys)
+    outputs = outputs_everywhere(task, pixel_params, seen, mask)
     corners = [(y, x) for y in range(0, 20, 4) for x in range(0, 20, 4)]
-    patches = np.array(
-        [
-            [image[y : y + 4, x : x + 4].ravel() for y, x in corners]
-            for image in seen.astype(np.float64)
-        ]
-    )
-    targets = (patches - patches.mean(-1, keepdims=True)) / np.sqrt(
-        patches.var(-1, keepdims=True) + 1e-6
-    )
+    patches = [seen.astype(np.float64)[:, y : y + 4, x : x + 4].reshape(7, -1) for y, x in corners]
+    patches = np.stack(patches, axis=1)
+    deviation = np.sqrt(patches.var(-1, keepdims=True) + 1e-6)
+    targets = (patches - patches.mean(-1, keepdims=True)) / deviation
     errors, predicted = np.square(outputs - targets).mean(-1), predicted_patches(task, mask)
-    assert (
-        float(loss) == pytest.approx(errors[predicted].sum(), rel=1e-5)
-        and sums['weight'] == predicted.sum()
-    )
+    assert float(loss) == pytest.approx(errors[predicted].sum(), rel=1e-5)
+    assert sums['weight'] == predicted.sum()
     metrics = task.summarize(sums)
     assert metrics.keys() == {'loss', 'masked_patches'}
     assert float(metrics['loss']) == pytest.approx(errors[predicted].mean(), rel=1e-5)
@@ -241,21 +222,13 @@ def test_descriptions(task, pixel_task):
 
 @pytest.mark.parametrize('switches', [{}, ALL, {'target': 'pixels'}], ids=str)
 def test_padding_does_not_count(switches, batch, tokenizer_dir):
-    keys, task = (
-        jax.random.split(jax.random.key(0), 7),
-        make_task(task_config(tiny.settings(tokenizer_dir, **switches))),
-    )
+    keys = jax.random.split(jax.random.key(0), 7)
+    task = make_task(task_config(tiny.settings(tokenizer_dir, **switches)))
     params = draw_params(task)
-    padded = task.loss(
-        params,
-        batch | {'valid': np.array([1, 1, 1, 1, 0, 0, 0], np.float32)},
-        keys,
-        progress=0.0,
-        train=False,
-    )[1]
-    alone = task.loss(
-        params, jax.tree.map(lambda x: x[:4], batch), keys[:4], progress=0.0, train=False
-    )[1]
+    filled = batch | {'valid': np.array([1, 1, 1, 1, 0, 0, 0], np.float32)}
+    first_four = jax.tree.map(lambda x: x[:4], batch)
+    _, padded = task.loss(params, filled, keys, progress=0.0, train=False)
+    _, alone = task.loss(params, first_four, keys[:4], progress=0.0, train=False)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), padded, alone)
 
 
@@ -266,10 +239,8 @@ def test_both_pictures_of_a_view_are_jittered_alike(task, batch):
     first, other = task._picture(same, 'token_image', True), task._picture(same, 'image', True)
     np.testing.assert_array_equal(first, other)
     np.testing.assert_array_equal(first[0], first[2])
-    assert (
-        np.abs(first[0] - first[1]).mean() > 0.01
-        and np.abs(first[0] - picture[0] / 255).mean() > 0.01
-    )
+    assert np.abs(first[0] - first[1]).mean() > 0.01
+    assert np.abs(first[0] - picture[0] / 255).mean() > 0.01
     np.testing.assert_allclose(task._picture(same, 'image', False), picture / 255, rtol=1e-6)
     tokens = task.prepare(task.frozen, same, train=True)['tokens']
     assert tokens.dtype == np.uint16 and np.any(tokens[0] != tokens[1])
@@ -285,7 +256,8 @@ def test_both_pictures_of_a_view_are_jittered_alike(task, batch):
         ({'mask': {'kind': 'blockwize'}}, r'Did you mean blockwise\?'),
         (
             NONE,
-            r'config.mask.kind=none hides nothing .*: set config.predict=all, or another config.mask.kind',
+            r'config.mask.kind=none hides nothing .*: set config.predict=all, or another '
+            r'config.mask.kind',
         ),
         ({'predict': 'hidden'}, r"config.predict='hidden' is unknown. Allowed: masked, all"),
         ({'target': 'pixel'}, r"config.target='pixel' is unknown. Did you mean pixels\?"),
@@ -329,7 +301,8 @@ def test_grid_of_the_tokenizer(tokenizer_dir):
     six = {'data': {'image_size': 24}}
     with pytest.raises(
         RequestError,
-        match=r'5 x 5 tokens, but the encoder has 6 x 6 patches .*set config.tokenizer.image_size=12',
+        match=r'5 x 5 tokens, but the encoder has 6 x 6 patches .*set '
+        r'config.tokenizer.image_size=12',
     ):
         make_task(task_config(tiny.settings(tokenizer_dir, **six)))
     task = make_task(task_config(tiny.settings(tokenizer_dir, **six, tokenizer={'image_size': 12})))

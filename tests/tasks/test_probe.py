@@ -13,8 +13,10 @@ from beit_jax.errors import RequestError
 from beit_jax.models.heads import KINDS
 from beit_jax.settings.mapping import task_config
 from beit_jax.tasks import make_task
-from beit_jax.tasks.probe import NeighboursConfig, collect, nearest_neighbours
-from beit_jax.train import loop, step
+from beit_jax.tasks.neighbours import NeighboursConfig, nearest_neighbours
+from beit_jax.tasks.probe import collect
+from beit_jax.train import loop
+from beit_jax.train import state as states
 from tests import tiny
 
 CLASSES = ('a', 'b', 'c')
@@ -48,7 +50,7 @@ def features():
 def test_heads_learn_as_if_each_were_alone(task, features):
     """The gradient of one head is that of its own cross-entropy, and its accuracy is counted over
     valid rows."""
-    params = step.initial_params(task, 0)
+    params = states.initial_params(task, 0)
     (_, sums), gradients = jax.value_and_grad(
         lambda p: task.loss(p, features, None, progress=0.0, train=True), has_aux=True
     )(params)

@@ -13,7 +13,7 @@ from beit_jax.errors import RequestError
 from beit_jax.images.distortion import distort_views
 from beit_jax.settings.mapping import task_config
 from beit_jax.tasks import make_task
-from beit_jax.train import step
+from beit_jax.train import state as states
 from beit_jax.weights.positions import resize_bias_table
 from beit_jax.weights.trees import leaves_by_path
 from tests import tiny
@@ -55,15 +55,11 @@ def varied(task):
 
     def vary(path, leaf):
         noise = 0.2 * random.normal(size=leaf.shape).astype(np.float32)
-        return (
-            1 + noise
-            if path[-1].key in ('scale', 'scale1', 'scale2')
-            else 0.5 + abs(noise)
-            if path[-1].key == 'running_var'
-            else noise
-        )
+        if path[-1].key in ('scale', 'scale1', 'scale2'):
+            return 1 + noise
+        return 0.5 + abs(noise) if path[-1].key == 'running_var' else noise
 
-    return jax.tree_util.tree_map_with_path(vary, step.abstract_params(task))
+    return jax.tree_util.tree_map_with_path(vary, states.abstract_params(task))
 
 
 def test_loss_as_torch(task, batch):
@@ -171,11 +167,11 @@ def test_a_pretrained_encoder_is_adapted(tokenizer_dir):
             block['attention']['position_bias']['table'], resize_bias_table(shared, (5, 5), (7, 7))
         )
     assert 'shared' in notes[0] and '5 x 5 patches are interpolated to 7 x 7' in notes[1]
-    whole = step.merge(params, step.initial_params(task, 0, below=prefixes))
+    whole = states.merge(params, states.initial_params(task, 0, below=prefixes))
     jax.tree.map(
         lambda a, b: None if a.shape == b.shape else pytest.fail(),
         whole,
-        step.abstract_params(task),
+        states.abstract_params(task),
     )
 
     classifier = make_task(
@@ -228,10 +224,12 @@ def test_a_classifier_takes_its_encoder(task):
 
 def test_no_auxiliary_head(batch):
     task = make(head={'auxiliary_channels': 0})
-    assert not [path for path in leaves_by_path(step.abstract_params(task)) if 'auxiliary' in path]
+    assert not [
+        path for path in leaves_by_path(states.abstract_params(task)) if 'auxiliary' in path
+    ]
     loss, _ = jax.eval_shape(
         lambda *inputs: task.loss(*inputs, None, progress=0.0, train=False),
-        step.abstract_params(task),
+        states.abstract_params(task),
         batch,
     )
     assert loss.shape == ()

@@ -16,7 +16,7 @@ from beit_jax.settings.run import MeshConfig
 from beit_jax.tasks import make_task
 from beit_jax.tasks.tokenizer import reconstruction_loss, token_statistics
 from beit_jax.train.sharding import make_mesh
-from beit_jax.train.step import abstract_params
+from beit_jax.train.state import abstract_params
 from tests.train.test_mesh import run_steps
 
 SMALL = {
@@ -50,10 +50,8 @@ def test_logit_laplace_is_a_density():
 @pytest.mark.parametrize('kind', ['l2', 'smooth_l1'])
 def test_other_reconstruction_losses(kind):
     random = np.random.default_rng(0)
-    images, prediction = (
-        random.uniform(0.1, 0.9, (11, 3)).astype(np.float32),
-        random.normal(size=(11, 6)).astype(np.float32),
-    )
+    images = random.uniform(0.1, 0.9, (11, 3)).astype(np.float32)
+    prediction = random.normal(size=(11, 6)).astype(np.float32)
     error = scipy.special.expit(prediction[:, :3]) - images
     expected = error**2 if kind == 'l2' else scipy.special.huber(0.1, error) / 0.1
     np.testing.assert_allclose(
@@ -72,10 +70,8 @@ def test_token_statistics():
 
 
 def sums_of(task, params, images, valid, **options):
-    keys, batch = (
-        jax.random.split(jax.random.key(0), len(images)),
-        {'image': images, 'valid': valid},
-    )
+    keys = jax.random.split(jax.random.key(0), len(images))
+    batch = {'image': images, 'valid': valid}
     return jax.jit(lambda params, batch: task.loss(params, batch, keys, **options)[1])(
         params, batch
     )
@@ -144,10 +140,8 @@ def test_it_learns():
 
 def test_bfloat16_computes_what_float32_does(params):
     """Parameters, gradients and loss stay float32; the loss agrees to what bfloat16 can say."""
-    images, valid = (
-        np.random.default_rng(2).integers(0, 256, (5, 12, 12, 3), np.uint8),
-        np.ones(5, np.float32),
-    )
+    images = np.random.default_rng(2).integers(0, 256, (5, 12, 12, 3), np.uint8)
+    valid = np.ones(5, np.float32)
     tasks = {
         dtype: make_task(task_config(SMALL | {'compute_dtype': dtype}))
         for dtype in ('float32', 'bfloat16')

@@ -13,7 +13,7 @@ from beit_jax.data.pictures.load import load_images
 from beit_jax.data.sources.shapes import ShapesSource
 from beit_jax.models.tokenizers import dvae
 from beit_jax.settings.mapping import task_config
-from beit_jax.tools.evaluate_tokenizer import measure
+from beit_jax.tasks.tokenizer_quality import measure
 from beit_jax.train import loop
 from beit_jax.weights.tokenizer import load_tokenizer
 from tests import tiny
@@ -51,9 +51,11 @@ def shapes(count, size, split):
 def psnr_of_colours(train, test):
     """Of pictures uint8 [B, S, S, 3] whose every cell has the nearest of 512 colours: as many bits
     as 512 tokens have."""
-    cells = lambda images: (
-        (images / 255).reshape(len(images), images.shape[1] // CELL, CELL, -1, CELL, 3).mean((2, 4))
-    )
+
+    def cells(images):
+        rows = images.shape[1] // CELL
+        return (images / 255).reshape(len(images), rows, CELL, -1, CELL, 3).mean((2, 4))
+
     colours = cells(train).reshape(-1, 3)
     colours = colours[np.random.default_rng(0).permutation(len(colours))[:20_000]]
     clusters = sklearn.cluster.KMeans(512, n_init=1, random_state=0, max_iter=30).fit(colours)
@@ -103,15 +105,12 @@ def test_on_photographs(tmp_path):
         'crop_scale': (0.15, 0.6),
     }
     tokenizer = trained({'total_steps': 1000, 'data': data}, tmp_path / 'run')
-    tiles = np.concatenate(
-        [
-            load_images(str(tmp_path / 'photos'), 32 * n)[0]
-            .reshape(8, n, 32, n, 32, 3)
-            .swapaxes(2, 3)
-            .reshape(-1, 32, 32, 3)
-            for n in (2, 3)
-        ]
-    )
+    tiles = []
+    for n in (2, 3):
+        pictures, _ = load_images(str(tmp_path / 'photos'), 32 * n)
+        cut = pictures.reshape(8, n, 32, n, 32, 3).swapaxes(2, 3)
+        tiles.append(cut.reshape(-1, 32, 32, 3))
+    tiles = np.concatenate(tiles)
     check_better_than_colours(tokenizer, tiles, tiles)
 
 
@@ -125,15 +124,11 @@ def test_the_remedy_against_dead_codes(tmp_path):
         'flip': False,
         'num_evaluate_examples': 0,
     }
-    usage = {
-        weight: measure(
-            *trained(
-                {'total_steps': 150, 'data': data, 'usage_weight': weight}, tmp_path / str(weight)
-            ),
-            np.array_split(shapes(500, 24, 'evaluate'), 5),
-        )['codebook_usage']
-        for weight in (0.0, 0.01)
-    }
+    usage, batches = {}, np.array_split(shapes(500, 24, 'evaluate'), 5)
+    for weight in (0.0, 0.01):
+        settings = {'total_steps': 150, 'data': data, 'usage_weight': weight}
+        tokenizer = trained(settings, tmp_path / str(weight))
+        usage[weight] = measure(*tokenizer, batches)['codebook_usage']
     print(usage)
     assert usage[0.01] > 1.5 * usage[0.0]
 

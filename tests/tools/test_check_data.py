@@ -1,7 +1,6 @@
 """What check_data says of a folder is what Pillow says of it, file by file."""
 
 from collections import Counter
-import itertools
 import json
 import os
 from pathlib import Path
@@ -34,9 +33,8 @@ def check(monkeypatch, tmp_path, *flags) -> tuple[int, dict]:
 
 def noise(path: Path, width: int, height: int, seed: int = 0, **settings) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(
-        np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-    ).save(path, **settings)
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    Image.fromarray(pixels).save(path, **settings)
     return path
 
 
@@ -67,15 +65,9 @@ def faulty_folder(root: Path) -> tuple[dict[Path, str], dict[Path, str], dict[Pa
     noise(bee / 'small.png', 31, 37)
     noise(bee / 'wide.png', 373, 37)
     noise(bee / 'renamed.png', 61, 67, format='JPEG')
-    noise(bee / 'moving.png', 71, 73, save_all=True, append_images=[Image.new('RGB', (71, 73))])
-    noise(
-        bee / 'burst.jpg',
-        71,
-        73,
-        format='MPO',
-        save_all=True,
-        append_images=[Image.new('RGB', (71, 73))],
-    )
+    frames = {'save_all': True, 'append_images': [Image.new('RGB', (71, 73))]}
+    noise(bee / 'moving.png', 71, 73, **frames)
+    noise(bee / 'burst.jpg', 71, 73, format='MPO', **frames)
     noise(bee / 'strange.jpg', 89, 97, dpi=(72, 72), exif=b'Exif\0\0no such thing')
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -102,9 +94,8 @@ def test_agrees_with_pillow(tmp_path, monkeypatch, capsys):
     corrupt, suspicious, duplicates = faulty_folder(root)
     noise(tmp_path / 'held_out' / 'ant' / 'new.png', 53, 59, seed=1)
     (tmp_path / 'held_out' / 'bee').mkdir()
-    (tmp_path / 'held_out' / 'bee' / 'old.jpg').write_bytes(
-        next((root / 'ant').glob('0*')).read_bytes()
-    )
+    photo = next((root / 'ant').glob('0*'))
+    (tmp_path / 'held_out' / 'bee' / 'old.jpg').write_bytes(photo.read_bytes())
     flags = ['--data.path', root, '--data.evaluate_path', tmp_path / 'held_out']
     status, figures = check(monkeypatch, tmp_path, *flags, '--max_bad_share', 0.5)
     assert status == 0 and figures['usable'] and not figures['estimated']
@@ -118,35 +109,27 @@ def test_agrees_with_pillow(tmp_path, monkeypatch, capsys):
             formats['JPEG' if image.format == 'MPO' else image.format] += 1
             modes[image.mode] += 1
             sizes.append(image.size)
-    assert figures['examples'] == figures['examined'] == len(files) and figures[
-        'corrupt_share'
-    ] == pytest.approx(7 / len(files))
-    assert (
-        figures['formats'] == formats
-        and figures['modes'] == modes
-        and {'L', 'CMYK', 'RGBA', 'RGB'} == set(modes)
-    )
+    assert figures['examples'] == figures['examined'] == len(files)
+    assert figures['corrupt_share'] == pytest.approx(7 / len(files))
+    assert figures['formats'] == formats and figures['modes'] == modes
+    assert {'L', 'CMYK', 'RGBA', 'RGB'} == set(modes)
     for name, values in zip(('width', 'height'), zip(*sizes)):
-        assert figures[name] == {
-            'min': min(values),
-            'median': np.median(values),
-            'max': max(values),
-        }
+        extent = {'min': min(values), 'median': np.median(values), 'max': max(values)}
+        assert figures[name] == extent
     assert figures['share_below_224'] == pytest.approx(np.mean([min(size) < 224 for size in sizes]))
     assert figures['bytes']['total'] == sum(path.stat().st_size for path in files if path.exists())
-    assert (
-        named(figures['corrupt'], 'reason') == corrupt
-        and named(figures['suspicious'], 'reason') == suspicious
-    )
+    assert named(figures['corrupt'], 'reason') == corrupt
+    assert named(figures['suspicious'], 'reason') == suspicious
     assert named(figures['duplicates'], 'same_as') == duplicates
     assert figures['overlap'] == [
         {'name': str(tmp_path / 'held_out/bee/old.jpg'), 'same_as': str(files[0])}
     ]
     counts = Counter(path.parent.name for path in good)
     assert figures['classes'] == 2 and figures['empty_classes'] == ['cat']
-    assert [figures[f'{which}_class'] for which in ('smallest', 'largest')] == [
-        {'name': name, 'examples': counts[name]} for name in sorted(counts, key=counts.get)
-    ] and len(set(counts.values())) == 2
+    small, large = sorted(counts, key=counts.get)
+    assert figures['smallest_class'] == {'name': small, 'examples': counts[small]}
+    assert figures['largest_class'] == {'name': large, 'examples': counts[large]}
+    assert counts[small] < counts[large]
     said = capsys.readouterr().out
     assert all(f'  {path}: {reason}\n' in said for path, reason in corrupt.items())
     assert f'\n  EXIF orientation 6, which training ignores (1): {root}/bee/turned.jpg\n' in said
@@ -154,58 +137,44 @@ def test_agrees_with_pillow(tmp_path, monkeypatch, capsys):
 
     assert check(monkeypatch, tmp_path, *flags)[0] == 2  # 7 of 24 is more than 1 %
     printed = capsys.readouterr()
-    assert (
-        printed.err
-        == (
-            'error: 7 of 24 examples (29.17%) are corrupt, more than --max_bad_share (1.00%): '
-            'remove or repair them, or raise it.\n'
-        )
-        and 'train with' in printed.out
+    assert 'train with' in printed.out
+    assert printed.err == (
+        'error: 7 of 24 examples (29.17%) are corrupt, more than --max_bad_share (1.00%): '
+        'remove or repair them, or raise it.\n'
     )
 
 
 def test_commands_are_accepted(tmp_path, monkeypatch):
     """The recipes take every setting of the commands that are printed."""
+    path = tmp_path / 'my images'
     for i in range(10):
-        noise(tmp_path / 'my images' / 'a' / f'{i}.png', 53, 59, seed=i)
-    (tmp_path / 'my images' / 'a' / 'bad.png').write_bytes(b'')
-    status, figures = check(
-        monkeypatch, tmp_path, '--data.path', tmp_path / 'my images', '--data.flip', 'false'
-    )
+        noise(path / 'a' / f'{i}.png', 53, 59, seed=i)
+    (path / 'a' / 'bad.png').write_bytes(b'')
+    flags = '--data.path', path, '--data.flip', 'false'
+    status, figures = check(monkeypatch, tmp_path, *flags)
     assert status == 2
     for line, task in (figures['command'], 'pretrain'), (figures['finetune_command'], 'classify'):
-        python, main, config, _, *settings = shlex.split(line)
-        recipe, _, variant = config.removeprefix('--config=').partition(':')
-        overrides = [text.removeprefix('--config.') for text in settings]
-        settings = task_config(
-            load_recipe(str(tiny.REPOSITORY / recipe), ','.join([variant, *overrides])).to_dict()
-        )
-        assert (python, main, settings.task) == ('python', 'main.py', task)
-        # 1 of 11
-        assert (
-            settings.data.path == str(tmp_path / 'my images')
-            and not settings.data.flip
-            and settings.data.max_bad_share == 0.11
-        )
+        python, main, chosen, _, *settings = shlex.split(line)
+        recipe, _, variant = chosen.removeprefix('--config=').partition(':')
+        variant = ','.join([variant, *(text.removeprefix('--config.') for text in settings)])
+        loaded = load_recipe(str(tiny.REPOSITORY / recipe), variant)
+        config = task_config(loaded.to_dict())
+        assert (python, main, config.task) == ('python', 'main.py', task)
+        assert config.data.path == str(path) and not config.data.flip
+        assert config.data.max_bad_share == 0.11  # 1 of 11
 
 
 def test_limit(tmp_path, monkeypatch, capsys):
     for i in range(29):
         noise(tmp_path / 'flat' / f'{i:02}.png', 37 + i, 41, seed=i)
     status, figures = check(monkeypatch, tmp_path, '--data.path', tmp_path / 'flat', '--limit', 5)
-    assert status == 0 and (figures['examples'], figures['examined'], figures['estimated']) == (
-        29,
-        5,
-        True,
-    )
+    assert status == 0 and figures['estimated'] is True
+    assert (figures['examples'], figures['examined']) == (29, 5)
     assert figures['width'] == {'min': 37, 'median': 37 + 14, 'max': 37 + 28}
     looked_at = [(tmp_path / 'flat' / f'{i:02}.png').stat().st_size for i in (0, 7, 14, 21, 28)]
     assert figures['bytes'] == {'mean': np.mean(looked_at), 'total': round(np.mean(looked_at) * 29)}
-    assert (
-        figures['classes'] == 0
-        and figures['finetune_command'] is None
-        and figures['overlap'] is None
-    )
+    assert figures['classes'] == 0
+    assert figures['finetune_command'] is None and figures['overlap'] is None
     assert 'only 5 evenly spread examples' in capsys.readouterr().out
 
 
@@ -240,48 +209,33 @@ class Stub:
     ],
 )
 def test_usable(labels, message, tmp_path, monkeypatch, capsys):
-    pixels = itertools.count()
-    examples = [
-        OSError('checksum')
-        if label is None
-        else Example(np.full([11, 13, 3], next(pixels), np.uint8), label)
-        for label in labels
-    ]
-    monkeypatch.setattr(
-        check_data,
-        'open_source',
-        lambda data, split: Stub(examples, ('a', 'b')) if split == 'train' else None,
-    )
-    status, figures = check(
-        monkeypatch, tmp_path, '--data.path', 'somewhere', '--limit', 0 if labels else -1
-    )
+    examples = []
+    for grey, label in enumerate(labels):
+        image = np.full([11, 13, 3], grey, np.uint8)
+        examples.append(OSError('checksum') if label is None else Example(image, label))
+    sources = {'train': Stub(examples, ('a', 'b')), 'evaluate': None}
+    monkeypatch.setattr(check_data, 'open_source', lambda data, split: sources[split])
+    flags = '--data.path', 'somewhere', '--limit', 0 if labels else -1
+    status, figures = check(monkeypatch, tmp_path, *flags)
     error = capsys.readouterr().err
-    assert (
-        status == (2 if message else 0)
-        and (message or '') in error
-        and len(error.splitlines()) == bool(message)
-    )
+    assert status == (2 if message else 0) and (message or '') in error
+    assert len(error.splitlines()) == bool(message)
     if labels and message:
-        assert (
-            figures['problems'] == [error.removeprefix('error: ').strip()] and not figures['usable']
-        )
+        assert figures['problems'] == [error.removeprefix('error: ').strip()]
+        assert not figures['usable']
     if None in labels:
-        assert (
-            figures['corrupt'] == [{'name': f'record {i}', 'reason': 'checksum'} for i in range(3)]
-            and figures['width'] is None
-        )
+        corrupt = [{'name': f'record {i}', 'reason': 'checksum'} for i in range(3)]
+        assert figures['corrupt'] == corrupt and figures['width'] is None
 
 
 def test_memory_stays_bounded():
-    """Threads are handed a block at a time: the first result comes before the last example is asked
-    for."""
+    """Threads are handed a block at a time: a first result comes before all have been asked for."""
     asked = []
     results = inspection.in_threads(asked.append, np.arange(10 * inspection.BLOCK), 3, '')
     next(results)
     assert len(asked) <= inspection.BLOCK
-    assert sum(1 for _ in results) == 10 * inspection.BLOCK - 1 and sorted(asked) == list(
-        range(10 * inspection.BLOCK)
-    )
+    assert sum(1 for _ in results) == 10 * inspection.BLOCK - 1
+    assert sorted(asked) == list(range(10 * inspection.BLOCK))
 
 
 def test_no_image(tmp_path, monkeypatch, capsys):

@@ -8,30 +8,24 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from beit_jax.data.pictures.grid import CELL, GAP, TITLE
 from beit_jax.data.sources.shapes import SHAPES, ShapesSource
 from beit_jax.errors import RequestError
 from beit_jax.settings.mapping import task_config
 from beit_jax.tasks import make_task
 from beit_jax.tools import attention, predict
-from beit_jax.tools.reconstruct import CELL, GAP, TITLE
 from beit_jax.weights.models import load_model
 from tests import tiny
+from tests.tools.call import call
 
 COUNT = 11
-
-
-def options(module, *arguments):
-    return module._arguments().parse_args([str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope='module')
 def classifier(tmp_path_factory):
     """(task, parameters, checkpoint)."""
-    task = make_task(
-        task_config(tiny.classify_settings(head_scale=20.0, data={'evaluate_crop': 1.0})).resolve(
-            37, SHAPES
-        )
-    )
+    settings = tiny.classify_settings(head_scale=20.0, data={'evaluate_crop': 1.0})
+    task = make_task(task_config(settings).resolve(37, SHAPES))
     workdir = tmp_path_factory.mktemp('classifier')
     return task, tiny.save_checkpoint(workdir, task, classes=SHAPES), workdir
 
@@ -46,15 +40,14 @@ def pretrained(tmp_path_factory, tokenizer_dir):
 @pytest.fixture(scope='module')
 def images(tmp_path_factory):
     """(uint8 [11, 20, 20, 3], labels, the same as an array file, and as a folder of classes)."""
-    source, directory = (
-        ShapesSource(COUNT, 20, 'easy', 'evaluate'),
-        tmp_path_factory.mktemp('images'),
-    )
+    source = ShapesSource(COUNT, 20, 'easy', 'evaluate')
+    directory = tmp_path_factory.mktemp('images')
     pictures, labels = zip(*(source.read(i) for i in range(COUNT)))
     np.save(directory / 'images.npy', np.stack(pictures))
     for i, (picture, label) in enumerate(zip(pictures, labels)):
-        (directory / 'folder' / SHAPES[label]).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(directory / 'folder' / SHAPES[label] / f'{i}.png')
+        folder = directory / 'folder' / SHAPES[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(folder / f'{i}.png')
     return np.stack(pictures), np.array(labels), directory / 'images.npy', directory / 'folder'
 
 
@@ -65,50 +58,25 @@ def normalized(task, pictures):
 
 def test_logits(classifier, images, tmp_path):
     task, params, workdir = classifier
-    predict.run(
-        options(
-            predict,
-            '--checkpoint',
-            workdir,
-            '--images',
-            images[2],
-            '--output',
-            tmp_path / 'o.npz',
-            '--batch_size',
-            4,
-        )
-    )
-    written = np.load(tmp_path / 'o.npz')
+    output = tmp_path / 'o.npz'
+    call(predict, checkpoint=workdir, images=images[2], output=output, batch_size=4)
+    written = np.load(output)
     expected = nnx.merge(task.graphdef, params)(normalized(task, images[0]))
     np.testing.assert_allclose(written['logits'], expected, atol=1e-4)
-    assert written['paths'].tolist() == [f'images.npy[{i}]' for i in range(COUNT)] and np.all(
-        written['labels'] == -1
-    )
+    assert written['paths'].tolist() == [f'images.npy[{i}]' for i in range(COUNT)]
+    assert np.all(written['labels'] == -1)
 
 
 def test_table(classifier, images, tmp_path, capsys):
     _, _, workdir = classifier
-    predict.run(
-        options(
-            predict,
-            '--checkpoint',
-            workdir,
-            '--images',
-            images[3],
-            '--output',
-            tmp_path / 'o.csv',
-            '--top',
-            3,
-        )
-    )
+    call(predict, checkpoint=workdir, images=images[3], output=tmp_path / 'o.csv', top=3)
     rows = list(csv.DictReader((tmp_path / 'o.csv').open()))
     assert len(rows) == COUNT and all(row['image'].split('/')[-2] == row['label'] for row in rows)
     order = [int(row['image'].split('/')[-1].removesuffix('.png')) for row in rows]
     probabilities = np.asarray(jax.nn.softmax(load_model(str(workdir)).logits(images[0])))[order]
     assert [row['class1'] for row in rows] == [SHAPES[i] for i in probabilities.argmax(-1)]
-    np.testing.assert_allclose(
-        [float(row['probability3']) for row in rows], np.sort(probabilities)[:, -3], atol=1e-5
-    )
+    third = [float(row['probability3']) for row in rows]
+    np.testing.assert_allclose(third, np.sort(probabilities)[:, -3], atol=1e-5)
     accuracy = np.mean([row['class1'] == row['label'] for row in rows])
     assert f'{accuracy:.4f} of the {COUNT} images' in capsys.readouterr().out
 
@@ -117,38 +85,14 @@ def test_features_and_tokens(pretrained, images, tmp_path):
     task, params, workdir = pretrained
     model = nnx.merge(task.graphdef, params)
     x = np.asarray(model.encoder(normalized(task, images[0]), every_layer=lambda x_BND: x_BND))
-    predict.run(
-        options(
-            predict,
-            '--checkpoint',
-            workdir,
-            '--images',
-            images[2],
-            '--what',
-            'features',
-            '--output',
-            tmp_path / 'f.npz',
-        )
-    )
-    written = np.load(tmp_path / 'f.npz')
+    given, output = {'checkpoint': workdir, 'images': images[2]}, tmp_path / 'o.npz'
+    call(predict, **given, what='features', output=output)
+    written = np.load(output)
     np.testing.assert_allclose(written['mean'], x[:, :, 1:].mean(2).swapaxes(0, 1), atol=1e-4)
     np.testing.assert_allclose(written['cls'], x[:, :, 0].swapaxes(0, 1), atol=1e-4)
-    predict.run(
-        options(
-            predict,
-            '--checkpoint',
-            workdir,
-            '--images',
-            images[2],
-            '--what',
-            'tokens',
-            '--output',
-            tmp_path / 't.npz',
-        )
-    )
-    np.testing.assert_array_equal(
-        np.load(tmp_path / 't.npz')['tokens'], np.argmax(model.head(x[-1][:, 1:]), -1)
-    )
+    call(predict, **given, what='tokens', output=output)
+    expected = np.argmax(model.head(x[-1][:, 1:]), -1)
+    np.testing.assert_array_equal(np.load(output)['tokens'], expected)
 
 
 def test_attention_weights(pretrained, images):
@@ -162,41 +106,23 @@ def test_attention_weights(pretrained, images):
     normed = block.norm1(before)
     values = np.asarray(block.attention.value(normed)).reshape(COUNT, 26, 2, 8)
     mixed = np.einsum('bhqs,bshk->bqhk', weights, values).reshape(COUNT, 26, 16)
-    np.testing.assert_allclose(
-        block.attention.out(mixed), block.attention(normed, encoder.position_bias()), atol=1e-5
-    )
+    added = block.attention(normed, encoder.position_bias())
+    np.testing.assert_allclose(block.attention.out(mixed), added, atol=1e-5)
 
 
 def test_attention_picture(pretrained, images, tmp_path):
     _, _, workdir = pretrained
-    attention.run(
-        options(
-            attention,
-            '--checkpoint',
-            workdir,
-            '--images',
-            images[2],
-            '--output',
-            tmp_path / 'a.png',
-            '--limit',
-            3,
-            '--points',
-            '0.1,0.9 0.5,0.5',
-            '--layer',
-            1,
-            '--head',
-            2,
-        )
-    )
-    assert Image.open(tmp_path / 'a.png').size == (3 * (CELL + GAP) + GAP, TITLE + 3 * (CELL + GAP))
+    which = {'points': '0.1,0.9 0.5,0.5', 'layer': 1, 'head': 2, 'limit': 3}
+    output = tmp_path / 'a.png'
+    call(attention, checkpoint=workdir, images=images[2], output=output, **which)
+    assert Image.open(output).size == (3 * (CELL + GAP) + GAP, TITLE + 3 * (CELL + GAP))
     weights = np.zeros((1, 2, 16, 16), np.float32)  # 3 rows of 5 patches
     # the patch at (0.1, 0.9) looks at row 1, column 4
     weights[0, 1, 1 + 2 * 5 + 0, 1 + 1 * 5 + 4] = 1.0
     maps = attention.attention_maps(weights, (3, 5), [(0.1, 0.9), (0.5, 0.5)], 1)
     assert maps.shape == (1, 2, 3, 5) and maps[0, 0, 1, 4] == 1 and maps.sum() == 1
-    np.testing.assert_allclose(
-        attention.attention_maps(weights, (3, 5), [(0.1, 0.9)], None), maps[:, :1] / 2
-    )
+    mean = attention.attention_maps(weights, (3, 5), [(0.1, 0.9)], None)
+    np.testing.assert_allclose(mean, maps[:, :1] / 2)
 
 
 @pytest.mark.parametrize(
@@ -217,31 +143,20 @@ def test_attention_picture(pretrained, images, tmp_path):
 )
 def test_bad_requests(tool, arguments, message, classifier, images):
     with pytest.raises(RequestError, match=message):
-        tool.run(options(tool, '--checkpoint', classifier[2], '--images', images[2], *arguments))
+        call(tool, '--checkpoint', classifier[2], '--images', images[2], *arguments)
 
 
 def test_a_model_without_classes(pretrained, images):
     with pytest.raises(RequestError, match='has no classes: fine-tune it first'):
-        predict.run(options(predict, '--checkpoint', pretrained[2], '--images', images[2]))
+        call(predict, checkpoint=pretrained[2], images=images[2])
 
 
 def test_a_model_that_predicts_pixels(images, tmp_path):
     tiny.save_checkpoint(tmp_path, make_task(task_config(tiny.settings('', target='pixels'))))
+    given = {'checkpoint': tmp_path, 'images': images[2], 'output': tmp_path / 'o.npz'}
     for what, message in (
         ('tokens', 'predicts no tokens: .* give one that was pre-trained on tokens'),
         ('classes', r'ask for features\.'),
     ):
         with pytest.raises(RequestError, match=message):
-            predict.run(
-                options(
-                    predict,
-                    '--checkpoint',
-                    tmp_path,
-                    '--images',
-                    images[2],
-                    '--what',
-                    what,
-                    '--output',
-                    tmp_path / 'o.npz',
-                )
-            )
+            call(predict, **given, what=what)

@@ -3,21 +3,25 @@
 import importlib
 import json
 
+import jax
 import numpy as np
 from PIL import Image
 import pytest
 
+from beit_jax.data.pictures.grid import CELL, GAP, TITLE
 from beit_jax.data.pictures.load import load_images
 from beit_jax.errors import RequestError
 from beit_jax.performance.input_benchmark import views_of
 from beit_jax.settings.mapping import task_config
 from beit_jax.tasks import make_task
+from beit_jax.tasks.reconstruction import predict_pictures
 from beit_jax.tools import benchmark, curves, reconstruct
 from beit_jax.train import loop
-from beit_jax.train.changes import write_config
+from beit_jax.train.workdir.changes import write_config
 from beit_jax.weights.tokenizer import load_tokenizer
 from tests import tiny
 from tests.photos import write_many_photos, write_photos
+from tests.tools.call import call
 
 
 @pytest.fixture(scope='module')
@@ -27,29 +31,15 @@ def workdir(tmp_path_factory, tokenizer_dir):
     return directory
 
 
-def options(module, *arguments):
-    return module._arguments().parse_args([str(argument) for argument in arguments])
+def grid_size(columns, rows):
+    return columns * (CELL + GAP) + GAP, TITLE + rows * (CELL + GAP)
 
 
 def test_reconstruct(workdir, tmp_path):
-    write_photos(tmp_path / 'photos')
-    output = tmp_path / 'new' / 'p.png'
-    reconstruct.run(
-        options(
-            reconstruct,
-            '--workdir',
-            workdir,
-            '--images',
-            tmp_path / 'photos',
-            '--output',
-            output,
-            '--limit',
-            3,
-        )
-    )
-    picture = Image.open(output)
-    cell = reconstruct.CELL + reconstruct.GAP
-    assert picture.size == (4 * cell + reconstruct.GAP, reconstruct.TITLE + 3 * cell)
+    photos, output = tmp_path / 'photos', tmp_path / 'new' / 'p.png'
+    write_photos(photos)
+    call(reconstruct, workdir=workdir, images=photos, output=output, limit=3)
+    assert Image.open(output).size == grid_size(4, 3)
 
 
 def test_predicted_pictures(workdir):
@@ -58,29 +48,21 @@ def test_predicted_pictures(workdir):
     task, params = reconstruct.load_run(str(workdir))
     random = np.random.default_rng(0)
     tokenizer_params = load_tokenizer(task.config.tokenizer.path, decoder=True)[1]
-    image, token_image = (
-        random.uniform(size=(3, size, size, 3)).astype(np.float32) for size in (20, 10)
-    )
-    masked, kept, predicted = reconstruct.predict_pictures(
-        task, tokenizer_params, params, image, token_image, seed=0
-    )
-    hidden = np.all(np.asarray(masked) == 0.5, axis=-1)
-    assert 0 < hidden.reshape(3, -1).sum(1).max() <= 11 * 16 and np.array_equal(
-        np.asarray(masked)[~hidden], image[~hidden]
-    )
+    image = random.uniform(size=(3, 20, 20, 3)).astype(np.float32)
+    token_image = random.uniform(size=(3, 10, 10, 3)).astype(np.float32)
+
+    def predicted_by(params):
+        pictures = predict_pictures(task, tokenizer_params, params, image, token_image, seed=0)
+        return map(np.asarray, pictures)
+
+    masked, kept, predicted = predicted_by(params)
+    hidden = np.all(masked == 0.5, axis=-1)
+    assert 0 < hidden.reshape(3, -1).sum(1).max() <= 11 * 16
+    assert np.array_equal(masked[~hidden], image[~hidden])
     assert kept.shape == predicted.shape == (3, 10, 10, 3)
-    untrained = {
-        'head': {
-            **params['head'],
-            'projection': {
-                'kernel': params['head']['projection']['kernel'] * 0,
-                'bias': params['head']['projection']['bias'] * 0,
-            },
-        }
-    }
-    always_first = reconstruct.predict_pictures(
-        task, tokenizer_params, params | untrained, image, token_image, seed=0
-    )[2]
+    projection = jax.tree.map(np.zeros_like, params['head']['projection'])
+    untrained = params | {'head': params['head'] | {'projection': projection}}
+    _, _, always_first = predicted_by(untrained)
     assert not np.allclose(always_first, kept)
 
 
@@ -93,47 +75,24 @@ def test_predicted_pixels(predict, tmp_path):
     projection = params['head']['projection']
     projection |= {'kernel': projection['kernel'] * 0, 'bias': projection['bias'] * 0 + 0.5}
     image = np.random.default_rng(0).uniform(size=(3, 20, 20, 3)).astype(np.float32)
-    masked, predicted = map(
-        np.asarray, reconstruct.predict_pictures(task, {}, params, image, seed=0)
-    )
+    masked, predicted = map(np.asarray, predict_pictures(task, {}, params, image, seed=0))
     hidden = np.all(masked == 0.5, axis=-1)
     assert 0 < hidden.sum() <= 3 * 11 * 16 and np.array_equal(masked[~hidden], image[~hidden])
-    cells = image.reshape(3, 5, 4, 5, 4, 3)
-    flat = cells.mean(axis=(2, 4, 5), keepdims=True) + 0.5 * np.sqrt(
-        cells.var(axis=(2, 4, 5), keepdims=True) + 1e-6
-    )
+    cells, patch = image.reshape(3, 5, 4, 5, 4, 3), {'axis': (2, 4, 5), 'keepdims': True}
+    flat = cells.mean(**patch) + 0.5 * np.sqrt(cells.var(**patch) + 1e-6)
     flat = np.broadcast_to(flat, cells.shape).reshape(image.shape)
     expected = flat if predict == 'all' else np.where(hidden[..., None], flat, image)
     np.testing.assert_allclose(predicted, expected, atol=1e-6)
     write_config(task.config, tmp_path)
-    reconstruct.run(
-        options(
-            reconstruct,
-            '--workdir',
-            tmp_path,
-            '--images',
-            'shapes',
-            '--output',
-            tmp_path / 'p.png',
-            '--limit',
-            2,
-        )
-    )
-    cell = reconstruct.CELL + reconstruct.GAP
-    assert Image.open(tmp_path / 'p.png').size == (
-        3 * cell + reconstruct.GAP,
-        reconstruct.TITLE + 2 * cell,
-    )
+    output = tmp_path / 'p.png'
+    call(reconstruct, workdir=tmp_path, images='shapes', output=output, limit=2)
+    assert Image.open(output).size == grid_size(3, 2)
 
 
 def test_curves(workdir, tmp_path):
-    curves.run(options(curves, '--workdir', workdir, '--output', tmp_path / 'c.png'))
+    call(curves, workdir=workdir, output=tmp_path / 'c.png')
     assert Image.open(tmp_path / 'c.png').size[0] > 500
-    curves.run(
-        options(
-            curves, '--workdir', workdir, '--reference', workdir, '--output', tmp_path / 'r.png'
-        )
-    )
+    call(curves, workdir=workdir, reference=workdir, output=tmp_path / 'r.png')
     assert (tmp_path / 'r.png').stat().st_size > (tmp_path / 'c.png').stat().st_size
     steps, values = curves.read_metrics(workdir / 'metrics.jsonl')['loss']
     assert steps == [1, 2, 3] and len(values) == 3
@@ -153,9 +112,7 @@ def test_curves(workdir, tmp_path):
 )
 def test_bad_requests(arguments, message, workdir, tmp_path):
     with pytest.raises(RequestError, match=message):
-        reconstruct.run(
-            options(reconstruct, '--workdir', workdir, '--output', tmp_path / 'p.png', *arguments)
-        )
+        call(reconstruct, '--workdir', workdir, '--output', tmp_path / 'p.png', *arguments)
 
 
 def test_images(tmp_path):
@@ -168,18 +125,14 @@ def test_images(tmp_path):
     assert load_images(str(tmp_path / 'exact.npy'), 11)[0].shape == (3, 11, 11, 3)
     paths = write_photos(tmp_path / 'photos')
     images, names = load_images(str(tmp_path / 'photos'), 23)
-    assert (
-        images.shape == (len(paths), 23, 23, 3)
-        and images.dtype == np.uint8
-        and names == sorted(map(str, paths))
-    )
+    assert images.shape == (len(paths), 23, 23, 3) and images.dtype == np.uint8
+    assert names == sorted(map(str, paths))
     crop = load_images(str(paths[0]), 23, crop=0.5)[0][0]
     with Image.open(paths[0]) as whole:
         side = round(0.5 * min(whole.size))
         left, top = (whole.width - side) / 2, (whole.height - side) / 2
-        expected = whole.convert('RGB').resize(
-            (23, 23), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)
-        )
+        box = left, top, left + side, top + side
+        expected = whole.convert('RGB').resize((23, 23), Image.Resampling.BICUBIC, box=box)
     np.testing.assert_array_equal(crop, expected)
     assert load_images(str(tmp_path / 'exact.npy'), 17, crop=0.5)[0].shape == (3, 17, 17, 3)
     np.save(tmp_path / 'wrong.npy', exact.astype(np.float32))
@@ -201,22 +154,11 @@ def test_images(tmp_path):
 def test_a_path_that_cannot_be_written(tmp_path):
     """One line and status 2."""
     (tmp_path / 'file').write_text('')
-    done = tiny.run(
-        [
-            '-m',
-            'beit_jax.tools.fit_tokenizer',
-            '--kind',
-            'random_projection',
-            '--output',
-            str(tmp_path / 'file'),
-        ]
-    )
-    assert (
-        done.returncode == 2
-        and done.stderr.startswith('error: ')
-        and 'file' in done.stderr
-        and len(done.stderr.splitlines()) == 1
-    )
+    tool = ['-m', 'beit_jax.tools.fit_tokenizer', '--kind=random_projection']
+    done = tiny.run([*tool, f'--output={tmp_path}/file'])
+    assert done.returncode == 2
+    assert done.stderr.startswith('error: ') and 'file' in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -236,39 +178,28 @@ def test_a_path_that_cannot_be_written(tmp_path):
     ],
 )
 def test_help_has_an_example(tool):
-    assert (
-        f'python -m beit_jax.tools.{tool}'
-        in importlib.import_module(f'beit_jax.tools.{tool}')._arguments().format_help()
-    )
+    parser = importlib.import_module(f'beit_jax.tools.{tool}')._arguments()
+    assert f'python -m beit_jax.tools.{tool}' in parser.format_help()
 
 
 def test_views_of_the_input():
     """A tokenizer's picture is made only where there is one."""
     for target, names in (('tokens', ['image', 'token_image']), ('pixels', ['image'])):
-        assert [
-            view.name for view in views_of(task_config(tiny.settings('', target=target)))
-        ] == names
+        views = views_of(task_config(tiny.settings('', target=target)))
+        assert [view.name for view in views] == names
 
 
 def test_benchmark_of_the_input(tmp_path):
     write_many_photos(tmp_path / 'photos', 40)
     (tmp_path / 'photos' / 'text.jpg').write_text('not a picture')
-    command = [
-        '-m',
-        'beit_jax.tools.benchmark',
-        'input',
-        '--config=configs/pretrain_imagenet1k.py:base',
-        f'--config.data.path={tmp_path}/photos',
-        '--config.data.crop_scale=(0.5,1.0)',
-    ]
+    command = ['-m', 'beit_jax.tools.benchmark', 'input']
+    command += ['--config=configs/pretrain_imagenet1k.py:base']
+    command += [f'--config.data.path={tmp_path}/photos', '--config.data.crop_scale=(0.5,1.0)']
     done = tiny.run([*command, '--images=41', '--repeats=1', f'--json={tmp_path}/figures.json'])
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / 'figures.json').read_text())
-    assert (
-        figures['images'] == 40
-        and 100e3 < figures['bytes_per_image'] < 110e3
-        and 'training: ' in done.stdout
-    )
+    assert figures['images'] == 40 and 100e3 < figures['bytes_per_image'] < 110e3
+    assert 'training: ' in done.stdout
     stages = {
         'training',
         'training, its peer',

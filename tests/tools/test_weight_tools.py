@@ -16,13 +16,15 @@ from beit_jax.models.presets import RELEASED, find_released
 from beit_jax.settings.mapping import task_config
 from beit_jax.tasks import make_task
 from beit_jax.tools import export_weights, inspect_weights
-from beit_jax.train import loop, step
-from beit_jax.train.checkpoint import Checkpoints
+from beit_jax.train import loop
+from beit_jax.train import state as states
+from beit_jax.train.workdir.checkpoint import Checkpoints
 from tests import photos, tiny, torch_models
-from tests.weights.test_round_trip import call
+from tests.tools.call import call
 
 LABELS = ('flower', 'temple')
 pytestmark = pytest.mark.filterwarnings('ignore:.*assumed')  # what a bare file does not tell
+SMALL = {'width': 128, 'depth': 1, 'heads': 2, 'hidden': 200, 'side': 64, 'classes': 5}
 VISION = {
     'image_size': 64,
     'crop_scale': (0.9, 1.0),
@@ -36,8 +38,9 @@ def pictures(tmp_path_factory):
     """Eight photographs of different sizes in folders of two made-up classes."""
     directory = tmp_path_factory.mktemp('photos')
     for i, path in enumerate(photos.write_photos(directory / 'all')):
-        (directory / 'classes' / LABELS[i % 2]).mkdir(parents=True, exist_ok=True)
-        path.rename(directory / 'classes' / LABELS[i % 2] / path.name)
+        folder = directory / 'classes' / LABELS[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        path.rename(folder / path.name)
     return directory / 'classes'
 
 
@@ -45,41 +48,30 @@ def pictures(tmp_path_factory):
 def finetuned(pictures, tmp_path_factory):
     """A work directory: a small encoder fine-tuned on the photographs until it knows them."""
     workdir = tmp_path_factory.mktemp('finetuned')
-    config = task_config(
-        tiny.classify_settings(
-            total_steps=60,
-            save_every=60,
-            evaluate_every=60,
-            log_every=60,
-            label_smoothing=0.0,
-            erase=0.0,
-            head_scale=1.0,
-            mix={'mixup': 0.0, 'cutmix': 0.0},
-            data={
-                'name': 'folder',
-                'path': str(pictures),
-                'evaluate_path': str(pictures),
-                **VISION,
-            },
-            model={'patch_size': 16, 'positions': 'layer_bias', 'drop_path': 0.0},
-            optimizer={'lr': 3e-3, 'warmup_steps': 5},
-        )
+    folders = {'path': str(pictures), 'evaluate_path': str(pictures)}
+    settings = tiny.classify_settings(
+        **dict.fromkeys(('total_steps', 'save_every', 'evaluate_every', 'log_every'), 60),
+        label_smoothing=0.0,
+        erase=0.0,
+        head_scale=1.0,
+        mix={'mixup': 0.0, 'cutmix': 0.0},
+        data={'name': 'folder', **folders, **VISION},
+        model={'patch_size': 16, 'positions': 'layer_bias', 'drop_path': 0.0},
+        optimizer={'lr': 3e-3, 'warmup_steps': 5},
     )
-    assert loop.train(config, workdir) == 0
+    assert loop.train(task_config(settings), workdir) == 0
     return workdir
 
 
 def test_transformers_says_the_same_of_photographs(finetuned, pictures, tmp_path):
-    """Exported, and evaluated there with the exported image processor: the same class on every
-    picture."""
-    call(export_weights, input=finetuned, format='huggingface', output=tmp_path / 'exported')
+    """Exported, evaluated there with the exported processor: the same class on every picture."""
+    exported, transformers = tmp_path / 'exported', torch_models.transformers
+    call(export_weights, input=finetuned, format='huggingface', output=exported)
     paths = sorted(pictures.rglob('*.*'))
     ours = beit_jax.load(finetuned)
     probabilities = np.asarray(jax.nn.softmax(ours.logits(ours.preprocess(paths))))
-    processor = torch_models.transformers.AutoImageProcessor.from_pretrained(tmp_path / 'exported')
-    theirs = torch_models.transformers.BeitForImageClassification.from_pretrained(
-        tmp_path / 'exported'
-    ).eval()
+    processor = transformers.AutoImageProcessor.from_pretrained(exported)
+    theirs = transformers.BeitForImageClassification.from_pretrained(exported).eval()
     images = [Image.open(path) for path in paths]
     with torch.no_grad():
         expected = theirs(**processor(images, return_tensors='pt')).logits.softmax(-1).numpy()
@@ -88,10 +80,8 @@ def test_transformers_says_the_same_of_photographs(finetuned, pictures, tmp_path
         'resamplings: ours takes the central square out of the picture in one step, theirs resizes '
         'the whole picture to whole pixels and cuts then)'
     )
-    assert (
-        theirs.config.id2label == dict(enumerate(LABELS))
-        and len(set(probabilities.argmax(-1))) == 2
-    )
+    assert theirs.config.id2label == dict(enumerate(LABELS))
+    assert len(set(probabilities.argmax(-1))) == 2
     np.testing.assert_array_equal(probabilities.argmax(-1), expected.argmax(-1))
     assert np.abs(probabilities - expected).max() < 0.05
     mean, std = (np.float32(ours.architecture[name]) for name in ('mean', 'std'))
@@ -103,24 +93,19 @@ def test_transformers_says_the_same_of_photographs(finetuned, pictures, tmp_path
 
 
 def test_the_card(finetuned, tmp_path):
-    call(export_weights, input=finetuned, format='unilm', output=tmp_path / 'exported')
-    card = (tmp_path / 'exported' / 'README.md').read_text()
+    exported = tmp_path / 'exported'
+    call(export_weights, input=finetuned, format='unilm', output=exported)
+    card = (exported / 'README.md').read_text()
     row = json.loads((finetuned / 'metrics.jsonl').read_text().splitlines()[-1])
-    assert (
-        f'| `accuracy` | {row["eval/accuracy"]:.6g} |' in card
-        and 'Task `classify`, seed 0, batch 8, 60 steps' in card
-    )
-    assert str(finetuned) not in card and '"path"' not in card, (
-        "places on this machine are nobody else's business"
-    )
+    assert f'| `accuracy` | {row["eval/accuracy"]:.6g} |' in card
+    assert 'Task `classify`, seed 0, batch 8, 60 steps' in card
+    # places on this machine are nobody else's business
+    assert str(finetuned) not in card and '"path"' not in card
     for name in ('model.safetensors', 'model.pth'):
-        assert hashlib.sha256((tmp_path / 'exported' / name).read_bytes()).hexdigest() in card
-    back = beit_jax.load(tmp_path / 'exported' / 'model.safetensors')
-    assert (
-        back.classes == LABELS
-        and back.crop == 224 / 256
-        and not [note for note in back.notes if 'pixels' in note]
-    )
+        assert hashlib.sha256((exported / name).read_bytes()).hexdigest() in card
+    back = beit_jax.load(exported / 'model.safetensors')
+    assert back.classes == LABELS and back.crop == 224 / 256
+    assert not [note for note in back.notes if 'pixels' in note]
     images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
     np.testing.assert_array_equal(back.logits(images), beit_jax.load(finetuned).logits(images))
 
@@ -129,12 +114,13 @@ PROGRAM = """
 import sys
 for name in ('torch', 'timm', 'transformers', 'tensorflow', 'ml_collections'):
     sys.modules[name] = None
-from beit_jax.tools import arguments, export_weights, import_weights, inspect_weights
+from beit_jax.tools import export_weights, import_weights, inspect_weights
+from tests.tools.call import call
 source, directory = sys.argv[1:]
-for tool, line in ((inspect_weights, [source]), (import_weights, ['--input', source, '--output', directory + '/ours']),
-                   *((export_weights, ['--input', directory + '/ours', '--format', form, '--output', f'{directory}/{form}'])
-                     for form in ('huggingface', 'timm', 'unilm'))):
-    tool.run(tool._arguments().parse_args(line))
+call(inspect_weights, source)
+call(import_weights, input=source, output=f'{directory}/ours')
+for form in ('huggingface', 'timm', 'unilm'):
+    call(export_weights, input=f'{directory}/ours', format=form, output=f'{directory}/{form}')
 """
 
 
@@ -156,28 +142,23 @@ def test_without_torch(vocabulary, tmp_path):
     for form in ('huggingface', 'timm', 'unilm'):
         assert (tmp_path / form / 'model.safetensors').stat().st_size > 4 * 330_000
     left_out = 'timm has no masked image model: mask token and token head are left out'
-    assert (left_out in done.stdout) == bool(vocabulary) and (
-        'predicts 101 tokens' in done.stdout
-    ) == bool(vocabulary)
+    assert (left_out in done.stdout) == bool(vocabulary)
+    assert ('predicts 101 tokens' in done.stdout) == bool(vocabulary)
     if vocabulary:  # what is left of it gives the same features
         back = torch_models.timm.create_model(f'local-dir:{tmp_path}/timm', pretrained=True).eval()
         images = np.random.default_rng(0).random((2, 80, 80, 3), np.float32)
+        pixels = torch.from_numpy(images.transpose(0, 3, 1, 2) * 2 - 1)
+        both = {'return_prefix_tokens': True, 'intermediates_only': True}
         with torch.no_grad():
-            expected = back.forward_intermediates(
-                torch.from_numpy(images.transpose(0, 3, 1, 2) * 2 - 1),
-                indices=[0, 1],
-                return_prefix_tokens=True,
-                intermediates_only=True,
-            )
+            expected = back.forward_intermediates(pixels, indices=[0, 1], **both)
         features = beit_jax.load(tmp_path / 'ours').features(images, layers=(0, -1), patches=True)
         for layer, (patches_BDhw, cls_B1D) in enumerate(expected):
-            np.testing.assert_allclose(
-                features['patches'][layer], patches_BDhw.permute(0, 2, 3, 1), atol=1e-4
-            )
-            np.testing.assert_allclose(features['cls'][layer], cls_B1D[:, 0], atol=1e-4)
-            np.testing.assert_allclose(
-                features['mean'][layer], patches_BDhw.mean((2, 3)), atol=1e-4
-            )
+            for name, theirs in (
+                ('patches', patches_BDhw.permute(0, 2, 3, 1)),
+                ('cls', cls_B1D[:, 0]),
+                ('mean', patches_BDhw.mean((2, 3))),
+            ):
+                np.testing.assert_allclose(features[name][layer], theirs, atol=1e-4)
 
 
 def test_a_file_of_pretraining_is_fine_tuned(tmp_path):
@@ -193,11 +174,8 @@ def test_a_file_of_pretraining_is_fine_tuned(tmp_path):
         'vocabulary': 17,
     }
     torch.save({'model': torch_models.make_timm(**kind).state_dict()}, tmp_path / 'beit.pth')
-    done = tiny.run(
-        tiny.classify_arguments(
-            tmp_path / 'run', init=tmp_path / 'beit.pth', total_steps=2, compute_dtype='float32'
-        )
-    )
+    changed = {'init': tmp_path / 'beit.pth', 'total_steps': 2, 'compute_dtype': 'float32'}
+    done = tiny.run(tiny.classify_arguments(tmp_path / 'run', **changed))
     assert done.returncode == 0, done.stderr
     assert 'each layer starts with the relative position bias that the layers shared' in done.stdout
     assert 'mean and std 0.5 are assumed' in done.stdout
@@ -205,20 +183,12 @@ def test_a_file_of_pretraining_is_fine_tuned(tmp_path):
 
 
 def test_inspect(finetuned, tmp_path, capsys):
-    call_inspect = lambda path: inspect_weights.run(
-        inspect_weights._arguments().parse_args([str(path)])
-    )
-    call_inspect(finetuned)
+    call(inspect_weights, finetuned)
     assert 'a checkpoint of this package' in capsys.readouterr().out
-    state = (
-        torch_models.make_timm(
-            'layer_bias', width=128, depth=1, heads=2, hidden=200, side=64, classes=5
-        )
-        .half()
-        .state_dict()
-    )
-    torch.save({'model': state}, tmp_path / 'beit_base_patch16_224_pt22k_ft22kto1k.pth')
-    call_inspect(tmp_path / 'beit_base_patch16_224_pt22k_ft22kto1k.pth')
+    state = torch_models.make_timm('layer_bias', **SMALL).half().state_dict()
+    path = tmp_path / 'beit_base_patch16_224_pt22k_ft22kto1k.pth'
+    torch.save({'model': state}, path)
+    call(inspect_weights, path)
     out = capsys.readouterr().out
     for text in (
         "timm's names, 217,",
@@ -232,7 +202,7 @@ def test_inspect(finetuned, tmp_path, capsys):
     del state['head.bias']
     torch.save(state, tmp_path / 'broken.pth')
     with pytest.raises(RequestError, match=r'1 thing is wrong:\n  missing: head.bias \[5\]'):
-        call_inspect(tmp_path / 'broken.pth')
+        call(inspect_weights, tmp_path / 'broken.pth')
 
 
 def test_load(finetuned, pictures):
@@ -243,17 +213,14 @@ def test_load(finetuned, pictures):
     images = model.preprocess([paths[0], str(paths[1]), Image.open(paths[2]), grey])
     assert images.shape == (4, 64, 64, 3) and images.dtype == np.uint8
     np.testing.assert_array_equal(images[2], model.preprocess([paths[2]])[0])
-    np.testing.assert_allclose(
-        model.logits(images / np.float32(255)), model.logits(images), atol=1e-5
-    )
-    np.testing.assert_allclose(
-        beit_jax.load(finetuned, dtype='bfloat16').logits(images), model.logits(images), atol=0.5
-    )
+    logits = model.logits(images)
+    np.testing.assert_allclose(model.logits(images / np.float32(255)), logits, atol=1e-5)
+    rough = beit_jax.load(finetuned, dtype='bfloat16')
+    np.testing.assert_allclose(rough.logits(images), logits, atol=0.5)
     every, last = model.features(images), model.features(images, layers=(-1,))
     np.testing.assert_array_equal(every['mean'][1:], last['mean'])
-    assert every['cls'].shape == (2, 4, 16) and model.features(images, patches=True)[
-        'patches'
-    ].shape == (2, 4, 4, 4, 16)
+    assert every['cls'].shape == (2, 4, 16)
+    assert model.features(images, patches=True)['patches'].shape == (2, 4, 4, 4, 16)
     for wrong, message in (
         (lambda: model.preprocess(paths[0]), 'give a list'),
         (lambda: model.preprocess([]), 'give a list'),
@@ -282,15 +249,11 @@ def test_load(finetuned, pictures):
 def test_older_checkpoints(tmp_path):
     """A description from before there was an entry for the eps of the norms."""
     task = make_task(task_config(tiny.classify_settings()).resolve(37, LABELS))
-    description = {
-        name: value for name, value in task.describe().items() if name not in ('norm_eps', 'crop')
-    }
+    newer = ('norm_eps', 'crop')
+    architecture = {name: value for name, value in task.describe().items() if name not in newer}
+    description = {'task': 'classify', 'architecture': architecture, 'classes': LABELS}
     checkpoints = Checkpoints(tmp_path / 'old')
-    checkpoints.save(
-        {'params': step.initial_params(task, 0)},
-        1,
-        {'task': 'classify', 'architecture': description, 'classes': LABELS},
-    )
+    checkpoints.save({'params': states.initial_params(task, 0)}, 1, description)
     checkpoints.close()
     (tmp_path / 'old' / 'metrics.jsonl').write_text(
         '{"step": 1, "eval/accuracy": 0.5, "eval/loss": null}\n{"step": 1, "eval/to'
@@ -306,15 +269,11 @@ def test_older_checkpoints(tmp_path):
 @pytest.mark.parametrize('dialect', ['huggingface', 'timm', 'unilm'])
 def test_a_model_that_predicts_pixels(dialect, tmp_path, capsys):
     """Nobody else has its head: the encoder is exported without, and gives the same features."""
-    tiny.save_checkpoint(
-        tmp_path / 'pixels',
-        make_task(task_config(tiny.settings('', target='pixels', model={'positions': 'absolute'}))),
-    )
+    settings = tiny.settings('', target='pixels', model={'positions': 'absolute'})
+    tiny.save_checkpoint(tmp_path / 'pixels', make_task(task_config(settings)))
     call(export_weights, input=tmp_path / 'pixels', format=dialect, output=tmp_path / 'exported')
-    assert (
-        f'{dialect} has no model that predicts pixels: mask token and pixel head are left out'
-        in capsys.readouterr().out
-    )
+    note = f'{dialect} has no model that predicts pixels: mask token and pixel head are left out'
+    assert note in capsys.readouterr().out
     images = np.random.default_rng(0).integers(0, 256, (3, 20, 20, 3), np.uint8)
     ours, back = (
         beit_jax.load(tmp_path / name).features(images) for name in ('pixels', 'exported')
@@ -324,42 +283,26 @@ def test_a_model_that_predicts_pixels(dialect, tmp_path, capsys):
 
 
 def test_released_weights():
-    """The README's table is that of the package, and its names are those of timm."""
-    readme = (tiny.REPOSITORY / 'README.md').read_text()
+    """The table of docs/weights.md is that of the package, and its names are those of timm."""
+    page = (tiny.REPOSITORY / 'docs' / 'weights.md').read_text()
     for name, released in RELEASED.items():
-        row = next(line for line in readme.splitlines() if line.startswith(f'| `{name}`'))
+        row = next(line for line in page.splitlines() if line.startswith(f'| `{name}`'))
         assert f'| {released.image_size} |' in row and released.hub in row
         assert (f'| {released.top1} / {released.top5} |' in row) == bool(released.top1)
         if released.timm:
             config = torch_models.timm.models.get_pretrained_cfg(released.timm)
-            assert (config.num_classes, config.input_size[1], tuple(config.mean)) == (
-                released.num_classes,
-                released.image_size,
-                (0.5, 0.5, 0.5),
-            )
-        assert (
-            find_released(name) == find_released(released.hub.partition('/')[2] or name) == released
-        )
+            assert config.num_classes == released.num_classes
+            assert config.input_size[1] == released.image_size
+            assert tuple(config.mean) == (0.5, 0.5, 0.5)
+        hub = released.hub.partition('/')[2] or name
+        assert find_released(name) == find_released(hub) == released
     assert find_released('beit') is None
 
 
 def test_predict_reads_foreign_weights(pictures, tmp_path):
-    torch_models.make_transformers(
-        'layer_bias', width=128, depth=1, heads=2, hidden=200, side=64, classes=5
-    ).save_pretrained(tmp_path / 'hub')
-    done = tiny.run(
-        [
-            '-m',
-            'beit_jax.tools.predict',
-            '--checkpoint',
-            str(tmp_path / 'hub'),
-            '--images',
-            str(pictures),
-            '--output',
-            str(tmp_path / 'p.csv'),
-        ]
-    )
+    torch_models.make_transformers('layer_bias', **SMALL).save_pretrained(tmp_path / 'hub')
+    given = [f'--checkpoint={tmp_path}/hub', f'--images={pictures}', f'--output={tmp_path}/p.csv']
+    done = tiny.run(['-m', 'beit_jax.tools.predict', *given])
     assert done.returncode == 0 and 'mean and std 0.5 are assumed' in done.stderr, done.stderr
-    assert {row['class1'] for row in csv.DictReader((tmp_path / 'p.csv').open())} <= {
-        f'kind {i}' for i in range(5)
-    }
+    found = {row['class1'] for row in csv.DictReader((tmp_path / 'p.csv').open())}
+    assert found <= {f'kind {i}' for i in range(5)}

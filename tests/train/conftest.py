@@ -1,7 +1,9 @@
 import jax
 import pytest
 
-from beit_jax.train import run, sharding
+from beit_jax.settings.mapping import task_config
+from beit_jax.train import loop, run, sharding
+from tests import tiny
 
 
 @pytest.fixture(scope='module')
@@ -12,3 +14,11 @@ def one_device():
             run, 'make_mesh', lambda config: sharding.make_mesh(config, jax.devices()[:1])
         )
         yield
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(tmp_path_factory, tokenizer_dir):
+    """The work directory of a tiny run that nobody stopped."""
+    workdir = tmp_path_factory.mktemp('uninterrupted')
+    assert loop.train(task_config(tiny.settings(tokenizer_dir)), workdir) == 0
+    return workdir

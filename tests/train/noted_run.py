@@ -15,56 +15,48 @@ import runpy
 import sys
 import time
 
-from beit_jax.train import loop
-from beit_jax.train.checkpoint import Checkpoints
-from beit_jax.train.run import Run
+from beit_jax.train.batches import Batches
+from beit_jax.train.stepping import Stepper
+from beit_jax.train.workdir.checkpoint import Checkpoints
 
 
 def note(file: int, phase: str, **what) -> None:
     os.write(file, (json.dumps({'phase': phase, **what}) + '\n').encode())
 
 
-def patch(file: int) -> None:
-    compile_step, save, evaluation = loop._compile, Checkpoints.save, Run.evaluation_batches
+def rows_here(array) -> list[int]:
+    """The values that lie on the devices of this process, in the order of their rows."""
+    shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    return [int(value) for shard in shards for value in shard.data]
 
-    def noted_compile(train_step, state, batch, stop):
+
+def patch(file: int) -> None:
+    compile_step, save, held_out = Stepper._compile, Checkpoints.save, Batches.held_out
+
+    def noted_compile(self, state, batch):
         note(file, 'compile')
-        step, line = compile_step(train_step, state, batch, stop)
+        compile_step(self, state, batch)
+        step = self._step
 
         def noted_step(state, batch):
-            mine = lambda name: [
-                int(x)
-                for shard in sorted(
-                    batch[name].addressable_shards, key=lambda shard: shard.index[0].start or 0
-                )
-                for x in shard.data
-            ]
-            note(
-                file,
-                'step',
-                number=int(state['step']) + 1,
-                views=mine('view'),
-                examples=mine('index'),
-            )
+            number, views = int(state['step']) + 1, rows_here(batch['view'])
+            note(file, 'step', number=number, views=views, examples=rows_here(batch['index']))
             time.sleep(float(os.environ.get('STEP_SECONDS', '0')))
             return step(state, batch)
 
-        return noted_step, line
+        self._step = noted_step
 
     def noted_save(self, state, step, *rest):
         note(file, 'save', number=step)
         save(self, state, step, *rest)
 
-    def noted_evaluation(self, *arguments):
-        for batch in evaluation(self, *arguments):
+    def noted_evaluation(self):
+        for batch in held_out(self):
             note(file, 'evaluation')
             yield batch
 
-    loop._compile, Checkpoints.save, Run.evaluation_batches = (
-        noted_compile,
-        noted_save,
-        noted_evaluation,
-    )
+    Stepper._compile, Checkpoints.save = noted_compile, noted_save
+    Batches.held_out = noted_evaluation
 
 
 if __name__ == '__main__':

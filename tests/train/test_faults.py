@@ -9,20 +9,18 @@ import os
 import random
 import shutil
 import signal
-import socket
 import time
 
 from PIL import Image
 import pytest
 
+from beit_jax.whole_files import whole_lines
 from tests import tiny
 from tests.photos import write_photos
 from tests.train.test_resume import assert_same_run, metrics_lines
 
-TRIALS, FIRST_SEED = (
-    int(os.environ.get('BEIT_JAX_FAULT_TRIALS', '5')),
-    int(os.environ.get('BEIT_JAX_FAULT_SEED', '0')),
-)
+TRIALS = int(os.environ.get('BEIT_JAX_FAULT_TRIALS', '5'))
+FIRST_SEED = int(os.environ.get('BEIT_JAX_FAULT_SEED', '0'))
 STEPS = 12
 PHASES = ('start', 'compile', 'step', 'evaluation', 'save')
 # before it listens, a process dies of SIGTERM
@@ -64,15 +62,7 @@ def command(workdir, tokenizer_dir, files) -> list[str]:
 
 def notes(workdir) -> list[dict]:
     path = workdir.with_name(f'{workdir.name}.notes')
-    return (
-        [
-            json.loads(line)
-            for line in path.read_text().splitlines(keepends=True)
-            if line.endswith('\n')
-        ]
-        if path.exists()
-        else []
-    )
+    return [json.loads(line) for line in whole_lines(path)]
 
 
 def consumed(workdir) -> dict[int, tuple]:
@@ -151,23 +141,8 @@ def test_ended_at_a_random_moment(seed, uninterrupted, tokenizer_dir, files, tmp
 
 
 def start_pair(workdir, tokenizer_dir, files, **environment):
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    return [
-        tiny.start(
-            [
-                *command(workdir, tokenizer_dir, files),
-                f'--coordinator=127.0.0.1:{port}',
-                '--num_processes=2',
-                f'--process_id={i}',
-                '--heartbeat_seconds=10',
-            ],
-            JAX_NUM_CPU_DEVICES='1',
-            **environment,
-        )
-        for i in range(2)
-    ]
+    arguments = command(workdir, tokenizer_dir, files)
+    return tiny.start_pair(arguments, '--heartbeat_seconds=10', **environment)
 
 
 def merged(workdir) -> dict[int, tuple]:

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import socket
 
 import jax
 import numpy as np
@@ -13,10 +12,11 @@ from beit_jax.data.sources.shapes import SHAPES
 from beit_jax.errors import RequestError
 from beit_jax.settings.mapping import task_config
 from beit_jax.tasks import make_task
-from beit_jax.train import loop, run, sharding, step
+from beit_jax.train import evaluation, loop, run, sharding, step
 from beit_jax.train import optimizer as optimizers
-from beit_jax.train.distributed import Stop
-from beit_jax.train.metrics import PredictionsWriter
+from beit_jax.train import state as states
+from beit_jax.train.processes.distributed import Stop
+from beit_jax.train.workdir.metrics import PredictionsWriter
 from beit_jax.weights.checkpoint import load_params
 from tests import tiny
 from tests.train.test_resume import assert_same_run, metrics_lines
@@ -75,9 +75,9 @@ def test_every_step_draws_anew(tmp_path):
     )
     task, mesh = make_task(config.resolve(37, SHAPES)), run.make_mesh(config.mesh)
     optimizer = optimizers.make_optimizer(
-        config.optimizer, lambda _: 0.0, step.abstract_params(task)
+        config.optimizer, lambda _: 0.0, states.abstract_params(task)
     )
-    state = step.initial_state(task, optimizer, mesh, step.initial_params(task, 0))
+    state = states.initial_state(task, optimizer, mesh, states.initial_params(task, 0))
     train_step = step.make_train_step(task, optimizer, lambda _: 0.0, mesh, 5)
     random = np.random.default_rng(0)
     batch = {
@@ -92,7 +92,7 @@ def test_every_step_draws_anew(tmp_path):
         state, metrics = train_step(state, batch)
         losses.append(float(metrics['grad_norm']))
     assert len(set(losses)) == 3
-    assert step.averaged_params(state) is state['ema']
+    assert states.averaged_params(state) is state['ema']
 
 
 def test_from_a_checkpoint_that_predicts_pixels(tmp_path):
@@ -168,25 +168,16 @@ def evaluate_here(checkpoint, workdir, devices, monkeypatch, capfd):
     )
     capfd.readouterr()
     config = task_config(tiny.classify_settings(**EVALUATED, init=str(checkpoint), head_scale=20.0))
-    assert loop.evaluate(config, workdir) == 0
+    assert evaluation.evaluate(config, workdir) == 0
     return json.loads(capfd.readouterr().out.splitlines()[-1])
 
 
 def test_evaluation_on_any_mesh(checkpoint, tmp_path, monkeypatch, capfd):
     """101 images on 1, 3 and 8 devices, and on two processes: the same accuracies, each image
     counted once."""
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    command = [
-        *tiny.classify_arguments(
-            tmp_path / 'pair', **EVALUATED, init=str(checkpoint), head_scale=20.0
-        ),
-        '--mode=evaluate',
-        f'--coordinator=127.0.0.1:{port}',
-        '--num_processes=2',
-    ]
-    pair = [tiny.start([*command, f'--process_id={i}'], JAX_NUM_CPU_DEVICES='1') for i in range(2)]
+    settings = EVALUATED | {'init': str(checkpoint), 'head_scale': 20.0}
+    command = tiny.classify_arguments(tmp_path / 'pair', **settings)
+    pair = tiny.start_pair(command, '--mode=evaluate')
     results = [
         evaluate_here(checkpoint, tmp_path / str(devices), devices, monkeypatch, capfd)
         for devices in (1, 3, 8)
@@ -232,7 +223,7 @@ def test_what_cannot_be_evaluated(tokenizer_dir, checkpoint, tmp_path):
     with pytest.raises(
         RequestError, match='has nothing for head: it cannot be evaluated before it is fine-tuned'
     ):
-        loop.evaluate(
+        evaluation.evaluate(
             task_config(
                 tiny.classify_settings(
                     init=str(tmp_path / 'pretrain'), model={'positions': 'layer_bias'}
@@ -241,12 +232,12 @@ def test_what_cannot_be_evaluated(tokenizer_dir, checkpoint, tmp_path):
             tmp_path / 'w',
         )
     with pytest.raises(RequestError, match='is of another model'):
-        loop.evaluate(
+        evaluation.evaluate(
             task_config(tiny.classify_settings(init=str(checkpoint), model={'width': 32})),
             tmp_path / 'w',
         )
     with pytest.raises(RequestError, match=r'the head of .* is for 10 classes; this run has 12'):
-        loop.evaluate(
+        evaluation.evaluate(
             task_config(tiny.classify_settings(init=str(checkpoint), num_classes=12)),
             tmp_path / 'w',
         )

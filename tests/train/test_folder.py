@@ -1,6 +1,7 @@
 """Pre-training on photograph files of many kinds, and on files that are broken."""
 
 import json
+from pathlib import Path
 import re
 import shutil
 
@@ -11,7 +12,7 @@ import pytest
 from beit_jax.errors import RequestError
 from beit_jax.settings.mapping import task_config
 from beit_jax.train import loop
-from beit_jax.train.distributed import Stop
+from beit_jax.train.processes.distributed import Stop
 from tests import tiny
 from tests.photos import write_photos
 from tests.train.test_resume import assert_same_run
@@ -172,36 +173,37 @@ def test_too_many_bad_records_end_the_run(tokenizer_dir, tmp_path, monkeypatch):
         loop.train(config, tmp_path / 'run')
 
 
+def cut(file):
+    file.write_bytes(file.read_bytes()[:-200])
+
+
+def replace_by_a_pixel(file):
+    Image.new('RGB', (1, 1)).save(file.with_suffix('.png'))
+    file.unlink()
+
+
 @pytest.mark.parametrize(
     ('spoil', 'message'),
     [
-        (shutil.rmtree, r'config.data.path'),
-        (lambda folder: [path.unlink() for path in folder.iterdir()], r'config.data.path'),
-        (
-            lambda folder: [path.write_text('text') for path in folder.iterdir()],
-            r'cannot be used.*config.data.max_bad_share',
-        ),
-        (
-            lambda folder: [
-                path.write_bytes(path.read_bytes()[:-200]) for path in folder.iterdir()
-            ],
-            r'cannot be used',
-        ),
-        (
-            lambda folder: [
-                Image.new('RGB', (1, 1)).save(path.with_suffix('.png')) or path.unlink()
-                for path in folder.glob('*.jpg')
-            ],
-            r'cannot be used.*smaller than 8 pixels',
-        ),
+        (Path.unlink, r'config.data.path'),
+        (lambda file: file.write_text('text'), r'cannot be used.*config.data.max_bad_share'),
+        (cut, r'cannot be used'),
+        (replace_by_a_pixel, r'cannot be used.*smaller than 8 pixels'),
     ],
-    ids=['missing', 'empty', 'text', 'truncated', 'one pixel'],
+    ids=['empty', 'text', 'truncated', 'one pixel'],
 )
 def test_unusable_folders_are_refused_before_the_first_step(
     spoil, message, tokenizer_dir, tmp_path
 ):
     write_photos(tmp_path / 'photos')
-    spoil(tmp_path / 'photos')
+    for file in list((tmp_path / 'photos').iterdir()):
+        spoil(file)
     with pytest.raises(RequestError, match=f'(?s){message}'):
         loop.train(folder_settings(tokenizer_dir, tmp_path / 'photos'), tmp_path / 'run')
+    assert not (tmp_path / 'run' / 'metrics.jsonl').exists()
+
+
+def test_missing_folder_is_refused(tokenizer_dir, tmp_path):
+    with pytest.raises(RequestError, match=r'config.data.path'):
+        loop.train(folder_settings(tokenizer_dir, tmp_path / 'nothing'), tmp_path / 'run')
     assert not (tmp_path / 'run' / 'metrics.jsonl').exists()

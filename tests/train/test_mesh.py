@@ -1,9 +1,8 @@
 """The same run on one device, on eight laid out in three ways, and on two processes."""
 
 import dataclasses
-import json
+import functools
 import math
-import socket
 
 import chex
 import jax
@@ -18,8 +17,10 @@ from beit_jax.settings.run import MeshConfig
 from beit_jax.tasks import make_task
 from beit_jax.train import optimizer as optimizers
 from beit_jax.train import sharding, step
+from beit_jax.train import state as states
 from beit_jax.weights.trees import path_string
 from tests import tiny
+from tests.train.test_resume import metrics_lines
 
 STEPS = 5
 
@@ -29,8 +30,8 @@ def run_steps(task, mesh, steps: int = STEPS, pictures=None):
     them)."""
     config = task.config
     schedule = optimizers.learning_rate(config.optimizer, config.total_steps, 10)
-    optimizer = optimizers.make_optimizer(config.optimizer, schedule, step.abstract_params(task))
-    state = step.initial_state(task, optimizer, mesh, step.initial_params(task, config.seed))
+    optimizer = optimizers.make_optimizer(config.optimizer, schedule, states.abstract_params(task))
+    state = states.initial_state(task, optimizer, mesh, states.initial_params(task, config.seed))
     train_step = step.make_train_step(task, optimizer, schedule, mesh, config.total_steps)
     prepare = step.make_prepare(task, mesh, train=True)
     random, losses = np.random.default_rng(0), []
@@ -75,15 +76,15 @@ def single(task):
 def test_mesh_gives_the_losses_of_one_device(shape, task, single, monkeypatch):
     if shape == (1, 1, 8, 1):  # the vocabulary of 17 is not split by fsdp, its 32 inputs are
         assert sharding.state_shardings(
-            sharding.make_mesh(MeshConfig(data=1, fsdp=8)), step.abstract_params(task)
+            sharding.make_mesh(MeshConfig(data=1, fsdp=8)), states.abstract_params(task)
         )
     # a vocabulary of 17 cannot be split: keep the head whole, as a user would with a rule of their
     # own
     if shape[3] > 1:
         rules = ((r'head/projection/', jax.sharding.PartitionSpec()), *sharding.RULES)
-        monkeypatch.setattr(
-            step, 'state_shardings', lambda mesh, tree: sharding.state_shardings(mesh, tree, rules)
-        )
+        with_rules = functools.partial(sharding.state_shardings, rules=rules)
+        for module in (step, states):
+            monkeypatch.setattr(module, 'state_shardings', with_rules)
     losses, params = run_steps(
         task, sharding.make_mesh(MeshConfig(**dict(zip(sharding.AXES, shape))))
     )
@@ -94,10 +95,10 @@ def test_mesh_gives_the_losses_of_one_device(shape, task, single, monkeypatch):
 def test_fsdp_splits_parameters_and_moments(task):
     mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
     optimizer = optimizers.make_optimizer(
-        task.config.optimizer, lambda _: 0.0, step.abstract_params(task)
+        task.config.optimizer, lambda _: 0.0, states.abstract_params(task)
     )
     rules = ((r'head/projection/', jax.sharding.PartitionSpec()), *sharding.RULES)
-    shardings = sharding.state_shardings(mesh, step.abstract_state(task, optimizer), rules)
+    shardings = sharding.state_shardings(mesh, states.abstract_state(task, optimizer), rules)
     fc1 = shardings['params']['encoder']['blocks']['01']['mlp']['fc1']['kernel']
     assert fc1.shard_shape((32, 64)) == (8, 32)
     moments = [
@@ -181,21 +182,7 @@ def test_two_processes_are_one(tokenizer_dir, tmp_path):
         'data': {'name': 'shapes', 'num_evaluate_examples': 13},
         'tokenizer': {'cache_views': 1},
     }
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    pair = [
-        tiny.start(
-            [
-                *tiny.arguments(tmp_path / 'pair', tokenizer_dir, **changed),
-                f'--coordinator=127.0.0.1:{port}',
-                '--num_processes=2',
-                f'--process_id={i}',
-            ],
-            JAX_NUM_CPU_DEVICES='1',
-        )
-        for i in range(2)
-    ]
+    pair = tiny.start_pair(tiny.arguments(tmp_path / 'pair', tokenizer_dir, **changed))
     one = tiny.run(
         tiny.arguments(tmp_path / 'one', tokenizer_dir, **changed), JAX_NUM_CPU_DEVICES='2'
     )
@@ -203,10 +190,7 @@ def test_two_processes_are_one(tokenizer_dir, tmp_path):
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0, out + err
     assert one.returncode == 0, one.stderr
-    rows, expected = (
-        [json.loads(line) for line in (tmp_path / name / 'metrics.jsonl').read_text().splitlines()]
-        for name in ('pair', 'one')
-    )
+    rows, expected = metrics_lines(tmp_path / 'pair'), metrics_lines(tmp_path / 'one')
     assert [row['step'] for row in rows] == [row['step'] for row in expected]
     for row, wanted in zip(rows, expected):
         for name in wanted.keys() - {'images_per_second'}:
@@ -231,10 +215,9 @@ def test_what_does_not_divide_is_named(task):
     with pytest.raises(
         RequestError, match=r'config.mesh.tensor=4 does not divide 2 of encoder/position_bias/table'
     ):
-        sharding.state_shardings(
-            sharding.make_mesh(MeshConfig(data=2, tensor=4)),
-            {'encoder': {'position_bias': step.abstract_params(task)['encoder']['position_bias']}},
-        )
+        table = states.abstract_params(task)['encoder']['position_bias']
+        mesh = sharding.make_mesh(MeshConfig(data=2, tensor=4))
+        sharding.state_shardings(mesh, {'encoder': {'position_bias': table}})
     with pytest.raises(RequestError, match=r'no sharding rule matches encoder/surprise'):
         sharding.state_shardings(
             sharding.make_mesh(MeshConfig()),
@@ -248,10 +231,9 @@ def test_every_model_has_its_rules(tokenizer_dir):
     mesh = sharding.make_mesh(MeshConfig())
     for positions in ('absolute', 'shared_bias', 'layer_bias'):
         config = task_config(tiny.settings(tokenizer_dir, model={'positions': positions}))
-        sharding.state_shardings(mesh, step.abstract_params(make_task(config)))
-    sharding.state_shardings(
-        mesh, step.abstract_params(make_task(task_config({'task': 'tokenizer', 'total_steps': 1})))
-    )
+        sharding.state_shardings(mesh, states.abstract_params(make_task(config)))
+    config = task_config({'task': 'tokenizer', 'total_steps': 1})
+    sharding.state_shardings(mesh, states.abstract_params(make_task(config)))
 
 
 def test_local_rows_cover_the_batch():

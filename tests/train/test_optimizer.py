@@ -15,7 +15,7 @@ from beit_jax.settings.recipes import load_recipe
 from beit_jax.settings.run import OptimizerConfig
 from beit_jax.tasks import make_task
 from beit_jax.train import optimizer as optimizers
-from beit_jax.train import step as steps
+from beit_jax.train import state as states
 from beit_jax.weights.trees import path_string
 
 DEPTH = 3
@@ -107,7 +107,7 @@ def test_the_recipe_for_base_as_torch():
     task = make_task(task_config(settings).resolve(1024, tuple('abcdefg')))
     abstract = {
         path_string(path): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(steps.abstract_params(task))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(states.abstract_params(task))
     }
     config = task.config.optimizer
     assert (config.layer_decay, config.lr, config.weight_decay, task.config.model.depth) == (
@@ -123,10 +123,8 @@ def test_the_recipe_for_base_as_torch():
         for _ in range(4)
     )
 
-    tensors, groups = (
-        {path: torch.nn.Parameter(torch.tensor(value)) for path, value in values.items()},
-        [],
-    )
+    tensors = {path: torch.nn.Parameter(torch.tensor(value)) for path, value in values.items()}
+    groups = []
     for path, tensor in tensors.items():
         name = path.split('/')
         layer = int(name[2]) + 1 if name[1] == 'blocks' else 13 if name[0] == 'head' else 0
@@ -171,14 +169,11 @@ def test_schedule():
         OptimizerConfig(lr=7e-4, final_lr=1e-5, warmup_steps=11, schedule='linear'), 47, 1
     )
     for step in range(60):
-        expected = (
-            7e-4 * step / 11
-            if step < 11
-            else 1e-5 + (7e-4 - 1e-5) * max(0, 1 - (step - 11) / (47 - 11))
-        )
+        expected = 7e-4 * step / 11
+        if step >= 11:
+            expected = 1e-5 + (7e-4 - 1e-5) * max(0, 1 - (step - 11) / (47 - 11))
         assert float(schedule(step)) == pytest.approx(expected, rel=1e-5), step
-    assert float(
-        optimizers.learning_rate(OptimizerConfig(lr=7e-4, schedule='linear'), 47, 1)(0)
-    ) == pytest.approx(7e-4)
+    without_warmup = OptimizerConfig(lr=7e-4, schedule='linear')
+    assert float(optimizers.learning_rate(without_warmup, 47, 1)(0)) == pytest.approx(7e-4)
     with pytest.raises(RequestError, match='warm-up takes 50 of 47 steps'):
         optimizers.learning_rate(OptimizerConfig(warmup_steps=50), 47, 1)

@@ -15,8 +15,8 @@ import safetensors.numpy
 from beit_jax.errors import RequestError
 from beit_jax.settings.mapping import task_config
 from beit_jax.tools import fit_tokenizer
-from beit_jax.train import loop
-from beit_jax.train.distributed import Stop
+from beit_jax.train import evaluation, loop
+from beit_jax.train.processes.distributed import Stop
 from beit_jax.weights.checkpoint import load_params
 from tests import tiny
 
@@ -34,13 +34,6 @@ def assert_same_run(workdir, reference):
     assert jax.tree.structure(params) == jax.tree.structure(expected)
     for leaf, wanted in zip(jax.tree.leaves(params), jax.tree.leaves(expected)):
         assert np.asarray(leaf).tobytes() == np.asarray(wanted).tobytes()
-
-
-@pytest.fixture(scope='module')
-def uninterrupted(tmp_path_factory, tokenizer_dir):
-    workdir = tmp_path_factory.mktemp('uninterrupted')
-    assert loop.train(task_config(tiny.settings(tokenizer_dir)), workdir) == 0
-    return workdir
 
 
 @pytest.mark.parametrize('stops', [(3,), (1, 2, 4)])
@@ -93,7 +86,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     content[len(content) // 2] ^= 4
     arrays.write_bytes(content)
     with pytest.raises(RequestError, match='4 is damaged'):
-        loop.evaluate(config, tmp_path)
+        evaluation.evaluate(config, tmp_path)
     capsys.readouterr()
     assert loop.train(config, tmp_path) == 0
     assert (
@@ -129,12 +122,9 @@ def test_a_run_of_bad_steps_ends(uninterrupted, tokenizer_dir, tmp_path, monkeyp
     assert next(row for row in rows if row['step'] == 4 and 'loss' in row)['loss'] is None
     params, _ = load_params(str(tmp_path))
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(params))
-    batch, views = (
-        np.load(tmp_path / 'skipped_step_4_process_0.npz'),
-        {'image', 'token_image', 'index', 'view'},
-    )
-    # the fourth batch of 8
-    assert views <= set(batch.files) and batch['view'].tolist() == list(range(24, 32)), batch.files
+    batch = np.load(tmp_path / 'skipped_step_4_process_0.npz')
+    assert {'image', 'token_image', 'index', 'view'} <= set(batch.files), batch.files
+    assert batch['view'].tolist() == list(range(24, 32))  # the fourth batch of 8
 
 
 def test_finished_run_is_left_alone(uninterrupted, tokenizer_dir):
@@ -170,17 +160,20 @@ def test_another_tokenizer_is_refused(uninterrupted, tokenizer_dir, tmp_path):
 def test_evaluate_alone(uninterrupted, tokenizer_dir, tmp_path, capsys):
     """`--mode=evaluate` gives the figures that training logged last, and writes nothing."""
     config = tiny.settings(tokenizer_dir)
-    assert loop.evaluate(task_config(config), uninterrupted) == 0
+    assert evaluation.evaluate(task_config(config), uninterrupted) == 0
     logged = metrics_lines(uninterrupted)[-1]
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert figures.pop('eval/images_per_second') > 0
     assert figures == {name: value for name, value in logged.items() if name != 'step'}
-    assert loop.evaluate(task_config(config | {'init': str(uninterrupted)}), tmp_path / 'new') == 0
+    assert (
+        evaluation.evaluate(task_config(config | {'init': str(uninterrupted)}), tmp_path / 'new')
+        == 0
+    )
     again = json.loads(capsys.readouterr().out.splitlines()[-1])
     again.pop('eval/images_per_second')
     assert again == figures and not (tmp_path / 'new').exists()
     with pytest.raises(RequestError, match='no such checkpoint, work directory or file'):
-        loop.evaluate(task_config(config), tmp_path / 'new')
+        evaluation.evaluate(task_config(config), tmp_path / 'new')
 
 
 def test_init_takes_the_weights_only(uninterrupted, tokenizer_dir, tmp_path):
@@ -193,10 +186,8 @@ def test_init_takes_the_weights_only(uninterrupted, tokenizer_dir, tmp_path):
         )
     )
     assert loop.train(config, tmp_path) == 0
-    (params, description), (expected, _) = (
-        load_params(str(tmp_path)),
-        load_params(str(uninterrupted)),
-    )
+    params, description = load_params(str(tmp_path))
+    expected, _ = load_params(str(uninterrupted))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), params, expected)
     assert description['config']['init'] == str(uninterrupted)
     other = task_config(tiny.settings(tokenizer_dir, init=str(uninterrupted), model={'hidden': 40}))

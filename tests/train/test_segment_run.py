@@ -2,7 +2,6 @@
 
 import csv
 import json
-import socket
 
 import chex
 import jax
@@ -14,9 +13,9 @@ from beit_jax.errors import RequestError
 from beit_jax.settings.mapping import task_config
 from beit_jax.settings.run import MeshConfig, OptimizerConfig
 from beit_jax.tasks import make_task
-from beit_jax.train import loop, run, sharding
+from beit_jax.train import evaluation, loop, run, sharding
 from beit_jax.train import optimizer as optimizers
-from beit_jax.train.distributed import Stop
+from beit_jax.train.processes.distributed import Stop
 from beit_jax.weights.trees import leaves_by_path
 from tests import tiny
 from tests.train.test_mesh import run_steps
@@ -50,10 +49,8 @@ def make(**changed):
 
 def pictures():
     random = np.random.default_rng(0)
-    image, label_map = (
-        random.integers(0, 256, (16, 20, 20, 3), np.uint8),
-        random.choice([*range(7), 255], (16, 20, 20)).astype(np.uint8),
-    )
+    image = random.integers(0, 256, (16, 20, 20, 3), np.uint8)
+    label_map = random.choice([*range(7), 255], (16, 20, 20)).astype(np.uint8)
     return {'image': image, 'label_map': label_map}
 
 
@@ -142,7 +139,9 @@ def test_evaluate_alone(one_device_run, tmp_path, capfd):
     with other classes."""
     capfd.readouterr()
     assert (
-        loop.evaluate(task_config(tiny.segment_settings(**RUN, init=str(one_device_run))), tmp_path)
+        evaluation.evaluate(
+            task_config(tiny.segment_settings(**RUN, init=str(one_device_run))), tmp_path
+        )
         == 0
     )
     figures = json.loads(capfd.readouterr().out.splitlines()[-1])
@@ -156,7 +155,7 @@ def test_evaluate_alone(one_device_run, tmp_path, capfd):
         and not (tmp_path / 'predictions.csv').exists()
     )
     with pytest.raises(RequestError, match=r'the heads of .* are for 11 classes'):
-        loop.evaluate(
+        evaluation.evaluate(
             task_config(tiny.segment_settings(**RUN, init=str(one_device_run), num_classes=12)),
             tmp_path,
         )
@@ -180,34 +179,16 @@ def test_a_signal_ends_an_evaluation(one_device_run, tmp_path, monkeypatch):
 def test_two_processes_are_one(tmp_path):
     """Each labels its own pictures on its own devices; each picture is counted once."""
     arguments = tiny._command('W', 'segment', {'init': ''} | tiny.segment_settings(**RUN))
-    commands = [
-        [argument.replace('=W', f'={tmp_path / name}') for argument in arguments]
-        for name in ('pair', 'one')
-    ]
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    pair = [
-        tiny.start(
-            [
-                *commands[0],
-                f'--coordinator=127.0.0.1:{port}',
-                '--num_processes=2',
-                f'--process_id={i}',
-            ],
-            JAX_NUM_CPU_DEVICES='1',
-        )
-        for i in range(2)
-    ]
-    one = tiny.run(commands[1], JAX_NUM_CPU_DEVICES='2')
+    in_folder = lambda name: [part.replace('=W', f'={tmp_path / name}') for part in arguments]
+    pair = tiny.start_pair(in_folder('pair'))
+    one = tiny.run(in_folder('one'), JAX_NUM_CPU_DEVICES='2')
     for process in pair:
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0, out + err
     assert one.returncode == 0, one.stderr
     rows, expected = metrics_lines(tmp_path / 'pair'), metrics_lines(tmp_path / 'one')
-    assert [row.keys() for row in rows] == [row.keys() for row in expected] and rows[-1][
-        'eval/images'
-    ] == 13
+    assert [row.keys() for row in rows] == [row.keys() for row in expected]
+    assert rows[-1]['eval/images'] == 13
     for row, wanted in zip(rows, expected):
         for name in wanted:
             assert row[name] == pytest.approx(wanted[name], abs=1e-3), (wanted['step'], name)
@@ -249,7 +230,7 @@ def test_pretraining_helps(tmp_path):
         assert done.returncode == 0, done.stderr
         found[variant] = metrics_lines(workdir)[-1]['eval/miou']
     print(
-        f'mIoU on shapes: {found[""]:.3f} from the pre-trained encoder, {found["scratch"]:.3f} from '
-        'random weights'
+        f'mIoU on shapes: {found[""]:.3f} from the pre-trained encoder, '
+        f'{found["scratch"]:.3f} from random weights'
     )
     assert found[''] > max(0.6, found['scratch'])

@@ -60,15 +60,10 @@ def expected(params, image, size, stride, flip=False):
     the picture's own size."""
     seen = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
     seen = seen[:, ::-1] if flip else seen
-    places = [
-        sorted(
-            {
-                min(start, max(length - SIDE, 0))
-                for start in range(0, max(length - SIDE, 0) + stride, stride)
-            }
-        )
-        for length in size
-    ]
+    places = []
+    for length in size:
+        last = max(length - SIDE, 0)
+        places.append(sorted({min(start, last) for start in range(0, last + stride, stride)}))
     total, count = np.zeros((*size, CLASSES)), np.zeros((*size, 1))
     for top in places[0]:
         for left in places[1]:

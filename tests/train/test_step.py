@@ -1,5 +1,6 @@
 """The training step on the smallest task: one linear layer."""
 
+import functools
 import itertools
 from types import SimpleNamespace
 
@@ -10,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from beit_jax.models.layers import Constant, TruncatedNormal, linear, parameter
+from beit_jax.models.initializers import Constant, TruncatedNormal, parameter
+from beit_jax.models.layers import linear
 from beit_jax.settings.run import MeshConfig, OptimizerConfig
 from beit_jax.tasks import Task
 from beit_jax.train import optimizer as optimizers
+from beit_jax.train import state as states
 from beit_jax.train import step
 from beit_jax.train.sharding import RULES, make_mesh, put_batch, state_shardings
 
@@ -49,11 +52,11 @@ class Regression(Task):
 def states_of(task, count):
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     optimizer = optimizers.make_optimizer(
-        task.config.optimizer, lambda _: 0.1, step.abstract_params(task)
+        task.config.optimizer, lambda _: 0.1, states.abstract_params(task)
     )
-    state = step.initial_state(task, optimizer, mesh, step.initial_params(task, 0))
+    state = states.initial_state(task, optimizer, mesh, states.initial_params(task, 0))
     train_step = step.make_train_step(task, optimizer, lambda _: 0.1, mesh, count)
-    random, states = np.random.default_rng(0), [jax.device_get(state)]
+    random, found = np.random.default_rng(0), [jax.device_get(state)]
     for _ in range(count):
         batch = {
             'x': random.normal(size=(7, 3)).astype(np.float32),
@@ -61,23 +64,23 @@ def states_of(task, count):
             'substituted': np.zeros(7, bool),
         }
         state, _ = train_step(state, put_batch(mesh, batch, 7))
-        states.append(jax.device_get(state))
-    return states
+        found.append(jax.device_get(state))
+    return found
 
 
 def test_moving_average():
     """After each step: decay times the average before, and the rest of the new parameters. It is
     what is evaluated and exported."""
-    states = states_of(Regression(0.4), 9)
-    average = states[0]['params']
-    chex.assert_trees_all_equal(states[0]['ema'], average)
-    for number, state in enumerate(states[1:]):
+    first, *others = states_of(Regression(0.4), 9)
+    average = first['params']
+    chex.assert_trees_all_equal(first['ema'], average)
+    for number, state in enumerate(others):
         decay = min(0.4, (1 + number) / (10 + number))
         average = jax.tree.map(
             lambda old, new, decay=decay: decay * old + (1 - decay) * new, average, state['params']
         )
         chex.assert_trees_all_close(state['ema'], average, rtol=1e-5, atol=1e-7)
-        assert step.averaged_params(state) is state['ema']
+        assert states.averaged_params(state) is state['ema']
     assert np.abs(average['fc1']['kernel'] - state['params']['fc1']['kernel']).max() > 1e-2
 
 
@@ -138,14 +141,14 @@ def test_running_statistics(parts):
     them in, the optimizer leaves them alone."""
     mesh, task = make_mesh(MeshConfig(), jax.devices()[:1]), Measuring(parts)
     rules = ((r'running_mean$', jax.sharding.PartitionSpec()), *RULES)
+    with_rules = functools.partial(state_shardings, rules=rules)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            step, 'state_shardings', lambda mesh, tree: state_shardings(mesh, tree, rules)
-        )
+        for module in (step, states):
+            patch.setattr(module, 'state_shardings', with_rules)
         optimizer = optimizers.make_optimizer(
-            task.config.optimizer, lambda _: 0.1, step.abstract_params(task)
+            task.config.optimizer, lambda _: 0.1, states.abstract_params(task)
         )
-        state = step.initial_state(task, optimizer, mesh, step.initial_params(task, 0))
+        state = states.initial_state(task, optimizer, mesh, states.initial_params(task, 0))
         x = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
         batch = {'x': x, 'y': np.ones((8, 5), np.float32), 'substituted': np.zeros(8, bool)}
         before = jax.device_get(state)
@@ -160,6 +163,6 @@ def test_running_statistics(parts):
 
 
 def test_no_moving_average_unless_asked():
-    states = states_of(Regression(0.0), 2)
-    assert 'ema' not in states[-1] and step.averaged_params(states[-1]) is states[-1]['params']
-    chex.assert_trees_all_equal(states_of(Regression(0.4), 2)[-1]['params'], states[-1]['params'])
+    last = states_of(Regression(0.0), 2)[-1]
+    assert 'ema' not in last and states.averaged_params(last) is last['params']
+    chex.assert_trees_all_equal(states_of(Regression(0.4), 2)[-1]['params'], last['params'])

@@ -8,10 +8,10 @@ import pytest
 
 from beit_jax.settings.mapping import task_config
 from beit_jax.train import loop
-from beit_jax.train.checkpoint import Checkpoints
-from beit_jax.train.distributed import Stop
+from beit_jax.train.processes.distributed import Stop
+from beit_jax.train.workdir.checkpoint import Checkpoints
 from tests import tiny
-from tests.train.test_resume import assert_same_run, uninterrupted  # noqa: F401, a fixture
+from tests.train.test_resume import assert_same_run
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_a_disk_that_takes_no_more(
     assert not list((workdir / 'checkpoints').glob('*tmp*')), 'nothing half written is left'
 
 
-def test_slow_storage(uninterrupted, tokenizer_dir, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_slow_storage(uninterrupted, tokenizer_dir, tmp_path, monkeypatch, capsys):
     """The save of step 1 takes until step 4 is done: the run does not wait for it, but for the last
     one."""
     started, done = Checkpoints.save, threading.Event()

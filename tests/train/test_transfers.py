@@ -8,7 +8,7 @@ import pytest
 from beit_jax.settings.mapping import task_config
 from beit_jax.train import loop
 from beit_jax.train import step as steps
-from beit_jax.train.run import Run
+from beit_jax.train.stepping import Stepper
 from tests import tiny
 
 
@@ -26,7 +26,7 @@ def reads(monkeypatch):
 
 def test_only_logged_steps_are_read(tokenizer_dir, tmp_path, monkeypatch, reads):
     taken, written = [], []
-    take, write = loop._Stepper.take, Run.write
+    take, write = Stepper.take, Stepper._write
 
     def guarded_take(stepper, state, batch, number):
         # the first compiles, and puts constants on the device; at the second the programs of the
@@ -39,15 +39,15 @@ def test_only_logged_steps_are_read(tokenizer_dir, tmp_path, monkeypatch, reads)
         taken.append((number, len(reads) - before))
         return state
 
-    def noted_write(run, log, clock, step, metrics):
+    def noted_write(stepper, step, metrics):
         before = len(reads)
         with jax.transfer_guard('allow'):
-            write(run, log, clock, step, metrics)
+            write(stepper, step, metrics)
         written.append(step)
         del reads[before:]  # those of a line of the log do not count
 
-    monkeypatch.setattr(loop._Stepper, 'take', guarded_take)
-    monkeypatch.setattr(Run, 'write', noted_write)
+    monkeypatch.setattr(Stepper, 'take', guarded_take)
+    monkeypatch.setattr(Stepper, '_write', noted_write)
     config = tiny.settings(
         tokenizer_dir, total_steps=9, log_every=4, save_every=100, evaluate_every=0
     )

@@ -13,14 +13,14 @@ import beit_jax
 from beit_jax.errors import RequestError
 from beit_jax.models.architecture import in_words
 from beit_jax.tools import export_weights, import_weights, inspect_weights
-from beit_jax.weights import export
-from beit_jax.weights.facts import _huggingface_head, metadata
 from beit_jax.weights.models import load_model
 from beit_jax.weights.positions import resize_bias_table
-from beit_jax.weights.torch_models import convert, examine
+from beit_jax.weights.pytorch import export
+from beit_jax.weights.pytorch.facts import _huggingface_head, metadata
+from beit_jax.weights.pytorch.importer import convert, examine
 from tests import torch_models
+from tests.weights.pytorch.test_facts import STRANGE
 from tests.weights.test_round_trip import call
-from tests.weights.test_torch_models import STRANGE
 
 SIZES = {
     'width': 32,

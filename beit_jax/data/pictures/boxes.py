@@ -28,36 +28,30 @@ def random_box(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> Box:
-    """torchvision's RandomResizedCrop: a box of `scale` times the area (uniform) and width / height
-    in `ratio` (log-uniform).
+    """torchvision's RandomResizedCrop.
 
-    The first of ten attempts that fits, at a uniform place; if none does, the largest central box
-    with its ratio clamped.
+    A box of `scale` times the area (uniform) and width / height in `ratio` (log-uniform): the first
+    of ten attempts that fits, at a uniform place; if none does, the largest central box with its
+    ratio clamped.
 
     Args:
       draws: DRAWS numbers, uniform in [0, 1).
     """
+    low, high = math.log(ratio[0]), math.log(ratio[1])
     for attempt in range(0, DRAWS, 4):
         area_draw, ratio_draw, top_draw, left_draw = draws[attempt : attempt + 4]
         area = height * width * (scale[0] + (scale[1] - scale[0]) * area_draw)
-        aspect = math.exp(
-            math.log(ratio[0]) + (math.log(ratio[1]) - math.log(ratio[0])) * ratio_draw
-        )
+        aspect = math.exp(low + (high - low) * ratio_draw)
         rows, columns = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
         if 0 < rows <= height and 0 < columns <= width:
-            return (
-                int(top_draw * (height - rows + 1)),
-                int(left_draw * (width - columns + 1)),
-                rows,
-                columns,
-            )
+            top = int(top_draw * (height - rows + 1))
+            return top, int(left_draw * (width - columns + 1)), rows, columns
     rows, columns = min(height, round(width / ratio[0])), min(width, round(height * ratio[1]))
     return (height - rows) // 2, (width - columns) // 2, rows, columns
 
 
 def center_box(height: int, width: int, share: float = 224 / 256) -> Box:
-    """The central square of `share` times the shorter side: resizing to 256 and cropping 224, in
-    one step."""
+    """The central square of `share` times the shorter side: a resize to 256, cropped to 224."""
     side = max(1, round(share * min(height, width)))
     return (height - side) // 2, (width - side) // 2, side, side
 

@@ -1,5 +1,5 @@
-"""`decode_tensorflow` several times as fast: JPEG files by libjpeg-turbo (simplejpeg), resizing by
-fast_image_resize (cykooz_resizer).
+"""What `decode_tensorflow` does, several times as fast: simplejpeg (libjpeg-turbo) decodes,
+cykooz_resizer (fast_image_resize) resizes.
 
 JPEG files are decoded as by TensorFlow, bit for bit but for the edge of a crop, of which TensorFlow
 does not decode what is beyond. Resizing computes with integers, so that it gives the same on every
@@ -17,9 +17,10 @@ from beit_jax.data.config import View
 from beit_jax.data.pictures import decode_tensorflow
 from beit_jax.data.pictures.boxes import Box, crop, is_jpeg, whole_box
 
+_FILTERS = {'bicubic': FilterType.catmull_rom, 'lanczos3': FilterType.lanczos3}
 _OPTIONS = {
     method: ResizeOptions(ResizeAlg.convolution(kind), use_alpha=False)
-    for method, kind in (('bicubic', FilterType.catmull_rom), ('lanczos3', FilterType.lanczos3))
+    for method, kind in _FILTERS.items()
 }
 _own = threading.local()  # a resizer keeps buffers, so each thread has one
 

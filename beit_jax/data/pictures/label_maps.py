@@ -13,7 +13,7 @@ from PIL import Image
 
 from beit_jax.data.config import IGNORED
 from beit_jax.data.pictures.boxes import ATTEMPTS, BadImageError, Box
-from beit_jax.errors import check
+from beit_jax.errors import RequestError, check
 
 MAX_SHARE = 0.75  # of one class in a training view
 _LONG = 4  # times the size of a view: what the longer side of an image is resized to at most
@@ -38,16 +38,13 @@ def decode(
     label_map = values - (values != IGNORED) if reduce_zero_label else values  # 0 wraps to 255
     wrong = (label_map >= num_classes) & (label_map != IGNORED)
     if wrong.any():
-        allowed = (
-            f'1 to {num_classes} (0 and 255: ignored)'
-            if reduce_zero_label
-            else f'0 to {num_classes - 1} (255: ignored)'
-        )
-        check(
-            False,
+        allowed = f'0 to {num_classes - 1} (255: ignored)'
+        if reduce_zero_label:
+            allowed = f'1 to {num_classes} (0 and 255: ignored)'
+        raise RequestError(
             f'the annotation of {name} has the value {values[wrong][0]}, but the {num_classes} '
             f'classes are {allowed}: repair it, name all classes in classes.txt in '
-            'config.data.path, or look at config.data.reduce_zero_label.',
+            'config.data.path, or look at config.data.reduce_zero_label.'
         )
     return label_map
 
@@ -69,8 +66,7 @@ def _png(label, name):
 
 
 def check_size(label_map: np.ndarray, name: str, height: int, width: int) -> None:
-    """Raises RequestError where an image of height x width pixels has a label map of another
-    size."""
+    """Raises RequestError where an image, of height x width pixels, has a map of another size."""
     check(
         label_map.shape == (height, width),
         f'{name} has {height} x {width} pixels, its annotation {label_map.shape[0]} x '
@@ -79,12 +75,13 @@ def check_size(label_map: np.ndarray, name: str, height: int, width: int) -> Non
 
 
 def resize(label_map: np.ndarray, box: Box, shape: tuple[int, int]) -> np.ndarray:
-    """The box of a label map at `shape`: at each pixel the class of what lies under its centre, in
-    integers, so alike everywhere."""
-    (top, left, *sides) = box
+    """The box of a label map at `shape`: at each pixel the class of what lies under its centre.
+
+    It computes with integers, so that it gives the same everywhere.
+    """
     rows, columns = (
         start + (2 * np.arange(count) + 1) * side // (2 * count)
-        for start, side, count in zip((top, left), sides, shape)
+        for start, side, count in zip(box[:2], box[2:], shape)
     )
     return label_map[rows][:, columns]
 
@@ -111,12 +108,10 @@ def random_window(
     shape = tuple(
         size if side > window else max(1, round(size * side / window)) for side in label_map.shape
     )
+    free = [whole - side + 1 for whole, side in zip(label_map.shape, sides)]
     for attempt in range(0, 2 * ATTEMPTS, 2):
-        places = (
-            int(draw * (whole - side + 1))
-            for draw, whole, side in zip(place_draws[attempt : attempt + 2], label_map.shape, sides)
-        )
-        box = (*places, *sides)
+        top, left = place_draws[attempt : attempt + 2]
+        box = (int(top * free[0]), int(left * free[1]), *sides)
         classes = resize(label_map, box, shape)
         counts = np.bincount(classes.ravel(), minlength=IGNORED)[:IGNORED]
         if 0 < counts.max() <= MAX_SHARE * counts.sum():

@@ -8,9 +8,10 @@ from PIL import Image, ImageDraw
 
 from beit_jax.data.config import IGNORED
 
-# of an overview: pixels of a picture's longer side, between pictures, of a line; classes in the
-# legend
-SIDE, GAP, LINE, MOST = 360, 6, 14, 16
+# of an overview, in pixels: a picture's longer side, between pictures, above them, a line of the
+# legend, and its width
+SIDE, GAP, TOP, LINE, LEGEND = 360, 6, 20, 14, 200
+MOST = 16  # classes in the legend
 
 
 def palette() -> np.ndarray:
@@ -21,15 +22,9 @@ def palette() -> np.ndarray:
     """
     numbers = np.arange(1, 257) % 256
     bits = (numbers[:, None] >> np.arange(8)) & 1  # lowest first
-    channels = [
-        np.concatenate(
-            [bits[:, channel::3], np.zeros((256, 8 - bits[:, channel::3].shape[1]), int)], axis=1
-        )
-        for channel in range(3)
-    ]
-    return np.stack([channel @ (128 >> np.arange(8)) for channel in channels], axis=1).astype(
-        np.uint8
-    )
+    channels = [bits[:, channel::3] for channel in range(3)]
+    values = [channel @ (128 >> np.arange(channel.shape[1])) for channel in channels]
+    return np.stack(values, axis=1).astype(np.uint8)
 
 
 def label_png(label_map: np.ndarray) -> Image.Image:
@@ -42,52 +37,42 @@ def label_png(label_map: np.ndarray) -> Image.Image:
 def overview(
     image: np.ndarray, maps: dict[str, np.ndarray], class_names: Sequence[str]
 ) -> Image.Image:
-    """The image, each label map (uint8 [H, W], by its title), the last one laid over the image, and
-    the classes that are there."""
-    colours, prediction = palette(), list(maps.values())[-1]
-    blend = np.where(
-        (prediction == IGNORED)[..., None],
-        image,
-        (image.astype(np.uint16) + colours[prediction]) // 2,
-    ).astype(np.uint8)
-    columns = (
-        {'image': image}
-        | {title: colours[label_map] for title, label_map in maps.items()}
-        | {'overlay': blend}
-    )
+    """One picture: the image uint8 [H, W, 3], each label map (uint8 [H, W], by its title), the last
+    of them laid over the image, and the classes that are there."""
+    colours = palette()
+    pictures = {'image': image}
+    pictures |= {title: colours[label_map] for title, label_map in maps.items()}
+    pictures['overlay'] = _laid_over(image, list(maps.values())[-1], colours)
     share = SIDE / max(image.shape[:2])
     height, width = (max(1, round(side * share)) for side in image.shape[:2])
-    there = np.bincount(
-        np.concatenate([label_map.ravel() for label_map in maps.values()]), minlength=256
-    )[:IGNORED]
-    classes = [number for number in np.argsort(-there, kind='stable')[:MOST] if there[number]]
-    legend = 200
-    canvas = Image.new(
-        'RGB',
-        (len(columns) * (width + GAP) + GAP + legend, 20 + max(height, len(classes) * LINE) + GAP),
-        'white',
-    )
+    classes = _most_frequent(np.concatenate([label_map.ravel() for label_map in maps.values()]))
+    legend = GAP + len(pictures) * (width + GAP)  # where it begins
+    lower = max(height, len(classes) * LINE)
+    canvas = Image.new('RGB', (legend + LEGEND, TOP + lower + GAP), 'white')
     draw = ImageDraw.Draw(canvas)
-    for number, (title, pixels) in enumerate(columns.items()):
+    for number, (title, pixels) in enumerate(pictures.items()):
         left = GAP + number * (width + GAP)
         draw.text((left, 4), title, fill='black')
-        method = (
-            Image.Resampling.BILINEAR
-            if title in ('image', 'overlay') and share < 1
-            else Image.Resampling.NEAREST
-        )
-        canvas.paste(Image.fromarray(pixels).resize((width, height), method), (left, 20))
-    left = GAP + len(columns) * (width + GAP)
+        smooth = title in ('image', 'overlay') and share < 1
+        method = Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST
+        canvas.paste(Image.fromarray(pixels).resize((width, height), method), (left, TOP))
     for row, number in enumerate(classes):
-        top = 20 + row * LINE
-        draw.rectangle(
-            (left, top + 1, left + LINE - 3, top + LINE - 3), fill=tuple(colours[number].tolist())
-        )
+        top = TOP + row * LINE
+        box = legend, top + 1, legend + LINE - 3, top + LINE - 3
+        draw.rectangle(box, fill=tuple(colours[number].tolist()))
         name = class_names[number] if number < len(class_names) else str(number)
-        # what Pillow's own font has
-        draw.text(
-            (left + LINE + 2, top),
-            name.encode('latin-1', 'replace').decode('latin-1'),
-            fill='black',
-        )
+        shown = name.encode('latin-1', 'replace').decode('latin-1')  # what Pillow's own font has
+        draw.text((legend + LINE + 2, top), shown, fill='black')
     return canvas
+
+
+def _laid_over(image, label_map, colours):
+    """The image, halfway to the colours of the classes where there is one."""
+    blend = (image.astype(np.uint16) + colours[label_map]) // 2
+    return np.where((label_map == IGNORED)[..., None], image, blend).astype(np.uint8)
+
+
+def _most_frequent(labels):
+    """The classes in `labels`, at most 16, the most frequent first."""
+    counts = np.bincount(labels, minlength=256)[:IGNORED]
+    return [number for number in np.argsort(-counts, kind='stable')[:MOST] if counts[number]]

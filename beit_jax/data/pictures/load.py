@@ -24,8 +24,7 @@ def load_images(
 def image_batches(
     path: str, size: int, batch_size: int, limit: int | None = None, crop: float = 1.0
 ) -> Iterator[tuple[np.ndarray, list[str]]]:
-    """Reads pictures and gives the central square of each at size x size pixels (bicubic,
-    antialiased).
+    """Reads pictures: the central square of each at size x size pixels, bicubic, antialiased.
 
     Args:
       path: a folder (searched in sorted order), an image file, or a .npy array [B, H, W, 3], uint8
@@ -41,17 +40,14 @@ def image_batches(
     Raises:
       RequestError: nothing there, or not an image.
     """
-    is_array, pictures = Path(path).suffix == '.npy', whole_images(path, limit)
+    pictures = whole_images(path, limit)
+
+    def squared(image):
+        untouched = Path(path).suffix == '.npy' and image.size == (size, size)
+        return square(image, size, 1.0 if untouched else crop)
+
     while chunk := list(itertools.islice(pictures, batch_size)):
-        yield (
-            np.stack(
-                [
-                    square(image, size, 1.0 if is_array and image.size == (size, size) else crop)
-                    for image, _ in chunk
-                ]
-            ),
-            [name for _, name in chunk],
-        )
+        yield np.stack([squared(image) for image, _ in chunk]), [name for _, name in chunk]
 
 
 def whole_images(path: str, limit: int | None = None) -> Iterator[tuple[Image.Image, str]]:
@@ -59,11 +55,9 @@ def whole_images(path: str, limit: int | None = None) -> Iterator[tuple[Image.Im
     root = Path(path)
     check(root.exists(), f'--images={path}: no such file or folder.')
     if root.suffix != '.npy':
-        files = (
-            sorted(file for file in root.rglob('*') if file.suffix.lower() in SUFFIXES)
-            if root.is_dir()
-            else [root]
-        )
+        files = [root]
+        if root.is_dir():
+            files = sorted(file for file in root.rglob('*') if file.suffix.lower() in SUFFIXES)
         check(bool(files), f'--images={path}: no {", ".join(SUFFIXES)} file in it.')
         yield from ((read_image(file), str(file)) for file in files[:limit])
         return
@@ -84,9 +78,8 @@ def whole_images(path: str, limit: int | None = None) -> Iterator[tuple[Image.Im
             'uint8, or float in [0, 1].',
         )
         array = np.rint(array * 255).astype(np.uint8)
-    yield from (
-        (Image.fromarray(image), f'{root.name}[{number}]') for number, image in enumerate(array)
-    )
+    for number, image in enumerate(array):
+        yield Image.fromarray(image), f'{root.name}[{number}]'
 
 
 def read_image(file: Path) -> Image.Image:
@@ -103,14 +96,10 @@ def read_image(file: Path) -> Image.Image:
 
 
 def square(image: Image.Image, size: int, crop: float = 1.0) -> np.ndarray:
-    """The central square of an RGB picture, uint8 [size, size, 3]; its side is `crop` times the
-    shorter side of the picture."""
+    """uint8 [size, size, 3]: the central square, of `crop` times the shorter side, of a picture."""
     side = max(1, round(crop * min(image.size)))
-    left, top = (image.width - side) / 2, (image.height - side) / 2
     if image.size == (size, size) == (side, side):
         return np.asarray(image)
-    return np.asarray(
-        image.resize(
-            (size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)
-        )
-    )
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    box = left, top, left + side, top + side
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))

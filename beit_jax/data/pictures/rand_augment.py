@@ -40,11 +40,8 @@ def parse_policy(text: str) -> Policy:
         set, inc0, is not offered.
     """
     first, *rest = text.split('-')
-    settings = dict(
-        match.groups()
-        for part in rest
-        if (match := re.fullmatch(r'(m|mstd|n|p|inc)(\d+(?:\.\d+)?)', part))
-    )
+    matches = [re.fullmatch(r'(m|mstd|n|p|inc)(\d+(?:\.\d+)?)', part) for part in rest]
+    settings = dict(match.groups() for match in matches if match)
     check(
         first == 'rand' and len(settings) == len(rest) and settings.get('inc') == '1',
         f"config.rand_augment={text!r}: use timm's notation with inc1, for example "
@@ -69,43 +66,48 @@ Operation = Callable[[Image.Image, float, int, tuple[int, int, int]], Image.Imag
 
 
 def _affine(matrix: Callable[[Image.Image, float], tuple]) -> Operation:
-    return lambda image, magnitude, sign, fill: image.transform(
-        image.size,
-        Image.Transform.AFFINE,
-        matrix(image, sign * magnitude / LIMIT),
-        Image.Resampling.BICUBIC,
-        fillcolor=fill,
-    )
+    def operation(image, magnitude, sign, fill):
+        data = matrix(image, sign * magnitude / LIMIT)
+        bicubic = Image.Resampling.BICUBIC
+        return image.transform(image.size, Image.Transform.AFFINE, data, bicubic, fillcolor=fill)
+
+    return operation
 
 
 def _enhance(kind) -> Operation:
-    return lambda image, magnitude, sign, fill: kind(image).enhance(
-        max(0.1, 1 + sign * 0.9 * magnitude / LIMIT)
-    )
+    def operation(image, magnitude, sign, fill):
+        return kind(image).enhance(max(0.1, 1 + sign * 0.9 * magnitude / LIMIT))
+
+    return operation
 
 
-def _add_below_half(image, magnitude, sign, fill):
+def _rotate(image, magnitude, sign, fill):
+    return image.rotate(sign * 30 * magnitude / LIMIT, Image.Resampling.BICUBIC, fillcolor=fill)
+
+
+def _posterize(image, magnitude, sign, fill):
+    # at the limit timm asks for 0 bits, which Pillow refuses today and drew black before
+    return ImageOps.posterize(image, max(1, 4 - int(4 * magnitude / LIMIT)))
+
+
+def _solarize(image, magnitude, sign, fill):
+    return ImageOps.solarize(image, 256 - min(256, int(256 * magnitude / LIMIT)))
+
+
+def _solarize_add(image, magnitude, sign, fill):
     added = min(128, int(110 * magnitude / LIMIT))
-    return image.point(
-        [min(255, value + added) if value < 128 else value for value in range(256)] * 3
-    )
+    table = [min(255, value + added) if value < 128 else value for value in range(256)]
+    return image.point(table * 3)
 
 
 OPERATIONS: dict[str, Operation] = {
     'AutoContrast': lambda image, magnitude, sign, fill: ImageOps.autocontrast(image),
     'Equalize': lambda image, magnitude, sign, fill: ImageOps.equalize(image),
     'Invert': lambda image, magnitude, sign, fill: ImageOps.invert(image),
-    'Rotate': lambda image, magnitude, sign, fill: image.rotate(
-        sign * 30 * magnitude / LIMIT, Image.Resampling.BICUBIC, fillcolor=fill
-    ),
-    # at the limit timm asks for 0 bits, which Pillow refuses today and drew black before
-    'Posterize': lambda image, magnitude, sign, fill: ImageOps.posterize(
-        image, max(1, 4 - int(4 * magnitude / LIMIT))
-    ),
-    'Solarize': lambda image, magnitude, sign, fill: ImageOps.solarize(
-        image, 256 - min(256, int(256 * magnitude / LIMIT))
-    ),
-    'SolarizeAdd': _add_below_half,
+    'Rotate': _rotate,
+    'Posterize': _posterize,
+    'Solarize': _solarize,
+    'SolarizeAdd': _solarize_add,
     'Color': _enhance(ImageEnhance.Color),
     'Contrast': _enhance(ImageEnhance.Contrast),
     'Brightness': _enhance(ImageEnhance.Brightness),
@@ -124,14 +126,9 @@ def draw(policy: Policy, seed: int, view: int) -> list[tuple[str, float, int]]:
     drawn = []
     for which, used, deviate, sign in (raw + 0.5) / 2.0**64:
         if used < policy.probability:
+            name = _NAMES[int(which * len(_NAMES))]
             magnitude = policy.magnitude + policy.deviation * _NORMAL.inv_cdf(deviate)
-            drawn.append(
-                (
-                    _NAMES[int(which * len(_NAMES))],
-                    min(max(magnitude, 0.0), LIMIT),
-                    1 if sign < 0.5 else -1,
-                )
-            )
+            drawn.append((name, min(max(magnitude, 0.0), LIMIT), 1 if sign < 0.5 else -1))
     return drawn
 
 
@@ -143,8 +140,7 @@ def fill_color(mean: tuple[float, float, float]) -> tuple[int, int, int]:
 def rand_augment(
     picture: np.ndarray, policy: Policy, seed: int, view: int, fill: tuple[int, int, int]
 ) -> np.ndarray:
-    """uint8 [H, W, 3] -> the same, augmented; `fill` is the colour of what a picture is moved away
-    from."""
+    """uint8 [H, W, 3] -> the same, augmented; `fill` colours what a picture is moved away from."""
     image = Image.fromarray(picture)
     for name, magnitude, sign in draw(policy, seed, view):
         image = OPERATIONS[name](image, magnitude, sign, fill)

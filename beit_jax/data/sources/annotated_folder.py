@@ -10,6 +10,7 @@ from beit_jax.data.stores.listing import Listing
 from beit_jax.errors import RequestError, check
 
 TRAINING, VALIDATION = 'training', 'validation'  # ADE20K's parts
+_LIST, _TABLE = 'classes.txt', 'objectInfo150.txt'  # what may name the classes
 
 
 class AnnotatedFolder:
@@ -55,9 +56,8 @@ class AnnotatedFolder:
         self._images = FolderSource(storage.join(path, 'images', part), (), key, index)
         self._folder = storage.join(path, 'annotations', part)
         annotations = Listing(self._folder, key, index)
-        self.fingerprint = hashlib.sha256(
-            (self._images.fingerprint + annotations.fingerprint).encode()
-        ).hexdigest()
+        fingerprints = self._images.fingerprint + annotations.fingerprint
+        self.fingerprint = hashlib.sha256(fingerprints.encode()).hexdigest()
         self.class_names = read_class_names(path, key) if class_names is None else class_names
         there = {storage.join(self._folder, annotations.file(i)) for i in range(len(annotations))}
         missing = [i for i in range(len(self)) if self.annotation(i) not in there]
@@ -94,16 +94,18 @@ def read_class_names(path: str, key: str = 'config.data.path') -> tuple[str, ...
     objectInfo150.txt; else '1' to '150'."""
     try:
         there = {name for name, _ in storage.list_folder(path, ('.txt',))[1]}
-        for file, head in (('classes.txt', 0), ('objectInfo150.txt', 1)):  # the head of a table
-            if file in there:
-                lines = storage.read(storage.join(path, file)).decode(errors='replace').splitlines()
-                names = tuple(line.split('\t')[-1].strip() for line in lines if line.strip())[head:]
-                check(
-                    0 < len(names) <= IGNORED,
-                    f'{storage.join(path, file)} has {len(names)} classes: there may be 1 to '
-                    f'{IGNORED}.',
-                )
-                return names
+        given = [name for name in (_LIST, _TABLE) if name in there]
+        if not given:
+            return tuple(str(number) for number in range(1, 151))
+        file = storage.join(path, given[0])
+        lines = storage.read(file).decode(errors='replace').splitlines()
     except OSError as error:
         raise RequestError(f'{key}={path!r} cannot be read ({error}).') from error
-    return tuple(str(number) for number in range(1, 151))
+    names = [line.split('\t')[-1].strip() for line in lines if line.strip()]
+    if given[0] == _TABLE:
+        names = names[1:]  # without its head
+    check(
+        0 < len(names) <= IGNORED,
+        f'{file} has {len(names)} classes: there may be 1 to {IGNORED}.',
+    )
+    return tuple(names)

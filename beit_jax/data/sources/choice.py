@@ -7,6 +7,8 @@ from beit_jax.data.sources.source import Source
 from beit_jax.data.sources.subset import Subset, holdout, some_of_each_class
 from beit_jax.errors import check
 
+_EVALUATE_PATH = 'config.data.evaluate_path'
+
 
 def open_source(config: DataConfig, split: str) -> Source | None:
     """The examples of `split`, 'train' or 'evaluate'; None where nothing is held out.
@@ -14,78 +16,75 @@ def open_source(config: DataConfig, split: str) -> Source | None:
     Raises:
       RequestError: the settings name no readable data.
     """
-    source = _open(config, split == 'train')
-    if split == 'train' and config.labels_per_class:
-        return Subset(
-            source, some_of_each_class(source, config.labels_per_class, config.subset_seed)
-        )
+    train = split == 'train'
+    source = _open(config, train)
+    if train and config.labels_per_class:
+        indices = some_of_each_class(source, config.labels_per_class, config.subset_seed)
+        return Subset(source, indices)
     return source
 
 
-def _open(config, train):
+def _open(config: DataConfig, train: bool) -> Source | None:
     if config.name == 'shapes':
-        from beit_jax.data.sources.shapes import ShapesSource
+        return _shapes(config, train)
+    if config.name == 'tfds':
+        return _tfds(config, train)
+    if config.label_maps:
+        return _annotated_folder(config, train)
+    return _folder(config, train)
 
-        num_examples = config.num_examples if train else config.num_evaluate_examples
-        split = 'train' if train else config.evaluate_split or 'evaluate'
-        check(
-            train or split != 'train',
-            "config.data.evaluate_split='train' would evaluate on the training pictures: give "
-            'another name.',
-        )
-        return (
-            ShapesSource(num_examples, config.image_size, config.level, split, config.label_maps)
-            if num_examples
-            else None
-        )
-    if config.name == 'folder' and config.label_maps:
-        source = AnnotatedFolder(config.path, TRAINING, index=config.index)
-        if config.evaluate_path:
-            return (
-                source
-                if train
-                else AnnotatedFolder(
-                    config.evaluate_path,
-                    VALIDATION,
-                    source.class_names,
-                    'config.data.evaluate_path',
-                    config.index,
-                )
-            )
-        if source.parts:
-            return (
-                source
-                if train
-                else AnnotatedFolder(config.path, VALIDATION, index=config.index)
-                if VALIDATION in source.parts
-                else None
-            )
-    elif config.name == 'folder':
-        source = FolderSource(config.path, index=config.index)
-        if config.evaluate_path:
-            return (
-                source
-                if train
-                else FolderSource(
-                    config.evaluate_path,
-                    source.class_names,
-                    'config.data.evaluate_path',
-                    config.index,
-                )
-            )
-    else:
-        from beit_jax.data.sources.tfrecords import TfdsSource
 
-        if config.evaluate_split:
-            return TfdsSource(
-                config.path,
-                config.split if train else config.evaluate_split,
-                config.index,
-                config.label_maps,
-            )
-        source = TfdsSource(config.path, config.split, config.index, config.label_maps)
+def _shapes(config, train):
+    from beit_jax.data.sources.shapes import ShapesSource
+
+    count = config.num_examples if train else config.num_evaluate_examples
+    split = 'train' if train else config.evaluate_split or 'evaluate'
+    check(
+        train or split != 'train',
+        "config.data.evaluate_split='train' would evaluate on the training pictures: give "
+        'another name.',
+    )
+    if not count:
+        return None
+    return ShapesSource(count, config.image_size, config.level, split, config.label_maps)
+
+
+def _tfds(config, train):
+    from beit_jax.data.sources.tfrecords import TfdsSource
+
+    split = config.split if train or not config.evaluate_split else config.evaluate_split
+    source = TfdsSource(config.path, split, config.index, config.label_maps)
+    return source if config.evaluate_split else _share(source, config, train)
+
+
+def _folder(config, train):
+    source = FolderSource(config.path, index=config.index)
+    if not config.evaluate_path:
+        return _share(source, config, train)
+    if train:
+        return source
+    return FolderSource(config.evaluate_path, source.class_names, _EVALUATE_PATH, config.index)
+
+
+def _annotated_folder(config, train):
+    source = AnnotatedFolder(config.path, TRAINING, index=config.index)
+    if not config.evaluate_path and not source.parts:
+        return _share(source, config, train)
+    if train:
+        return source
+    if config.evaluate_path:
+        return AnnotatedFolder(
+            config.evaluate_path, VALIDATION, source.class_names, _EVALUATE_PATH, config.index
+        )
+    if VALIDATION in source.parts:
+        return AnnotatedFolder(config.path, VALIDATION, index=config.index)
+    return None
+
+
+def _share(source: Source, config: DataConfig, train: bool) -> Source | None:
+    """What is kept for training where a share of the one source is held out, or that share."""
     kept, held_out = holdout(len(source), config.holdout)
     indices = kept if train else held_out
-    return (
-        source if len(indices) == len(source) else Subset(source, indices) if len(indices) else None
-    )
+    if len(indices) == len(source):
+        return source
+    return Subset(source, indices) if len(indices) else None

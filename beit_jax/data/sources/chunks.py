@@ -1,4 +1,4 @@
-"""Reading many examples that are stored side by side in one go, for stores where every read costs a
+"""Many examples that are stored side by side, read in one go: for stores where every read costs a
 seek or a request."""
 
 import collections
@@ -36,19 +36,17 @@ def chunked(
 
 
 class ChunkedSource:
-    """Another source's examples, read `chunk` at a time; the `keep` chunks that were used last stay
-    in memory. Serves many threads."""
+    """Another source's examples, read `chunk` at a time; serves many threads.
+
+    The `keep` chunks that were used last stay in memory.
+    """
 
     def __init__(self, source: Source, chunk: int, keep: int):
-        self.source, self.chunk, self.class_names, self.fingerprint = (
-            source,
-            chunk,
-            source.class_names,
-            source.fingerprint,
-        )
+        self.source, self.chunk = source, chunk
+        self.class_names, self.fingerprint = source.class_names, source.fingerprint
+        self.name, self.label, self.read_many = source.name, source.label, source.read_many
         self._keep, self._kept, self._lock = keep, collections.OrderedDict(), threading.Lock()
         self._readers = concurrent.futures.ThreadPoolExecutor(READERS)
-        self.name, self.label, self.read_many = source.name, source.label, source.read_many
 
     def __len__(self) -> int:
         return len(self.source)
@@ -61,14 +59,12 @@ class ChunkedSource:
         return example
 
     def begin(self, chunk: int) -> concurrent.futures.Future:
-        """What will be the examples of a chunk, as `read_many` gives them; it is being read if it
-        is not here."""
+        """What will be a chunk, as `read_many` gives it; has it read if it is not here."""
         with self._lock:
             if chunk not in self._kept:
                 start = chunk * self.chunk
-                self._kept[chunk] = self._readers.submit(
-                    self.source.read_many, start, min(start + self.chunk, len(self))
-                )
+                end = min(start + self.chunk, len(self))
+                self._kept[chunk] = self._readers.submit(self.source.read_many, start, end)
             self._kept.move_to_end(chunk)
             while len(self._kept) > self._keep:
                 self._kept.popitem(last=False)
@@ -80,12 +76,8 @@ class ReadAhead:
     step and of the one `ahead` steps later."""
 
     def __init__(self, sampler: Sampler, chunks: ChunkedSource, ahead: int):
-        self.sampler, self.seed, self.positions, self.views = (
-            sampler,
-            sampler.seed,
-            sampler.positions,
-            sampler.views,
-        )
+        self.sampler, self.seed = sampler, sampler.seed
+        self.positions, self.views = sampler.positions, sampler.views
         self._chunks, self._ahead = chunks, ahead * sampler.batch_size
 
     def examples(self, positions: np.ndarray) -> np.ndarray:

@@ -45,11 +45,10 @@ class FolderSource:
             bool(classes) or not self.class_names,
             f'{key}={path!r} has images outside class folders: sort them as the training images.',
         )
-        number = {name: label for label, name in enumerate(self.class_names)}
-        # of each folder
-        self._labels = (
-            [number[name] for name in classes] if number else [0] * len(self._listing.folders)
-        )
+        self._labels = [0] * len(self._listing.folders)  # of each folder
+        if self.class_names:
+            number = {name: label for label, name in enumerate(self.class_names)}
+            self._labels = [number[name] for name in classes]
 
     def __len__(self) -> int:
         return len(self._listing)
@@ -67,7 +66,8 @@ class FolderSource:
         return [or_error(self.read, index) for index in range(start, stop)]
 
 
-def path_kind(path, key):
+def path_kind(path: str, key: str) -> str:
+    """`storage.kind`; what cannot be read is a RequestError that names the setting `key`."""
     try:
         return storage.kind(path)
     except OSError as error:

@@ -30,8 +30,7 @@ class Source(typing.Protocol):
         """Example `index`. Raises OSError where it cannot be read."""
 
     def label(self, index: int) -> int:
-        """The class of example `index`, at less cost than `read` where that is possible; not for
-        label maps."""
+        """The class of example `index`, at less cost than `read` if possible; no label map."""
 
     def read_many(self, start: int, stop: int) -> list[Example | OSError]:
         """Examples `start` .. `stop` - 1, with an OSError in the place of each that cannot be read:
@@ -39,8 +38,10 @@ class Source(typing.Protocol):
 
 
 def check_label(source: Source, index: int, label: int) -> None:
-    """Raises RequestError where example `index` has a label that no class has; without classes
-    every label is 0."""
+    """Raises RequestError where example `index` has a label that no class has.
+
+    Without classes every label is 0.
+    """
     count = len(source.class_names)
     check(
         0 <= label < max(1, count),

@@ -1,5 +1,4 @@
-"""Some of the examples of another source: so many of each class, a share that is held out, evenly
-spread ones."""
+"""Some of the examples of another source: a few of each class, a held-out share, a spread."""
 
 import hashlib
 
@@ -17,14 +16,10 @@ class Subset:
     """The examples `indices` (int [M]) of another source."""
 
     def __init__(self, source: Source, indices: np.ndarray):
-        self.source, self.indices, self.class_names = (
-            source,
-            np.asarray(indices, np.int64),
-            source.class_names,
-        )
-        self.fingerprint = hashlib.sha256(
-            source.fingerprint.encode() + self.indices.tobytes()
-        ).hexdigest()
+        self.source, self.indices = source, np.asarray(indices, np.int64)
+        self.class_names = source.class_names
+        content = source.fingerprint.encode() + self.indices.tobytes()
+        self.fingerprint = hashlib.sha256(content).hexdigest()
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -39,20 +34,16 @@ class Subset:
         return self.source.label(int(self.indices[index]))
 
     def read_many(self, start: int, stop: int) -> list[Example | OSError]:
-        indices = self.indices[start:stop]
+        indices, examples = self.indices[start:stop], []
         # each of neighbours in the other source
-        runs = np.split(indices, np.flatnonzero(np.diff(indices) != 1) + 1)
-        return [
-            example
-            for run in runs
-            if len(run)
-            for example in self.source.read_many(int(run[0]), int(run[-1]) + 1)
-        ]
+        for run in np.split(indices, np.flatnonzero(np.diff(indices) != 1) + 1):
+            if len(run):
+                examples += self.source.read_many(int(run[0]), int(run[-1]) + 1)
+        return examples
 
 
 def some_of_each_class(source: Source, number: int, seed: int) -> np.ndarray:
-    """Sorted indices of `number` examples of every class, taken in a random order until there are
-    enough."""
+    """Sorted indices of `number` examples of every class: the first of it in a random order."""
     check(
         bool(source.class_names),
         'config.data.labels_per_class needs labelled images: sort them into one folder a class.',
@@ -77,9 +68,8 @@ def some_of_each_class(source: Source, number: int, seed: int) -> np.ndarray:
 
 def spread(source: Source, limit: int) -> np.ndarray:
     """At most `limit` indices (int64), evenly spread; all where it is 0."""
-    return np.unique(
-        np.linspace(0, len(source) - 1, min(limit or len(source), len(source))).astype(np.int64)
-    )
+    count = min(limit or len(source), len(source))
+    return np.unique(np.linspace(0, len(source) - 1, count).astype(np.int64))
 
 
 def holdout(num_examples: int, share: float) -> tuple[np.ndarray, np.ndarray]:

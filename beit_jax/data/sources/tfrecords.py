@@ -21,8 +21,7 @@ _TFRECORD, _ARRAY_RECORD = tfds.core.FileFormat.TFRECORD, tfds.core.FileFormat.A
 
 
 class TfdsSource:
-    """One split of a TFDS version directory (the one that holds dataset_info.json), in the order of
-    its shards.
+    """One split of a TFDS version directory, which holds dataset_info.json, shard by shard.
 
     The image is the dataset's only Image feature, the label its ClassLabel feature `label`, else 0.
     With `label_maps` there are two Image features, the label is the one that has a name of
@@ -40,16 +39,7 @@ class TfdsSource:
             'config.data.path is empty: set it to a TFDS version directory, for example '
             '~/tensorflow_datasets/mnist/3.0.1.',
         )
-        try:
-            sizes = dict(storage.list_folder(path)[1]) if storage.kind(path) == 'folder' else {}
-            for name in ('dataset_info.json', 'features.json'):
-                check(
-                    name in sizes,
-                    f'config.data.path={path!r} is no TFDS version directory: it holds no {name}.',
-                )
-            info = _info(path, sizes)
-        except OSError as error:
-            raise RequestError(f'config.data.path={path!r} cannot be read ({error}).') from error
+        sizes, info = _open(path)
         check(
             split in info.splits,
             f'split {split!r} is not in config.data.path={path!r}: it has '
@@ -66,33 +56,13 @@ class TfdsSource:
             'only: copy it, or prepare it as tfrecord.',
         )
         features = dict(info.features.items())
-        images = [
-            name for name, feature in features.items() if isinstance(feature, tfds.features.Image)
-        ]
-        maps = [name for name in images if label_maps and name in LABEL_MAPS]
-        check(
-            len(maps) == label_maps,
-            f'config.data.path={path!r} has {len(maps)} label maps, that is images '
-            f'({", ".join(images)}) with a name of {", ".join(LABEL_MAPS)}: it takes one.',
-        )
-        images = [name for name in images if name not in maps]
-        check(
-            len(images) == 1,
-            f'config.data.path={path!r} has {len(images)} image features ({", ".join(features)}): '
-            'it takes one.',
-        )
-        self._image, self._maps, label = images[0], maps, features.get('label')
-        self.class_names = (
-            read_class_names(path)
-            if label_maps
-            else tuple(label.names)
-            if isinstance(label, tfds.features.ClassLabel)
-            else ()
-        )
-        names, counts = (
-            [os.path.basename(file) for file in info.splits[split].filepaths],
-            info.splits[split].shard_lengths,
-        )
+        self._image, self._maps = _image_features(path, features, label_maps)
+        label, self.class_names = features.get('label'), ()
+        if label_maps:
+            self.class_names = read_class_names(path)
+        elif isinstance(label, tfds.features.ClassLabel):
+            self.class_names = tuple(label.names)
+        names = [os.path.basename(file) for file in info.splits[split].filepaths]
         files = [storage.join(path, name) for name in names]
         for name, file in zip(names, files):
             check(
@@ -100,21 +70,20 @@ class TfdsSource:
                 f'config.data.path: the shard {file!r} is missing: download or prepare the dataset '
                 'again.',
             )
-        manifest = ''.join(
-            f'{name}\t{sizes[name]}\t{count}\n' for name, count in zip(names, counts)
-        )
-        self.fingerprint = hashlib.sha256(manifest.encode()).hexdigest()
-        of = {
-            'list': 'records',
-            'path': path if storage.is_remote(path) else os.path.abspath(path),
-            'split': split,
-            'shards': self.fingerprint,
-        }
-        self._records = (
-            ArrayRecords(files, counts)
-            if info.file_format is _ARRAY_RECORD
-            else TFRecords(files, [sizes[name] for name in names], counts, index, of)
-        )
+        sizes = [sizes[name] for name in names]
+        counts = info.splits[split].shard_lengths
+        shards = [f'{name}\t{size}\t{n}\n' for name, size, n in zip(names, sizes, counts)]
+        self.fingerprint = hashlib.sha256(''.join(shards).encode()).hexdigest()
+        if info.file_format is _ARRAY_RECORD:
+            self._records = ArrayRecords(files, counts)
+        else:
+            of = {
+                'list': 'records',
+                'path': path if storage.is_remote(path) else os.path.abspath(path),
+                'split': split,
+                'shards': self.fingerprint,
+            }
+            self._records = TFRecords(files, sizes, counts, index, of)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -137,28 +106,48 @@ class TfdsSource:
     def _example(self, index, record):
         try:
             feature = tf.train.Example.FromString(record).features.feature
-            image, *maps = (
-                feature[name].bytes_list.value[0] for name in (self._image, *self._maps)
-            )
-            return Example(
-                image,
-                maps[0]
-                if maps
-                else feature['label'].int64_list.value[0]
-                if self.class_names
-                else 0,
-            )
+            names = (self._image, *self._maps)
+            image, *maps = (feature[name].bytes_list.value[0] for name in names)
+            if maps:
+                return Example(image, maps[0])
+            return Example(image, feature['label'].int64_list.value[0] if self.class_names else 0)
         except (DecodeError, IndexError) as error:
             raise OSError(f'{self.name(index)} is damaged: {error}') from error
 
 
-def _info(path, names):
-    """What TFDS knows of a version directory; of one in another store, from local copies of its
-    small files."""
-    if not storage.is_remote(path):
-        return tfds.builder_from_directory(path).info
-    with tempfile.TemporaryDirectory() as copy:
-        for name in names:
-            if name.endswith(('.json', '.txt')):
-                (Path(copy) / name).write_bytes(storage.read(storage.join(path, name)))
-        return tfds.builder_from_directory(copy).info
+def _open(path):
+    """(sizes of the files by name, what TFDS knows) of a version directory."""
+    try:
+        sizes = dict(storage.list_folder(path)[1]) if storage.kind(path) == 'folder' else {}
+        for name in ('dataset_info.json', 'features.json'):
+            check(
+                name in sizes,
+                f'config.data.path={path!r} is no TFDS version directory: it holds no {name}.',
+            )
+        if not storage.is_remote(path):
+            return sizes, tfds.builder_from_directory(path).info
+        with tempfile.TemporaryDirectory() as copy:  # of its small files
+            for name in sizes:
+                if name.endswith(('.json', '.txt')):
+                    (Path(copy) / name).write_bytes(storage.read(storage.join(path, name)))
+            return sizes, tfds.builder_from_directory(copy).info
+    except OSError as error:
+        raise RequestError(f'config.data.path={path!r} cannot be read ({error}).') from error
+
+
+def _image_features(path, features, label_maps):
+    """The name of the images, and those of label maps: one with `label_maps`, else none."""
+    images = [name for name, kind in features.items() if isinstance(kind, tfds.features.Image)]
+    maps = [name for name in images if label_maps and name in LABEL_MAPS]
+    check(
+        len(maps) == label_maps,
+        f'config.data.path={path!r} has {len(maps)} label maps, that is images '
+        f'({", ".join(images)}) with a name of {", ".join(LABEL_MAPS)}: it takes one.',
+    )
+    images = [name for name in images if name not in maps]
+    check(
+        len(images) == 1,
+        f'config.data.path={path!r} has {len(images)} image features ({", ".join(features)}): '
+        'it takes one.',
+    )
+    return images[0], maps

@@ -67,13 +67,11 @@ def open_list(
     if not index:
         began = time.monotonic()
         made = _make(io.BytesIO(), of['path'], tasks, look, pack)
-        if time.monotonic() - began > SLOW:
-            print(
-                f'listing {of["path"]} took {time.monotonic() - began:.0f} s: '
-                '--config.data.index=DIR keeps the list in a folder DIR, and the next start opens '
-                'it at once',
-                file=sys.stderr,
-                flush=True,
+        seconds = time.monotonic() - began
+        if seconds > SLOW:
+            _say(
+                f'listing {of["path"]} took {seconds:.0f} s: --config.data.index=DIR keeps the '
+                'list in a folder DIR, and the next start opens it at once'
             )
         return made
     path = list_path(index, of)
@@ -93,21 +91,19 @@ def open_list(
 def list_path(index: str, of: Mapping[str, str]) -> Path:
     """Where the list of `of` is kept."""
     name = os.path.basename(of['path'].rstrip('/'))[:60]
-    return (
-        Path(index)
-        / f'{name}-{hashlib.sha256(json.dumps([FORMAT, dict(of)]).encode()).hexdigest()[:16]}.list'
-    )
+    which = hashlib.sha256(json.dumps([FORMAT, dict(of)]).encode()).hexdigest()[:16]
+    return Path(index) / f'{name}-{which}.list'
 
 
 def write(path: Path, of: Mapping[str, str], facts: dict, arrays: Arrays) -> None:
     """Keeps a list; whoever is killed meanwhile leaves none."""
     kinds = {name: [array.dtype.str, len(array)] for name, array in arrays.items()}
-    header = json.dumps(
-        {'format': FORMAT, 'of': dict(of), 'facts': facts, 'arrays': kinds}
-    ).encode()
+    header = {'format': FORMAT, 'of': dict(of), 'facts': facts, 'arrays': kinds}
+    line = json.dumps(header).encode()
+    line += b' ' * (-(len(line) + 1) % 8) + b'\n'
     temporary = path.with_suffix('.new')
     with temporary.open('wb') as file:
-        for part in (header + b' ' * (-(len(header) + 1) % 8) + b'\n', *arrays.values()):
+        for part in (line, *arrays.values()):
             file.write(part)
             file.write(bytes(-file.tell() % 8))
         file.flush()
@@ -137,6 +133,10 @@ def read(path: Path, of: Mapping[str, str]) -> tuple[dict, Arrays]:
     return header['facts'], arrays
 
 
+def _say(text):
+    print(text, file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
 def _locked(path: Path):
     """The spool `path`, made with its folder where there is none, for this process alone; it is
@@ -146,11 +146,7 @@ def _locked(path: Path):
         try:
             fcntl.flock(spool, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(
-                f'waiting for another process, which makes {path.with_suffix(".list")}',
-                file=sys.stderr,
-                flush=True,
-            )
+            _say(f'waiting for another process, which makes {path.with_suffix(".list")}')
             fcntl.flock(spool, fcntl.LOCK_EX)
         except OSError:  # a file system without locks
             pass
@@ -159,8 +155,7 @@ def _locked(path: Path):
 
 
 def _make(spool, path, tasks, look, pack):
-    """(facts, arrays) out of all tasks, those that are done in the `spool` and those that are
-    not."""
+    """(facts, arrays) out of all tasks: those that the `spool` says are done, and the others."""
     places, pending, count = _done(spool, tasks)
     with _Progress(f'listing {path}', count) as progress:
         for task, result in _look_at_all(pending, look):
@@ -201,13 +196,16 @@ def _done(spool, tasks):
 def _look_at_all(pending, look):
     """(task, what `look` gave) of the tasks `pending` and of all that come to light, as they are
     done; few are held at once."""
+
+    def look_at(task):
+        return task, look(task)
+
     finished, running, pool = queue.SimpleQueue(), 0, concurrent.futures.ThreadPoolExecutor(WORKERS)
     try:
         while pending or running:
             while pending and running < 2 * WORKERS:
-                pool.submit(lambda task: (task, look(task)), pending.pop()).add_done_callback(
-                    finished.put
-                )
+                future = pool.submit(look_at, pending.pop())
+                future.add_done_callback(finished.put)
                 running += 1
             task, result = finished.get().result()
             running -= 1
@@ -239,7 +237,7 @@ class _Progress:
         self._bar.update(count)
         self._count += count
         if self._bar.disable and time.monotonic() > self._next:
-            print(f'{self._title}: {self._count:,} examples so far', file=sys.stderr, flush=True)
+            _say(f'{self._title}: {self._count:,} examples so far')
             self._next = time.monotonic() + SLOW
 
     def __exit__(self, *_):

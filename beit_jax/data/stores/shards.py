@@ -21,8 +21,9 @@ class Shards:
     """Records, counted through `files`, of which each holds as many as `counts` says."""
 
     def __init__(self, files: Sequence[str], counts: Sequence[int]):
+        self.files = files
         # the first record of each shard
-        self.files, self.starts = files, np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+        self.starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -83,21 +84,18 @@ class TFRecords(Shards):
 
         def look(task):
             shard = int(task)
-            return manifest.Task(
-                [], counts[shard], _lengths(files[shard], sizes[shard], counts[shard])
-            )
+            lengths = _lengths(files[shard], sizes[shard], counts[shard])
+            return manifest.Task([], counts[shard], lengths)
 
-        _, arrays = manifest.open_list(
-            index, of, [f'{shard:09}' for shard in range(len(files))], look, _pack
-        )
+        tasks = [f'{shard:09}' for shard in range(len(files))]
+        _, arrays = manifest.open_list(index, of, tasks, look, _pack)
         self._offsets, self._lengths = arrays['offsets'], arrays['lengths']
 
     def _read(self, shard, start, stop):
         begin = int(self._offsets[start]) - _HEADER
+        end = int(self._offsets[stop - 1] + self._lengths[stop - 1]) + _FOOTER
         with storage.ranges(self.files[shard]) as read:
-            data = read(
-                begin, int(self._offsets[stop - 1] + self._lengths[stop - 1]) + _FOOTER - begin
-            )
+            data = read(begin, end - begin)
         places = self._offsets[start:stop] - begin
         return [
             self._record(start + i, data, place, length)
@@ -107,9 +105,8 @@ class TFRecords(Shards):
     def _record(self, index, data, place, length):
         record = data[place : place + length]
         stored = data[place - _HEADER : place] + data[place + length : place + length + _FOOTER]
-        if stored != struct.pack(
-            '<QII', length, _checksum(struct.pack('<Q', length)), _checksum(record)
-        ):
+        checksums = _checksum(struct.pack('<Q', length)), _checksum(record)
+        if stored != struct.pack('<QII', length, *checksums):
             return OSError(f'{self.name(index)} is damaged: its checksum does not fit')
         return record
 
@@ -142,11 +139,8 @@ class ArrayRecords(Shards):
         except (RuntimeError, ValueError, IndexError) as error:
             if stop - start == 1:
                 return [OSError(f'{self.name(start)} is damaged: {error}')]
-            return [
-                record
-                for index in range(start, stop)
-                for record in self._read(shard, index, index + 1)
-            ]
+            singles = [self._read(shard, index, index + 1) for index in range(start, stop)]
+            return [record for (record,) in singles]
 
 
 def _checksum(data):
@@ -158,13 +152,9 @@ def _checksum(data):
 def _lengths(path, size, count):
     """The length of each record of a shard, from its headers: locally nothing else is read, from
     another store all, in few large reads."""
-    block, position, found, begin, data = (
-        _BLOCK if storage.is_remote(path) else _HEADER,
-        0,
-        [],
-        0,
-        b'',
-    )
+    block = _BLOCK if storage.is_remote(path) else _HEADER
+    found, position = [], 0
+    data, begin = b'', 0  # what was read last, and where in the shard
     try:
         with storage.ranges(path) as read:
             while position + _HEADER < size:

@@ -31,10 +31,10 @@ def kind(path: str) -> str:
 def list_folder(
     folder: str, endings: tuple[str, ...] = ('',)
 ) -> tuple[list[str], list[tuple[str, int]]]:
-    """(names of the folders, (name, size in bytes) of each file whose name, in lower case, ends
-    so), sorted; hidden ones are left out.
+    """([name of each folder], [(name, size in bytes) of each file]), sorted, hidden ones left out.
 
-    Links are followed; -1 is the size of a broken one.
+    Files are those whose name, in lower case, has one of the `endings`. Links are followed; -1 is
+    the size of a broken one.
     """
     folders, files = (_list_remote if is_remote(folder) else _list_local)(folder, endings)
     return sorted(folders), sorted(files)

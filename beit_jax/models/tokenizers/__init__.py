@@ -1,5 +1,4 @@
-"""What pre-training knows of a tokenizer: pictures to token ids, and, if it has a decoder, ids to
-pictures.
+"""What pre-training knows of a tokenizer: pictures to token ids, and ids to pictures.
 
 A kind of tokenizer is one file of this folder, with two classes: `Config`, its architecture, and
 `Tokenizer`. Its name in KINDS makes it known to every recipe and tool. Shape legend: B images, S
@@ -24,8 +23,10 @@ PRECISIONS = ('float32', 'bfloat16_3x', 'bfloat16')
 
 
 class Tokenizer(Protocol):
-    """A fixed map from pictures to grids of tokens. `params` is a nested dict of arrays, passed in
-    so that it can be placed on a mesh."""
+    """A fixed map from pictures to grids of tokens.
+
+    `params` is a nested dict of arrays, passed in so that it can be placed on a mesh.
+    """
 
     kind: str  # of KINDS
     config: Any  # the architecture, a dataclass
@@ -36,16 +37,19 @@ class Tokenizer(Protocol):
     pixels: str  # how it maps pixels in [0, 1], in words
 
     def abstract(self) -> dict:
-        """Shapes and dtypes of the parameters: {'encoder': ...} and, if it can draw, {'decoder':
-        ...}."""
+        """Shapes and dtypes of the parameters: of 'encoder' and, if it can draw, of 'decoder'."""
 
     def encode(self, params: Any, images_BSS3: jax.Array) -> jax.Array:
-        """RGB in [0, 1], float32 [B, S, S, 3] -> ids int32 [B, P]. Reads params['encoder']
-        alone."""
+        """RGB in [0, 1], float32 [B, S, S, 3] -> ids int32 [B, P].
+
+        Reads params['encoder'] alone.
+        """
 
     def decode(self, params: Any, ids_BP: jax.Array) -> jax.Array:
-        """ids int [B, P] of a square grid -> RGB in [0, 1], float32 [B, S, S, 3]. Reads
-        params['decoder'] alone."""
+        """ids int [B, P] of a square grid -> RGB in [0, 1], float32 [B, S, S, 3].
+
+        Reads params['decoder'] alone.
+        """
 
 
 def make_tokenizer(
@@ -59,9 +63,8 @@ def make_tokenizer(
     one_of('kind', kind, KINDS)
     one_of('precision', precision, PRECISIONS)
     module = importlib.import_module(f'beit_jax.models.tokenizers.{kind}')
-    tokenizer = module.Tokenizer(
-        from_mapping(module.Config, architecture, 'architecture.'), image_size, precision
-    )
+    config = from_mapping(module.Config, architecture, 'architecture.')
+    tokenizer = module.Tokenizer(config, image_size, precision)
     check(
         image_size > 0 and image_size % tokenizer.factor == 0,
         f'a tokenizer with {tokenizer.factor} pixels per token cannot cut pictures of '

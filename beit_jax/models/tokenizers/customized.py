@@ -1,9 +1,8 @@
-"""The "customized" discrete VAE of the official BEiT code (unilm/beit/modeling_discrete_vae.py:66):
-strided convolutions and an embedding.
+"""The "customized" discrete VAE of the official code: strided convolutions and an embedding.
 
-The published one: 3 layers that each halve the picture, 8192 tokens, width 256, codes of width 512.
-Shape legend: B images, S side in pixels, h w rows and columns of the token grid, V vocabulary, C
-width of a code.
+unilm/beit/modeling_discrete_vae.py:66. The published one: 3 layers that each halve the picture,
+8192 tokens, width 256, codes of width 512. Shape legend: B images, S side in pixels, h w rows and
+columns of the token grid, V vocabulary, C width of a code.
 """
 
 import dataclasses
@@ -37,12 +36,8 @@ class _ResidualBlock(nnx.Module):
     """x + three convolutions; named by their places in PyTorch's Sequential."""
 
     def __init__(self, width, **options):
-        self.convs = nnx.Dict(
-            {
-                str(2 * i): nnx.Conv(width, width, (size, size), **options)
-                for i, size in enumerate((3, 3, 1))
-            }
-        )
+        conv = lambda size: nnx.Conv(width, width, (size, size), **options)
+        self.convs = nnx.Dict({'0': conv(3), '2': conv(3), '4': conv(1)})
 
     def __call__(self, x):
         first, second, third = self.convs.values()
@@ -53,21 +48,15 @@ class CustomizedEncoder(nnx.Module):
     """Pictures to token logits."""
 
     def __init__(self, config: Config, *, dtype=jnp.float32, precision=None, rngs: nnx.Rngs):
-        options, layers = {'dtype': dtype, 'precision': precision, 'rngs': rngs}, {}
+        width, layers, options = config.width, {}, {'precision': precision, 'rngs': rngs}
         for i in range(config.layers):
+            inputs = width if i else 3
             layers[str(2 * i)] = nnx.Conv(
-                config.width if i else 3, config.width, (4, 4), strides=2, padding=1, **options
+                inputs, width, (4, 4), strides=2, padding=1, dtype=dtype, **options
             )
-            layers[str(2 * i + 1)] = _ResidualBlock(config.width, **options)
+            layers[str(2 * i + 1)] = _ResidualBlock(width, dtype=dtype, **options)
         self.layers = nnx.Dict(layers)
-        self.output = nnx.Conv(
-            config.width,
-            config.vocabulary,
-            (1, 1),
-            dtype=jnp.float32,
-            precision=precision,
-            rngs=rngs,
-        )
+        self.output = nnx.Conv(width, config.vocabulary, (1, 1), dtype=jnp.float32, **options)
 
     def __call__(self, images_BSS3):
         """Pixels in [-1, 1], float [B, S, S, 3] -> logits float32 [B, h, w, V]."""
@@ -81,22 +70,18 @@ class CustomizedDecoder(nnx.Module):
     """Token ids to pictures."""
 
     def __init__(self, config: Config, *, dtype=jnp.float32, precision=None, rngs: nnx.Rngs):
-        options, layers = {'dtype': dtype, 'precision': precision, 'rngs': rngs}, {}
-        self.codebook = nnx.Param(
-            jax.random.normal(rngs.params(), (config.vocabulary, config.code_width))
-        )
+        width, layers, options = config.width, {}, {'precision': precision, 'rngs': rngs}
+        codes = jax.random.normal(rngs.params(), (config.vocabulary, config.code_width))
+        self.codebook = nnx.Param(codes)
+        padding = (2, 2), (2, 2)  # 4 - 1 - 1: for a kernel of 4 what PyTorch calls padding 1
         for i in range(config.layers):
-            inputs = config.width if i else config.code_width
-            # what PyTorch calls padding 1 of a transposed convolution of size 4 is padding 4 - 1 -
-            # 1 here
+            inputs = width if i else config.code_width
             layers[str(2 * i)] = nnx.ConvTranspose(
-                inputs, config.width, (4, 4), strides=2, padding=((2, 2), (2, 2)), **options
+                inputs, width, (4, 4), strides=2, padding=padding, dtype=dtype, **options
             )
-            layers[str(2 * i + 1)] = _ResidualBlock(config.width, **options)
+            layers[str(2 * i + 1)] = _ResidualBlock(width, dtype=dtype, **options)
         self.layers = nnx.Dict(layers)
-        self.output = nnx.Conv(
-            config.width, 3, (1, 1), dtype=jnp.float32, precision=precision, rngs=rngs
-        )
+        self.output = nnx.Conv(width, 3, (1, 1), dtype=jnp.float32, **options)
 
     def __call__(self, ids_Bhw):
         """int [B, h, w] -> pixels near [-1, 1], float32 [B, S, S, 3]."""
@@ -112,20 +97,16 @@ class Tokenizer:
     pixels = '2 x - 1'
 
     def __init__(self, config: Config, image_size: int, precision: str = 'float32'):
-        self.config, self.image_size, self.vocabulary, self.factor = (
-            config,
-            image_size,
-            config.vocabulary,
-            2**config.layers,
-        )
-        options = dtype_and_precision(precision)
+        self.config, self.image_size = config, image_size
+        self.vocabulary, self.factor = config.vocabulary, 2**config.layers
+
+        def shapes(module):
+            options = dtype_and_precision(precision)
+            return nnx.eval_shape(lambda: module(config, **options, rngs=nnx.Rngs(0)))
+
         self._modules = {
-            'encoder': nnx.eval_shape(
-                lambda: CustomizedEncoder(config, **options, rngs=nnx.Rngs(0))
-            ),
-            'decoder': nnx.eval_shape(
-                lambda: CustomizedDecoder(config, **options, rngs=nnx.Rngs(0))
-            ),
+            'encoder': shapes(CustomizedEncoder),
+            'decoder': shapes(CustomizedDecoder),
         }
 
     def abstract(self):
@@ -133,10 +114,9 @@ class Tokenizer:
 
     def encode(self, params, images_BSS3):
         """Pixels in [0, 1]; see `beit_jax.models.tokenizers.Tokenizer`."""
-        logits_BhwV = nnx.merge(nnx.graphdef(self._modules['encoder']), params['encoder'])(
-            2 * images_BSS3 - 1
-        )
-        return jnp.argmax(logits_BhwV, axis=-1).reshape(images_BSS3.shape[0], -1).astype(jnp.int32)
+        encoder = nnx.merge(nnx.graphdef(self._modules['encoder']), params['encoder'])
+        ids_Bhw = jnp.argmax(encoder(2 * images_BSS3 - 1), axis=-1)
+        return ids_Bhw.reshape(images_BSS3.shape[0], -1).astype(jnp.int32)
 
     def decode(self, params, ids_BP):
         """Gives pixels in [0, 1]; see `beit_jax.models.tokenizers.Tokenizer`."""

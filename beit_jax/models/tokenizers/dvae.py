@@ -1,10 +1,10 @@
-"""The discrete VAE of DALL-E (arXiv 2102.12092, appendix A.1; package dall_e: encoder.py,
-decoder.py): its own weights, and those you train.
+"""The discrete VAE of DALL-E: with its own weights, and with those you train.
 
-An encoder gives each cell of a grid logits over a vocabulary, a decoder draws a picture from one
-vector over the vocabulary per cell. The published model: 4 groups of 2 blocks, width 256,
-vocabulary 8192; a group halves the picture, the last one does not. Shape legend: B images, h w rows
-and columns of the token grid, V vocabulary. Pictures are [B, height, width, 3].
+arXiv 2102.12092, appendix A.1; package dall_e: encoder.py, decoder.py. An encoder gives each cell
+of a grid logits over a vocabulary, a decoder draws a picture from one vector over the vocabulary
+per cell. The published model: 4 groups of 2 blocks, width 256, vocabulary 8192; a group halves the
+picture, the last one does not. Shape legend: B images, h w rows and columns of the token grid, V
+vocabulary. Pictures are [B, height, width, 3].
 """
 
 import dataclasses
@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from beit_jax.errors import check
-from beit_jax.models.layers import Constant, product
+from beit_jax.models.initializers import Constant
+from beit_jax.models.layers import product
 from beit_jax.models.platform import target_platform
 from beit_jax.models.tokenizers import check_vocabulary, dtype_and_precision
 from beit_jax.models.tokenizers.fused_block import fits, fused_block
@@ -62,7 +63,8 @@ class FanInNormal:
     def __call__(self, key, shape, dtype=jnp.float32, **_):
         fan_in, outputs = math.prod(shape[:-1]), shape[-1]
         # 4-D draws compile five times slower
-        return (jax.random.normal(key, (fan_in, outputs), dtype) / math.sqrt(fan_in)).reshape(shape)
+        kernel = jax.random.normal(key, (fan_in, outputs), dtype) / math.sqrt(fan_in)
+        return kernel.reshape(shape)
 
     def __str__(self):
         return 'normal(1 / sqrt(fan_in))'
@@ -96,8 +98,10 @@ def _conv(inputs, outputs, size, *, dtype, precision, rngs):
 
 
 def _convolve(x, kernel, *arguments, precision, **options):
-    """As jax.lax.conv_general_dilated; elsewhere than on a TPU one of a single pixel is a matrix
-    product, a third faster on a CPU."""
+    """As jax.lax.conv_general_dilated; one of a single pixel is a matrix product, except on a TPU.
+
+    A third faster on a CPU.
+    """
     if kernel.shape[:2] == (1, 1) and target_platform() != 'tpu':
         return product(x, kernel[0, 0], precision=precision)
     return jax.lax.conv_general_dilated(x, kernel, *arguments, precision=precision, **options)
@@ -118,18 +122,12 @@ class _ResidualBlock(nnx.Module):
     def __call__(self, x, fused: bool = False):
         """`fused`: as one kernel, which has no gradient, where there is one for such pictures."""
         convs = self.convs.values()
-        if fused and self.shortcut is None and fits(x, self.convs['1'].out_features):
-            kernels, biases = (
-                [getattr(conv, name)[...] for conv in convs] for name in ('kernel', 'bias')
-            )
-            return fused_block(
-                x,
-                kernels,
-                biases,
-                self.gain,
-                self.convs['1'].precision,
-                interpret=target_platform() != 'tpu',
-            )
+        first = self.convs['1']
+        if fused and self.shortcut is None and fits(x, first.out_features):
+            kernels = [conv.kernel[...] for conv in convs]
+            biases = [conv.bias[...] for conv in convs]
+            interpret = target_platform() != 'tpu'
+            return fused_block(x, kernels, biases, self.gain, first.precision, interpret)
         y = x
         for conv in convs:
             y = conv(jax.nn.relu(y))
@@ -138,24 +136,14 @@ class _ResidualBlock(nnx.Module):
 
 def _groups(config, widths, sizes, **options):
     """Groups of blocks: group i goes from widths[i] to widths[i + 1]."""
-    gain = 1 / (config.groups * config.blocks) ** 2
-    return nnx.Dict(
-        {
-            str(g + 1): nnx.Dict(
-                {
-                    str(b + 1): _ResidualBlock(
-                        widths[g] if b == 0 else widths[g + 1],
-                        widths[g + 1],
-                        sizes,
-                        gain,
-                        **options,
-                    )
-                    for b in range(config.blocks)
-                }
-            )
-            for g in range(config.groups)
-        }
-    )
+    gain, groups = 1 / (config.groups * config.blocks) ** 2, {}
+    for g in range(config.groups):
+        before, after, blocks = widths[g], widths[g + 1], {}
+        for b in range(config.blocks):
+            inputs = before if b == 0 else after
+            blocks[str(b + 1)] = _ResidualBlock(inputs, after, sizes, gain, **options)
+        groups[str(g + 1)] = nnx.Dict(blocks)
+    return nnx.Dict(groups)
 
 
 class DVAEEncoder(nnx.Module):
@@ -170,8 +158,11 @@ class DVAEEncoder(nnx.Module):
         self.output = _conv(widths[-1], config.vocabulary, 1, dtype=jnp.float32, **options)
 
     def __call__(self, images_BHWC, fused: bool = False):
-        """Pixels in [0.1, 0.9] (`map_pixels`), float [B, height, width, 3] -> logits float32 [B, h,
-        w, V]. `fused`: narrow blocks as one kernel (`fused_block`), which has no gradient."""
+        """Pixels in [0.1, 0.9], float [B, height, width, 3] -> logits float32 [B, h, w, V].
+
+        `map_pixels` makes such pixels. `fused`: narrow blocks as one kernel (`fused_block`), which
+        has no gradient.
+        """
         x, last = self.input(images_BHWC), len(self.groups)
         for g, group in enumerate(self.groups.values(), start=1):
             for block in group.values():
@@ -185,18 +176,17 @@ class DVAEDecoder(nnx.Module):
     """Vectors over the vocabulary to pictures."""
 
     def __init__(self, config: Config, *, dtype=jnp.float32, precision=None, rngs: nnx.Rngs):
-        widths = [config.decoder_input] + [
-            config.width * 2**g for g in reversed(range(config.groups))
-        ]
+        doubled = [config.width * 2**g for g in range(config.groups)]
+        widths = [config.decoder_input, *reversed(doubled)]
         options = {'precision': precision, 'rngs': rngs}
         self.input = _conv(config.vocabulary, config.decoder_input, 1, dtype=dtype, **options)
         self.groups = _groups(config, widths, (1, 3, 3, 3), dtype=dtype, **options)
         self.output = _conv(config.width, 6, 1, dtype=jnp.float32, **options)
 
     def __call__(self, codes_BhwV):
-        """One-hot or relaxed codes, float [B, h, w, V] -> location and log-scale of the
-        logit-Laplace density, float32 [B, height, width, 6].
+        """One-hot or relaxed codes, float [B, h, w, V] -> float32 [B, height, width, 6].
 
+        The result is location and log-scale of the logit-Laplace density:
         `unmap_pixels(sigmoid(first three channels))` is the picture in [0, 1].
         """
         x, last = self.input(codes_BhwV), len(self.groups)
@@ -222,34 +212,26 @@ class Tokenizer:
     pixels = '0.8 x + 0.1'
 
     def __init__(self, config: Config, image_size: int, precision: str = 'float32'):
-        self.config, self.image_size, self.vocabulary, self.factor = (
-            config,
-            image_size,
-            config.vocabulary,
-            config.factor,
-        )
-        self._whole = nnx.eval_shape(
-            lambda: DVAE(config, **dtype_and_precision(precision), rngs=nnx.Rngs(0))
-        )
-        self._encoder, self._decoder = (
-            nnx.graphdef(self._whole.encoder),
-            nnx.graphdef(self._whole.decoder),
-        )
+        self.config, self.image_size = config, image_size
+        self.vocabulary, self.factor = config.vocabulary, config.factor
+        options = dtype_and_precision(precision)
+        self._whole = nnx.eval_shape(lambda: DVAE(config, **options, rngs=nnx.Rngs(0)))
+        self._encoder = nnx.graphdef(self._whole.encoder)
+        self._decoder = nnx.graphdef(self._whole.decoder)
 
     def abstract(self):
         return nnx.to_pure_dict(nnx.state(self._whole))
 
     def encode(self, params, images_BSS3):
         """Pixels in [0, 1]; see `beit_jax.models.tokenizers.Tokenizer`."""
-        logits_BhwV = nnx.merge(self._encoder, params['encoder'])(
-            map_pixels(images_BSS3), fused=target_platform() == 'tpu'
-        )
-        return jnp.argmax(logits_BhwV, axis=-1).reshape(images_BSS3.shape[0], -1).astype(jnp.int32)
+        encoder = nnx.merge(self._encoder, params['encoder'])
+        logits_BhwV = encoder(map_pixels(images_BSS3), fused=target_platform() == 'tpu')
+        ids_Bhw = jnp.argmax(logits_BhwV, axis=-1)
+        return ids_Bhw.reshape(images_BSS3.shape[0], -1).astype(jnp.int32)
 
     def decode(self, params, ids_BP):
         """Gives pixels in [0, 1]; see `beit_jax.models.tokenizers.Tokenizer`."""
         side = math.isqrt(ids_BP.shape[1])
         codes_BhwV = jax.nn.one_hot(ids_BP.reshape(-1, side, side), self.vocabulary)
-        return unmap_pixels(
-            jax.nn.sigmoid(nnx.merge(self._decoder, params['decoder'])(codes_BhwV)[..., :3])
-        )
+        decoder = nnx.merge(self._decoder, params['decoder'])
+        return unmap_pixels(jax.nn.sigmoid(decoder(codes_BhwV)[..., :3]))

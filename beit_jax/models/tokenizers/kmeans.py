@@ -1,8 +1,8 @@
-"""K-means on normalised patches: a token says which of V typical patterns a patch has, whatever its
-brightness and contrast.
+"""K-means on normalised patches, the simplest tokenizer that is known to work on small data.
 
-The simplest tokenizer that is known to work on small data. Shape legend: B images, S side in
-pixels, f patch side, P patches, D = 3 f f values of a patch, N patches to learn from, V vocabulary.
+A token says which of V typical patterns a patch has, whatever its brightness and contrast. Shape
+legend: B images, S side in pixels, f patch side, P patches, D = 3 f f values of a patch, N patches
+to learn from, V vocabulary.
 """
 
 import dataclasses
@@ -36,17 +36,14 @@ class Config:
 
 
 def normalize_patches(patches, contrast_floor: float):
-    """Pixels in [0, 1], [..., D] -> the same shape without the patch's mean and most of its
-    contrast."""
+    """Pixels in [0, 1], [..., D] -> the same without each patch's mean and most of its contrast."""
     centred = (patches - jnp.mean(patches, axis=-1, keepdims=True)) / 0.25
-    return centred / (
-        jnp.sqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True)) + contrast_floor
-    )
+    contrast = jnp.sqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True))
+    return centred / (contrast + contrast_floor)
 
 
 def product(x, y, precision: str):
-    """Matrix product of float32 arrays in one of `beit_jax.models.tokenizers.PRECISIONS`,
-    float32."""
+    """Matrix product of float32 arrays, float32; `precision`: of `tokenizers.PRECISIONS`."""
     dtype, passes = dtype_and_precision(precision).values()
     return jnp.matmul(
         x.astype(dtype), y.astype(dtype), precision=passes, preferred_element_type=jnp.float32
@@ -55,18 +52,21 @@ def product(x, y, precision: str):
 
 def nearest(x, centroids_VD, precision: str):
     """[..., D] -> int32 [...], the nearest centroid."""
-    scores = product(x, centroids_VD.T, precision) - 0.5 * jnp.sum(
-        jnp.square(centroids_VD), axis=-1
-    )
+    products = product(x, centroids_VD.T, precision)
+    scores = products - 0.5 * jnp.sum(jnp.square(centroids_VD), axis=-1)
     return jnp.argmax(scores, axis=-1).astype(jnp.int32)
 
 
 def fit(key, patches_ND, config: Config, iterations: int = 30) -> dict:
-    """Lloyd's algorithm from random patches; a centroid that nobody is nearest to starts anew at a
-    random patch.
+    """Lloyd's algorithm from random patches.
+
+    A centroid that nobody is nearest to starts anew at a random patch.
 
     Args:
+      key: for the random patches.
       patches_ND: pixels in [0, 1], float32; N at least the vocabulary.
+      config: the architecture.
+      iterations: of the algorithm.
 
     Returns:
       the parameters of a `Tokenizer`.
@@ -82,39 +82,32 @@ def fit(key, patches_ND, config: Config, iterations: int = 30) -> dict:
     for anew_key in keys:
         sums_VD, counts_V = _sum_by_centroid(x_ND, x_ND, centroids_VD)
         anew_VD = jax.random.choice(anew_key, x_ND, (config.vocabulary,), replace=False)
-        centroids_VD = jnp.where(
-            counts_V[:, None] > 0, sums_VD / jnp.maximum(counts_V, 1)[:, None], anew_VD
-        )
-    sums_VD, counts_V = _sum_by_centroid(x_ND, patches_ND, centroids_VD)
-    pictures_VD = jnp.where(counts_V[:, None] > 0, sums_VD / jnp.maximum(counts_V, 1)[:, None], 0.5)
+        centroids_VD = _means(sums_VD, counts_V, anew_VD)
+    pictures_VD = _means(*_sum_by_centroid(x_ND, patches_ND, centroids_VD), 0.5)
     return {'encoder': {'centroids': centroids_VD}, 'decoder': {'patches': pictures_VD}}
 
 
 @jax.jit
 def _sum_by_centroid(x_ND, values_ND, centroids_VD):
     """(sums of `values` of the x nearest to each centroid [V, D], their counts [V])."""
-    ids_N = jax.lax.map(
-        functools.partial(nearest, centroids_VD=centroids_VD, precision='float32'),
-        x_ND,
-        batch_size=CHUNK,
-    )
+    find = functools.partial(nearest, centroids_VD=centroids_VD, precision='float32')
+    ids_N = jax.lax.map(find, x_ND, batch_size=CHUNK)
     zeros_VD = jnp.zeros((len(centroids_VD), values_ND.shape[1]))
     return zeros_VD.at[ids_N].add(values_ND), jnp.zeros(len(centroids_VD)).at[ids_N].add(1)
+
+
+def _means(sums_VD, counts_V, otherwise):
+    return jnp.where(counts_V[:, None] > 0, sums_VD / jnp.maximum(counts_V, 1)[:, None], otherwise)
 
 
 class Tokenizer:
     """The decoder draws the mean of all patches of a token, brightness and colour included."""
 
     def __init__(self, config: Config, image_size: int, precision: str = 'float32'):
-        self.config, self.image_size, self.vocabulary, self.factor = (
-            config,
-            image_size,
-            config.vocabulary,
-            config.patch_size,
-        )
-        self.pixels = (
-            f'(x - mean of the patch) / (deviation of the patch + {config.contrast_floor / 4:g})'
-        )
+        self.config, self.image_size = config, image_size
+        self.vocabulary, self.factor = config.vocabulary, config.patch_size
+        floor = config.contrast_floor / 4
+        self.pixels = f'(x - mean of the patch) / (deviation of the patch + {floor:g})'
         self._precision = precision
 
     def abstract(self):

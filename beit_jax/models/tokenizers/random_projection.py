@@ -1,7 +1,7 @@
-"""A tokenizer without training: the nearest of V random directions to a random projection of the
-patch (BEST-RQ, arXiv 2202.01855, section 3.1).
+"""A tokenizer without training: random directions, the cheapest baseline; it has no decoder.
 
-The cheapest baseline, without a decoder. Shape legend: B images, S side in pixels, P patches, D
+A token is the nearest of V random directions to a random projection of the patch (BEST-RQ, arXiv
+2202.01855, section 3.1). Shape legend: B images, S side in pixels, P patches, D
 values of a patch, C width of a code, V vocabulary.
 """
 
@@ -30,17 +30,11 @@ class Config(kmeans.Config):
 def draw(key, config: Config) -> dict:
     """The parameters of a `Tokenizer`: a Xavier-uniform projection and codes on the unit sphere."""
     projection_key, code_key = jax.random.split(key)
-    inputs = 3 * config.patch_size**2
-    projection_DC = jax.nn.initializers.xavier_uniform()(
-        projection_key, (inputs, config.code_width)
-    )
+    xavier, inputs = jax.nn.initializers.xavier_uniform(), 3 * config.patch_size**2
+    projection_DC = xavier(projection_key, (inputs, config.code_width))
     codes_VC = jax.random.normal(code_key, (config.vocabulary, config.code_width))
-    return {
-        'encoder': {
-            'projection': projection_DC,
-            'codes': codes_VC / jnp.linalg.norm(codes_VC, axis=-1, keepdims=True),
-        }
-    }
+    codes_VC = codes_VC / jnp.linalg.norm(codes_VC, axis=-1, keepdims=True)
+    return {'encoder': {'projection': projection_DC, 'codes': codes_VC}}
 
 
 class Tokenizer(kmeans.Tokenizer):
@@ -51,9 +45,8 @@ class Tokenizer(kmeans.Tokenizer):
 
     def encode(self, params, images_BSS3):
         """Pixels in [0, 1]; see `beit_jax.models.tokenizers.Tokenizer`."""
-        x_BPD = kmeans.normalize_patches(
-            patchify(images_BSS3, self.factor), self.config.contrast_floor
-        )
+        patches_BPD = patchify(images_BSS3, self.factor)
+        x_BPD = kmeans.normalize_patches(patches_BPD, self.config.contrast_floor)
         y_BPC = kmeans.product(x_BPD, params['encoder']['projection'], self._precision)
         # codes have length 1: the length of y does not matter
         return kmeans.nearest(y_BPC, params['encoder']['codes'], self._precision)

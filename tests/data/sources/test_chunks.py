@@ -1,4 +1,7 @@
+"""Chunks are read once an epoch, ahead of time, and give the examples of the plain source."""
+
 import concurrent.futures
+import functools
 import itertools
 import threading
 import time
@@ -7,16 +10,17 @@ import numpy as np
 import pytest
 
 from beit_jax.data.config import DataConfig, View
+from beit_jax.data.pipeline import train_batches
 from beit_jax.data.sampler import Sampler
 from beit_jax.data.sources.chunks import ChunkedSource, ReadAhead, chunked
 from beit_jax.data.sources.folder import FolderSource
 from beit_jax.data.sources.source import Example
+from tests.data.batches import assert_equal
 from tests.photos import write_photos
 
 
 class Counting:
-    """Examples that say their index; every seventeenth cannot be read. Notes the spans that were
-    read."""
+    """Examples that say their index; every seventeenth cannot be read. Notes the spans read."""
 
     class_names, fingerprint = ('a', 'b'), 'f'
 
@@ -46,18 +50,14 @@ class Counting:
 
 
 def read_all(source, sampler, rows, steps):
-    """Reads as the pipeline does: steps in order, the rows of one in several threads. Gives the
-    indices read."""
+    """The indices read, as the pipeline does it: steps in order, the rows of one in threads."""
     seen = []
     with concurrent.futures.ThreadPoolExecutor(5) as pool:
         for step in range(steps):
             indices = sampler.examples(sampler.positions(step, rows))
-            for index, example in zip(
-                indices, pool.map(lambda index: read(source, index), indices)
-            ):
-                assert (
-                    example is None if index % 17 == 16 else example == (b'%d' % index, index % 2)
-                )
+            for index, example in zip(indices, pool.map(functools.partial(read, source), indices)):
+                expected = None if index % 17 == 16 else (b'%d' % index, index % 2)
+                assert example == expected
             seen += indices.tolist()
     return seen
 
@@ -73,27 +73,15 @@ def read(source, index):
     ('batch_size', 'chunk', 'window', 'lanes'), [(16, 7, 5, 1), (128, 7, 5, 2), (2, 31, 2, 1)]
 )
 def test_each_chunk_is_read_once_an_epoch(batch_size, chunk, window, lanes):
-    number = 1009
-    counting, sampler = (
-        Counting(number),
-        Sampler(number, batch_size, seed=3, chunk=chunk, window=window, lanes=lanes),
-    )
-    rows = np.arange(batch_size)
+    number, rows = 1009, np.arange(batch_size)
+    counting = Counting(number)
+    sampler = Sampler(number, batch_size, seed=3, chunk=chunk, window=window, lanes=lanes)
     source, ahead = chunked(counting, sampler, rows)
-    assert (
-        len(source) == number
-        and source.name(5) == 'example 5'
-        and source.label(5) == 1
-        and source.class_names == ('a', 'b')
-    )
+    assert len(source) == number and source.name(5) == 'example 5'
+    assert source.label(5) == 1 and source.class_names == ('a', 'b')
     steps = number // lanes * lanes // batch_size
     seen = read_all(source, ahead, rows, steps)
-    assert (
-        seen
-        == np.concatenate(
-            [sampler.examples(sampler.positions(step, rows)) for step in range(steps)]
-        ).tolist()
-    )
+    assert seen == sampler.examples(np.arange(steps * batch_size)).tolist()
     source._readers.shutdown()  # all that was begun is read by now
     assert set(counting.spans) == {(i, min(i + chunk, number)) for i in range(0, number, chunk)}
     # read ahead, for the next epoch
@@ -120,9 +108,8 @@ def test_who_wants_what_is_being_read_waits_for_it():
     counting = Counting(100)
     source = ChunkedSource(counting, 10, keep=2)
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        assert list(
-            pool.map(lambda index: source.read(index).image, [21, 22, 23, 24, 25, 26, 27, 28])
-        ) == [b'%d' % i for i in range(21, 29)]
+        examples = list(pool.map(source.read, range(21, 29)))
+    assert [example.image for example in examples] == [b'%d' % i for i in range(21, 29)]
     assert counting.spans == [(20, 30)]
     for index in (31, 22, 41, 23, 32):  # of three chunks, the one used longest ago makes room
         source.read(index)
@@ -148,21 +135,15 @@ def test_without_chunks_all_stays_as_it_is():
 
 def test_batches_are_those_of_the_plain_source(tmp_path):
     """Through the pipeline, with files that others take the place of."""
-    from beit_jax.data import pipeline
-
     write_photos(tmp_path)
     (tmp_path / 'aa.jpg').write_text('not a picture')
     plain, rows = FolderSource(str(tmp_path)), np.arange(3)
     sampler = Sampler(len(plain), 6, seed=3, chunk=3, window=2, lanes=2)
-    made = [
-        list(
-            itertools.islice(
-                pipeline.train_batches(*pair, (View('image', 31),), DataConfig(workers=3), rows), 7
-            )
-        )
-        for pair in ((plain, sampler), chunked(plain, sampler, rows))
-    ]
-    assert any(batch['substituted'].any() for batch in made[0])
-    for one, other in zip(*made):
-        for name in one:
-            np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+    def train(source, sampler):
+        views, config = (View('image', 31),), DataConfig(workers=3)
+        return list(itertools.islice(train_batches(source, sampler, views, config, rows), 7))
+
+    singles = train(plain, sampler)
+    assert any(batch['substituted'].any() for batch in singles)
+    assert_equal(train(*chunked(plain, sampler, rows)), singles)

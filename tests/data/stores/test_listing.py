@@ -23,11 +23,10 @@ FOLDERS, FILES = 7, 11
 @pytest.fixture
 def path(tmp_path):
     for i in range(FOLDERS):
-        (tmp_path / 'set' / f'n{i}' / 'deep').mkdir(parents=True)
+        folder = tmp_path / 'set' / f'n{i}'
+        (folder / 'deep').mkdir(parents=True)
         for j in range(FILES):
-            (
-                tmp_path / 'set' / f'n{i}' / ('deep' if j % 3 else '') / f'{"é" * j}{j}.jpg'
-            ).write_bytes(b'x' * j)
+            (folder / ('deep' if j % 3 else '') / f'{"é" * j}{j}.jpg').write_bytes(b'x' * j)
     return str(tmp_path / 'set')
 
 
@@ -40,20 +39,18 @@ def index(tmp_path):
 def listed(monkeypatch):
     """The folders that are listed from now on."""
     folders, list_folder = [], storage.list_folder
-    monkeypatch.setattr(
-        storage,
-        'list_folder',
-        lambda folder, *rest: folders.append(folder) or list_folder(folder, *rest),
-    )
+
+    def noted(folder, *rest):
+        folders.append(folder)
+        return list_folder(folder, *rest)
+
+    monkeypatch.setattr(storage, 'list_folder', noted)
     return folders
 
 
 def everything(source):
-    return (
-        source.class_names,
-        source.fingerprint,
-        [(source.name(i), source.label(i)) for i in range(len(source))],
-    )
+    examples = [(source.name(i), source.label(i)) for i in range(len(source))]
+    return source.class_names, source.fingerprint, examples
 
 
 def the_list(index):
@@ -63,20 +60,15 @@ def the_list(index):
 
 def test_listed_made_and_opened_are_the_same(path, index, listed):
     plain = everything(FolderSource(path))
-    reference = sorted(
-        Path(path).rglob('*.jpg'), key=lambda file: (str(file.parent.relative_to(path)), file.name)
-    )
-    assert [name for name, _ in plain[2]] == [str(file) for file in reference]
-    assert [label for _, label in plain[2]] == [
-        int(file.relative_to(path).parts[0][1:]) for file in reference
-    ]
+    by_folder = lambda file: (str(file.parent.relative_to(path)), file.name)
+    files = sorted(Path(path).rglob('*.jpg'), key=by_folder)
+    labels = [int(file.relative_to(path).parts[0][1:]) for file in files]
+    assert plain[2] == list(zip(map(str, files), labels))
     assert len(listed) == 1 + 2 * FOLDERS
     assert everything(FolderSource(path, index=index)) == plain and len(listed) == 2 + 4 * FOLDERS
     assert everything(FolderSource(path, index=index)) == plain and len(listed) == 2 + 4 * FOLDERS
-    train, held_out = (
-        open_source(DataConfig(path=path, index=index, holdout=0.2), split)
-        for split in ('train', 'evaluate')
-    )
+    config = DataConfig(path=path, index=index, holdout=0.2)
+    train, held_out = open_source(config, 'train'), open_source(config, 'evaluate')
     assert len(train) + len(held_out) == FOLDERS * FILES and len(listed) == 2 + 4 * FOLDERS
     assert the_list(index).name.startswith('set-')
 
@@ -94,17 +86,14 @@ def test_one_folder_for_the_lists_of_several_sets(path, index, listed):
     assert open_source(config, 'evaluate').fingerprint == open_source(config, 'train').fingerprint
     assert len(FolderSource(few, index=index)) == FILES and len(list(Path(index).iterdir())) == 2
     listed.clear()
-    assert (
-        len(FolderSource(path, index=index)) == FOLDERS * FILES
-        and len(FolderSource(few + '/', index=index)) == FILES
-        and not listed
-    )
+    assert len(FolderSource(path, index=index)) == FOLDERS * FILES
+    assert len(FolderSource(few + '/', index=index)) == FILES and not listed
 
 
 KILLED = """
 import os, signal, sys
-from beit_jax.data import manifest, storage
-from beit_jax.data.listing import Listing
+from beit_jax.data.stores import manifest, storage
+from beit_jax.data.stores.listing import Listing
 list_folder, manifest.WORKERS = storage.list_folder, 1
 def dies(folder, *rest):
     if folder.endswith('n2'):
@@ -172,9 +161,8 @@ def test_the_list_of_another_folder_is_refused(path, index):
     FolderSource(path, index=index)
     other = str(Path(path) / 'n1')
     the_list(index).rename(manifest.list_path(index, {'list': 'images', 'path': other}))
-    with pytest.raises(
-        RequestError, match=rf"is a list of .*'path': '{path}'.*, not of .*'path': '{other}'"
-    ):
+    words = rf"is a list of .*'path': '{path}'.*, not of .*'path': '{other}'"
+    with pytest.raises(RequestError, match=words):
         FolderSource(other, index=index)
 
 
@@ -199,10 +187,8 @@ def test_a_folder_that_cannot_be_listed(path, monkeypatch):
         return list_folder(folder, *rest)
 
     monkeypatch.setattr(storage, 'list_folder', fails)
-    with pytest.raises(
-        RequestError,
-        match=rf"config.data.path='{path}': cannot list '{path}/n5' \(Permission denied\)",
-    ):
+    words = rf"config.data.path='{path}': cannot list '{path}/n5' \(Permission denied\)"
+    with pytest.raises(RequestError, match=words):
         FolderSource(path)
 
 
@@ -217,10 +203,8 @@ def test_of_several_processes_one_makes_the_list(path, index, listed, monkeypatc
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
         made = list(pool.map(lambda _: everything(FolderSource(path, index=index)), range(3)))
     assert made[0] == made[1] == made[2] and len(listed) == 1 + 2 * FOLDERS and len(packed) == 1
-    assert (
-        capsys.readouterr().err.count('waiting for another process') == 2
-        and the_list(index).suffix == '.list'
-    )
+    assert capsys.readouterr().err.count('waiting for another process') == 2
+    assert the_list(index).suffix == '.list'
 
 
 def test_what_is_said_of_a_slow_folder(path, index, monkeypatch, capsys):
@@ -240,7 +224,5 @@ def test_memory(monkeypatch):
     names = [f'n{i % 10:08}_{i}.JPEG' for i in range(14_000)]
     facts, arrays = listing._pack(iter([('n01440764', [sorted(names), [110_000] * len(names)])]))
     assert sum(array.nbytes for array in arrays.values()) < 500e6 / 1000
-    assert (
-        all(isinstance(array, np.ndarray) for array in arrays.values())
-        and len(facts['fingerprint']) == 64
-    )
+    assert all(isinstance(array, np.ndarray) for array in arrays.values())
+    assert len(facts['fingerprint']) == 64

@@ -1,3 +1,5 @@
+"""Files on disk and in other stores are the same to who lists and reads them."""
+
 import hashlib
 import importlib.util
 import os
@@ -24,11 +26,9 @@ FILES = {
 @pytest.fixture(params=['local', 'memory'])
 def root(request, tmp_path):
     """The same files on disk and in another store."""
-    system, path = (
-        (fsspec.filesystem('memory'), f'memory://{tmp_path.name}')
-        if request.param == 'memory'
-        else (fsspec.filesystem('file'), str(tmp_path))
-    )
+    system, path = fsspec.filesystem('file'), str(tmp_path)
+    if request.param == 'memory':
+        system, path = fsspec.filesystem('memory'), f'memory://{tmp_path.name}'
     for name, content in FILES.items():
         system.makedirs(os.path.dirname(f'{path}/{name}'), exist_ok=True)
         system.pipe_file(f'{path}/{name}', content)
@@ -37,26 +37,13 @@ def root(request, tmp_path):
 
 
 def test_the_same_of_every_store(root):
-    images = ('.jpg', '.jpeg', '.png')
-    assert (
-        storage.list_folder(root, images)
-        == storage.list_folder(root + '/', images)
-        == (['a', 'b'], [])
-    )
-    assert storage.list_folder(storage.join(root, 'a'), images) == (
-        [],
-        [('Y.JPG', 0), ('x.png', 10)],
-    )
-    assert storage.list_folder(storage.join(root, 'a')) == (
-        [],
-        [('Y.JPG', 0), ('notes.txt', 3), ('x.png', 10)],
-    )
-    assert [storage.kind(storage.join(root, name)) for name in ('', 'b', 'a/x.png', 'a/z')] == [
-        'folder',
-        'folder',
-        'file',
-        '',
-    ]
+    images, a = ('.jpg', '.jpeg', '.png'), storage.join(root, 'a')
+    assert storage.list_folder(root, images) == (['a', 'b'], [])
+    assert storage.list_folder(root + '/', images) == (['a', 'b'], [])
+    assert storage.list_folder(a, images) == ([], [('Y.JPG', 0), ('x.png', 10)])
+    assert storage.list_folder(a) == ([], [('Y.JPG', 0), ('notes.txt', 3), ('x.png', 10)])
+    kinds = [storage.kind(storage.join(root, name)) for name in ('', 'b', 'a/x.png', 'a/z')]
+    assert kinds == ['folder', 'folder', 'file', '']
     path = storage.join(root, 'a/x.png')
     assert storage.read(path) == b'0123456789'
     with storage.ranges(path) as read:
@@ -68,14 +55,11 @@ def test_the_same_of_every_store(root):
 
 def test_a_folder_of_images(root):
     source = FolderSource(root)
-    assert [source.name(i) for i in range(len(source))] == [
-        f'{root}/{name}' for name in ('a/Y.JPG', 'a/x.png', 'b/a/z.jpeg')
-    ]
+    names = [source.name(i) for i in range(len(source))]
+    assert names == [f'{root}/{name}' for name in ('a/Y.JPG', 'a/x.png', 'b/a/z.jpeg')]
     assert source.class_names == ('a', 'b') and source.read(2) == (b'45', 1)
-    assert (
-        source.fingerprint
-        == hashlib.sha256(b'a/Y.JPG\t0\na/x.png\t10\nb/a/z.jpeg\t2\n').hexdigest()
-    )
+    listed = b'a/Y.JPG\t0\na/x.png\t10\nb/a/z.jpeg\t2\n'
+    assert source.fingerprint == hashlib.sha256(listed).hexdigest()
 
 
 def test_links(tmp_path):
@@ -97,9 +81,8 @@ def test_links(tmp_path):
 
 @pytest.mark.skipif(importlib.util.find_spec('gcsfs') is not None, reason='it is installed')
 def test_a_missing_package():
-    with pytest.raises(
-        RequestError, match=r"'gs://bucket/images' cannot be opened: pip install gcsfs"
-    ):
+    words = r"'gs://bucket/images' cannot be opened: pip install gcsfs"
+    with pytest.raises(RequestError, match=words):
         open_source(DataConfig(path='gs://bucket/images'), 'train')
     with pytest.raises(RequestError, match=r'pip install gcsfs'):
         open_source(DataConfig(name='tfds', path='gs://bucket/set/1.0.0'), 'train')
@@ -127,7 +110,6 @@ def test_what_a_store_raises_is_an_error_of_reading(monkeypatch):
         monkeypatch.setattr(fsspec.filesystem('memory').__class__, method, fail)
     with pytest.raises(OSError, match=r'memory://x/a.jpg: 403 Forbidden'):
         storage.read('memory://x/a.jpg')
-    with pytest.raises(
-        RequestError, match=r"config.data.path='memory://x' cannot be read .*403 Forbidden"
-    ):
+    words = r"config.data.path='memory://x' cannot be read .*403 Forbidden"
+    with pytest.raises(RequestError, match=words):
         FolderSource('memory://x')

@@ -1,0 +1,153 @@
+"""A file of the tokens of many pictures, one row a picture, that grows batch by batch: killed and
+started again, it goes on."""
+
+from collections.abc import Callable, Iterator
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from beit_jax import whole_files
+from beit_jax.data.config import DataConfig, View
+from beit_jax.data.pictures.load import load_images
+from beit_jax.data.sources.choice import open_source
+from beit_jax.data.sources.subset import Subset
+from beit_jax.errors import RequestError, check
+from beit_jax.images.color import to_float
+from beit_jax.train.sharding import batch_sharding, replicated
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """What is tokenized."""
+
+    count: int
+    description: dict  # what they are, for the record beside the file
+    # (indices, B) -> batches of these pictures in order, of one size: uint8 [B, S, S, 3], and [B],
+    # 0 for those that cannot be read
+    read: Callable[[np.ndarray, int], Iterator[tuple[np.ndarray, np.ndarray]]]
+
+
+def pictures_of_path(path: str, size: int) -> Pictures:
+    """The pictures of a folder, a file or a .npy array (see `load_images`)."""
+    images, _ = load_images(path, size)
+
+    def read(indices, batch):
+        for start in range(0, len(indices), batch):
+            pixels = images[indices[start : start + batch]]
+            missing = batch - len(pixels)
+            yield np.pad(pixels, ((0, missing), (0, 0), (0, 0), (0, 0))), np.ones(batch)
+
+    return Pictures(len(images), {'data': hashlib.sha256(images.tobytes()).hexdigest()}, read)
+
+
+def pictures_of_data(data: DataConfig, part: str) -> Pictures:
+    """The central square of each image of a data set's `part`, 'train' or 'evaluate'.
+
+    Raises:
+      RequestError: there is none, or what is there cannot be read.
+    """
+    from beit_jax.data import pipeline
+
+    source, size, crop = open_source(data, part), data.image_size, data.evaluate_crop
+    check(
+        source is not None,
+        'there are no held-out images: set --data.evaluate_path, --data.evaluate_split or '
+        '--data.holdout.',
+    )
+    pipeline.check_source(source, data)
+
+    def read(indices, batch):
+        views, rows = (View('image', size, 'lanczos3'),), np.arange(batch)
+        chosen = Subset(source, indices)
+        for made in pipeline.evaluate_batches(chosen, batch, views, data, rows, crop):
+            yield made['image'], made['valid']
+
+    return Pictures(len(source), {'data': source.fingerprint, 'crop': crop}, read)
+
+
+class Export:
+    """A file of tokens that grows: `OUTPUT.partial` and its progress, until all rows are there."""
+
+    def __init__(self, path: Path, description: dict, rows: int, tokens: int):
+        self.path, self.rows = path, rows
+        self.description = description | {'images': rows, 'tokens': tokens}
+        self._json = path.with_name(path.name + '.json')
+        self._partial = path.with_name(path.name + '.partial')
+        self._progress = path.with_name(path.name + '.progress')
+        self.complete = path.exists()
+        if self.complete:
+            self._refuse_other(self._json)
+        elif self._progress.exists() and self._partial.exists():
+            saved = self._refuse_other(self._progress)
+            try:
+                self.done, self.bad = int(saved['done']), list(saved['bad'])
+                self._ids = np.lib.format.open_memmap(self._partial, 'r+')
+            except (ValueError, KeyError, TypeError) as error:
+                raise RequestError(
+                    f'{self._partial} or {self._progress} is damaged: remove both.'
+                ) from error
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._progress.unlink(missing_ok=True)  # never a record of rows that are gone
+            self.done, self.bad = 0, []
+            self._ids = np.lib.format.open_memmap(self._partial, 'w+', np.uint16, (rows, tokens))
+
+    def _refuse_other(self, file: Path) -> dict:
+        """The record in a file, which must be of the same pictures and tokenizer."""
+        try:
+            saved = dict(json.loads(file.read_text())) if file.exists() else {}
+        except (ValueError, TypeError) as error:
+            raise RequestError(f'{file} is damaged: remove it and what it is of.') from error
+        differing = whole_files.differences(saved, self.description)
+        check(
+            not differing,
+            f'{self.path} holds tokens of something else ({"; ".join(differing[:3])}): give '
+            'another --output, or remove it.',
+        )
+        return saved
+
+    def write(self, ids_RP: np.ndarray, bad: list[int]) -> None:
+        """The next rows; `bad`: which of all rows are of images that could not be read (their
+        tokens are 0)."""
+        self._ids[self.done : self.done + len(ids_RP)] = ids_RP
+        self.done, self.bad = self.done + len(ids_RP), self.bad + bad
+        self._ids.flush()
+        whole_files.write(self._progress, self.description | {'done': self.done, 'bad': self.bad})
+
+    def finish(self) -> None:
+        whole_files.write(self._json, self.description | {'bad': self.bad})
+        os.replace(self._partial, self.path)
+        self._progress.unlink(missing_ok=True)
+
+
+def fill(
+    export: Export, pictures: Pictures, first: int, tokenizer, params, mesh, batch: int
+) -> None:
+    """Writes what is missing of an export, whose row 0 is picture `first`; `batch` pictures a call
+    on all devices of the mesh. Names the pictures that cannot be read."""
+    encode = jax.jit(
+        lambda params, pixels: tokenizer.encode(params, to_float(pixels)).astype(jnp.uint16),
+        in_shardings=(replicated(mesh), batch_sharding(mesh)),
+    )
+    params = jax.device_put(params, replicated(mesh))
+    progress = tqdm(
+        total=export.rows, initial=export.done, unit='image', disable=None, dynamic_ncols=True
+    )
+    missing = np.arange(first + export.done, first + export.rows)
+    for pixels, valid in pictures.read(missing, batch):
+        count = min(batch, export.rows - export.done)
+        ids_RP, readable_R = np.asarray(encode(params, pixels))[:count], valid[:count] > 0
+        bad = [export.done + int(row) for row in np.flatnonzero(~readable_R)]
+        for row in bad:
+            print(f'warning: image {first + row} cannot be read; its tokens are 0', flush=True)
+        export.write(np.where(readable_R[:, None], ids_RP, 0), bad)
+        progress.update(count)
+    progress.close()
+    export.finish()

@@ -1,0 +1,62 @@
+"""k-NN: the class that the nearest training images of an image vote for.
+
+Shape legend: N images of the bank, B queries, D width, K neighbours, C classes.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from beit_jax.errors import check
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NeighboursConfig:
+    """k-NN by cosine similarity: each of the nearest training images votes with exp(similarity /
+    temperature)."""
+
+    count: int = 20
+    temperature: float = 0.07
+    images: int = 20_000  # training images that may be neighbours, spread over all; 0: no k-NN
+    queries: int = 10_000  # held-out images that are classified so, spread over all
+
+    def __post_init__(self):
+        check(
+            self.images >= 0 and self.queries > 0,
+            'config.neighbours.images must not be negative, config.neighbours.queries positive.',
+        )
+        check(
+            self.count > 0 and self.temperature > 0,
+            'config.neighbours.count and config.neighbours.temperature must be positive.',
+        )
+
+
+def nearest_neighbours(
+    bank_ND, labels_N, queries_BD, num_classes: int, config: NeighboursConfig, chunk: int = 1000
+) -> np.ndarray:
+    """The class that the nearest images of the bank vote for, int [B]; features float [N, D] and
+    [B, D], of any length."""
+    bank_ND, labels_N = _unit_rows(jnp.asarray(bank_ND, jnp.float32)), jnp.asarray(labels_N)
+    count = min(config.count, len(bank_ND))
+    classes = []
+    for start in range(0, len(queries_BD), chunk):
+        some_BD = jnp.asarray(queries_BD[start : start + chunk], jnp.float32)
+        classes.append(_vote(bank_ND, labels_N, some_BD, count, num_classes, config.temperature))
+    return np.concatenate(classes)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _vote(bank_ND, labels_N, queries_BD, count, num_classes, temperature):
+    similarity_BN = jnp.matmul(_unit_rows(queries_BD), bank_ND.T, precision='highest')
+    nearest_BK, index_BK = jax.lax.top_k(similarity_BN, count)
+    rows_B1 = jnp.arange(len(queries_BD))[:, None]
+    votes_BC = jnp.zeros((len(queries_BD), num_classes))
+    votes_BC = votes_BC.at[rows_B1, labels_N[index_BK]].add(jnp.exp(nearest_BK / temperature))
+    return jnp.argmax(votes_BC, axis=-1)
+
+
+def _unit_rows(x):
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)

@@ -1,0 +1,99 @@
+"""How good a tokenizer is: what its reconstructions keep, how much of its vocabulary it uses,
+whether lower precision changes its tokens, and how fast it is."""
+
+from collections.abc import Iterable
+import dataclasses
+import functools
+import math
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from beit_jax.images.color import to_float
+from beit_jax.images.quality import WINDOW, psnr, ssim
+from beit_jax.models.tokenizers import PRECISIONS, make_tokenizer
+
+KEPT = 8  # pictures that are given back
+
+
+def measure(tokenizer, params, batches: Iterable[np.ndarray]) -> dict:
+    """Figures of a tokenizer (see `load_tokenizer`) over batches of pictures, uint8 [B, S, S, 3];
+    all but the last of one size.
+
+    Returns:
+      a dict: `psnr` (dB) and `ssim`, means over images, None without a decoder; `codebook_usage`,
+        the share of tokens that occur; `token_perplexity`, the effective number of tokens;
+        `position_entropy`, bits, [rows][columns]; `agreement` by precision, the share of positions
+        with the token of float32; `images_per_second` by precision; and `pictures`, float [2, 8, S,
+        S, 3]: originals, reconstructions.
+    """
+    params = jax.device_put(params)
+    make = functools.partial(
+        make_tokenizer, tokenizer.kind, dataclasses.asdict(tokenizer.config), tokenizer.image_size
+    )
+    encode = {precision: jax.jit(make(precision).encode) for precision in PRECISIONS}
+    draw = jax.jit(functools.partial(_draw, tokenizer))
+    same = dict.fromkeys(PRECISIONS, 0)
+    seconds = {precision: [] for precision in PRECISIONS}
+    quality, kept, counts_PV, total, size = [], [], None, 0, 0
+    for pixels in batches:
+        images = jax.block_until_ready(to_float(jnp.asarray(pixels)))
+        ids = {}
+        for precision, run in encode.items():
+            began = time.perf_counter()
+            ids[precision] = np.asarray(run(params, images))
+            if len(pixels) == size:  # else it compiles
+                seconds[precision].append((time.perf_counter() - began) / size)
+        size, exact_BP = len(pixels), ids['float32']
+        positions = exact_BP.shape[1]
+        if counts_PV is None:
+            counts_PV = np.zeros((positions, tokenizer.vocabulary))
+        np.add.at(counts_PV, (np.arange(positions), exact_BP), 1)
+        total += exact_BP.size
+        for precision in PRECISIONS:
+            same[precision] += int((ids[precision] == exact_BP).sum())
+        if 'decoder' in params:
+            pictures, *figures = draw(params, exact_BP, images)
+            quality.append(np.stack(figures))
+            kept = kept or [np.asarray(images[:KEPT]), np.asarray(pictures[:KEPT])]
+    counts_V = counts_PV.sum(0)
+    entropy_P = np.array([_entropy(counts) for counts in counts_PV])
+    side = round(len(entropy_P) ** 0.5)
+    return _means(quality) | {
+        'codebook_usage': float((counts_V > 0).mean()),
+        'token_perplexity': float(2 ** _entropy(counts_V)),
+        'position_entropy': entropy_P.reshape(side, side).tolist(),
+        'agreement': {precision: count / total for precision, count in same.items()},
+        'images_per_second': {
+            precision: 1 / float(np.median(values)) if values else None
+            for precision, values in seconds.items()
+        },
+        'images': total // len(counts_PV),
+        'vocabulary': tokenizer.vocabulary,
+        'device': jax.devices()[0].device_kind,
+        'pictures': kept,
+    }
+
+
+def _draw(tokenizer, params, ids_BP, images):
+    """(reconstructions, their PSNR [B], their SSIM [B], NaN where pictures are too small)."""
+    pictures = tokenizer.decode(params, ids_BP)
+    large = images.shape[1] >= WINDOW
+    similarity = ssim(images, pictures) if large else jnp.full(len(images), jnp.nan)
+    return pictures, psnr(images, pictures), similarity
+
+
+def _means(quality: list[np.ndarray]) -> dict:
+    """Of batches [2, B], PSNR and SSIM."""
+    if not quality:
+        return {'psnr': None, 'ssim': None}
+    mean_psnr, mean_ssim = np.concatenate(quality, axis=1).mean(1).tolist()
+    return {'psnr': mean_psnr, 'ssim': None if math.isnan(mean_ssim) else mean_ssim}
+
+
+def _entropy(counts_V: np.ndarray) -> float:
+    """Bits."""
+    shares = counts_V[counts_V > 0] / counts_V.sum()
+    return -np.sum(shares * np.log2(shares))

@@ -1,0 +1,166 @@
+"""The batches of a run, on its devices: pictures from the host, tokens from the tokenizer or the
+cache."""
+
+from collections.abc import Iterable, Iterator
+import functools
+import itertools
+
+import jax
+import numpy as np
+
+from beit_jax.data.sampler import Sampler
+from beit_jax.data.sources.chunks import chunked
+from beit_jax.data.sources.source import Source
+from beit_jax.data.sources.subset import Subset
+from beit_jax.settings.run import RunConfig
+from beit_jax.train import step as steps
+from beit_jax.train.sharding import gather, local_rows, put_batch, replicated
+from beit_jax.train.workdir.token_cache import TokenCache
+
+_NEVER = 2**62
+
+
+class Batches:
+    """Makes the batches of a run: what `data.pipeline` reads, and what `Task.prepare` adds."""
+
+    def __init__(self, config: RunConfig, task, mesh, source: Source, held_out: Source | None):
+        """Reads nothing yet.
+
+        Raises:
+          RequestError: settings of the order that do not fit the data.
+        """
+        # here and not above: TensorFlow is loaded only by those who read data
+        from beit_jax.data import pipeline
+
+        self._pipeline, self._config, self._task, self._mesh = pipeline, config, task, mesh
+        self._source, self._held_out = source, held_out
+        self._views = task.views + task.prepare_views
+        data = config.data
+        self._sampler = Sampler(
+            len(source),
+            config.batch_size,
+            config.seed,
+            repeat_views=data.repeat_views,
+            repetitions=data.repeated_augmentation,
+            chunk=data.chunk,
+            window=data.window,
+            lanes=data.lanes,
+        )
+        self._rows = local_rows(mesh, config.batch_size)
+
+    def check_source(self) -> None:
+        """Refuses training images of which too many cannot be read."""
+        self._pipeline.check_source(self._source, self._config.data)
+
+    @functools.cached_property
+    def frozen(self):
+        """The arrays of the task that are not learned, on every device."""
+        place = functools.partial(jax.device_put, device=replicated(self._mesh))
+        frozen = place(self._task.frozen)
+        # what is in place already stays there
+        return place(self._task.calibrate(frozen, functools.partial(self.on_host, frozen)))
+
+    def train(self, start: int, cache: TokenCache | None) -> Iterator[dict]:
+        """Those of the steps after `start`, read one ahead of the step and ready for it."""
+        config, task = self._config, self._task
+        source, sampler = chunked(self._source, self._sampler, self._rows)
+        read = functools.partial(
+            self._pipeline.train_batches, source, sampler, config=config.data, rows=self._rows
+        )
+        cached_from = cache.complete_from(config.batch_size) if cache else _NEVER
+        with_tokenizer = itertools.islice(
+            read(views=self._views, start_step=start), max(0, cached_from - start)
+        )
+        without = read(views=task.views, start_step=max(start, cached_from))
+        compute = steps.make_prepare(task, self._mesh, train=True)
+
+        def placed():
+            batches = itertools.chain(with_tokenizer, without)
+            for batch in itertools.islice(batches, config.total_steps - start):
+                _name_bad(batch, self._source)
+                yield batch['view'], put_batch(self._mesh, batch, config.batch_size)
+
+        for views, batch in one_ahead(placed()):
+            yield self._prepared(views, batch, compute, cache)
+
+    def _prepared(self, views, batch, compute, cache):
+        """The batch that the step takes: with tokens, computed or from the cache.
+
+        views: the numbers of this process's views.
+        """
+        names = {view.name for view in self._task.prepare_views}
+        if names <= batch.keys():
+            made = compute(self.frozen, {name: batch[name] for name in (*names, 'view')})
+            if cache:
+                cache.put(*gather(self._mesh)((batch['view'], made['tokens'])))
+        else:
+            made = put_batch(self._mesh, {'tokens': cache.read(views)}, self._config.batch_size)
+        return {name: value for name, value in batch.items() if name not in names} | made
+
+    def reread(self, step: int) -> dict:
+        """What this process read for `step`, as NumPy arrays."""
+        data = self._config.data
+        return next(
+            self._pipeline.train_batches(
+                self._source, self._sampler, self._views, data, self._rows, step - 1
+            )
+        )
+
+    def held_out(self) -> Iterator[dict]:
+        """One pass over the held-out images, prepared."""
+        return self._evaluation(self._held_out, self.frozen)
+
+    def held_out_pictures(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """(index, image, label map) of this process's held-out pictures, of their own size."""
+        source = self._held_out
+        indices = range(jax.process_index(), len(source), jax.process_count())
+        examples = self._pipeline.segmentation_examples(source, self._config.data, indices)
+        for index, image, label_map in examples:
+            if image is None:
+                print(f'warning: {source.name(index)} cannot be read; it is left out', flush=True)
+            else:
+                yield index, image, label_map
+
+    def on_host(self, frozen, split: str, limit: int) -> Iterator[dict]:
+        """Whole batches of `limit` images at most, spread over a split, as NumPy arrays: see
+        `beit_jax.tasks.Batches`."""
+        source = self._source if split == 'train' else self._held_out
+        count = min(limit, len(source))
+        kept = np.linspace(0, len(source), count, endpoint=False).astype(int)
+        batches = self._evaluation(Subset(source, kept), frozen)
+        return (jax.device_get(gather(self._mesh)(batch)) for batch in batches)
+
+    def _evaluation(self, source: Source, frozen) -> Iterator[dict]:
+        """The batches of one pass over `source` on the devices, prepared."""
+        config = self._config
+        batches = self._pipeline.evaluate_batches(
+            source,
+            config.batch_size,
+            self._views,
+            config.data,
+            self._rows,
+            config.data.evaluate_crop,
+        )
+        for batch in batches:
+            _name_bad(batch, source)
+            placed = put_batch(self._mesh, steps.model_inputs(batch), config.batch_size)
+            yield placed | self._prepare(frozen, placed)
+
+    @functools.cached_property  # compiled once a run, not once an evaluation
+    def _prepare(self):
+        return steps.make_prepare(self._task, self._mesh, train=False)
+
+
+def one_ahead(items: Iterable) -> Iterator:
+    """`items`, each when the next is there: what the device has begun goes on while the host takes
+    the one before."""
+    for item, _ in itertools.pairwise(itertools.chain(items, [None])):
+        yield item
+
+
+def _name_bad(batch: dict, source: Source) -> None:
+    """A line for each example that could not be read."""
+    bad = batch['substituted']
+    for index, used in zip(batch['index'][bad], batch['used'][bad]):
+        what = 'it is left out' if used < 0 else f'{source.name(used)} takes its place'
+        print(f'warning: {source.name(index)} cannot be read; {what}', flush=True)

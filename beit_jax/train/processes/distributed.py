@@ -1,0 +1,99 @@
+"""Joining several processes (a TPU pod, SLURM, or hosts given by flags) and hearing of signals."""
+
+import os
+import signal
+import sys
+
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+from beit_jax.errors import check
+
+
+def start(
+    coordinator: str, num_processes: int, process_id: int, heartbeat_seconds: int = 100
+) -> None:
+    """Joins the other processes where there are any. Call it before anything else of JAX.
+
+    coordinator: 'host:port' of process 0 with the two numbers, or '' to go by the environment (TPU
+    pod, SLURM, Open MPI). heartbeat_seconds: after which a process that is not heard of counts as
+    dead; the others then end.
+    """
+    if coordinator:
+        check(
+            0 <= process_id < num_processes,
+            f'--process_id={process_id} is not in 0 ... --num_processes={num_processes} - 1.',
+        )
+        jax.distributed.initialize(
+            coordinator, num_processes, process_id, heartbeat_timeout_seconds=heartbeat_seconds
+        )
+    elif _is_cluster(os.environ):
+        jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat_seconds)
+
+
+def _is_cluster(environment) -> bool:
+    """Whether the scheduler started several processes of this program."""
+    tasks = max(
+        int(environment.get(name) or 1) for name in ('SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE')
+    )
+    # An interactive `srun --pty` shell or `salloc` has SLURM_NTASKS too, but no step of its own
+    # with that many tasks.
+    in_step = (
+        'SLURM_STEP_NUM_TASKS' not in environment or int(environment['SLURM_STEP_NUM_TASKS']) > 1
+    )
+    return (
+        (tasks > 1 and in_step)
+        or ',' in environment.get('TPU_WORKER_HOSTNAMES', '')
+        or 'MEGASCALE_COORDINATOR_ADDRESS' in environment
+    )
+
+
+def leave(status: int) -> None:
+    """Ends the process now: what a library still has running, as Orbax for minutes after a save
+    that failed, does not hold it up."""
+    jax.distributed.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+class Stop:
+    """Whether the run was asked to stop: SIGTERM (preemption) or SIGINT (Ctrl-C). A second SIGINT
+    ends at once."""
+
+    def __init__(self):
+        self._signal = None
+
+    def listen(self) -> None:
+        signals = [signal.SIGINT] if jax.process_count() > 1 else [signal.SIGINT, signal.SIGTERM]
+        for number in signals:
+            signal.signal(number, self._hear)
+
+    def _hear(self, number, frame):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if jax.process_count() > 1:
+            # which the coordination service hears, so that all processes stop at one step
+            signal.raise_signal(signal.SIGTERM)
+        else:
+            self._signal = number
+
+    @property
+    def heard(self) -> bool:
+        """Whether a lone process was asked to stop: it may do so anywhere, where several must agree
+        on a step."""
+        return self._signal is not None
+
+    def asked(self, step: int) -> bool:
+        """Whether to stop after `step`; with several processes they all say the same, and all must
+        ask at every step."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self.heard
+
+
+def agreed(found: bool) -> bool:
+    """What process 0 found, in all processes."""
+    if jax.process_count() == 1:
+        return found
+    return bool(multihost_utils.broadcast_one_to_all(np.array(found)))

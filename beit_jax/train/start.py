@@ -1,0 +1,79 @@
+"""Where a run starts: its newest checkpoint that is whole, the parameters of another, or random
+weights."""
+
+import functools
+
+import jax
+
+from beit_jax import whole_files
+from beit_jax.train import optimizer as optimizers
+from beit_jax.train import state as states
+from beit_jax.train.run import Run
+from beit_jax.train.sharding import state_shardings
+from beit_jax.train.workdir.changes import refuse_changes
+from beit_jax.train.workdir.checkpoint import Checkpoints
+from beit_jax.train.workdir.metrics import writing
+from beit_jax.weights.load import load_weights
+from beit_jax.weights.trees import check_params
+
+
+def restore_or_init(run: Run, checkpoints: Checkpoints):
+    """The state to start from, over the mesh; what there is to say goes into the notes of the run.
+
+    Raises:
+      RequestError: a checkpoint of other data or another model, or none that is whole.
+    """
+    abstract = states.abstract_state(run.task, run.optimizer)
+    shardings = state_shardings(run.mesh, abstract)
+    placed = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        abstract,
+        shardings,
+    )
+    state, lines = checkpoints.restore_newest(placed, functools.partial(_check_data, run))
+    run.notes += lines
+    if state is not None:
+        return state
+    if jax.process_index() == 0:
+        _write_parameter_table(run)
+    if run.config.init:
+        params, _, notes = load_params(run, run.config.init)
+        run.notes += notes
+    else:
+        params = states.initial_params(run.task, run.config.seed, shardings['params'])
+    return states.initial_state(run.task, run.optimizer, run.mesh, params)
+
+
+def load_params(run: Run, path: str) -> tuple:
+    """(the parameters in a checkpoint or a file as the model of the run takes them, prefixes of
+    paths that start fresh, lines for the user).
+
+    Raises:
+      RequestError: they do not fit the model.
+    """
+    place = functools.partial(state_shardings, run.mesh)
+    params, description = load_weights(path, place)
+    params, fresh, notes = run.task.adapt(params, description, run.source.class_names, path)
+    abstract = states.abstract_params(run.task)
+    if fresh:
+        drawn = states.initial_params(run.task, run.config.seed, place(abstract), fresh)
+        params = states.merge(params, drawn)
+    check_params(abstract, params, path)
+    return params, fresh, [*description.get('notes', ()), *notes]
+
+
+def _check_data(run: Run, description: dict) -> None:
+    """Refuses a checkpoint of other data, or notes what has changed."""
+    differing = whole_files.differences(description['data'], run.fingerprint)
+    run.notes += refuse_changes(
+        run.config,
+        differing,
+        f'{run.workdir} holds a run on other data',
+        'give the data and the tokenizer of that run',
+    )
+
+
+def _write_parameter_table(run: Run) -> None:
+    table = optimizers.parameter_table(run.task.abstract, run.config.optimizer.layer_decay)
+    with writing(run.workdir):
+        (run.workdir / 'parameters.txt').write_text(table)

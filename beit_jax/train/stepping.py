@@ -1,0 +1,153 @@
+"""One training step after the other: compiled once, logged one step late, refused where it went
+wrong."""
+
+import concurrent.futures
+import os
+import time
+
+import jax
+import numpy as np
+
+import beit_jax
+from beit_jax.errors import RequestError, check
+from beit_jax.train import step as steps
+from beit_jax.train.processes.distributed import Stop
+from beit_jax.train.processes.exit_status import STOPPED
+from beit_jax.train.processes.watchdog import Watchdog
+from beit_jax.train.run import Run
+from beit_jax.train.workdir.metrics import MetricsWriter
+
+
+class Stepper:
+    """Takes steps and logs them. Metrics are read one step late, so that the device has the next
+    step when the host waits for them."""
+
+    def __init__(self, run: Run, stop: Stop, log: MetricsWriter, watchdog: Watchdog):
+        self._run, self._stop, self._log, self._watchdog = run, stop, log, watchdog
+        self._step = steps.make_train_step(
+            run.task, run.optimizer, run.schedule, run.mesh, run.config.total_steps
+        )
+        self._clock = self._pending = self._before = None
+
+    def take(self, state, batch, number: int):
+        """The state after step `number`."""
+        if self._clock is None:
+            self._compile(state, batch)
+            self._clock = _Clock(number - 1, self._run.config.batch_size)
+        self._watchdog.reset(f'step {number}')
+        self._profile(number)
+        state, metrics = self._step(state, batch)
+        if self._before is None:
+            jax.block_until_ready(metrics)
+            seconds = time.perf_counter() - beit_jax.LAUNCHED
+            self._log.say(f'the first step was done {seconds:.1f} s after the launch')
+        # one step is under way and one waits: enough for the device, and soon saved after a signal
+        jax.block_until_ready(self._before)
+        self._before = metrics
+        self.write()
+        self._log.advance()
+        config = self._run.config
+        if number == config.total_steps or number % config.log_every == 0:
+            self._pending = number, metrics
+        return state
+
+    def write(self) -> None:
+        """Logs the step that waits for it, and refuses to go on where it went wrong."""
+        if self._pending:
+            (number, metrics), self._pending = self._pending, None
+            self._write(number, metrics)
+
+    def restart_clock(self, number: int) -> None:
+        """What took time since step `number` was no step."""
+        self._clock.restart(number)
+
+    def _compile(self, state, batch) -> None:
+        """A signal ends the process meanwhile: nothing has been learned yet."""
+        self._watchdog.pause()
+        began = time.perf_counter()
+        compile_ = self._step.lower(state, batch).compile
+        compiling = concurrent.futures.ThreadPoolExecutor(1).submit(compile_)
+        while not compiling.done():
+            concurrent.futures.wait([compiling], timeout=0.2)
+            if self._stop.heard:
+                print(
+                    'stopped by a signal while the step was compiled: nothing is lost. The same '
+                    'command goes on.',
+                    flush=True,
+                )
+                os._exit(
+                    STOPPED
+                )  # an orderly exit would wait for the compiler, which takes minutes
+        self._step = compiling.result()
+        line = f'compiled the step in {time.perf_counter() - began:.1f} s'
+        memory = self._step.memory_analysis()
+        if memory:
+            line += (
+                f'; {memory.argument_size_in_bytes / 1e9:.2f} GB of arguments and '
+                f'{memory.temp_size_in_bytes / 1e9:.2f} GB of temporaries a device'
+            )
+        self._log.say(line)
+
+    def _profile(self, number: int) -> None:
+        profile = self._run.config.profile
+        if profile.steps and number == profile.start:
+            jax.profiler.start_trace(str(self._run.workdir / 'profile'))
+        if profile.steps and number == profile.start + profile.steps:
+            jax.profiler.stop_trace()
+
+    def _write(self, step: int, metrics) -> None:
+        metrics = jax.device_get(metrics)  # waits until the step is done
+        rate = self._clock.lap(step)
+        if self._clock.laps == 1:
+            self._log.say(f'a step takes {self._run.config.batch_size / rate:.3f} s')
+        self._log.write(step, metrics | {'images_per_second': round(rate, 1)})
+        self._check_skipped(step, int(metrics['skipped_in_a_row']))
+        self._check_bad(step, int(metrics['bad_records']))
+
+    def _check_bad(self, step: int, bad: int) -> None:
+        """Refuses to go on where too many examples could not be read."""
+        data, seen = self._run.config.data, step * self._run.config.batch_size
+        # one bad record among the first few is not yet a bad data set
+        check(
+            bad / seen <= data.max_bad_share or bad <= 1,
+            f'{bad} of {seen} examples could not be read ({bad / seen:.1%}), more than '
+            f'config.data.max_bad_share ({data.max_bad_share:.1%}): repair '
+            f'{data.path or data.name} or raise it.',
+        )
+
+    def _check_skipped(self, step: int, in_a_row: int) -> None:
+        """Says that steps were skipped, and refuses to go on after too many; their first batch is
+        then in the work directory."""
+        if not in_a_row:
+            return
+        first = step - in_a_row + 1
+        self._log.say(
+            f'warning: loss or gradient of step {step} is not finite: it is skipped, as are all '
+            f'since step {first}'
+        )
+        if in_a_row < self._run.config.max_skipped_steps:
+            return
+        path = self._run.workdir / f'skipped_step_{first}_process_{jax.process_index()}.npz'
+        np.savez(path, **self._run.batches.reread(first))
+        raise RequestError(
+            f'loss or gradient of {in_a_row} steps in a row, from step {first} on, were not '
+            f'finite. None of them changed the parameters; the batch of step {first} is in '
+            f'{path}. Lower config.optimizer.lr, or set config.optimizer.clip_norm.'
+        )
+
+
+class _Clock:
+    """Images per second between the logged steps, without the time of evaluations and saves."""
+
+    def __init__(self, step: int, batch_size: int):
+        self._batch_size, self.laps = batch_size, 0
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        self._step, self._time = step, time.perf_counter()
+
+    def lap(self, step: int) -> float:
+        rate = (step - self._step) * self._batch_size / (time.perf_counter() - self._time)
+        self.restart(step)
+        self.laps += 1
+        return rate

@@ -1,0 +1,105 @@
+"""What a work directory holds against what it is asked to go on with: a resumed run must not become
+another run unnoticed."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+
+from beit_jax import whole_files
+from beit_jax.errors import RequestError, check
+from beit_jax.settings.overrides import flat
+from beit_jax.settings.run import RunConfig
+from beit_jax.train.workdir.metrics import writing
+
+FILE = 'config.json'  # in a work directory
+# What may change when a run is resumed, for it changes no result.
+FREE_SETTINGS = (
+    'log_every',
+    'save_every',
+    'keep_checkpoints',
+    'max_skipped_steps',
+    'step_timeout',
+    'accept_changes',
+    'mesh',
+    'profile',
+    'data.path',
+    'data.evaluate_path',
+    'data.index',
+    'data.workers',
+    'data.prefetch',
+    'data.max_bad_share',
+    'tokenizer.path',
+    'tokenizer.cache_views',
+    'tokenizer.cache_path',
+    'pictures',
+    'inference.windows',
+)
+
+
+def config_changes(config: RunConfig, workdir: Path) -> list[str]:
+    """Refuses a work directory that holds the run of another config, or tells what changes."""
+    path = workdir / FILE
+    if not path.exists():
+        return []
+    try:
+        old = flat(json.loads(path.read_text()))
+    except (ValueError, AttributeError) as error:
+        raise RequestError(
+            f'{path} is damaged ({error}): remove it, and the run goes on with the config that you '
+            'give.'
+        ) from error
+    # a setting that came later was as it is by default
+    old, new = _defaults(type(config)) | old, flat(settings_of(config))
+    differing = [
+        f'config.{name} was {old.get(name)!r}, is {new.get(name)!r}'
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and not _is_free(name)
+    ]
+    return refuse_changes(
+        config, differing, f'{workdir} holds a run of another config', 'give that config'
+    )
+
+
+def _is_free(name: str) -> bool:
+    """Whether a setting, or the group that it is in, may change."""
+    return any(name == free or name.startswith(free + '.') for free in FREE_SETTINGS)
+
+
+def _defaults(kind: type) -> dict:
+    """The settings of a config class that have a default, flat."""
+    values = {}
+    for field in dataclasses.fields(kind):
+        default = field.default
+        if default is not dataclasses.MISSING:
+            group = dataclasses.is_dataclass(default)
+            values[field.name] = dataclasses.asdict(default) if group else default
+    return flat(json.loads(json.dumps(values)))
+
+
+def write_config(config: RunConfig, workdir: Path) -> None:
+    """What the next start compares its config with. Written when nothing is left to refuse, so that
+    a refused start leaves no trace."""
+    if jax.process_index() == 0:
+        with writing(workdir):
+            whole_files.write(workdir / FILE, settings_of(config), indent=2)
+
+
+def settings_of(config: RunConfig) -> dict:
+    """The config as JSON gives it back."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def refuse_changes(config: RunConfig, differing: list[str], what: str, remedy: str) -> list[str]:
+    """Lines that warn of what differs from the run that is resumed, where config.accept_changes
+    allows it."""
+    if not differing:
+        return []
+    named = '; '.join(differing[:4]) + ('; ...' if len(differing) > 4 else '')
+    check(
+        config.accept_changes,
+        f'{what} ({named}): {remedy}, or another --workdir; config.accept_changes=true goes on '
+        'with what is new.',
+    )
+    return [f'WARNING: {what} ({named}): it goes on with what is new']

@@ -1,0 +1,174 @@
+"""Where numbers go: `metrics.jsonl` (one object a logged step), TensorBoard events, the terminal,
+and `predictions.csv`."""
+
+from collections.abc import Iterable
+import contextlib
+import json
+import math
+from pathlib import Path
+import socket
+import sys
+import time
+
+import numpy as np
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import RecordWriter
+from tensorboardX.summary import scalar
+from tqdm import tqdm
+
+from beit_jax.errors import RequestError
+from beit_jax.whole_files import replace, whole_lines
+
+SHOWN = (
+    'loss',
+    'accuracy',
+    'pixel_accuracy',
+    'token_accuracy',
+    'psnr',
+    'token_perplexity',
+    'lr',
+    'grad_norm',
+    'images_per_second',
+)
+
+
+@contextlib.contextmanager
+def writing(workdir: Path):
+    """Makes the work directory; where it, or what the block writes, cannot be written, a
+    RequestError says so."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise RequestError(f'--workdir={workdir} cannot be written: {error.strerror}.') from error
+
+
+class MetricsWriter:
+    """Writes the metrics of a run from step `start` on; lines of later steps, left by a run that
+    was stopped, are dropped first.
+
+    Where the storage fails, a line says so, the run goes on, and what could not be written is
+    written later.
+    """
+
+    def __init__(self, workdir: Path, start: int, total_steps: int, active: bool):
+        """`active`: whether this process writes (process 0 does)."""
+        self._active, self.evaluated = active, False  # of step `start`
+        if not active:
+            return
+        path, kept = workdir / 'metrics.jsonl', []
+        for line in whole_lines(path):
+            row = json.loads(line)
+            if row['step'] <= start:
+                kept.append(line)
+            if row['step'] == start and any(name.startswith('eval/') for name in row):
+                self.evaluated = True
+        with writing(workdir):
+            replace(path, ''.join(kept))
+            self._file = path.open('ab', buffering=0)
+        self._unwritten, self._warned, self._start = b'', False, start
+        self._events, self._directory = None, workdir / 'tensorboard'
+        self._bar = tqdm(
+            total=total_steps,
+            initial=start,
+            unit='step',
+            disable=not sys.stderr.isatty(),
+            dynamic_ncols=True,
+        )
+
+    def write(self, step: int, metrics: dict) -> None:
+        """Logs the scalars of a step."""
+        if not self._active:
+            return
+        numbers = {
+            name: float(np.float32(value)) if isinstance(value, (np.ndarray, np.generic)) else value
+            for name, value in metrics.items()
+        }
+        # JSON has no NaN
+        valid = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        self._unwritten += (json.dumps({'step': step} | valid) + '\n').encode()
+        self._store(step, numbers)
+        evaluated = {name: value for name, value in numbers.items() if name.startswith('eval/')}
+        shown = evaluated or {name: numbers[name] for name in SHOWN if name in numbers}
+        self.say(
+            f'step {step}/{self._bar.total}  '
+            + '  '.join(f'{name} {value:.4g}' for name, value in shown.items())
+        )
+
+    def _store(self, step: int = 0, numbers: dict | None = None):
+        try:
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+            if numbers:
+                self._write_events(step, numbers)
+            self._warned = False
+        except OSError as error:
+            # a file of events that is torn is not read on: the next is another one
+            self._close_events()
+            if not self._warned:
+                self.say(
+                    f'WARNING: metrics of step {step} cannot be written ({error.strerror}): make '
+                    'room; they are kept until then'
+                )
+            self._warned = True
+
+    def _write_events(self, step, numbers):
+        if self._events is None:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            # not a SummaryWriter, whose thread would hang on a full disk
+            self._events = RecordWriter(
+                str(
+                    self._directory
+                    / f'events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{step}'
+                )
+            )
+            self._write_event(0, file_version='brain.Event:2')
+            # TensorBoard forgets steps from here on that a stopped run left
+            self._write_event(self._start + 1, session_log=SessionLog(status=SessionLog.START))
+        for name, value in numbers.items():
+            self._write_event(step, summary=scalar(name, value))
+        self._events.flush()
+        self._start = step
+
+    def _write_event(self, step, **what):
+        self._events.write(Event(wall_time=time.time(), step=step, **what).SerializeToString())
+
+    def _close_events(self):
+        events, self._events = self._events, None
+        with contextlib.suppress(OSError):  # said already
+            if events:
+                events.close()
+
+    def advance(self) -> None:
+        """One more step is done."""
+        if self._active:
+            self._bar.update()
+
+    def say(self, message: str) -> None:
+        """A line for the person at the terminal, above the progress bar."""
+        if self._active:
+            tqdm.write(message, file=sys.stdout)
+            sys.stdout.flush()
+
+    def say_all(self, messages: Iterable[str]) -> None:
+        for message in messages:
+            self.say(message)
+
+    def flush(self) -> bool:
+        """Whether everything is written."""
+        if self._active:
+            self._store()
+        return not (self._active and self._unwritten)
+
+    def close(self) -> None:
+        if self._active:
+            self._bar.close()
+            self._file.close()
+            self._close_events()
+
+
+def add_sums(total, sums):
+    """Adds two nested dicts of NumPy arrays; `total` may be None."""
+    if total is None:
+        return sums
+    return {name: total[name] + value for name, value in sums.items()}

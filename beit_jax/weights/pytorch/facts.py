@@ -1,0 +1,300 @@
+"""What is said of a model beside its tensors, and what we say of ours.
+
+That is the JSON of transformers and timm, the arguments of the official code, our own metadata.
+"""
+
+import dataclasses
+import re
+
+from beit_jax.errors import check
+from beit_jax.models.architecture import head_config, predicts_tokens, segments
+from beit_jax.weights.pytorch.entries import group, labels, number, shown, three, whole, wholes
+from beit_jax.weights.pytorch.files import Source
+
+IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
+HALF = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}
+BILINEAR, BICUBIC = 2, 3  # Pillow's numbers, which Hugging Face writes
+
+# BeitConfig's, for transformers may leave out of config.json what is at its default
+HUGGINGFACE_DEFAULTS = {
+    'hidden_size': 768,
+    'num_hidden_layers': 12,
+    'num_attention_heads': 12,
+    'intermediate_size': 3072,
+    'hidden_act': 'gelu',
+    'image_size': 224,
+    'patch_size': 16,
+    'num_channels': 3,
+    'vocab_size': 8192,
+    'layer_norm_eps': 1e-12,
+    'layer_scale_init_value': 0.1,
+    'use_absolute_position_embeddings': False,
+    'use_relative_position_bias': False,
+    'use_shared_relative_position_bias': False,
+    'use_mean_pooling': True,
+    'pool_scales': [1, 2, 3, 6],
+    'use_auxiliary_head': True,
+    'auxiliary_channels': 256,
+    'auxiliary_num_convs': 1,
+    'auxiliary_concat_input': False,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """None where nothing is said.
+
+    `mean` and `std` are for pixels in [0, 1]; `crop` is the side of the central square that is
+    shown over the shorter side of a picture.
+    """
+
+    heads: int | None = None
+    norm_eps: float | None = None
+    layer_scale: float | None = None  # the initial value
+    num_classes: int | None = None
+    classes: tuple[str, ...] = ()
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    crop: float | None = None
+    # of the annotations of a segmenter: 0 is ignored, k is class k - 1
+    reduce_zero_label: bool = False
+    head: dict = dataclasses.field(default_factory=dict)  # fields of UperNetConfig
+    # config.json of transformers, its defaults filled in
+    claims: dict = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def read_facts(source: Source, dialect: str, image_size: int, segments: bool) -> Facts:
+    """What is said of a model.
+
+    Args:
+      source: its file or folder.
+      dialect: of its names.
+      image_size: of the pictures that its tensors are for, in pixels.
+      segments: whether it is a segmenter.
+
+    Raises:
+      RequestError: an entry of another type or out of its range.
+    """
+    if source.metadata:
+        return _from_metadata(source.metadata)
+    if dialect == 'huggingface':
+        return _from_huggingface(source.config, source.processor, image_size, segments)
+    if segments:
+        return _from_mmsegmentation(source.arguments)
+    return _from_timm(source.config) if source.config else _from_arguments(source.arguments)
+
+
+def usual_crop(image_size: int) -> float:
+    """Of BEiT's evaluation (datasets.py), by the side of its pictures in pixels.
+
+    The shorter side is 256 / 224 of the crop below 384 pixels, and the crop itself from there on.
+    """
+    return 224 / 256 if image_size < 384 else 1.0
+
+
+def metadata(architecture: dict, classes: tuple[str, ...]) -> dict:
+    """What no file of the official code says, for the header of a safetensors file."""
+    names = ('heads', 'norm_eps', 'layer_scale', 'mean', 'std', 'crop')
+    entries = {name: architecture[name] for name in names} | {'classes': list(classes)}
+    if segments(architecture):
+        entries['head'] = dataclasses.asdict(head_config(architecture))
+        entries['reduce_zero_label'] = architecture.get('reduce_zero_label', False)
+    return entries
+
+
+def huggingface_settings(architecture: dict) -> dict:
+    """What config.json says of a model, under its names there, as far as the tensors show it."""
+    tokens, pixels = predicts_tokens(architecture), segments(architecture)
+    settings = {
+        'hidden_size': architecture['width'],
+        'num_hidden_layers': architecture['depth'],
+        'num_attention_heads': architecture['heads'],
+        'intermediate_size': architecture['hidden'],
+        'hidden_act': 'gelu',
+        'image_size': architecture['image_size'],
+        'patch_size': architecture['patch_size'],
+        'num_channels': 3,
+        'use_absolute_position_embeddings': architecture['positions'] == 'absolute',
+        'use_relative_position_bias': architecture['positions'] == 'layer_bias',
+        'use_shared_relative_position_bias': architecture['positions'] == 'shared_bias',
+        'use_mean_pooling': tokens or pixels or architecture['pooling'] == 'mean',
+    }
+    if pixels:
+        head = head_config(architecture)
+        settings |= {
+            'pool_scales': list(head.pool_scales),
+            'use_auxiliary_head': bool(head.auxiliary_channels),
+        }
+        if head.auxiliary_channels:
+            settings |= {
+                'auxiliary_channels': head.auxiliary_channels,
+                'auxiliary_num_convs': 1,
+                'auxiliary_concat_input': False,
+            }
+    if tokens:
+        settings['vocab_size'] = architecture['vocabulary']
+    return settings
+
+
+def _from_metadata(entries: dict) -> Facts:
+    head = group(entries, 'head')
+    head = {
+        'taps': wholes(head, 'taps', -1),
+        'pool_scales': wholes(head, 'pool_scales', 1),
+        'auxiliary_tap': whole(head, 'auxiliary_tap', 0),
+        'dropout': number(head, 'dropout', 0, 1),
+        'norm_eps': number(head, 'norm_eps', 0, 1),
+        'norm_momentum': number(head, 'norm_momentum', 0, 1),
+    }
+    return Facts(
+        head={name: value for name, value in head.items() if value is not None},
+        reduce_zero_label=entries.get('reduce_zero_label') is True,
+        heads=whole(entries, 'heads'),
+        norm_eps=number(entries, 'norm_eps', 0, 1),
+        layer_scale=number(entries, 'layer_scale', 0, 1e3),
+        classes=labels(entries.get('classes')),
+        mean=three(entries, 'mean'),
+        std=three(entries, 'std', 1e-6),
+        crop=number(entries, 'crop', 0.01, 1),
+    )
+
+
+def _from_arguments(arguments: dict) -> Facts:
+    """Those of run_beit_pretraining.py and run_class_finetuning.py."""
+    imagenet = arguments.get('imagenet_default_mean_and_std')
+    pixels = (IMAGENET if imagenet else HALF) if isinstance(imagenet, bool) else {}
+    return Facts(
+        layer_scale=number(arguments, 'layer_scale_init_value', 0, 1e3),
+        crop=number(arguments, 'crop_pct', 0.01, 1),
+        **pixels,
+    )
+
+
+def _from_mmsegmentation(arguments: dict) -> Facts:
+    """The names of the classes, and from the text of its config the blocks that are tapped."""
+    config = str(arguments.get('config', '')).replace('\n', ' ')
+    blocks = re.search(r'out_indices=[\[(]([\d, ]+)[\])]', config)
+    taps = tuple(map(int, re.findall(r'\d{1,4}', blocks[1]))) if blocks else ()
+    head = {'taps': taps} if taps else {}
+    return Facts(classes=labels(arguments.get('CLASSES')), head=head)
+
+
+def _from_timm(config: dict) -> Facts:
+    arguments = group(config, 'model_args')
+    pictures = group(config, 'pretrained_cfg') or config  # older ones have all on one level
+    return Facts(
+        heads=whole(arguments, 'num_heads'),
+        layer_scale=number(arguments, 'init_values', 0, 1e3),
+        num_classes=whole(config, 'num_classes', 0),
+        classes=labels(config.get('label_names') or pictures.get('label_names')),
+        mean=three(pictures, 'mean'),
+        std=three(pictures, 'std', 1e-6),
+        crop=number(pictures, 'crop_pct', 0.01, 1),
+    )
+
+
+def _from_huggingface(config: dict, processor: dict, image_size: int, segments: bool) -> Facts:
+    facts, notes = {}, []
+    if config:
+        facts, notes = _from_huggingface_config(HUGGINGFACE_DEFAULTS | config, segments)
+    if processor:
+        facts |= _normalisation(processor)
+    if processor and segments:
+        reduces = processor.get('do_reduce_labels', processor.get('reduce_labels'))
+        facts['reduce_zero_label'] = reduces is True
+    elif processor:
+        facts['crop'], said = _crop(processor, image_size)
+        notes += said
+    return Facts(**facts, notes=tuple(notes))
+
+
+def _from_huggingface_config(config: dict, segments: bool) -> tuple[dict, list[str]]:
+    """(fields of Facts, notes)."""
+    classes = labels(config.get('id2label'))
+    models = config.get('architectures') or []
+    check(isinstance(models, list), f'architectures is {shown(models)}, not a list')
+    classifies = 'BeitForImageClassification' in models
+    unnamed = all(name == f'LABEL_{i}' for i, name in enumerate(classes))
+    facts = {
+        'heads': whole(config, 'num_attention_heads'),
+        'norm_eps': number(config, 'layer_norm_eps', 0, 1),
+        'layer_scale': number(config, 'layer_scale_init_value', 0, 1e3),
+        'claims': config,
+        'classes': () if unnamed else classes,
+        'num_classes': (len(classes) or 2) if classifies else None,  # 2 is the default there
+    }
+    if not segments:
+        return facts, []
+    facts['head'], notes = _huggingface_head(config)
+    return facts, notes
+
+
+def _huggingface_head(config: dict) -> tuple[dict, list[str]]:
+    """(fields of UperNetConfig, notes).
+
+    Index i of transformers is hidden state i - 1, and hidden state 0 what the first block gets.
+    """
+    given = config.get('out_indices') or config.get('segmentation_indices')
+    indices = wholes({'out_indices': given}, 'out_indices', -200)
+    head = {'pool_scales': wholes(config, 'pool_scales', 1)}
+    if indices is None:
+        return head, []
+    states = 1 + (whole(config, 'num_hidden_layers') or 0)
+    check(len(indices) == 4, f'out_indices is {list(indices)}: a segmenter has four')
+    check(
+        all(-states <= index <= states for index in indices),
+        f'out_indices is {list(indices)}, the model has {states} hidden states',
+    )
+    head['taps'] = tuple((index - 1) % states - 1 for index in indices)
+    note = (
+        f'out_indices {list(indices)} is taken as transformers takes it: blocks '
+        f'{list(head["taps"])} from 0 are tapped. Weights that another program trained on blocks '
+        f'{list(indices)}, as the official code does, want {[index + 2 for index in indices]} there'
+    )
+    return head, [note] if indices[-1] == states - 2 else []
+
+
+def _normalisation(processor: dict) -> dict:
+    """`mean` and `std` for pixels in [0, 1]."""
+    scale = 255.0
+    if processor.get('do_rescale', True):
+        scale = 255.0 * (number(processor, 'rescale_factor', 1e-6, 1e3) or 1 / 255)
+    mean, std = three(processor, 'image_mean'), three(processor, 'image_std', 1e-6)
+    if processor.get('do_normalize', True) is False:
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    return {
+        'mean': mean and tuple(one / scale for one in mean),
+        'std': std and tuple(one / scale for one in std),
+    }
+
+
+def _crop(processor: dict, image_size: int) -> tuple[float | None, list[str]]:
+    """(crop where pictures are cropped as here, notes)."""
+    crop, notes = None, []
+    shorter, cropped = _side(processor, 'size'), _side(processor, 'crop_size')
+    size = processor.get('size')
+    keeps_shape = not isinstance(size, dict) or 'shortest_edge' in size
+    fits = cropped == image_size and shorter and cropped <= shorter
+    if processor.get('do_center_crop') and keeps_shape and fits:
+        crop = cropped / shorter
+    else:
+        notes.append(
+            'preprocessor_config.json resizes and crops pictures otherwise; here the central '
+            f'{usual_crop(image_size):.3g} of the shorter side becomes {image_size} pixels, as '
+            'BEiT was evaluated'
+        )
+    if processor.get('resample', BICUBIC) != BICUBIC:
+        notes.append(
+            'preprocessor_config.json does not resample bicubically; here it is bicubic, as '
+            'BEiT was evaluated'
+        )
+    return crop, notes
+
+
+def _side(processor: dict, name: str) -> int | None:
+    """The shorter side in pixels of `size` or `crop_size`, a number or a dict of them."""
+    value = processor.get(name)
+    named = value if isinstance(value, dict) else {name: value}
+    sides = [whole(named, key) for key in named]
+    return min((side for side in sides if side), default=None)

@@ -1,0 +1,35 @@
+"""Settings that exclude each other, or have no meaning."""
+
+import pytest
+
+from beit_jax.data.config import DataConfig, SegmentDataConfig
+from beit_jax.errors import RequestError
+
+
+@pytest.mark.parametrize(
+    'settings, words',
+    [
+        ({'lanes': 2}, 'lanes=2 is for chunks'),
+        ({'chunk': -1}, 'chunk is -1'),
+        ({'chunk': 5, 'window': 0}, 'window is 0'),
+        ({'chunk': 5, 'repeat_views': 3}, 'chunk excludes'),
+        ({'chunk': 5, 'repeated_augmentation': 3}, 'chunk excludes'),
+        ({'chunk': 5, 'name': 'shapes'}, 'chunk is for stored images'),
+        ({'index': 'gs://bucket'}, 'index=.* is not local'),
+    ],
+)
+def test_bad_settings(settings, words):
+    with pytest.raises(RequestError, match=rf'config.data.{words}'):
+        DataConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    'settings, words',
+    [
+        ({'segment_scale': (2.0, 1.0)}, 'segment_scale is'),
+        ({'labels_per_class': 3}, 'labels_per_class is for'),
+    ],
+)
+def test_bad_settings_of_label_maps(settings, words):
+    with pytest.raises(RequestError, match=rf'config.data.{words}'):
+        SegmentDataConfig(**settings)

@@ -1,0 +1,104 @@
+"""What a process does before JAX starts."""
+
+import ctypes
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from beit_jax import runtime
+
+
+def output(program: str, *arguments: str, **environment) -> str:
+    """What a Python program of its own prints."""
+    command, environment = [sys.executable, '-c', program, *arguments], os.environ | environment
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+_SUM = """
+import sys
+import jax
+import jax.numpy as jnp
+from beit_jax.runtime import set_xla_flags
+if sys.argv[1] == 'set':
+    set_xla_flags()
+compiled = jax.jit(lambda x: jnp.sum(x * x, -1)).lower(jnp.ones((512, 512))).compile()
+print('ynn' in compiled.as_text())
+"""
+
+
+@pytest.mark.parametrize(('how', 'in_library'), [('unset', 'True'), ('set', 'False')])
+def test_compiled_sum(how, in_library):
+    """The first case fails when XLA no longer gives sums to the library: then the flag is to go."""
+    assert output(_SUM, how, XLA_FLAGS='').strip() == in_library
+
+
+@pytest.mark.parametrize(
+    ('jaxlib', 'before', 'after'),
+    [
+        ('0.10.2', '', '--xla_cpu_experimental_ynn_fusion_type=-reduce'),
+        (
+            '0.12.0.1',
+            '--xla_dump_to=D',
+            '--xla_dump_to=D --xla_cpu_experimental_ynn_fusion_type=-reduce',
+        ),
+        (
+            '0.12.0',
+            '--xla_cpu_experimental_ynn_fusion_type=',
+            '--xla_cpu_experimental_ynn_fusion_type=',
+        ),
+        ('0.9.2', '', ''),
+        ('0.13.0', '', ''),
+        ('1.0', '', ''),
+    ],
+)
+def test_flags(monkeypatch, jaxlib, before, after):
+    monkeypatch.setenv('XLA_FLAGS', before)
+    monkeypatch.setattr(runtime, 'version', {'jaxlib': jaxlib}.get)
+    runtime.set_xla_flags()
+    assert os.environ['XLA_FLAGS'] == after
+
+
+# what is multiplied, 100 MB, has to be there as a whole
+_STEP = """
+import ctypes, resource, statistics, sys
+import jax
+import jax.numpy as jnp
+from beit_jax.runtime import keep_memory
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: pages of one size
+if sys.argv[1] == 'kept':
+    keep_memory()
+step = jax.jit(lambda x: jnp.sin(jnp.outer(x, x)) @ x)
+x = jnp.ones(5003)
+cleared = []
+for _ in range(21):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    step(x).block_until_ready()
+    pages = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    cleared.append(pages * resource.getpagesize())
+print(statistics.median(cleared))
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), 'mallopt'), reason='takes glibc')
+@pytest.mark.parametrize(('how', 'least', 'most'), [('kept', 0, 2e6), ('given back', 8e7, 1e12)])
+def test_pages_cleared_by_a_step(how, least, most):
+    """Bytes, the median of steps: a few early ones take a new block, where something small has
+    settled in the old one. The second case fails when JAX keeps memory by itself: then
+    `keep_memory` is to go."""
+    assert least <= int(output(_STEP, how)) <= most
+
+
+def test_programs_are_kept_for_the_next_start(tmp_path):
+    kept = jax.config.jax_compilation_cache_dir
+    runtime.keep_programs(tmp_path)
+    assert jax.config.jax_compilation_cache_dir == kept  # where the user wants them
+    try:
+        jax.config.update('jax_compilation_cache_dir', None)
+        runtime.keep_programs(tmp_path)
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / 'compiled')
+    finally:
+        jax.config.update('jax_compilation_cache_dir', kept)
