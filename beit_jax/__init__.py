@@ -1,7 +1,7 @@
 """BEiT (arXiv 2106.08254) in JAX and Flax.
 
-model = beit_jax.load('microsoft/beit-base-patch16-224')  # a folder: also a .pth file, a checkpoint
-or a work directory images = model.preprocess(['cat.jpg', 'dog.png'])  # uint8 [2, 224, 224, 3]
+model = beit_jax.load('microsoft/beit-base-patch16-224')  # a folder, file or work directory
+images = model.preprocess(['cat.jpg', 'dog.png'])  # uint8 [2, 224, 224, 3]
 model.logits(images), model.features(images, layers=(-1,))
 """
 

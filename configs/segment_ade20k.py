@@ -6,7 +6,7 @@ semantic_segmentation/).
 
 PRETRAINED is a checkpoint, a work directory or a file of PyTorch weights; its positions are fitted
 to the crop. The data are the folder as published (images/training, annotations/training, ...), or
-TFDS records: data.name=tfds,data.path=TFDS/scene_parse150/1.0.0. Variants: `base` (default) from
+TFDS records of an image and a grey annotation (docs/data.md). Variants: `base` (default) from
 pre-training; `intermediate`, from an encoder fine-tuned on ImageNet-22k first; `large`, from such a
 one too. After that `640` (crops of 640, windows every 426 pixels), `vanilla` (absolute positions,
 no LayerScale: the paper's tables), and `multiscale`, for --mode=evaluate: six scales and flips.

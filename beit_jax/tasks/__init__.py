@@ -23,7 +23,7 @@ from beit_jax.settings.run import RunConfig
 
 # (split, number of images at most) -> batches of NumPy arrays, prepared, cropped as an evaluation
 # does it
-Batches = Callable[[str, int], Iterator[dict]]
+ReadSample = Callable[[str, int], Iterator[dict]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,7 @@ class Task:
         """
         return params, (), []
 
-    def calibrate(self, frozen, batches: Batches):
+    def calibrate(self, frozen, batches: ReadSample):
         """`frozen`, which is on the devices by now, with what follows from the training images."""
         return frozen
 
@@ -153,7 +153,7 @@ class Task:
         package. JSON."""
         raise NotImplementedError
 
-    def finish(self, params, workdir: Path, batches: Batches, metrics: dict) -> None:
+    def finish(self, params, workdir: Path, batches: ReadSample, metrics: dict) -> None:
         """Called once when training is done, by every process, with whole arrays: process 0 writes
         what else the task owes.
 

@@ -61,7 +61,7 @@ class Batches:
         return place(self._task.calibrate(frozen, functools.partial(self.on_host, frozen)))
 
     def train(self, start: int, cache: TokenCache | None) -> Iterator[dict]:
-        """Those of the steps after `start`, read one ahead of the step and ready for it."""
+        """The batch of each step after `start`, ready for it; reads one ahead."""
         config, task = self._config, self._task
         source, sampler = chunked(self._source, self._sampler, self._rows)
         read = functools.partial(
@@ -123,7 +123,7 @@ class Batches:
 
     def on_host(self, frozen, split: str, limit: int) -> Iterator[dict]:
         """Whole batches of `limit` images at most, spread over a split, as NumPy arrays: see
-        `beit_jax.tasks.Batches`."""
+        `beit_jax.tasks.ReadSample`."""
         source = self._source if split == 'train' else self._held_out
         count = min(limit, len(source))
         kept = np.linspace(0, len(source), count, endpoint=False).astype(int)
@@ -152,8 +152,7 @@ class Batches:
 
 
 def one_ahead(items: Iterable) -> Iterator:
-    """`items`, each when the next is there: what the device has begun goes on while the host takes
-    the one before."""
+    """Each of `items` when the next has been fetched, so that host and device overlap."""
     for item, _ in itertools.pairwise(itertools.chain(items, [None])):
         yield item
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 
+from beit_jax.runtime import keep_memory
 from beit_jax.settings.run import RunConfig
 from beit_jax.train import state as states
 from beit_jax.train.evaluation import make_evaluation
@@ -16,12 +17,11 @@ from beit_jax.train.processes.exit_status import STOPPED, UNSAVED
 from beit_jax.train.processes.watchdog import Watchdog
 from beit_jax.train.run import Run
 from beit_jax.train.sharding import gather
-from beit_jax.train.start import restore_or_init
+from beit_jax.train.start import open_cache, restore_or_init
 from beit_jax.train.stepping import Stepper
 from beit_jax.train.workdir.changes import config_changes, write_config
 from beit_jax.train.workdir.checkpoint import Checkpoints
 from beit_jax.train.workdir.metrics import MetricsWriter
-from beit_jax.train.workdir.token_cache import open_cache
 
 
 def train(config: RunConfig, workdir: Path) -> int:
@@ -33,6 +33,7 @@ def train(config: RunConfig, workdir: Path) -> int:
     Raises:
       RequestError: the config, the data, the work directory or a checkpoint do not fit one another.
     """
+    keep_memory()  # before anything asks JAX for its devices
     stop = Stop()
     stop.listen()
     run = Run(config, workdir)
@@ -62,7 +63,7 @@ def _train(run: Run, stop: Stop, closed_later: Callable) -> int:
     evaluation = make_evaluation(run, interrupted=interrupted)
 
     def evaluate(step: int) -> bool:
-        """False where a signal ended it: a run that goes on later begins with what it owes."""
+        """False where a signal cut it short: the next start repeats it."""
         nonlocal metrics
         metrics = evaluation(states.averaged_params(state))
         if metrics is not None:
@@ -98,12 +99,12 @@ def _train(run: Run, stop: Stop, closed_later: Callable) -> int:
         if stopping:
             return end(STOPPED, step)
         stepper.restart_clock(step)
-    watchdog.pause()
     params = states.averaged_params(state)
-    if run.held_out and metrics is None:  # the run went on after it
+    if run.held_out and metrics is None:  # it went on after the last one, which only the log has
         metrics = evaluation(params)
         if metrics is None:
             return end(STOPPED, total)
+    watchdog.pause()
     _finish(run, params, metrics or {})
     return end(0, total)
 

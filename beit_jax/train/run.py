@@ -1,6 +1,7 @@
 """A run that is opened: its settings, data, task, mesh and optimizer fit one another.
 
-Whatever can be refused is refused here, before the first step.
+What does not fit is refused here; what a work directory or a checkpoint holds against it, in
+`workdir.changes` and `start`.
 """
 
 import functools
@@ -11,7 +12,6 @@ import jax
 import beit_jax
 from beit_jax.data.sources.choice import open_source
 from beit_jax.errors import check
-from beit_jax.runtime import keep_memory
 from beit_jax.settings.run import RunConfig
 from beit_jax.tasks import make_task
 from beit_jax.train import optimizer as optimizers
@@ -28,6 +28,7 @@ class Run:
 
     Attributes:
       config: the settings, with what the data decide.
+      task, mesh, batches: what is learned, on which devices, from what.
       source, held_out: the examples; `held_out` is None where there are none.
       notes: lines for the user, said when the run begins.
 
@@ -37,7 +38,6 @@ class Run:
 
     def __init__(self, config: RunConfig, workdir: Path):
         self.workdir, self.notes = workdir, []
-        keep_memory()
         self.mesh = make_mesh(config.mesh)
         check_batch(self.mesh, config.batch_size, config.accumulate_steps)
         self.source = open_source(config.data, 'train')

@@ -1,7 +1,9 @@
-"""Where a run starts: its newest checkpoint that is whole, the parameters of another, or random
-weights."""
+"""Where a run starts: at its newest checkpoint that is whole, from the parameters of another, or
+from random weights; and with which cached tokens."""
 
 import functools
+import json
+from pathlib import Path
 
 import jax
 
@@ -12,7 +14,8 @@ from beit_jax.train.run import Run
 from beit_jax.train.sharding import state_shardings
 from beit_jax.train.workdir.changes import refuse_changes
 from beit_jax.train.workdir.checkpoint import Checkpoints
-from beit_jax.train.workdir.metrics import writing
+from beit_jax.train.workdir.metrics import MetricsWriter, writing
+from beit_jax.train.workdir.token_cache import TokenCache
 from beit_jax.weights.load import load_weights
 from beit_jax.weights.trees import check_params
 
@@ -34,19 +37,21 @@ def restore_or_init(run: Run, checkpoints: Checkpoints):
     run.notes += lines
     if state is not None:
         return state
-    if jax.process_index() == 0:
-        _write_parameter_table(run)
     if run.config.init:
         params, _, notes = load_params(run, run.config.init)
         run.notes += notes
     else:
         params = states.initial_params(run.task, run.config.seed, shardings['params'])
+    if jax.process_index() == 0:
+        _write_parameter_table(run)
     return states.initial_state(run.task, run.optimizer, run.mesh, params)
 
 
 def load_params(run: Run, path: str) -> tuple:
-    """(the parameters in a checkpoint or a file as the model of the run takes them, prefixes of
-    paths that start fresh, lines for the user).
+    """The parameters in a checkpoint or a file, as the model of the run takes them.
+
+    Returns:
+      (parameters, prefixes of paths that start fresh, lines for the user).
 
     Raises:
       RequestError: they do not fit the model.
@@ -60,6 +65,41 @@ def load_params(run: Run, path: str) -> tuple:
         params = states.merge(params, drawn)
     check_params(abstract, params, path)
     return params, fresh, [*description.get('notes', ()), *notes]
+
+
+def open_cache(run: Run, start: int, log: MetricsWriter) -> TokenCache | None:
+    """The cache of tokens that the run goes on with after step `start`, if it has one; says from
+    which step on it suffices.
+
+    Raises:
+      RequestError: see `TokenCache`.
+    """
+    settings, config = run.task.token_cache, run.config
+    if settings is None:
+        return None
+    directory = Path(settings.cache_path or run.workdir / 'tokens')
+    (view,), data = run.task.prepare_views, config.data
+    names = ('examples', 'manifest', 'seed', 'tokenizer')
+    fingerprint = {name: run.fingerprint[name] for name in names} | {
+        'views': settings.cache_views,
+        'size': view.size,
+        'precision': settings.precision,
+        'crop_scale': data.crop_scale,
+        'crop_ratio': data.crop_ratio,
+        'flip': data.flip,
+        'color_jitter': data.color_jitter,
+    }
+    cache = TokenCache(
+        directory,
+        json.loads(json.dumps(fingerprint)),  # as JSON gives it back
+        len(run.source),
+        settings.cache_views,
+        config.grid[0] * config.grid[1],
+        start * config.batch_size,
+    )
+    step = cache.complete_from(config.batch_size)
+    log.say(f'tokens are computed up to step {step} and from then on read from {directory}')
+    return cache
 
 
 def _check_data(run: Run, description: dict) -> None:

@@ -27,7 +27,7 @@ class Stepper:
         self._step = steps.make_train_step(
             run.task, run.optimizer, run.schedule, run.mesh, run.config.total_steps
         )
-        self._clock = self._pending = self._before = None
+        self._clock = self._pending = self._in_flight = None
 
     def take(self, state, batch, number: int):
         """The state after step `number`."""
@@ -37,13 +37,13 @@ class Stepper:
         self._watchdog.reset(f'step {number}')
         self._profile(number)
         state, metrics = self._step(state, batch)
-        if self._before is None:
+        if self._in_flight is None:
             jax.block_until_ready(metrics)
             seconds = time.perf_counter() - beit_jax.LAUNCHED
             self._log.say(f'the first step was done {seconds:.1f} s after the launch')
         # one step is under way and one waits: enough for the device, and soon saved after a signal
-        jax.block_until_ready(self._before)
-        self._before = metrics
+        jax.block_until_ready(self._in_flight)
+        self._in_flight = metrics
         self.write()
         self._log.advance()
         config = self._run.config
@@ -62,7 +62,7 @@ class Stepper:
         self._clock.restart(number)
 
     def _compile(self, state, batch) -> None:
-        """A signal ends the process meanwhile: nothing has been learned yet."""
+        """In a thread: a signal ends the process at once, for no step has begun."""
         self._watchdog.pause()
         began = time.perf_counter()
         compile_ = self._step.lower(state, batch).compile
@@ -75,9 +75,8 @@ class Stepper:
                     'command goes on.',
                     flush=True,
                 )
-                os._exit(
-                    STOPPED
-                )  # an orderly exit would wait for the compiler, which takes minutes
+                # an orderly exit would wait for the compiler, which takes minutes
+                os._exit(STOPPED)
         self._step = compiling.result()
         line = f'compiled the step in {time.perf_counter() - began:.1f} s'
         memory = self._step.memory_analysis()

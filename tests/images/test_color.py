@@ -1,3 +1,5 @@
+"""Colour jitter against NumPy and Pillow, and its draws against their law."""
+
 import itertools
 
 import jax
@@ -40,61 +42,48 @@ def expected_jitter(image, order, factors):
 def test_jitter_of_one_picture(photo, order):
     for factors in ((1.4, 0.6, 1.3), (0.7, 1.4, 0.6)):
         expected = expected_jitter(photo / 255, order, factors)
-        actual = np.asarray(
-            jax.jit(apply_jitter)(
-                jnp.asarray(photo / 255, jnp.float32),
-                jnp.array(order),
-                jnp.array(factors, jnp.float32),
-            )
-        )
+        image = jnp.asarray(photo / 255, jnp.float32)
+        jittered = jax.jit(apply_jitter)(image, jnp.array(order), jnp.array(factors, jnp.float32))
+        actual = np.asarray(jittered)
         np.testing.assert_allclose(actual, expected, atol=1e-5)
-        assert (
-            actual.min() >= 0 and actual.max() <= 1 and np.abs(actual - photo / 255).mean() > 0.02
-        )
+        assert actual.min() >= 0 and actual.max() <= 1
+        assert np.abs(actual - photo / 255).mean() > 0.02
 
 
 @pytest.mark.parametrize('operation', range(3))
 @pytest.mark.parametrize('factor', [0.0, 0.6, 0.83, 1.0, 1.27, 1.4])
 def test_each_operation_agrees_with_pillow(photo, operation, factor):
-    """Others at factor 1. Pillow cuts the result to a whole number and rounds greys: one and a half
-    levels."""
+    """Others at factor 1.
+
+    Pillow cuts the result to a whole number and rounds greys: one and a half levels.
+    """
     factors = jnp.ones(3).at[operation].set(factor)
-    actual = (
-        np.asarray(
-            jax.jit(apply_jitter)(jnp.asarray(photo / 255, jnp.float32), jnp.arange(3), factors)
-        )
-        * 255
-    )
+    image = jnp.asarray(photo / 255, jnp.float32)
+    actual = np.asarray(jax.jit(apply_jitter)(image, jnp.arange(3), factors)) * 255
     expected = np.asarray(ENHANCE[operation](Image.fromarray(photo)).enhance(factor), float)
     error = np.abs(actual - expected)
     assert error.max() < (1e-3 if factor == 1 else 1.5), error.max()
 
 
 def test_views_are_jittered_alike(photo):
-    """The small view is the large one at half the size: it stays so. Each image goes by its own
-    key."""
+    """The small view is the large one at half the size: it stays so.
+
+    Each image goes by its own key.
+    """
     images_BHWC = np.stack([photo, photo[:, ::-1], photo]).astype(np.float32) / 255
     large_BHWC = images_BHWC.repeat(2, axis=1).repeat(2, axis=2)
     keys_B = jax.random.split(jax.random.key(0), 3)
-    large, small = (
-        jax.jit(jitter, static_argnums=2)(keys_B, images, STRENGTHS)
-        for images in (large_BHWC, images_BHWC)
-    )
+    run = jax.jit(jitter, static_argnums=2)
+    large, small = run(keys_B, large_BHWC, STRENGTHS), run(keys_B, images_BHWC, STRENGTHS)
     assert large.shape == (3, 194, 262, 3) and small.shape == (3, 97, 131, 3)
     np.testing.assert_allclose(large[:, ::2, ::2], small, atol=1e-5)
     assert np.abs(small[0] - small[2]).mean() > 0.01
     assert small.min() >= 0 and small.max() <= 1
-    np.testing.assert_allclose(
-        jax.jit(jitter, static_argnums=2)(keys_B[2:], images_BHWC[2:], STRENGTHS)[0],
-        small[2],
-        atol=1e-6,
-    )
+    alone = run(keys_B[2:], images_BHWC[2:], STRENGTHS)
+    np.testing.assert_allclose(alone[0], small[2], atol=1e-6)
     order, factors = draw_jitter(keys_B[1], STRENGTHS)
-    np.testing.assert_allclose(
-        small[1],
-        expected_jitter(images_BHWC[1], np.asarray(order), np.asarray(factors, float)),
-        atol=1e-5,
-    )
+    expected = expected_jitter(images_BHWC[1], np.asarray(order), np.asarray(factors, float))
+    np.testing.assert_allclose(small[1], expected, atol=1e-5)
 
 
 def test_strength_zero_changes_nothing(photo):
@@ -108,12 +97,9 @@ def test_strength_zero_changes_nothing(photo):
 
 def test_draws():
     """Orders and factors are uniform and independent: 10 tests at 1e-5 each (the seed is fixed)."""
-    orders, factors = map(
-        np.asarray,
-        jax.vmap(lambda key: draw_jitter(key, (0.4, 0.3, 1.2)))(
-            jax.random.split(jax.random.key(3), 20_000)
-        ),
-    )
+    keys = jax.random.split(jax.random.key(3), 20_000)
+    draws = jax.vmap(lambda key: draw_jitter(key, (0.4, 0.3, 1.2)))(keys)
+    orders, factors = map(np.asarray, draws)
     _, counts = np.unique(orders, axis=0, return_counts=True)
     assert len(counts) == 6 and scipy.stats.chisquare(counts).pvalue > 1e-5
     for values, low, high in zip(factors.T, (0.6, 0.7, 0.0), (1.4, 1.3, 2.2)):

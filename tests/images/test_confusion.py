@@ -10,22 +10,21 @@ from beit_jax.images import confusion
 
 @pytest.fixture(scope='module')
 def pixels():
-    """Labels and predictions of 7 classes: class 2 is absent and predicted, 4 is there and never
-    predicted, 5 is neither; 255 is ignored."""
+    """Labels and predictions of 7 classes.
+
+    2 is absent and predicted, 4 is there and never predicted, 5 is neither; 255 is ignored.
+    """
     random = np.random.default_rng(0)
-    labels, predictions = (
-        random.choice(classes, (3, 41, 53)).astype(np.uint8)
-        for classes in ([0, 1, 3, 4, 6, 255], [0, 1, 2, 3, 6])
-    )
+    labels = random.choice([0, 1, 3, 4, 6, 255], (3, 41, 53)).astype(np.uint8)
+    predictions = random.choice([0, 1, 2, 3, 6], (3, 41, 53)).astype(np.uint8)
     right = random.random(labels.shape) < 0.5
     return labels, np.where(right & ~np.isin(labels, (4, 255)), labels, predictions)
 
 
 def test_as_scikit_learn(pixels):
     labels, predictions = pixels
-    found = np.asarray(
-        jax.jit(confusion.confusion_matrix, static_argnums=2)(labels, predictions, 7)
-    )
+    count = jax.jit(confusion.confusion_matrix, static_argnums=2)
+    found = np.asarray(count(labels, predictions, 7))
     seen = labels != 255
     labels, predictions = labels[seen], predictions[seen]
     np.testing.assert_array_equal(found, confusion_matrix(labels, predictions, labels=range(7)))
@@ -36,27 +35,19 @@ def test_as_scikit_learn(pixels):
     iou = jaccard_score(labels, predictions, labels=range(7), average=None, zero_division=0)
     np.testing.assert_allclose(each['iou'][counted], iou[counted], atol=1e-12)
     assert np.isnan(each['iou'][5]) and each['iou'][2] == each['iou'][4] == 0 < each['iou'][0]
-    np.testing.assert_allclose(
-        each['accuracy'][there],
-        recall_score(labels, predictions, labels=there, average=None),
-        atol=1e-12,
-    )
-    assert metrics == pytest.approx(
-        {
-            'miou': iou[counted].mean(),
-            'pixel_accuracy': accuracy_score(labels, predictions),
-            'mean_accuracy': recall_score(labels, predictions, labels=there, average='macro'),
-        }
-    )
+    recall = recall_score(labels, predictions, labels=there, average=None)
+    np.testing.assert_allclose(each['accuracy'][there], recall, atol=1e-12)
+    expected = {
+        'miou': iou[counted].mean(),
+        'pixel_accuracy': accuracy_score(labels, predictions),
+        'mean_accuracy': recall_score(labels, predictions, labels=there, average='macro'),
+    }
+    assert metrics == pytest.approx(expected)
 
 
 def test_nothing_to_count():
-    found = np.asarray(
-        confusion.confusion_matrix(np.full((2, 3), 255, np.uint8), np.zeros((2, 3), np.uint8), 3)
-    )
+    ignored, zeros = np.full((2, 3), 255, np.uint8), np.zeros((2, 3), np.uint8)
+    found = np.asarray(confusion.confusion_matrix(ignored, zeros, 3))
     assert not found.any()
-    assert confusion.summarize_confusion(found) == {
-        'miou': 0.0,
-        'mean_accuracy': 0.0,
-        'pixel_accuracy': 0.0,
-    }
+    names = ('miou', 'mean_accuracy', 'pixel_accuracy')
+    assert confusion.summarize_confusion(found) == dict.fromkeys(names, 0.0)

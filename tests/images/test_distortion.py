@@ -1,5 +1,4 @@
-"""Photometric distortion against the same written with matplotlib's colours, and its draws against
-their law."""
+"""Photometric distortion against matplotlib's colours, and its draws against their law."""
 
 import jax
 import jax.numpy as jnp
@@ -32,21 +31,17 @@ def test_distort(images, contrast_first):
         found = distortion.distort(jnp.asarray(image), brightness, factors, hue, contrast_first)
         wanted = np.clip(image + 0.1, 0, 1)
         wanted = np.clip(wanted * 1.4, 0, 1) if contrast_first else wanted
-        hsv = rgb_to_hsv(wanted)
-        wanted = hsv_to_rgb(
-            np.stack(
-                [(hsv[..., 0] - 0.07) % 1, np.clip(hsv[..., 1] * 0.6, 0, 1), hsv[..., 2]], axis=-1
-            )
-        )
+        h, s, v = np.moveaxis(rgb_to_hsv(wanted), -1, 0)
+        changed = (h - 0.07) % 1, np.clip(s * 0.6, 0, 1), v
+        wanted = hsv_to_rgb(np.stack(changed, axis=-1))
         wanted = wanted if contrast_first else np.clip(wanted * 1.4, 0, 1)
         np.testing.assert_allclose(found, wanted, atol=2e-5)
 
 
 def test_draws():
     """Each change in half of the pictures, uniform in its range."""
-    brightness, factors, hue, first = jax.vmap(distortion.draw_distortion)(
-        jax.random.split(jax.random.key(0), 4001)
-    )
+    keys = jax.random.split(jax.random.key(0), 4001)
+    brightness, factors, hue, first = jax.vmap(distortion.draw_distortion)(keys)
     for amounts, limit in (
         (brightness, 32 / 255),
         (factors[:, 0] - 1, 0.5),
@@ -55,9 +50,8 @@ def test_draws():
     ):
         drawn = np.asarray(amounts)[np.asarray(amounts) != 0]
         assert len(drawn) / 4001 == pytest.approx(0.5, abs=0.03)
-        assert np.abs(drawn).max() == pytest.approx(
-            limit, rel=0.01
-        ) and drawn.std() == pytest.approx(limit / 3**0.5, rel=0.05)
+        assert np.abs(drawn).max() == pytest.approx(limit, rel=0.01)
+        assert drawn.std() == pytest.approx(limit / 3**0.5, rel=0.05)
     assert np.mean(first) == pytest.approx(0.5, abs=0.03)
 
 
@@ -66,10 +60,7 @@ def test_a_view_decides(images):
     views = np.array([3, 141, 5, 9, 2], np.uint32)
     found = distortion.distort_views(7, views, jnp.asarray(images))
     order = np.array([4, 2, 0])
-    np.testing.assert_allclose(
-        distortion.distort_views(7, views[order], jnp.asarray(images[order])),
-        found[order],
-        atol=1e-6,
-    )
+    reordered = distortion.distort_views(7, views[order], jnp.asarray(images[order]))
+    np.testing.assert_allclose(reordered, found[order], atol=1e-6)
     assert np.abs(found - distortion.distort_views(8, views, jnp.asarray(images))).max() > 0.05
     assert found.min() >= 0 and found.max() <= 1

@@ -1,5 +1,8 @@
-"""The statistical tests of a function have together a false alarm in 10,000 new seeds (the seeds
-are fixed, so none)."""
+"""Masks against the official algorithm.
+
+The statistical tests of a function have together a false alarm in 10,000 new seeds (the seeds are
+fixed, so none).
+"""
 
 import functools
 import json
@@ -31,13 +34,16 @@ def draw(config, grid):
 
 
 def same_distribution(counts, expected_counts):
-    """p of a chi-square test of homogeneity of two histograms {value: count}; neighbours are merged
-    until each bin holds ten of either."""
+    """p of a chi-square test of homogeneity of two histograms {value: count}.
+
+    Neighbours are merged until each bin holds ten of either.
+    """
     bins = [[0, 0]]
     for value in sorted({*counts, *expected_counts}):
         if min(bins[-1]) >= 10:
             bins.append([0, 0])
-        bins[-1] = [bins[-1][0] + counts.get(value, 0), bins[-1][1] + expected_counts.get(value, 0)]
+        bins[-1][0] += counts.get(value, 0)
+        bins[-1][1] += expected_counts.get(value, 0)
     if min(bins[-1]) < 10 and len(bins) > 1:
         last = bins.pop()
         bins[-1] = [bins[-1][0] + last[0], bins[-1][1] + last[1]]
@@ -57,20 +63,15 @@ def test_distribution_of_blockwise_masks():
     count = 50_000
     masks = np.asarray(draw_masks(keys(count), MaskConfig(), GRID).mask_BP).reshape(count, *GRID)
     assert same_distribution(histogram(masks.sum(axis=(1, 2))), golden('count')) > FALSE_ALARM / 5
-    assert (
-        same_distribution(
-            histogram(count_blocks(keys(count), MaskConfig(), GRID)), golden('blocks')
-        )
-        > FALSE_ALARM / 5
-    )
+    blocks = histogram(count_blocks(keys(count), MaskConfig(), GRID))
+    assert same_distribution(blocks, golden('blocks')) > FALSE_ALARM / 5
     corners = masks[:, [0, 0, -1, -1], [0, -1, 0, -1]]
     edges = masks[:, [0, 0, 13, 13, 6, 7, 6, 7], [6, 7, 6, 7, 0, 0, 13, 13]]
     centres = masks[:, [6, 6, 7, 7], [6, 7, 6, 7]]
     for name, hidden in (('corner', corners), ('middle_of_an_edge', edges), ('centre', centres)):
         share, expected = hidden.mean(axis=1), GOLDEN['frequency_masked'][name]
-        z = (share.mean() - expected) / np.sqrt(
-            share.var() / count + expected * (1 - expected) / GOLDEN['count']['n']
-        )
+        variance = share.var() / count + expected * (1 - expected) / GOLDEN['count']['n']
+        z = (share.mean() - expected) / np.sqrt(variance)
         assert 2 * scipy.stats.norm.sf(abs(z)) > FALSE_ALARM / 5, (name, z)
 
 
@@ -93,24 +94,21 @@ UNIFORM = MaskConfig(kind='random', patches=23)
         ((7, 37), SINGLE),
         ((2, 2), MaskConfig(patches=2, min_block=1)),
         ((5, 37), MaskConfig(patches=41, min_block=4, min_aspect=0.2)),  # a row of two words
-        ((3, 67), MaskConfig(patches=61, min_block=2)),
+        ((3, 67), MaskConfig(patches=61, min_block=2)),  # of three
     ],
-)  # of three
+)
 def test_frequency_of_each_patch(grid, config):
     """Against the official algorithm, a z-test for each patch and one test of the counts."""
     mask_BP, count, patches = draw(config, grid).mask_BP, 6_000, grid[0] * grid[1]
     rng = random.Random(2)
-    expected_BP = np.array([official_mask(rng, *grid, config) for _ in range(count)]).reshape(
-        count, patches
-    )
-    assert same_distribution(
-        histogram(mask_BP.sum(axis=1)), histogram(expected_BP.sum(axis=1))
-    ) > FALSE_ALARM / (patches + 1)
+    expected_BP = np.array([official_mask(rng, *grid, config) for _ in range(count)])
+    expected_BP = expected_BP.reshape(count, patches)
+    counts, expected = (histogram(masks.sum(axis=1)) for masks in (mask_BP, expected_BP))
+    assert same_distribution(counts, expected) > FALSE_ALARM / (patches + 1)
     p = np.concatenate([mask_BP, expected_BP]).mean(axis=0)
-    z = (mask_BP.mean(axis=0) - expected_BP.mean(axis=0)) / np.sqrt(
-        np.maximum(p * (1 - p), 1e-9) * (1 / len(mask_BP) + 1 / count)
-    )
-    assert 2 * scipy.stats.norm.sf(np.abs(z)).min() > FALSE_ALARM / (patches + 1), np.abs(z).max()
+    variance = np.maximum(p * (1 - p), 1e-9) * (1 / len(mask_BP) + 1 / count)
+    z = np.abs(mask_BP.mean(axis=0) - expected_BP.mean(axis=0)) / np.sqrt(variance)
+    assert 2 * scipy.stats.norm.sf(z).min() > FALSE_ALARM / (patches + 1), z.max()
 
 
 @pytest.mark.parametrize(
@@ -124,10 +122,8 @@ def test_frequency_of_each_patch(grid, config):
 )
 def test_slots_and_weights(grid, config):
     mask_BP, slots_BK, weights_BK = draw(config, grid)
-    assert mask_BP.shape == (20_000, grid[0] * grid[1]) and slots_BK.shape == weights_BK.shape == (
-        20_000,
-        config.patches,
-    )
+    assert mask_BP.shape == (20_000, grid[0] * grid[1])
+    assert slots_BK.shape == weights_BK.shape == (20_000, config.patches)
     assert (mask_BP.dtype, slots_BK.dtype, weights_BK.dtype) == (np.bool_, np.int32, np.float32)
     for mask_P, slots_K, weights_K in zip(mask_BP[:997], slots_BK, weights_BK):
         hidden = np.flatnonzero(mask_P)
@@ -143,27 +139,20 @@ def test_nothing_is_hidden():
     config.check_grid((1, 1))
     MaskConfig(kind='none', patches=78, min_block=101).check_grid((7, 11))
     mask_BP, slots_BK, weights_BK = draw_masks(keys(5), config, (7, 11))
-    assert (
-        mask_BP.shape == (5, 77)
-        and not mask_BP.any()
-        and slots_BK.shape == weights_BK.shape == (5, 0)
-    )
+    assert mask_BP.shape == (5, 77) and not mask_BP.any()
+    assert slots_BK.shape == weights_BK.shape == (5, 0)
     assert (mask_BP.dtype, slots_BK.dtype, weights_BK.dtype) == (np.bool_, np.int32, np.float32)
 
 
 def test_a_block_is_a_rectangle():
-    single = (
-        draw(SINGLE, (7, 37))
-        .mask_BP[np.asarray(count_blocks(keys(20_000), SINGLE, (7, 37))) == 1]
-        .reshape(-1, 7, 37)
-    )
+    blocks = np.asarray(count_blocks(keys(20_000), SINGLE, (7, 37)))
+    single = draw(SINGLE, (7, 37)).mask_BP[blocks == 1].reshape(-1, 7, 37)
     assert len(single) > 300
     for mask in single:
         rows, columns = mask.any(axis=1), mask.any(axis=0)
         np.testing.assert_array_equal(mask, np.outer(rows, columns))
-        assert all(
-            np.ptp(np.flatnonzero(side)) + 1 == side.sum() < len(side) for side in (rows, columns)
-        )
+        for side in (rows, columns):
+            assert np.ptp(np.flatnonzero(side)) + 1 == side.sum() < len(side)
 
 
 @pytest.mark.parametrize('config', [SMALL, UNIFORM])
@@ -180,14 +169,10 @@ def test_random_masks_are_uniform():
     mask_BP = draw(UNIFORM, (11, 5)).mask_BP.astype(float)
     assert (mask_BP.sum(axis=1) == 23).all()
     together, count = mask_BP.T @ mask_BP, len(mask_BP)
-    for observed, p in (
-        (np.diag(together), 23 / 55),
-        (together[np.triu_indices(55, 1)], 23 / 55 * 22 / 54),
-    ):
-        z = (observed - count * p) / np.sqrt(count * p * (1 - p))
-        assert 2 * scipy.stats.norm.sf(np.abs(z)).min() > FALSE_ALARM / (55 * 56 / 2), np.abs(
-            z
-        ).max()
+    single, pairs = np.diag(together), together[np.triu_indices(55, 1)]
+    for observed, p in ((single, 23 / 55), (pairs, 23 / 55 * 22 / 54)):
+        z = np.abs(observed - count * p) / np.sqrt(count * p * (1 - p))
+        assert 2 * scipy.stats.norm.sf(z).min() > FALSE_ALARM / (55 * 56 / 2), z.max()
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
+import torch
 
 from beit_jax.errors import RequestError
 from beit_jax.images.mixing import MixConfig, draw_rectangle, draw_weights, erase, mix
@@ -40,17 +41,15 @@ def test_cutmix_boxes(timm):
     drawn = weights(MixConfig(mixup=0.0))
     assert set(np.unique(drawn)) <= {0.0, 1.0}
     np.random.seed(0)
-    theirs = [
-        timm.cutmix_bbox_and_lam((1, 3, HEIGHT, WIDTH), np.random.beta(1.0, 1.0))[1]
-        for _ in range(len(drawn))
-    ]
+    shape, theirs = (1, 3, HEIGHT, WIDTH), []
+    for _ in drawn:
+        _, share = timm.cutmix_bbox_and_lam(shape, np.random.beta(1.0, 1.0))
+        theirs.append(share)
     assert stats.ks_2samp(drawn.mean((1, 2)), theirs).pvalue > 0.01
     outside = np.stack([np.any(drawn == 0, axis=2), np.any(drawn == 0, axis=1)[:, :HEIGHT]])
     assert outside.any(), 'no box at all'
-    for picture in drawn[:50]:  # one rectangle: rows times columns
-        np.testing.assert_array_equal(
-            picture == 0, np.any(picture == 0, 1)[:, None] & np.any(picture == 0, 0)
-        )
+    for inside in drawn[:50] == 0:  # one rectangle: rows times columns
+        np.testing.assert_array_equal(inside, np.outer(inside.any(axis=1), inside.any(axis=0)))
     corners = np.mean(drawn[:, [0, 0, -1, -1], [0, -1, 0, -1]] == 0, axis=0)
     assert corners.max() - corners.min() < 0.05
 
@@ -65,48 +64,37 @@ def test_switch_and_probability():
 
 @pytest.mark.parametrize('config', [MixConfig(cutmix=0.0), MixConfig(mixup=0.0)])
 def test_a_mixed_batch(config, timm):
-    """Pictures and targets against NumPy, targets against timm's too (whose pairs are (i, B - 1 -
-    i))."""
-    random = np.random.default_rng(0)
-    images, labels = (
-        random.normal(size=(6, HEIGHT, WIDTH, 3)).astype(np.float32),
-        np.array([3, 1, 4, 4, 0, 2]),
-    )
+    """Against NumPy; targets against timm's too, whose pairs are other ones."""
+    images = np.random.default_rng(0).normal(size=(6, HEIGHT, WIDTH, 3)).astype(np.float32)
+    labels = np.array([3, 1, 4, 4, 0, 2])
     off = 0.1 / 5
     targets = np.where(np.eye(5)[labels] > 0, 0.9 + off, off).astype(np.float32)
     kept = np.asarray(draw_weights(jax.random.key(5), config, HEIGHT, WIDTH))
     mixed, soft = mix(kept, jnp.asarray(images), jnp.asarray(targets))
-    partner = [1, 0, 3, 2, 5, 4]
-    np.testing.assert_allclose(
-        mixed, images * kept[..., None] + images[partner] * (1 - kept[..., None]), atol=1e-6
-    )
+    partner, left = [1, 0, 3, 2, 5, 4], kept[..., None]
+    np.testing.assert_allclose(mixed, images * left + images[partner] * (1 - left), atol=1e-6)
     share = np.float64(kept.mean())
     np.testing.assert_allclose(soft, targets * share + targets[partner] * (1 - share), atol=1e-6)
     np.testing.assert_allclose(np.sum(soft, axis=1), 1, atol=1e-6)
-    import torch
-
     for i in (0, 2, 4):
-        theirs = timm.mixup_target(
-            torch.tensor(labels[i : i + 2]), 5, lam=float(share), smoothing=0.1
-        )
+        pair = torch.tensor(labels[i : i + 2])
+        theirs = timm.mixup_target(pair, 5, lam=float(share), smoothing=0.1)
         np.testing.assert_allclose(soft[i : i + 2], theirs, atol=1e-6)
 
 
 def test_pairs():
     MixConfig().check_batch(6)
     MixConfig(mixup=0.0, cutmix=0.0).check_batch(7)
-    with pytest.raises(
-        RequestError, match=r'config.batch_size is 7: make it even, or set config.mix.mixup=0'
-    ):
+    message = r'config.batch_size is 7: make it even, or set config.mix.mixup=0'
+    with pytest.raises(RequestError, match=message):
         MixConfig().check_batch(7)
 
 
 def test_erased_rectangles():
     size, probability = 224, 0.25
     keys = jax.random.split(jax.random.key(0), 8000)
-    top, left, height, width = np.asarray(
-        jax.jit(jax.vmap(lambda key: draw_rectangle(key, probability, size, size)))(keys)
-    ).T
+    draw = jax.jit(jax.vmap(lambda key: draw_rectangle(key, probability, size, size)))
+    top, left, height, width = np.asarray(draw(keys)).T
     erased = height > 0
     assert erased.mean() == pytest.approx(probability, abs=0.02)
     assert np.all((top >= 0) & (left >= 0) & (top + height <= size) & (left + width <= size))

@@ -17,14 +17,14 @@ def test_window_starts(length, starts):
 
 
 def test_windows_as_mmsegmentation_of_the_recipe():
-    assert window_starts(683, 512, 341) == [0, 171] and window_starts(2048, 512, 341) == [
-        0,
-        341,
-        682,
-        1023,
-        1364,
-        1536,
-    ]
+    assert window_starts(683, 512, 341) == [0, 171]
+    assert window_starts(2048, 512, 341) == [0, 341, 682, 1023, 1364, 1536]
+
+
+def by_torch(values, size):
+    """Resized along the only axis."""
+    x = torch.tensor(values)[None, None]
+    return torch.nn.functional.interpolate(x, size=size, mode='linear')[0, 0].numpy()
 
 
 @pytest.mark.parametrize(('length', 'result'), [(37, 37), (37, 101), (37, 11), (13, 13), (7, 19)])
@@ -35,18 +35,12 @@ def test_axis_maps(length, result):
     logits = [random.normal(size=3) for _ in maps]
     total, count = np.zeros(length), np.zeros(length)
     for (start, _), values in zip(maps, logits):
-        large = torch.nn.functional.interpolate(
-            torch.tensor(values)[None, None], size=13, mode='linear'
-        )[0, 0].numpy()
+        large = by_torch(values, 13)
         for place in range(start, min(start + 13, length)):
             total[place] += large[place - start]
             count[place] += 1
-    wanted = torch.nn.functional.interpolate(
-        torch.tensor(total / count)[None, None], size=result, mode='linear'
-    )[0, 0].numpy()
-    np.testing.assert_allclose(
-        sum(map_ @ values for (_, map_), values in zip(maps, logits)), wanted, atol=1e-6
-    )
+    found = sum(map_ @ values for (_, map_), values in zip(maps, logits))
+    np.testing.assert_allclose(found, by_torch(total / count, result), atol=1e-6)
 
 
 @pytest.mark.parametrize(

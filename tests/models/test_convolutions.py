@@ -1,4 +1,4 @@
-"""Layers of a convolutional head against torch's, float32: 1e-5, in training and over devices too."""
+"""Layers of a convolutional head against torch's, in training and over devices, float32: 1e-5."""
 
 import functools
 

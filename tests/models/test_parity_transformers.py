@@ -1,5 +1,7 @@
-"""Our model against Hugging Face's BEiT with the same random weights, float32, evaluation mode:
-1e-5 a layer, 1e-4 a model."""
+"""Our model against Hugging Face's BEiT with the same random weights.
+
+float32, evaluation mode: 1e-5 a layer, 1e-4 a model.
+"""
 
 import re
 
@@ -9,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-import transformers
 
 from beit_jax.models.encoder import EncoderConfig
 from beit_jax.models.heads import Classifier, MaskedImageModel
+from tests.torch_models import make_transformers
 
-DEPTH, WIDTH, HEADS, HIDDEN, VOCABULARY, BATCH = 3, 55, 5, 89, 101, 3
-SIZES = {'width': WIDTH, 'depth': DEPTH, 'heads': HEADS, 'hidden': HIDDEN}
+SIZES = {'width': 55, 'depth': 3, 'heads': 5, 'hidden': 89}
+VOCABULARY, BATCH = 101, 3
 
 # transformers 4 -> 5, in this order
 RENAMED = [
@@ -55,33 +57,28 @@ def rename(name, table):
 
 
 def copy_weights(theirs, ours):
-    """Every weight of one is a weight of the other. The head of a classifier stands for two modules
-    of theirs."""
-    weights = {
-        rename(name, RENAMED): value.numpy()
-        for name, value in theirs.state_dict().items()
-        if 'position_index' not in name
-    }
+    """Every weight of one is a weight of the other.
+
+    The head of a classifier stands for two modules of theirs.
+    """
+    weights = {}
+    for name, value in theirs.state_dict().items():
+        if 'position_index' not in name:
+            weights[rename(name, RENAMED)] = value.numpy()
     state = nnx.state(ours)
     for path, leaf in nnx.to_flat_state(state):
         name = '/'.join(path)
         name = name.replace('head/', 'classifier/') if isinstance(ours, Classifier) else name
         value = weights.pop(rename(name, NAMES).replace('/', '.'))
-        # linear [out, in] -> [in, out]; conv [out, channel, row, column] -> [(row, column,
-        # channel), out]
-        if path[-1] == 'kernel':
-            value = (
-                value.T
-                if value.ndim == 2
-                else value.transpose(2, 3, 1, 0).reshape(-1, value.shape[0])
-            )
-        value = (
-            value[0]
-            if path[-1] == 'position_embedding'
-            else value.ravel()
-            if path[-1].endswith('token')
-            else value
-        )
+        if path[-1] == 'kernel' and value.ndim == 4:
+            # [out, channel, row, column] -> [(row, column, channel), out]
+            value = value.transpose(2, 3, 1, 0).reshape(-1, value.shape[0])
+        elif path[-1] == 'kernel':
+            value = value.T
+        elif path[-1] == 'position_embedding':
+            value = value[0]
+        elif path[-1].endswith('token'):
+            value = value.ravel()
         assert leaf.shape == value.shape, path
         leaf.set_value(jnp.asarray(value))
     assert not weights, weights.keys()
@@ -90,35 +87,16 @@ def copy_weights(theirs, ours):
 
 def make_pair(positions, grid, patch_size, layer_scale=0.1):
     """(theirs, ours) with the same weights, none of them near zero or one."""
-    theirs = transformers.BeitForMaskedImageModeling(
-        transformers.BeitConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=WIDTH,
-            num_hidden_layers=DEPTH,
-            num_attention_heads=HEADS,
-            intermediate_size=HIDDEN,
-            image_size=(grid[0] * patch_size, grid[1] * patch_size),
-            patch_size=patch_size,
-            use_mask_token=True,
-            use_absolute_position_embeddings=positions == 'absolute',
-            use_relative_position_bias=positions == 'layer_bias',
-            use_shared_relative_position_bias=positions == 'shared_bias',
-            layer_scale_init_value=layer_scale,
-            layer_norm_eps=1e-6,
-        )
-    ).eval()
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for name, value in theirs.named_parameters():
-            deviation = 0.25 if value.ndim != 2 or 'table' in name else value.shape[1] ** -0.5
-            value.normal_(1.0 if 'norm' in name and 'weight' in name else 0.0, deviation)
+    side = grid[0] * patch_size, grid[1] * patch_size
+    sizes = {'side': side, 'patch_size': patch_size, 'layer_scale': layer_scale}
+    theirs = make_transformers(positions, **SIZES, **sizes, vocabulary=VOCABULARY, eps=1e-6)
     # the scan on square grids, the loop on others
     config = EncoderConfig(
         **SIZES,
         patch_size=patch_size,
         positions=positions,
         layer_scale=layer_scale,
-        unroll=1 if grid[0] == grid[1] else DEPTH,
+        unroll=1 if grid[0] == grid[1] else SIZES['depth'],
     )
     # shapes only: all are copied
     ours = nnx.eval_shape(lambda: MaskedImageModel(config, grid, VOCABULARY, rngs=nnx.Rngs(0)))
@@ -127,8 +105,7 @@ def make_pair(positions, grid, patch_size, layer_scale=0.1):
 
 
 def without_resampling(monkeypatch):
-    """transformers resamples as if grids were square, even at the trained size where there is
-    nothing to resample: look up instead."""
+    """Looks positions up: transformers resamples as if grids were square, even unchanged ones."""
     from transformers.models.beit import modeling_beit
 
     def bias(self, window_size, *_, **__):
@@ -136,11 +113,9 @@ def without_resampling(monkeypatch):
         return self.relative_position_bias_table[index].permute(2, 0, 1)[None]
 
     monkeypatch.setattr(modeling_beit.BeitRelativePositionBias, 'forward', bias)
-    monkeypatch.setattr(
-        modeling_beit.BeitEmbeddings,
-        'interpolate_pos_encoding',
-        lambda self, *_: self.position_embeddings,
-    )
+    embeddings = modeling_beit.BeitEmbeddings
+    same = lambda self, *_: self.position_embeddings
+    monkeypatch.setattr(embeddings, 'interpolate_pos_encoding', same)
 
 
 @pytest.mark.parametrize(
@@ -160,9 +135,8 @@ def test_logits(positions, grid, patch_size, layer_scale, monkeypatch):
         without_resampling(monkeypatch)
     theirs, ours = make_pair(positions, grid, patch_size, layer_scale)
     rng = np.random.default_rng(1)
-    images_BHWC = rng.normal(size=(BATCH, grid[0] * patch_size, grid[1] * patch_size, 3)).astype(
-        np.float32
-    )
+    shape = BATCH, grid[0] * patch_size, grid[1] * patch_size, 3
+    images_BHWC = rng.normal(size=shape).astype(np.float32)
     slots_BK = np.stack([np.sort(rng.permutation(grid[0] * grid[1])[:5]) for _ in range(BATCH)])
     mask_BP = np.zeros((BATCH, grid[0] * grid[1]), bool)
     np.put_along_axis(mask_BP, slots_BK, True, axis=1)
@@ -180,31 +154,9 @@ def test_logits(positions, grid, patch_size, layer_scale, monkeypatch):
 @pytest.mark.parametrize('positions', ['layer_bias', 'absolute'])
 def test_classifier(positions):
     """Mean of the patches, norm, linear: BeitForImageClassification."""
-    theirs = transformers.BeitForImageClassification(
-        transformers.BeitConfig(
-            num_labels=11,
-            hidden_size=WIDTH,
-            num_hidden_layers=DEPTH,
-            num_attention_heads=HEADS,
-            intermediate_size=HIDDEN,
-            image_size=35,
-            patch_size=7,
-            use_absolute_position_embeddings=positions == 'absolute',
-            use_relative_position_bias=positions == 'layer_bias',
-            layer_scale_init_value=0.1,
-            layer_norm_eps=1e-6,
-        )
-    ).eval()
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for name, value in theirs.named_parameters():
-            deviation = 0.25 if value.ndim != 2 or 'table' in name else value.shape[1] ** -0.5
-            value.normal_(1.0 if 'norm' in name and 'weight' in name else 0.0, deviation)
-    ours = nnx.eval_shape(
-        lambda: Classifier(
-            EncoderConfig(**SIZES, patch_size=7, positions=positions), (5, 5), 11, rngs=nnx.Rngs(0)
-        )
-    )
+    theirs = make_transformers(positions, **SIZES, side=35, patch_size=7, classes=11, eps=1e-6)
+    config = EncoderConfig(**SIZES, patch_size=7, positions=positions)
+    ours = nnx.eval_shape(lambda: Classifier(config, (5, 5), 11, rngs=nnx.Rngs(0)))
     copy_weights(theirs, ours)
     images_BHWC = np.random.default_rng(1).normal(size=(BATCH, 35, 35, 3)).astype(np.float32)
     with torch.no_grad():
@@ -215,17 +167,19 @@ def test_classifier(positions):
 
 @pytest.mark.parametrize('layer_scale', [0.1, 0.0])
 def test_hidden_states(layer_scale):
-    """One block at a time on the same input: every token, CLS among them. The input is small, so
-    that the eps of the norm shows."""
+    """One block at a time on the same input: every token, CLS among them.
+
+    The input is small, so that the eps of the norm shows.
+    """
     theirs, ours = make_pair('layer_bias', (5, 5), 7, layer_scale)
     layers = theirs.beit.layers if hasattr(theirs.beit, 'layers') else theirs.beit.encoder.layer
-    x_BND = (np.random.default_rng(2).normal(size=(BATCH, 26, WIDTH)) * 0.03).astype(np.float32)
+    x_BND = (np.random.default_rng(2).normal(size=(BATCH, 26, SIZES['width'])) * 0.03).astype(
+        np.float32
+    )
     for layer, block in zip(layers, ours.encoder.blocks.values(), strict=True):
         with torch.no_grad():
-            expected_BND = layer(torch.from_numpy(x_BND), resolution=(35, 35))
-        expected_BND = (
-            expected_BND[0] if isinstance(expected_BND, tuple) else expected_BND
-        ).numpy()
+            output = layer(torch.from_numpy(x_BND), resolution=(35, 35))
+        expected_BND = (output[0] if isinstance(output, tuple) else output).numpy()
         difference = np.abs(np.asarray(jax.jit(block.__call__)(x_BND)) - expected_BND).max()
         assert difference < 1e-5 and np.abs(expected_BND - x_BND).std() > 0.05, difference
 
@@ -234,10 +188,8 @@ def test_embeddings():
     """Patches, masks, CLS and absolute positions, before the first block."""
     theirs, ours = make_pair('absolute', (5, 5), 7)
     rng = np.random.default_rng(3)
-    images_BHWC, mask_BP = (
-        rng.normal(size=(BATCH, 35, 35, 3)).astype(np.float32),
-        rng.random((BATCH, 25)) < 0.3,
-    )
+    images_BHWC = rng.normal(size=(BATCH, 35, 35, 3)).astype(np.float32)
+    mask_BP = rng.random((BATCH, 25)) < 0.3
     with torch.no_grad():
         embedded = theirs.beit.embeddings(
             torch.from_numpy(images_BHWC.transpose(0, 3, 1, 2)),

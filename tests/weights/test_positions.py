@@ -1,10 +1,13 @@
-"""Positions for another grid against the published algorithm, written with SciPy's two-dimensional
-spline, and against torch."""
+"""Positions for another grid against torch and the published algorithm.
+
+The latter is written with SciPy's two-dimensional spline.
+"""
 
 import numpy as np
 import pytest
 from scipy.interpolate import RectBivariateSpline
 import torch
+from torch.nn import functional
 
 from beit_jax.weights.positions import fit_positions, resize_bias_table, resize_position_embedding
 
@@ -28,38 +31,28 @@ def official(table, old, new):
         distances.append(current)
         current += q ** (i + 1)
     places = [-distance for distance in reversed(distances)] + [0] + distances
-    wanted = np.arange(-(target // 2.0), target // 2.0 + 0.1, 1.0)
-    heads = [
-        RectBivariateSpline(
-            places, places, table[:-3, head].reshape(source, source), kx=3, ky=3, s=0
-        )(wanted, wanted).ravel()
-        for head in range(table.shape[1])
-    ]
+    wanted, heads = np.arange(-(target // 2.0), target // 2.0 + 0.1, 1.0), []
+    for values in table[:-3].T.reshape(-1, source, source):
+        spline = RectBivariateSpline(places, places, values, kx=3, ky=3, s=0)
+        heads.append(spline(wanted, wanted).ravel())
     return np.concatenate([np.stack(heads, axis=1), table[-3:]])
 
 
 @pytest.mark.parametrize(('old', 'new'), [(14, 24), (14, 32), (5, 7)])
 def test_bias_table(old, new):
     table = np.random.default_rng(0).normal(size=((2 * old - 1) ** 2 + 3, 5)).astype(np.float32)
-    np.testing.assert_allclose(
-        resize_bias_table(table, (old, old), (new, new)),
-        official(table, old, new),
-        rtol=0,
-        atol=1e-5,
-    )
+    resized = resize_bias_table(table, (old, old), (new, new))
+    np.testing.assert_allclose(resized, official(table, old, new), rtol=0, atol=1e-5)
 
 
 def test_bias_table_of_another_aspect():
     """Rows and columns are resized each on its own; what does not change keeps its values."""
-    rows, columns = (
-        np.random.default_rng(0).normal(size=(13, 1)),
-        np.random.default_rng(1).normal(size=(1, 9)),
-    )
+    rows = np.random.default_rng(0).normal(size=(13, 1))
+    columns = np.random.default_rng(1).normal(size=(1, 9))
     table = np.concatenate([(rows * columns).reshape(-1, 1), np.ones((3, 1))]).astype(np.float32)
     tall = np.asarray(resize_bias_table(table, (7, 5), (11, 5)))[:-3].reshape(21, 9)
-    np.testing.assert_allclose(
-        tall / tall[:, :1], np.repeat(columns / columns[0, 0], 21, axis=0), rtol=2e-4
-    )
+    expected = np.repeat(columns / columns[0, 0], 21, axis=0)
+    np.testing.assert_allclose(tall / tall[:, :1], expected, rtol=2e-4)
     # offset 0 stays where it is
     np.testing.assert_allclose(tall[10], (rows * columns)[6], atol=1e-6)
 
@@ -69,11 +62,8 @@ def test_position_embedding(new):
     embedding = np.random.default_rng(0).normal(size=(1 + 14 * 14, 5)).astype(np.float32)
     resized = np.asarray(resize_position_embedding(embedding, (14, 14), new))
     grid = torch.from_numpy(embedding[1:]).reshape(1, 14, 14, 5).permute(0, 3, 1, 2)
-    theirs = (
-        torch.nn.functional.interpolate(grid, size=new, mode='bicubic', align_corners=False)
-        .permute(0, 2, 3, 1)
-        .reshape(-1, 5)
-    )
+    theirs = functional.interpolate(grid, size=new, mode='bicubic', align_corners=False)
+    theirs = theirs.permute(0, 2, 3, 1).reshape(-1, 5)
     np.testing.assert_allclose(resized[1:], theirs, rtol=0, atol=1e-5)
     np.testing.assert_array_equal(resized[0], embedding[0])
 
@@ -88,13 +78,10 @@ def test_shared_bias_is_given_to_every_layer():
     assert 'position_bias' not in layers and len(notes) == 1
     for block in layers['blocks'].values():
         np.testing.assert_array_equal(block['attention']['position_bias']['table'], table)
+    resized = resize_bias_table(table, (3, 3), (4, 5))
     larger, notes = fit_positions(encoder, (3, 3), 'layer_bias', (4, 5))
-    np.testing.assert_array_equal(
-        larger['blocks']['01']['attention']['position_bias']['table'],
-        resize_bias_table(table, (3, 3), (4, 5)),
-    )
+    found = larger['blocks']['01']['attention']['position_bias']['table']
+    np.testing.assert_array_equal(found, resized)
     assert len(notes) == 2 and encoder['blocks']['00'] == {'attention': {'out': '00'}}
     kept, notes = fit_positions(encoder, (3, 3), 'shared_bias', (4, 5))
-    np.testing.assert_array_equal(
-        kept['position_bias']['table'], resize_bias_table(table, (3, 3), (4, 5))
-    )
+    np.testing.assert_array_equal(kept['position_bias']['table'], resized)

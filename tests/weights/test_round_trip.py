@@ -1,5 +1,7 @@
-"""Weights of PyTorch -> file -> import -> the same logits -> export -> the library itself, strictly
--> the same bits."""
+"""Weights of PyTorch there and back.
+
+File -> import -> the same logits -> export -> the library itself, strictly -> the same bits.
+"""
 
 import argparse
 
@@ -13,39 +15,35 @@ import torch
 import beit_jax
 from beit_jax.tools import export_weights, import_weights
 from tests import torch_models
+from tests.tools.call import call
 
 SMALL = {'width': 128, 'depth': 2, 'heads': 2, 'hidden': 200}
 LARGE = {'width': 1024, 'depth': 24, 'heads': 16, 'hidden': 4096, 'layer_scale': 1e-5}
+VANILLA = {'positions': 'absolute', 'layer_scale': 0.0}
+SHARED, LAYERS = {'positions': 'shared_bias'}, {'positions': 'layer_bias'}
+# fmt: off
 KINDS = {
-    'pretrained': SMALL | {'positions': 'shared_bias', 'side': 80, 'vocabulary': 101},
-    'pretrained-vanilla': SMALL
-    | {'positions': 'absolute', 'side': 80, 'vocabulary': 101, 'layer_scale': 0.0},
-    'classifier-patch8': SMALL
-    | {'positions': 'layer_bias', 'side': 56, 'patch_size': 8, 'classes': 11},
-    'classifier-384': SMALL | {'positions': 'layer_bias', 'side': 384, 'classes': 11},
-    'classifier-shared': SMALL
-    | {'positions': 'shared_bias', 'side': 80, 'classes': 11, 'layer_scale': 0.0},
-    'vanilla-cls': SMALL
-    | {'positions': 'absolute', 'side': 80, 'classes': 11, 'layer_scale': 0.0, 'pooling': 'cls'},
-    'two-classes': SMALL
-    | {'positions': 'layer_bias', 'side': 48, 'classes': 2, 'width': 60, 'heads': 5},
-    'headless': SMALL | {'positions': 'layer_bias', 'side': 80, 'classes': 0},
+    'pretrained':         SMALL | SHARED  | {'side': 80, 'vocabulary': 101},
+    'pretrained-vanilla': SMALL | VANILLA | {'side': 80, 'vocabulary': 101},
+    'classifier-patch8':  SMALL | LAYERS  | {'side': 56, 'classes': 11, 'patch_size': 8},
+    'classifier-384':     SMALL | LAYERS  | {'side': 384, 'classes': 11},
+    'classifier-shared':  SMALL | SHARED  | {'side': 80, 'classes': 11, 'layer_scale': 0.0},
+    'vanilla-cls':        SMALL | VANILLA | {'side': 80, 'classes': 11, 'pooling': 'cls'},
+    'two-classes':        SMALL | LAYERS  | {'side': 48, 'classes': 2, 'width': 60, 'heads': 5},
+    'headless':           SMALL | LAYERS  | {'side': 80, 'classes': 0},
 }
 PUBLISHED = {
-    'pretrained-base': {'positions': 'shared_bias', 'vocabulary': 8192},
-    'pretrained-large': LARGE | {'positions': 'shared_bias', 'vocabulary': 8192},
-    'base-224': {'positions': 'layer_bias'},
-    'base-384': {'positions': 'layer_bias', 'side': 384},
-    'large-512': LARGE | {'positions': 'layer_bias', 'side': 512, 'depth': 2},
-    'vanilla-base': {'positions': 'absolute', 'layer_scale': 0.0, 'pooling': 'cls'},
+    'pretrained-base':            SHARED  | {'vocabulary': 8192},
+    'pretrained-large':   LARGE | SHARED  | {'vocabulary': 8192},
+    'base-224':                   LAYERS,
+    'base-384':                   LAYERS  | {'side': 384},
+    'large-512':          LARGE | LAYERS  | {'side': 512, 'depth': 2},
+    'vanilla-base':               VANILLA | {'pooling': 'cls'},
 }
+# fmt: on
 BATCH = 2
 # what a bare file does not tell
 pytestmark = pytest.mark.filterwarnings('ignore:.*(assumed|left out)')
-
-
-def call(tool, **options):
-    tool.run(tool._arguments().parse_args([f'--{name}={value}' for name, value in options.items()]))
 
 
 def normalized(images):
@@ -57,37 +55,33 @@ def all_logits(model, images, mask_BP):
     """Of the tokens of all patches."""
     slots_BP = np.broadcast_to(np.arange(mask_BP.shape[1]), mask_BP.shape)
     module = nnx.merge(model.graphdef, model.params)
-    return jax.jit(module.__call__)((images - np.float32(0.5)) / np.float32(0.5), mask_BP, slots_BP)
+    pixels = (images - np.float32(0.5)) / np.float32(0.5)
+    return jax.jit(module.__call__)(pixels, mask_BP, slots_BP)
+
+
+def make_and_write(dialect, kind, directory):
+    """(a model of PyTorch, where its library has saved it)."""
+    if dialect == 'huggingface':
+        model, path = torch_models.make_transformers(**kind), directory / 'theirs'
+        model.save_pretrained(path)
+        return model, path
+    model = torch_models.make_timm(**kind)
+    if dialect == 'timm':
+        path = directory / 'theirs.safetensors'
+        safetensors.torch.save_model(model, path)
+        return model, path
+    path = directory / 'theirs.pth'
+    args = argparse.Namespace(
+        model='beit', imagenet_default_mean_and_std=False, lr=1e-3, device='cuda'
+    )
+    beside = {'optimizer': {'state': {0: {'step': 5}}}, 'epoch': 3, 'args': args}
+    torch.save({'model': torch_models.keep_indices(model).state_dict()} | beside, path)
+    return model, path
 
 
 def check_round_trip(dialect, kind, directory):
     """One model, there and back."""
-    theirs = (
-        torch_models.make_transformers(**kind)
-        if dialect == 'huggingface'
-        else torch_models.make_timm(**kind)
-    )
-    path = directory / 'theirs'
-    if dialect == 'huggingface':
-        theirs.save_pretrained(path)
-    elif dialect == 'timm':
-        path = directory / 'theirs.safetensors'
-        safetensors.torch.save_model(theirs, path)
-    else:
-        torch_models.keep_indices(theirs)
-        path = directory / 'theirs.pth'
-        args = argparse.Namespace(
-            model='beit', imagenet_default_mean_and_std=False, lr=1e-3, device='cuda'
-        )
-        torch.save(
-            {
-                'model': theirs.state_dict(),
-                'optimizer': {'state': {0: {'step': 5}}},
-                'epoch': 3,
-                'args': args,
-            },
-            path,
-        )
+    theirs, path = make_and_write(dialect, kind, directory)
     call(import_weights, input=path, output=directory / 'ours')
     ours = beit_jax.load(directory / 'ours')
     check_outputs(theirs, ours, kind)
@@ -115,10 +109,8 @@ def check_outputs(theirs, ours, kind):
             expected, found = theirs(normalized(images)), ours.logits(images)
             expected = getattr(expected, 'logits', expected).numpy()
         else:
-            expected, found = (
-                theirs(normalized(images)),
-                nnx.merge(ours.graphdef, ours.params)(images * 2 - 1),
-            )
+            expected = theirs(normalized(images))
+            found = nnx.merge(ours.graphdef, ours.params)(images * 2 - 1)
             expected = getattr(expected, 'pooler_output', expected).numpy()
     difference = np.abs(np.asarray(found) - expected).max()
     assert found.shape == expected.shape and expected.std() > 0.3 and difference < 1e-4, difference
@@ -129,13 +121,10 @@ def load_strictly(theirs, kind, dialect, directory):
     if dialect == 'huggingface':
         model, report = type(theirs).from_pretrained(directory, output_loading_info=True)
         assert not any(report.values()), report
-        assert {
-            name: value for name, value in model.config.to_dict().items() if name != '_name_or_path'
-        } == {
-            name: value
-            for name, value in theirs.config.to_dict().items()
-            if name != '_name_or_path'
-        } | {'drop_path_rate': 0.0}
+        alike = {'_name_or_path': None, 'drop_path_rate': 0.0}
+        found, expected = model.config.to_dict(), theirs.config.to_dict()
+        assert found['drop_path_rate'] == 0.0
+        assert found | alike == expected | alike
         return model.state_dict()
     if dialect == 'timm':
         model = torch_models.timm.create_model(f'local-dir:{directory}', pretrained=True)
@@ -144,13 +133,10 @@ def load_strictly(theirs, kind, dialect, directory):
         torch_models.randomize(model, 5).load_state_dict(state, strict=True)
         return model.state_dict()
     fresh = torch_models.randomize(torch_models.keep_indices(torch_models.make_timm(**kind)), 5)
-    fresh.load_state_dict(
-        torch.load(directory / 'model.pth', weights_only=True)['model'], strict=True
-    )
-    assert (
-        safetensors.torch.load_file(directory / 'model.safetensors').keys()
-        == fresh.state_dict().keys()
-    )
+    state = torch.load(directory / 'model.pth', weights_only=True)['model']
+    fresh.load_state_dict(state, strict=True)
+    beside = safetensors.torch.load_file(directory / 'model.safetensors')
+    assert beside.keys() == fresh.state_dict().keys()
     return fresh.state_dict()
 
 
@@ -176,10 +162,9 @@ def test_round_trip(dialect, kind, tmp_path):
     ],
 )
 def test_what_only_json_says(kind, tmp_path):
-    """The eps of the norms, and without a bias table the number of heads: other ones give other
-    logits."""
-    check_round_trip(
-        'huggingface',
-        SMALL | {'width': 96, 'heads': 12, 'side': 48, 'layer_scale': 0.0} | kind,
-        tmp_path,
-    )
+    """The eps of the norms, and without a bias table the number of heads.
+
+    Other ones give other logits.
+    """
+    sizes = SMALL | {'width': 96, 'heads': 12, 'side': 48, 'layer_scale': 0.0}
+    check_round_trip('huggingface', sizes | kind, tmp_path)

@@ -1,6 +1,9 @@
-"""Segmenters of transformers and mmsegmentation: import, the same logits, export, the library
-itself, strictly, the same bits."""
+"""Segmenters of transformers and mmsegmentation there and back.
 
+Import, the same logits, export, the library itself, strictly, the same bits.
+"""
+
+import itertools
 import json
 
 import jax
@@ -8,6 +11,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import transformers
 
 import beit_jax
 from beit_jax.errors import RequestError
@@ -18,9 +22,11 @@ from beit_jax.weights.positions import resize_bias_table
 from beit_jax.weights.pytorch import export
 from beit_jax.weights.pytorch.facts import _huggingface_head, metadata
 from beit_jax.weights.pytorch.importer import convert, examine
-from tests import torch_models
+from tests import torch_segmenters
+from tests.tools.call import call
+from tests.torch_models import keep_indices
+from tests.weights.pytorch.small_models import copy, copy_with
 from tests.weights.pytorch.test_facts import STRANGE
-from tests.weights.test_round_trip import call
 
 SIZES = {
     'width': 32,
@@ -38,26 +44,24 @@ pytestmark = pytest.mark.filterwarnings('ignore:.*(assumed|is taken as transform
 @pytest.fixture(scope='module')
 def hub(tmp_path_factory):
     """(A segmenter of transformers, its folder)."""
-    model, directory = (
-        torch_models.make_transformers_segmenter('layer_bias', **SIZES, taps=(-1, 0, 1, 2)),
-        tmp_path_factory.mktemp('hub'),
-    )
+    sizes, directory = SIZES | {'taps': (-1, 0, 1, 2)}, tmp_path_factory.mktemp('hub')
+    model = torch_segmenters.make_transformers_segmenter('layer_bias', **sizes)
     model.save_pretrained(directory)
-    torch_models.transformers.BeitImageProcessorPil(
+    processor = transformers.BeitImageProcessorPil(
         size={'height': 15, 'width': 15},
         image_mean=IMAGENET[0].tolist(),
         image_std=IMAGENET[1].tolist(),
         do_reduce_labels=True,
-    ).save_pretrained(directory)
+    )
+    processor.save_pretrained(directory)
     return model, directory
 
 
 @pytest.fixture(scope='module')
 def official(tmp_path_factory):
     """(An official segmenter, the file that mmcv would have saved)."""
-    model = torch_models.keep_indices(
-        torch_models.make_official_segmenter('layer_bias', **SIZES, taps=(0, 1, 2, 3))
-    )
+    sizes = SIZES | {'taps': (0, 1, 2, 3)}
+    model = keep_indices(torch_segmenters.make_official_segmenter('layer_bias', **sizes))
     path = tmp_path_factory.mktemp('official') / 'iter_160000.pth'
     meta = {
         'CLASSES': ('wall', *'abcdef'),
@@ -65,30 +69,24 @@ def official(tmp_path_factory):
         'config': 'backbone=dict(\n  out_indices=[0, 1,\n 2, 3])',
     }
     optimizer = {'state': {0: {'step': 5}}, 'param_groups': []}
-    torch.save(
-        {'meta': meta | {'iter': 160000}, 'state_dict': model.state_dict(), 'optimizer': optimizer},
-        path,
-    )
+    beside = {'meta': meta | {'iter': 160000}, 'optimizer': optimizer}
+    torch.save({'state_dict': model.state_dict()} | beside, path)
     return model, path
 
 
 def check_logits(theirs, ours, height, width):
     images = np.random.default_rng(1).random((2, height, width, 3), np.float32)
-    mean, std = ours.architecture['mean'], ours.architecture['std']
+    mean, std = np.float32(ours.architecture['mean']), np.float32(ours.architecture['std'])
+    pixels = torch.from_numpy(((images - mean) / std).transpose(0, 3, 1, 2))
     with torch.no_grad():
-        logits = theirs(
-            torch.from_numpy(((images - np.float32(mean)) / np.float32(std)).transpose(0, 3, 1, 2))
-        )
+        logits = theirs(pixels)
         logits = logits[0] if isinstance(logits, tuple) else logits.logits
         expected = torch.nn.functional.interpolate(
             logits, size=(height, width), mode='bilinear', align_corners=False
         )
     expected, found = expected.permute(0, 2, 3, 1).numpy(), np.asarray(ours.segment(images))
-    assert (
-        found.shape == expected.shape
-        and expected.std() > 0.3
-        and np.abs(found - expected).max() < 1e-4
-    )
+    assert found.shape == expected.shape and expected.std() > 0.3
+    assert np.abs(found - expected).max() < 1e-4
 
 
 def same_bits(found: dict, expected: dict):
@@ -97,33 +95,32 @@ def same_bits(found: dict, expected: dict):
         assert torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype, name
 
 
+def load_from_transformers(directory):
+    """The model, which must take every tensor."""
+    model, report = transformers.BeitForSemanticSegmentation.from_pretrained(
+        directory, output_loading_info=True
+    )
+    assert not any(report.values()), report
+    return model.eval()
+
+
 def test_transformers(hub, tmp_path):
     theirs, directory = hub
     ours = beit_jax.load(directory)
-    assert (
-        ours.architecture['head']['taps'] == (-1, 0, 1, 2)
-        and ours.architecture['reduce_zero_label']
-        and ours.classes[6] == 'kind 6'
-    )
+    assert ours.architecture['head']['taps'] == (-1, 0, 1, 2) and ours.classes[6] == 'kind 6'
+    assert ours.architecture['reduce_zero_label']
     np.testing.assert_allclose(ours.architecture['mean'], IMAGENET[0], rtol=1e-6)
     check_logits(theirs, ours, 15, 15)
     call(import_weights, input=directory, output=tmp_path / 'ours')
     call(export_weights, input=tmp_path / 'ours', format='huggingface', output=tmp_path / 'back')
-    model, report = torch_models.transformers.BeitForSemanticSegmentation.from_pretrained(
-        tmp_path / 'back', output_loading_info=True
-    )
-    assert not any(report.values()), report
+    model = load_from_transformers(tmp_path / 'back')
     same_bits(model.state_dict(), theirs.state_dict())
-    same_bits(
-        safetensors.torch.load_file(tmp_path / 'back/model.safetensors'),
-        safetensors.torch.load_file(directory / 'model.safetensors'),
-    )
-    ignored = ('_name_or_path', 'drop_path_rate')
-    assert {
-        name: value for name, value in model.config.to_dict().items() if name not in ignored
-    } == {name: value for name, value in theirs.config.to_dict().items() if name not in ignored}
-    processor = torch_models.transformers.BeitImageProcessorPil.from_pretrained(tmp_path / 'back')
-    wanted = torch_models.transformers.BeitImageProcessorPil.from_pretrained(directory)
+    files = tmp_path / 'back/model.safetensors', directory / 'model.safetensors'
+    same_bits(*map(safetensors.torch.load_file, files))
+    ignored = {'_name_or_path': None, 'drop_path_rate': None}
+    assert model.config.to_dict() | ignored == theirs.config.to_dict() | ignored
+    processor = transformers.BeitImageProcessorPil.from_pretrained(tmp_path / 'back')
+    wanted = transformers.BeitImageProcessorPil.from_pretrained(directory)
     for name in (
         'size',
         'image_mean',
@@ -150,55 +147,36 @@ def test_official(official, tmp_path, capsys):
     inspect_weights.run(inspect_weights._arguments().parse_args([str(path)]))
     assert in_words(ours.architecture)[0] in capsys.readouterr().out
     call(export_weights, input=path, format='unilm', output=tmp_path / 'unilm')
-    same_bits(
-        torch.load(tmp_path / 'unilm/model.pth', weights_only=True)['state_dict'],
-        theirs.state_dict(),
-    )
-    same_bits(
-        safetensors.torch.load_file(tmp_path / 'unilm/model.safetensors'), theirs.state_dict()
-    )
+    state = torch.load(tmp_path / 'unilm/model.pth', weights_only=True)['state_dict']
+    same_bits(state, theirs.state_dict())
+    state = safetensors.torch.load_file(tmp_path / 'unilm/model.safetensors')
+    same_bits(state, theirs.state_dict())
     # taps and pools are in the header
     assert examine(tmp_path / 'unilm/model.safetensors').architecture == examine(path).architecture
     short = ours.architecture | {'head': {'auxiliary_channels': 5}}  # as a run may describe it
     assert metadata(short, ()) == metadata(ours.architecture, ())
     call(export_weights, input=path, format='huggingface', output=tmp_path / 'hub')
-    model, report = torch_models.transformers.BeitForSemanticSegmentation.from_pretrained(
-        tmp_path / 'hub', output_loading_info=True
-    )
-    assert (
-        not any(report.values())
-        and model.config.num_hidden_layers == 5
-        and model.config.out_indices == [2, 3, 4, 5]
-    )
-    check_logits(model.eval(), ours, 15, 15)
+    model = load_from_transformers(tmp_path / 'hub')
+    assert model.config.num_hidden_layers == 5 and model.config.out_indices == [2, 3, 4, 5]
+    check_logits(model, ours, 15, 15)
     back = examine(tmp_path / 'hub')
     assert not back.problems and back.architecture['depth'] == 4
     np.testing.assert_equal(convert(back)[0], jax.tree.map(np.asarray, ours.params))
 
 
 def test_pictures_of_any_size(official):
-    """Positions are those of a larger grid, and patches at the border are filled up with the mean
-    colour."""
+    """Positions are those of a larger grid, and borders are filled up with the mean colour."""
     theirs, path = official
-    model, larger = (
-        load_model(path),
-        torch_models.keep_indices(
-            torch_models.OfficialSegmenter(
-                'layer_bias', **SIZES | {'side': (15, 24)}, taps=(0, 1, 2, 3)
-            ).eval()
-        ),
-    )
-    index = larger.state_dict()
-    larger.load_state_dict(
-        {
-            name: torch.tensor(np.asarray(resize_bias_table(value.numpy(), (5, 5), (5, 8))))
-            if name.endswith('bias_table')
-            else index[name]
-            if name.endswith('position_index')
-            else value
-            for name, value in theirs.state_dict().items()
-        }
-    )
+    model, sizes = load_model(path), SIZES | {'side': (15, 24), 'taps': (0, 1, 2, 3)}
+    larger = keep_indices(torch_segmenters.OfficialSegmenter('layer_bias', **sizes).eval())
+    state = larger.state_dict()
+    for name, value in theirs.state_dict().items():
+        if name.endswith('bias_table'):
+            resized = resize_bias_table(value.numpy(), (5, 5), (5, 8))
+            state[name] = torch.tensor(np.asarray(resized))
+        elif not name.endswith('position_index'):
+            state[name] = value
+    larger.load_state_dict(state)
     check_logits(larger, model, 15, 24)
     images = np.random.default_rng(0).integers(0, 256, (2, 14, 22, 3), np.uint8)
     filled = np.full((2, 15, 24, 3), IMAGENET[0], np.float32)
@@ -214,8 +192,10 @@ def test_pictures_of_any_size(official):
 
 
 def test_what_taps_are(hub, tmp_path):
-    """Indices as transformers counts them, from either end; what only another program means by them
-    is said."""
+    """Indices as transformers counts them, from either end.
+
+    What only another program means by them is said.
+    """
 
     def read(**config):
         return _huggingface_head({'num_hidden_layers': 12, **config})
@@ -229,37 +209,22 @@ def test_what_taps_are(hub, tmp_path):
         assert read(out_indices=indices) == ({'taps': taps, 'pool_scales': None}, [])
     head, notes = read(segmentation_indices=[3, 5, 7, 11], pool_scales=[1, 2])
     assert head == {'taps': (1, 3, 5, 9), 'pool_scales': (1, 2)}
-    assert (
-        'blocks [1, 3, 5, 9] from 0 are tapped' in notes[0]
-        and 'want [5, 7, 9, 13] there' in notes[0]
-    )
-    for name in ('out_indices', 'pool_scales', 'num_hidden_layers'):
-        for value in STRANGE:
-            try:
-                head, _ = read(**{'out_indices': [1, 2, 3, 4]} | {name: value})
-            except RequestError as error:
-                assert len(str(error)) < 300
-            else:
-                assert all(
-                    values is None or {type(one) for one in values} == {int}
-                    for values in head.values()
-                )
+    assert 'blocks [1, 3, 5, 9] from 0 are tapped' in notes[0]
+    assert 'want [5, 7, 9, 13] there' in notes[0]
+    names = 'out_indices', 'pool_scales', 'num_hidden_layers'
+    for name, value in itertools.product(names, STRANGE):
+        try:
+            head, _ = read(**{'out_indices': [1, 2, 3, 4]} | {name: value})
+        except RequestError as error:
+            assert len(str(error)) < 300
+        else:
+            for values in head.values():
+                assert values is None or {type(one) for one in values} == {int}
     config = json.loads((hub[1] / 'config.json').read_text())
     del config['out_indices']
-    found = examine(changed(hub[1], tmp_path, config))
-    assert found.architecture['head']['taps'] == (
-        0,
-        1,
-        2,
-        3,
-    ) and 'blocks are tapped: [0, 1, 2, 3] from 0 are assumed' in ' '.join(found.notes)
-
-
-def changed(directory, copy, config):
-    for file in directory.iterdir():
-        (copy / file.name).write_bytes(file.read_bytes())
-    (copy / 'config.json').write_text(json.dumps(config))
-    return copy
+    found = examine(copy_with(hub[1], tmp_path, config))
+    assert found.architecture['head']['taps'] == (0, 1, 2, 3)
+    assert 'blocks are tapped: [0, 1, 2, 3] from 0 are assumed' in ' '.join(found.notes)
 
 
 @pytest.mark.parametrize(
@@ -276,9 +241,8 @@ def changed(directory, copy, config):
     ],
 )
 def test_bad_json(hub, change, message, tmp_path):
-    config = json.loads((hub[1] / 'config.json').read_text())
     with pytest.raises(RequestError, match=message):
-        convert(examine(changed(hub[1], tmp_path, config | change)))
+        convert(examine(copy(hub[1], tmp_path, **change)))
 
 
 @pytest.mark.parametrize(
@@ -308,12 +272,9 @@ def test_bad_json(hub, change, message, tmp_path):
     ],
 )
 def test_bad_tensors(official, drop, add, message, tmp_path):
-    state = {
-        name: value
-        for name, value in official[0].state_dict().items()
-        if not name.startswith(drop or ('-',))
-    } | add
-    torch.save({'state_dict': state}, tmp_path / 'bad.pth')
+    state = official[0].state_dict()
+    kept = {name: value for name, value in state.items() if not name.startswith(drop)}
+    torch.save({'state_dict': kept | add}, tmp_path / 'bad.pth')
     with pytest.raises(RequestError, match=message):
         convert(examine(tmp_path / 'bad.pth'))
 
@@ -327,7 +288,6 @@ def test_what_no_library_has(official):
         ({'auxiliary_tap': 1}, 'on level 1'),
         ({'channels': 5}, 'has 5 channels'),
     ):
+        changed = architecture | {'head': architecture['head'] | head}
         with pytest.raises(RequestError, match=message):
-            export.to_tensors(
-                {}, architecture | {'head': architecture['head'] | head}, 'huggingface'
-            )
+            export.to_tensors({}, changed, 'huggingface')

@@ -1,5 +1,5 @@
-"""Where numbers go: `metrics.jsonl` (one object a logged step), TensorBoard events, the terminal,
-and `predictions.csv`."""
+"""Where numbers go: `metrics.jsonl` (one object a logged step), TensorBoard events, the
+terminal."""
 
 from collections.abc import Iterable
 import contextlib

@@ -18,41 +18,6 @@ from beit_jax import whole_files
 from beit_jax.errors import RequestError, check
 
 
-def open_cache(run, start: int, log) -> 'TokenCache | None':
-    """The cache of a `train.run.Run` that goes on after step `start`, if it has one; says from
-    which step on it suffices.
-
-    Raises:
-      RequestError: see `TokenCache`.
-    """
-    settings, config = run.task.token_cache, run.config
-    if settings is None:
-        return None
-    directory = Path(settings.cache_path or run.workdir / 'tokens')
-    (view,), data = run.task.prepare_views, config.data
-    names = ('examples', 'manifest', 'seed', 'tokenizer')
-    fingerprint = {name: run.fingerprint[name] for name in names} | {
-        'views': settings.cache_views,
-        'size': view.size,
-        'precision': settings.precision,
-        'crop_scale': data.crop_scale,
-        'crop_ratio': data.crop_ratio,
-        'flip': data.flip,
-        'color_jitter': data.color_jitter,
-    }
-    cache = TokenCache(
-        directory,
-        json.loads(json.dumps(fingerprint)),  # as JSON gives it back
-        len(run.source),
-        settings.cache_views,
-        config.grid[0] * config.grid[1],
-        start * config.batch_size,
-    )
-    step = cache.complete_from(config.batch_size)
-    log.say(f'tokens are computed up to step {step} and from then on read from {directory}')
-    return cache
-
-
 class TokenCache:
     """Filled by the steps from position `since` of the run on; from position `complete_at` on every
     row is known."""

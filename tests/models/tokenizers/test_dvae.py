@@ -27,6 +27,16 @@ from beit_jax.models.tokenizers.dvae import (
 from beit_jax.weights.tokenizer import load_tokenizer, save_tokenizer
 
 TINY = Config(groups=3, blocks=1, width=12, decoder_input=7, vocabulary=53)
+# dall_e -> ours, in this order
+RENAMED = [
+    ('blocks.', ''),
+    ('group_', 'groups.'),
+    ('block_', ''),
+    ('res_path.conv_', 'convs.'),
+    ('id_path', 'shortcut'),
+    ('output.conv', 'output'),
+    ('.', '/'),
+]
 
 
 def abstract(cls, config, dtype=jnp.float32):
@@ -39,40 +49,35 @@ def copy_weights(theirs, ours):
     flat = {}
     torch.manual_seed(0)
     for name, value in theirs.named_parameters():
-        path = name
-        for old, new in (
-            ('blocks.', ''),
-            ('group_', 'groups.'),
-            ('block_', ''),
-            ('res_path.conv_', 'convs.'),
-            ('id_path', 'shortcut'),
-            ('output.conv', 'output'),
-        ):
+        path = name.removesuffix('w').removesuffix('b')
+        for old, new in RENAMED:
             path = path.replace(old, new)
-        bias = value.ndim == 1
         with torch.no_grad():
-            value.normal_(0, 0.2) if bias else value.mul_(1.7)
+            value.normal_(0, 0.2) if value.ndim == 1 else value.mul_(1.7)
         array = value.detach().numpy()
-        flat[path[:-1].replace('.', '/') + ('bias' if bias else 'kernel')] = (
-            array if bias else array.transpose(2, 3, 1, 0)
-        )
+        if value.ndim == 1:
+            flat[path + 'bias'] = jnp.asarray(array)
+        else:
+            flat[path + 'kernel'] = jnp.asarray(array.transpose(2, 3, 1, 0))
     expected = {'/'.join(path): leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(ours))}
     assert expected == {name: value.shape for name, value in flat.items()}
-    nnx.update(
-        ours,
-        traverse_util.unflatten_dict(
-            {name: jnp.asarray(value) for name, value in flat.items()}, sep='/'
-        ),
-    )
+    nnx.update(ours, traverse_util.unflatten_dict(flat, sep='/'))
     return ours
 
 
 def cut(theirs, resampling, output):
-    """dall_e always builds four groups (`group_count` sets the gain alone): here the fourth goes,
-    and the resampling before it."""
+    """The fourth group goes, and the resampling before it.
+
+    dall_e always builds four; `group_count` sets the gain alone.
+    """
     del theirs.blocks.group_4
     delattr(theirs.blocks.group_3, resampling)
     theirs.blocks.output.conv = output
+
+
+def by_torch(theirs, x_BHWC):
+    with torch.no_grad():
+        return theirs(torch.from_numpy(x_BHWC.transpose(0, 3, 1, 2))).permute(0, 2, 3, 1).numpy()
 
 
 @pytest.mark.parametrize(('groups', 'fused'), [(3, False), (4, False), (3, True), (4, True)])
@@ -84,21 +89,14 @@ def test_encoder(groups, fused, monkeypatch):
     theirs = dall_e.Encoder(n_hid=64, n_blk_per_group=2, vocab_size=521)
     if groups == 3:
         cut(theirs, 'pool', dall_e.utils.Conv2d(256, 521, 1))
-    ours = copy_weights(
-        theirs, abstract(DVAEEncoder, Config(groups=groups, width=64, vocabulary=521))
-    )
+    config = Config(groups=groups, width=64, vocabulary=521)
+    ours = copy_weights(theirs, abstract(DVAEEncoder, config))
     images_BHWC = np.random.default_rng(0).random((3, 40, 24, 3), np.float32)
-    with torch.no_grad():
-        expected = (
-            theirs(torch.from_numpy(images_BHWC.transpose(0, 3, 1, 2))).permute(0, 2, 3, 1).numpy()
-        )
+    expected = by_torch(theirs, images_BHWC)
     logits = np.asarray(jax.jit(functools.partial(ours.__call__, fused=fused))(images_BHWC))
     difference = np.abs(logits - expected).max()
-    assert (
-        logits.shape == (3, 40 * 2 // 2**groups, 24 * 2 // 2**groups, 521)
-        and logits.std() > 0.3
-        and difference < 1e-4
-    ), difference
+    assert logits.shape == (3, 40 * 2 // 2**groups, 24 * 2 // 2**groups, 521)
+    assert logits.std() > 0.3 and difference < 1e-4, difference
     np.testing.assert_array_equal(logits.argmax(-1), expected.argmax(-1))
     assert len(np.unique(logits.argmax(-1))) > 1
 
@@ -112,24 +110,14 @@ def test_decoder(groups, monkeypatch):
         cut(theirs, 'upsample', dall_e.utils.Conv2d(128, 6, 1))
     # dall_e narrows from 8 widths down: without its last group it is twice as wide
     width = 64 if groups == 4 else 128
-    ours = copy_weights(
-        theirs,
-        abstract(DVAEDecoder, Config(groups=groups, width=width, decoder_input=31, vocabulary=521)),
-    )
-    codes_BhwV = (
-        np.random.default_rng(0).dirichlet(np.full(521, 0.05), (3, 5, 3)).astype(np.float32)
-    )
-    with torch.no_grad():
-        expected = (
-            theirs(torch.from_numpy(codes_BhwV.transpose(0, 3, 1, 2))).permute(0, 2, 3, 1).numpy()
-        )
+    config = Config(groups=groups, width=width, decoder_input=31, vocabulary=521)
+    ours = copy_weights(theirs, abstract(DVAEDecoder, config))
+    codes_BhwV = np.random.default_rng(0).dirichlet(np.full(521, 0.05), (3, 5, 3))
+    codes_BhwV = codes_BhwV.astype(np.float32)
     pictures = np.asarray(jax.jit(ours.__call__)(codes_BhwV))
-    difference = np.abs(pictures - expected).max()
-    assert (
-        pictures.shape == (3, 5 * 2 ** (groups - 1), 3 * 2 ** (groups - 1), 6)
-        and pictures.std() > 0.1
-        and difference < 1e-4
-    ), difference
+    difference = np.abs(pictures - by_torch(theirs, codes_BhwV)).max()
+    assert pictures.shape == (3, 5 * 2 ** (groups - 1), 3 * 2 ** (groups - 1), 6)
+    assert pictures.std() > 0.1 and difference < 1e-4, difference
 
 
 @pytest.mark.parametrize(
@@ -144,9 +132,8 @@ def test_size_of_the_published_model(ours, theirs, count):
 def test_initial_values():
     """dall_e.utils.Conv2d: deviation 1 / sqrt(fan in), no bias."""
     for _, leaf in nnx.to_flat_state(nnx.state(abstract(DVAE, TINY))):
-        assert str(leaf.get_metadata()['initializer']) == (
-            'constant(0)' if leaf.ndim == 1 else 'normal(1 / sqrt(fan_in))'
-        )
+        expected = 'constant(0)' if leaf.ndim == 1 else 'normal(1 / sqrt(fan_in))'
+        assert str(leaf.get_metadata()['initializer']) == expected
     convolution = _conv(3, 53, 7, dtype=jnp.float32, precision=None, rngs=nnx.Rngs(0))
     assert (convolution.bias[...] == 0).all()
     law = scipy.stats.norm(scale=1 / math.sqrt(7 * 7 * 3))
@@ -159,19 +146,15 @@ def test_bfloat16_leaves_the_last_layer_to_float32():
     images = jax.ShapeDtypeStruct((2, 12, 20, 3), jnp.float32)
     graphdef, state = nnx.split(encoder)
     logits = jax.eval_shape(lambda state, images: nnx.merge(graphdef, state)(images), state, images)
-    assert all(
-        leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((state, logits))
-    ) and logits.shape == (2, 3, 5, 53)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((state, logits)))
+    assert logits.shape == (2, 3, 5, 53)
 
 
 def test_pixel_maps():
     images = np.linspace(-0.2, 1.2, 210, dtype=np.float32).reshape(2, 5, 7, 3)
-    np.testing.assert_allclose(
-        map_pixels(images), dall_e.map_pixels(torch.from_numpy(images)), atol=1e-7
-    )
-    np.testing.assert_allclose(
-        unmap_pixels(images), dall_e.unmap_pixels(torch.from_numpy(images)), atol=3e-7
-    )
+    theirs = torch.from_numpy(images)
+    np.testing.assert_allclose(map_pixels(images), dall_e.map_pixels(theirs), atol=1e-7)
+    np.testing.assert_allclose(unmap_pixels(images), dall_e.unmap_pixels(theirs), atol=3e-7)
     np.testing.assert_allclose(unmap_pixels(map_pixels(images)), images.clip(0, 1), atol=1e-6)
 
 
@@ -194,11 +177,8 @@ def test_settings_that_are_refused(settings, message):
 @pytest.fixture
 def saved(tmp_path):
     """(directory, params) of a tokenizer on disk."""
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda x: rng.normal(size=x.shape).astype(np.float32) * 0.4,
-        nnx.to_pure_dict(nnx.state(abstract(DVAE, TINY))),
-    )
+    rng, shapes = np.random.default_rng(0), nnx.to_pure_dict(nnx.state(abstract(DVAE, TINY)))
+    params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32) * 0.4, shapes)
     save_tokenizer(tmp_path / 'a' / 'tokenizer', 'dvae', TINY, 20, params)
     return tmp_path / 'a' / 'tokenizer', params
 
@@ -208,12 +188,8 @@ def test_tokenizer_on_disk(saved):
     tokenizer, loaded = load_tokenizer(str(directory), decoder=True)
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
     assert jax.tree.leaves(loaded)[0].dtype == np.float32
-    assert (tokenizer.config, tokenizer.image_size, tokenizer.vocabulary, tokenizer.factor) == (
-        TINY,
-        20,
-        53,
-        4,
-    )
+    assert (tokenizer.config, tokenizer.image_size) == (TINY, 20)
+    assert (tokenizer.vocabulary, tokenizer.factor) == (53, 4)
 
 
 def test_encode_and_decode(saved):
@@ -226,18 +202,12 @@ def test_encode_and_decode(saved):
     logits_BhwV = jax.jit(whole.encoder.__call__)(0.8 * images_BSS3 + 0.1)
     np.testing.assert_array_equal(ids_BP.reshape(3, 5, 5), logits_BhwV.argmax(-1))
     pictures = jax.jit(tokenizer.decode)(params, ids_BP)
-    assert (
-        pictures.shape == images_BSS3.shape
-        and pictures.dtype == jnp.float32
-        and pictures.min() >= 0
-        and pictures.max() <= 1
-    )
-    location = jax.jit(whole.decoder.__call__)(
-        np.eye(53, dtype=np.float32)[ids_BP].reshape(3, 5, 5, 53)
-    )[..., :3]
-    np.testing.assert_allclose(
-        pictures, ((torch.tensor(np.asarray(location)).sigmoid() - 0.1) / 0.8).clip(0, 1), atol=1e-5
-    )
+    assert pictures.shape == images_BSS3.shape and pictures.dtype == jnp.float32
+    assert pictures.min() >= 0 and pictures.max() <= 1
+    codes_BhwV = np.eye(53, dtype=np.float32)[ids_BP].reshape(3, 5, 5, 53)
+    location = jax.jit(whole.decoder.__call__)(codes_BhwV)[..., :3]
+    expected = (torch.tensor(np.asarray(location)).sigmoid() - 0.1) / 0.8
+    np.testing.assert_allclose(pictures, expected.clip(0, 1), atol=1e-5)
 
 
 def refused(directory, match):
@@ -270,9 +240,8 @@ def test_description_of_another_tokenizer(saved):
         ({'blocks': 2}, 'does not fit.*groups/1/2.* ...'),
         ({'vocab': 53}, 'architecture.vocab is not a setting. Did you mean vocabulary'),
     ):
-        description.write_text(
-            json.dumps(settings | {'architecture': settings['architecture'] | architecture})
-        )
+        changed = settings | {'architecture': settings['architecture'] | architecture}
+        description.write_text(json.dumps(changed))
         refused(directory, match)
     description.unlink()
     refused(directory, 'there is no tokenizer.json')

@@ -16,16 +16,11 @@ CHANNELS, HIDDEN, GAIN = 24, 5, 0.37
 
 
 def weights(rng):
-    shapes = [
-        (3, 3, CHANNELS, HIDDEN),
-        (3, 3, HIDDEN, HIDDEN),
-        (3, 3, HIDDEN, HIDDEN),
-        (1, 1, HIDDEN, CHANNELS),
-    ]
-    kernels = [
-        rng.standard_normal(shape, np.float32) / math.sqrt(math.prod(shape[:3])) for shape in shapes
-    ]
-    return kernels, [rng.standard_normal(shape[-1:], np.float32) for shape in shapes]
+    first, last = (3, 3, CHANNELS, HIDDEN), (1, 1, HIDDEN, CHANNELS)
+    shapes = [first, (3, 3, HIDDEN, HIDDEN), (3, 3, HIDDEN, HIDDEN), last]
+    draw = lambda shape: rng.standard_normal(shape, np.float32)
+    kernels = [draw(shape) / math.sqrt(math.prod(shape[:3])) for shape in shapes]
+    return kernels, [draw(shape[-1:]) for shape in shapes]
 
 
 def expected(x_BHWC, kernels, biases):
@@ -41,17 +36,14 @@ def expected(x_BHWC, kernels, biases):
 def test_block(height, width, monkeypatch):
     monkeypatch.setitem(module._BAND, 4, range(7, 2, -1))
     rng = np.random.default_rng(0)
-    x_BHWC, (kernels, biases) = (
-        rng.standard_normal((3, height, width, CHANNELS), np.float32),
-        weights(rng),
-    )
+    x_BHWC = rng.standard_normal((3, height, width, CHANNELS), np.float32)
+    kernels, biases = weights(rng)
     found = fused_block(x_BHWC, kernels, biases, GAIN, interpret=True)
     np.testing.assert_allclose(found, expected(x_BHWC, kernels, biases), atol=1e-5)
 
 
 def test_three_products_for_one():
-    """What bfloat16 leaves of a factor is multiplied too: a hundred times closer than bfloat16
-    alone."""
+    """What bfloat16 leaves of a factor is multiplied too: a hundred times closer than without."""
     rng = np.random.default_rng(0)
     x_BHWC, (kernels, biases) = rng.standard_normal((3, 24, 5, CHANNELS), np.float32), weights(rng)
     found = fused_block(x_BHWC, kernels, biases, GAIN, 'bfloat16_3x', interpret=True)
@@ -63,9 +55,8 @@ def test_each_device_of_a_mesh_has_its_pictures():
     rng = np.random.default_rng(0)
     x_BHWC, (kernels, biases) = rng.standard_normal((16, 6, 3, CHANNELS), np.float32), weights(rng)
     mesh = make_mesh(MeshConfig(data=4, fsdp=2))
-    found = jax.jit(on_mesh(mesh, lambda x: fused_block(x, kernels, biases, GAIN, interpret=True)))(
-        put_batch(mesh, {'x': x_BHWC}, 16)['x']
-    )
+    block = jax.jit(on_mesh(mesh, lambda x: fused_block(x, kernels, biases, GAIN, interpret=True)))
+    found = block(put_batch(mesh, {'x': x_BHWC}, 16)['x'])
     assert {shard.data.shape for shard in found.addressable_shards} == {(2, 6, 3, CHANNELS)}
     np.testing.assert_allclose(found, expected(x_BHWC, kernels, biases), atol=1e-5)
 

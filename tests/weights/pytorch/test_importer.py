@@ -14,6 +14,7 @@ from beit_jax.tools import import_weights
 from beit_jax.weights.models import load_model
 from beit_jax.weights.pytorch.importer import convert, examine
 from tests import torch_models
+from tests.tools.call import call
 from tests.weights.pytorch.small_models import copy, save
 
 
@@ -252,14 +253,11 @@ def test_what_is_no_beit(folder, tmp_path):
 
 def test_nothing_is_written_half(state, tmp_path):
     path = save(changed(state, drop=('lm_head.bias',)), tmp_path / 'bad.pth')
-    options = import_weights._arguments().parse_args(
-        ['--input', str(path), '--output', str(tmp_path / 'out')]
-    )
     with pytest.raises(RequestError, match=r'missing: lm_head.bias \[101\]'):
-        import_weights.run(options)
+        call(import_weights, input=path, output=tmp_path / 'out')
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ['bad.pth']
-    options.input = str(save(state, tmp_path / 'good.pth'))
-    import_weights.run(options)
+    path = save(state, tmp_path / 'good.pth')
+    call(import_weights, input=path, output=tmp_path / 'out')
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ['bad.pth', 'good.pth', 'out']
     with pytest.raises(RequestError, match='is there already'):
-        import_weights.run(options)
+        call(import_weights, input=path, output=tmp_path / 'out')

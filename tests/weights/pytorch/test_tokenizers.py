@@ -16,13 +16,12 @@ from beit_jax.tools import import_tokenizer
 from beit_jax.weights.tokenizer import load_tokenizer
 from tests import tiny
 from tests.photos import write_photos
+from tests.tools.call import call
 from tests.weights.pytorch.forgeries import FORMATS, save
 
 
 def convert(output, *inputs, **options):
-    arguments = ['--input', *map(str, inputs), '--output', str(output)]
-    arguments += [f'--{name}={value}' for name, value in options.items()]
-    import_tokenizer.run(import_tokenizer._arguments().parse_args(arguments))
+    call(import_tokenizer, '--input', *inputs, output=output, **options)
     return load_tokenizer(str(output), decoder=True)
 
 
@@ -136,8 +135,7 @@ def test_halves_one_after_the_other(tmp_path):
             convert(tmp_path / 'U', *inputs)
     with pytest.raises(RequestError, match='does not belong to the other half'):
         convert(tmp_path / 'T', other)
-    arguments = ['--input', str(files[1]), '--output', str(tmp_path / 'D')]
-    import_tokenizer.run(import_tokenizer._arguments().parse_args(arguments))
+    call(import_tokenizer, input=files[1], output=tmp_path / 'D')
     with pytest.raises(RequestError, match='has a decoder alone: import its encoder too'):
         load_tokenizer(str(tmp_path / 'D'))
 
