@@ -51,10 +51,10 @@ def _checksum(array):
     words = jax.lax.bitcast_convert_type(array, _WORDS[array.dtype.itemsize]).astype(jnp.uint32)
     places = jnp.zeros(words.shape, jnp.uint32)
     for axis, length in enumerate(words.shape):
-        place = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-        places = places * np.uint32(length) + place
-    words = words ^ (places * _PLACE)
-    return jnp.stack([jnp.sum(_mix(words, factor), dtype=jnp.uint32) for factor in _MIXES])
+        places = places * np.uint32(length)
+        places = places + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+    mixed = lambda factor: _mix(words ^ (places * _PLACE), factor)
+    return jnp.stack([jnp.sum(mixed(factor), dtype=jnp.uint32) for factor in _MIXES])
 
 
 def _mix(words, factor):

@@ -98,10 +98,8 @@ def held_out_metrics(path: str) -> dict[str, float]:
     checkpoint, found = find_checkpoint(path), {}
     for line in whole_lines(checkpoint.parents[1] / 'metrics.jsonl'):
         row = json.loads(line)
-        if str(row['step']) == checkpoint.name:
-            found |= {
-                name.removeprefix('eval/'): value
-                for name, value in row.items()
-                if name.startswith('eval/') and value is not None
-            }
+        held_out = row if str(row['step']) == checkpoint.name else {}
+        for name, value in held_out.items():
+            if name.startswith('eval/') and value is not None:
+                found[name.removeprefix('eval/')] = value
     return found

@@ -29,11 +29,12 @@ def read_tokenizer(paths: list[str]):
 
 
 def join(kind, config, params, new_kind, new_config, parts, source: str):
-    """(kind, Config, params) of a tokenizer with `parts` added. DALL-E's two halves share all sizes
-    but the decoder's input width.
+    """(kind, Config, params) of a tokenizer with `parts` added, which are from `source`.
+
+    DALL-E's two halves share all sizes but the decoder's input width.
 
     Raises:
-      RequestError: they do not belong together; `source` is where the parts are from.
+      RequestError: they do not belong together.
     """
     if not params:
         return new_kind, new_config, parts
