@@ -16,7 +16,7 @@ from beit_jax.train import evaluation, loop, run, sharding, step
 from beit_jax.train import optimizer as optimizers
 from beit_jax.train import state as states
 from beit_jax.train.processes.distributed import Stop
-from beit_jax.train.workdir.metrics import PredictionsWriter
+from beit_jax.train.workdir.prediction_table import PredictionsWriter
 from beit_jax.weights.checkpoint import load_params
 from tests import tiny
 from tests.train.test_resume import assert_same_run, metrics_lines
