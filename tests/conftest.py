@@ -1,8 +1,10 @@
 """Eight fake devices on the CPU, strict promotion, and a compilation cache for the session."""
 
+import ast
+import functools
 import importlib.util
 import os
-import re
+from pathlib import Path
 
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
 os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -13,18 +15,32 @@ import pytest
 jax.config.update('jax_num_cpu_devices', 8)
 
 
-PEERS = re.compile(
-    r'^ *(import|from) (torch|timm|transformers|dall_e|tests\.\w*torch_\w+)\b'
-    r'|^from tests import .*torch_',
-    re.MULTILINE,
-)
+PEERS = {'torch', 'timm', 'transformers', 'dall_e'}
+TESTS = Path(__file__).parent
 WITHOUT_TORCH = importlib.util.find_spec('torch') is None
+
+
+@functools.cache
+def needs_torch(file: Path) -> bool:
+    """Whether a file imports PyTorch or what needs it, itself or by another file of the tests."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {node.module} | {f'{node.module}.{alias.name}' for alias in node.names}
+    if {name.partition('.')[0] for name in names} & PEERS:
+        return True
+    used = (TESTS.parent.joinpath(*name.split('.')).with_suffix('.py') for name in names)
+    ours = (other for other in used if other.is_relative_to(TESTS) and other.is_file())
+    return any(needs_torch(other) for other in ours)
 
 
 def pytest_ignore_collect(collection_path):
     """Where PyTorch is not installed, the files that compare with it are left out."""
-    if WITHOUT_TORCH and collection_path.suffix == '.py':
-        return bool(PEERS.search(collection_path.read_text())) or None
+    file = collection_path / 'conftest.py' if collection_path.is_dir() else collection_path
+    if WITHOUT_TORCH and file.suffix == '.py' and file.is_file() and needs_torch(file):
+        return True
     return None
 
 
