@@ -92,24 +92,6 @@ def test_pages_cleared_by_a_step(how, least, most):
     assert least <= int(output(_STEP, how)) <= most
 
 
-# the backend takes the setting only when it is made
-_ORDER = """
-import sys
-from jax._src import xla_bridge
-from beit_jax.train import evaluation, loop
-def stand_in():
-    print(xla_bridge.backends_are_initialized())
-    sys.exit()
-loop.keep_memory = evaluation.keep_memory = stand_in
-{'train': loop.train, 'evaluate': evaluation.evaluate}[sys.argv[1]](None, None)
-"""
-
-
-@pytest.mark.parametrize('mode', ['train', 'evaluate'])
-def test_memory_is_kept_before_there_is_a_backend(mode):
-    assert output(_ORDER, mode).strip() == 'False'
-
-
 def test_programs_are_kept_for_the_next_start(tmp_path):
     kept = jax.config.jax_compilation_cache_dir
     runtime.keep_programs(tmp_path)

@@ -9,7 +9,6 @@ import time
 import jax
 
 from beit_jax.errors import check
-from beit_jax.runtime import keep_memory
 from beit_jax.settings.run import RunConfig
 from beit_jax.train import state as states
 from beit_jax.train import step as steps
@@ -30,7 +29,6 @@ def evaluate(config: RunConfig, workdir: Path) -> int:
 
     Writes `predictions.csv` to the work directory where the task predicts classes.
     """
-    keep_memory()
     run = Run(config, workdir)
     check(run.held_out is not None, f'there are no held-out images: {HELD_OUT}.')
     path = config.init or str(workdir)

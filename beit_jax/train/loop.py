@@ -8,7 +8,6 @@ from pathlib import Path
 
 import jax
 
-from beit_jax.runtime import keep_memory
 from beit_jax.settings.run import RunConfig
 from beit_jax.train import state as states
 from beit_jax.train.evaluation import make_evaluation
@@ -33,7 +32,6 @@ def train(config: RunConfig, workdir: Path) -> int:
     Raises:
       RequestError: the config, the data, the work directory or a checkpoint do not fit one another.
     """
-    keep_memory()  # before anything asks JAX for its devices
     stop = Stop()
     stop.listen()
     run = Run(config, workdir)

@@ -12,6 +12,7 @@ import jax
 import beit_jax
 from beit_jax.data.sources.choice import open_source
 from beit_jax.errors import check
+from beit_jax.runtime import keep_memory
 from beit_jax.settings.run import RunConfig
 from beit_jax.tasks import make_task
 from beit_jax.train import optimizer as optimizers
@@ -38,6 +39,7 @@ class Run:
 
     def __init__(self, config: RunConfig, workdir: Path):
         self.workdir, self.notes = workdir, []
+        keep_memory()
         self.mesh = make_mesh(config.mesh)
         check_batch(self.mesh, config.batch_size, config.accumulate_steps)
         self.source = open_source(config.data, 'train')
