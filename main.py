@@ -14,13 +14,14 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from beit_jax.errors import RequestError
+from beit_jax.errors import RequestError, StorageError
 from beit_jax.runtime import keep_programs, set_xla_flags
 from beit_jax.settings.mapping import task_config
 from beit_jax.settings.recipes import parse_flags
 from beit_jax.train.evaluation import evaluate
 from beit_jax.train.loop import train
 from beit_jax.train.processes import distributed
+from beit_jax.train.processes.exit_status import UNSAVED
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'The recipe, with a variant after a colon.', lock_config=True
@@ -58,6 +59,9 @@ def main(_) -> int | None:
     except RequestError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
+    except StorageError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return UNSAVED
 
 
 if __name__ == '__main__':

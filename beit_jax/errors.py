@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to see, and checks that raise it."""
+"""The two exceptions that a user is meant to see, and checks that raise them."""
 
 from collections.abc import Iterable
 import difflib
@@ -9,6 +9,15 @@ class RequestError(Exception):
     or two lines.
 
     `main.py` and the tools print it on stderr without a traceback and exit with status 2.
+    """
+
+
+class StorageError(Exception):
+    """A right request whose files cannot be read or written now: a full disk, data that were
+    unmounted, a file without permission. Says what, where, and what to do, in one or two lines.
+
+    `main.py` and the tools print it on stderr without a traceback and exit with status 74: the same
+    command may go on later, so what starts runs again should.
     """
 
 

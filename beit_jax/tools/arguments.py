@@ -11,7 +11,7 @@ import numpy as np
 
 from beit_jax.data.config import DataConfig
 from beit_jax.data.sources.shapes import ShapesSource
-from beit_jax.errors import RequestError, check
+from beit_jax.errors import RequestError, StorageError, check
 from beit_jax.runtime import set_xla_flags
 from beit_jax.settings.mapping import from_mapping
 
@@ -108,6 +108,9 @@ def main(run: Callable[[argparse.Namespace], None], arguments: argparse.Argument
     except RequestError as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(2)
+    except StorageError as error:
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(74)  # as main.py
     except OSError as error:  # a path of the command line that cannot be read or written
         print(f'error: {error.filename or "a file"}: {error.strerror or error}.', file=sys.stderr)
         sys.exit(2)
