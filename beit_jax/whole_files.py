@@ -9,7 +9,9 @@ import os
 from pathlib import Path
 import tempfile
 
-from beit_jax.errors import check
+from beit_jax.errors import RequestError, StorageError, check
+
+_LARGEST, _DEEPEST = 8 << 20, 64  # bytes and levels of a JSON that is ours or a small one of others
 
 
 def write(path: Path, content: Mapping, indent: int | None = None) -> None:
@@ -22,6 +24,51 @@ def replace(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + '.new')
     temporary.write_text(text)
     os.replace(temporary, path)
+
+
+def read_json(path: Path, remedy: str, largest: int = _LARGEST) -> dict:
+    """The object in a small JSON file that someone may have damaged or made up: finite numbers,
+    integers of 64 bits, text that can be written again, `largest` bytes and 64 levels at most.
+
+    remedy: what to do about another file: 'remove it'.
+
+    Raises:
+      RequestError: it is not there, or not that.
+      StorageError: it cannot be read now.
+    """
+    try:
+        check(path.is_file(), f'{path} is not a file that is there: {remedy}.')
+        with path.open('rb') as file:
+            data = file.read(largest + 1)
+    except OSError as error:
+        raise StorageError(f'{path} cannot be read: {error.strerror}.') from error
+    try:
+        if len(data) > largest:
+            raise ValueError(f'it is larger than {largest} bytes')
+        content = json.loads(data, parse_int=_integer)
+        if not isinstance(content, dict):
+            raise ValueError('it is not a JSON object')
+        _check_depth(content)
+        # refuses infinity, NaN and halves of a pair of surrogates
+        json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f'{path} is damaged ({str(error)[:200]}): {remedy}.') from error
+    return content
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 20 or abs(int(digits)) >= 2**64:
+        raise ValueError(f'an integer of {len(digits)} digits')
+    return int(digits)
+
+
+def _check_depth(content: dict) -> None:
+    level = [content]
+    for _ in range(_DEEPEST):
+        groups = [item.values() if isinstance(item, dict) else item for item in level]
+        level = [item for group in groups for item in group if isinstance(item, dict | list)]
+    if level:
+        raise ValueError(f'it is nested more than {_DEEPEST} levels deep')
 
 
 def differences(saved: Mapping, wanted: Mapping) -> list[str]:
