@@ -4,10 +4,11 @@
         [--mode=train|evaluate] [--config.KEY=VALUE ...]
 
 Exit status: 0 done, 2 a bad request (the message is on stderr), 75 stopped by a signal after
-saving; 74 something could not be saved, 70 a step hung. After 70, 74, 75 and a kill the same
-command goes on.
+saving; 74 something could not be read or saved, 70 a step hung. After 70, 74, 75 and a kill the
+same command goes on.
 """
 
+from logging import CRITICAL, getLogger
 from pathlib import Path
 import sys
 
@@ -21,7 +22,8 @@ from beit_jax.settings.recipes import parse_flags
 from beit_jax.train.evaluation import evaluate
 from beit_jax.train.loop import train
 from beit_jax.train.processes import distributed
-from beit_jax.train.processes.exit_status import UNSAVED
+from beit_jax.train.processes.exit_status import status_of
+from beit_jax.train.workdir.directory import check_workdir
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'The recipe, with a variant after a colon.', lock_config=True
@@ -45,23 +47,26 @@ _HEARTBEAT = flags.DEFINE_integer(
 
 
 def main(_) -> int | None:
-    # Orbax tells what it does to every file, and prints many stacks of what it raises anyway
+    # Orbax tells what it does to every file, and prints many stacks of what it raises anyway; so
+    # does asyncio of the threads of a save that failed
     logging.set_verbosity(logging.FATAL)
+    getLogger('asyncio').setLevel(CRITICAL)
     set_xla_flags()
     try:
         config, workdir = task_config(_CONFIG.value), Path(_WORKDIR.value)
+        check_workdir(workdir)
         distributed.start(
             _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _HEARTBEAT.value
         )
         keep_programs(workdir)
         run = {'train': train, 'evaluate': evaluate}[_MODE.value]
         distributed.leave(run(config, workdir))
-    except RequestError as error:
+    except (RequestError, StorageError, OSError) as error:
+        status = status_of(error)
+        if status is None:
+            raise
         print(f'error: {error}', file=sys.stderr)
-        return 2
-    except StorageError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return UNSAVED
+        return status
 
 
 if __name__ == '__main__':

@@ -2,6 +2,21 @@
 
 from collections.abc import Iterable
 import difflib
+import errno
+
+# What storage answers that is full, read-only, failing or away: it may be otherwise later.
+PASSING = frozenset(
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.EIO,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+        errno.ENOTCONN,
+        errno.EHOSTDOWN,
+    }
+)
 
 
 class RequestError(Exception):
@@ -19,6 +34,12 @@ class StorageError(Exception):
     `main.py` and the tools print it on stderr without a traceback and exit with status 74: the same
     command may go on later, so what starts runs again should.
     """
+
+
+def of_storage(error: OSError, message: str) -> RequestError | StorageError:
+    """What to raise where a file that a request names could not be read or written: a StorageError
+    where that may pass (`PASSING`)."""
+    return (StorageError if error.errno in PASSING else RequestError)(message)
 
 
 def check(condition: bool, message: str) -> None:

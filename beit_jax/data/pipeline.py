@@ -21,10 +21,12 @@ from beit_jax.data.pictures.rand_augment import fill_color, parse_policy, rand_a
 from beit_jax.data.sampler import Sampler, random_bits
 from beit_jax.data.segmentation import show_window, whole_example
 from beit_jax.data.sources.source import Source, check_label
-from beit_jax.errors import RequestError, check
+from beit_jax.errors import RequestError, StorageError, of_storage
 
 SUBSTITUTES = 8  # examples that may take the place of a bad one; they are read only when it is bad
 CHECKED = 32  # examples that check_source reads
+AWAY = 'Make the data readable again: the same command goes on.'
+_UNREAD = (FileNotFoundError, PermissionError)  # of fsspec, which have no errno there
 _ENDLESS = 2**62  # steps
 
 
@@ -53,8 +55,9 @@ def train_batches(
     view by `nearest`, uint8 [R, size, size], which shows the classes of that very crop.
 
     Raises:
-      RequestError: an example and all that could take its place are bad; a label or a pixel of one
-        has a class that there is not; an annotation has another size than its image.
+      StorageError: an example and all that could take its place cannot be read.
+      RequestError: or are damaged; a label or a pixel of one has a class that there is not; an
+        annotation has another size than its image.
     """
     images = image_ops(config)
 
@@ -94,11 +97,14 @@ def train_batches(
         used = _checked_used(batch, source)
         if (used < 0).any():
             index = batch['index'][used < 0][0]
-            raise RequestError(
-                f'{source.name(index)}: {_flaw(source, index, config) or "unreadable"}. '
-                f'{SUBSTITUTES} others, drawn to take its place, are bad too. Remove or repair the '
-                'bad files in config.data.path.'
+            flaw = _flaw(source, index, config)
+            message = (
+                f'{source.name(index)}: {_words(flaw)}. {SUBSTITUTES} others, drawn to take its '
+                'place, are bad too.'
             )
+            if not _is_damage(flaw):
+                raise StorageError(f'{message} {AWAY}')
+            raise RequestError(f'{message} Remove or repair the bad files in config.data.path.')
         substituted = used != batch['index']
         yield batch | {'substituted': substituted, 'valid': np.ones(len(rows), np.float32)}
 
@@ -170,17 +176,26 @@ def check_source(source: Source, config: DataConfig) -> None:
     Raises:
       RequestError: the share of bad ones is above `config.max_bad_share`. One alone does not count,
         unless it is all there is.
+      StorageError: because the storage fails.
     """
     indices = np.unique(np.linspace(0, len(source) - 1, CHECKED).round().astype(int))
     flaws = [(index, _flaw(source, index, config)) for index in indices]
-    bad = [f'{source.name(index)} ({flaw})' for index, flaw in flaws if flaw]
+    bad = [f'{source.name(index)} ({_words(flaw)})' for index, flaw in flaws if flaw]
     share = 0.0 if len(bad) == 1 < len(indices) else len(bad) / len(indices)
-    check(
-        share <= config.max_bad_share,
-        f'{len(bad)} of {len(indices)} examples looked at cannot be used: '
-        f'{", ".join(bad[:3])}{", ..." * (len(bad) > 3)}.\nRemove or repair them, or raise '
-        f'config.data.max_bad_share ({config.max_bad_share:g}).',
-    )
+    if share > config.max_bad_share:
+        raise of_storage(
+            next(flaw for _, flaw in flaws if flaw),
+            f'{len(bad)} of {len(indices)} examples looked at cannot be used: '
+            f'{", ".join(bad[:3])}{", ..." * (len(bad) > 3)}.\nRemove or repair them, or raise '
+            f'config.data.max_bad_share ({config.max_bad_share:g}).',
+        )
+
+
+def are_away(source: Source, indices: Sequence[int], config: DataConfig) -> bool:
+    """Whether most of some examples that could not be read, one at least, are not damaged: their
+    storage is away or was, for they were there when the run began."""
+    damaged = sum(_is_damage(_flaw(source, index, config)) for index in indices)
+    return 2 * damaged < len(indices)
 
 
 def _uniform(seed: int, number: int) -> list[float]:
@@ -218,7 +233,7 @@ def _checked_used(batch, source):
     return used
 
 
-def _flaw(source, index, config):
+def _flaw(source, index, config) -> OSError | None:
     """Why an example cannot be used, or None."""
     try:
         if config.label_maps:
@@ -227,5 +242,15 @@ def _flaw(source, index, config):
             # any other error of `read` is a bug and shows as itself
             image_ops(config).decode_crop(source.read(int(index)).image, whole_box)
     except OSError as error:
-        return error.strerror or str(error)
+        return error
     return None
+
+
+def _is_damage(flaw: OSError | None) -> bool:
+    """Whether bytes were read that are no example; storage says of those that it does not give why
+    (errno)."""
+    return flaw is not None and flaw.errno is None and not isinstance(flaw, _UNREAD)
+
+
+def _words(flaw: OSError | None) -> str:
+    return flaw.strerror or str(flaw) if flaw else 'it can be read again'

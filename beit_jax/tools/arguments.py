@@ -14,6 +14,7 @@ from beit_jax.data.sources.shapes import ShapesSource
 from beit_jax.errors import RequestError, StorageError, check
 from beit_jax.runtime import set_xla_flags
 from beit_jax.settings.mapping import from_mapping
+from beit_jax.train.processes.exit_status import REFUSED, status_of
 
 # which pictures there are, and how they are cropped
 DATA = (
@@ -105,12 +106,9 @@ def main(run: Callable[[argparse.Namespace], None], arguments: argparse.Argument
     options.overrides = overrides
     try:
         run(options)
-    except RequestError as error:
+    except (RequestError, StorageError) as error:
         print(f'error: {error}', file=sys.stderr)
-        sys.exit(2)
-    except StorageError as error:
-        print(f'error: {error}', file=sys.stderr)
-        sys.exit(74)  # as main.py
+        sys.exit(status_of(error))
     except OSError as error:  # a path of the command line that cannot be read or written
         print(f'error: {error.filename or "a file"}: {error.strerror or error}.', file=sys.stderr)
-        sys.exit(2)
+        sys.exit(status_of(error) or REFUSED)

@@ -1,6 +1,7 @@
 """The batches of a run, on its devices: pictures from the host, tokens from the tokenizer or the
 cache."""
 
+import collections
 from collections.abc import Iterable, Iterator
 import functools
 import itertools
@@ -12,12 +13,14 @@ from beit_jax.data.sampler import Sampler
 from beit_jax.data.sources.chunks import chunked
 from beit_jax.data.sources.source import Source
 from beit_jax.data.sources.subset import Subset
+from beit_jax.errors import StorageError
 from beit_jax.settings.run import RunConfig
 from beit_jax.train import step as steps
 from beit_jax.train.sharding import gather, local_rows, put_batch, replicated
 from beit_jax.train.workdir.token_cache import TokenCache
 
 _NEVER = 2**62
+_REMEMBERED = 32  # bad examples that are looked at again
 
 
 class Batches:
@@ -47,6 +50,7 @@ class Batches:
             lanes=data.lanes,
         )
         self._rows = local_rows(mesh, config.batch_size)
+        self._bad = collections.deque(maxlen=_REMEMBERED)  # training examples
 
     def check_source(self) -> None:
         """Refuses training images of which too many cannot be read."""
@@ -77,7 +81,7 @@ class Batches:
         def placed():
             batches = itertools.chain(with_tokenizer, without)
             for batch in itertools.islice(batches, config.total_steps - start):
-                _name_bad(batch, self._source)
+                self._bad.extend(_name_bad(batch, self._source))
                 yield batch['view'], put_batch(self._mesh, batch, config.batch_size)
 
         for views, batch in one_ahead(placed()):
@@ -114,10 +118,12 @@ class Batches:
         """(index, image, label map) of this process's held-out pictures, of their own size."""
         source = self._held_out
         indices = range(jax.process_index(), len(source), jax.process_count())
-        examples = self._pipeline.segmentation_examples(source, self._config.data, indices)
+        examples, bad = self._pipeline.segmentation_examples(source, self._config.data, indices), []
         for index, image, label_map in examples:
             if image is None:
                 print(f'warning: {source.name(index)} cannot be read; it is left out', flush=True)
+                bad.append(index)
+                self._check_there(source, bad)
             else:
                 yield index, image, label_map
 
@@ -141,10 +147,28 @@ class Batches:
             self._rows,
             config.data.evaluate_crop,
         )
+        bad = []
         for batch in batches:
-            _name_bad(batch, source)
+            bad += _name_bad(batch, source)
+            self._check_there(source, bad)
             placed = put_batch(self._mesh, steps.model_inputs(batch), config.batch_size)
             yield placed | self._prepare(frozen, placed)
+
+    def away(self) -> bool:
+        """Whether the training examples that could not be read lately are not damaged, but their
+        storage was away."""
+        return self._pipeline.are_away(self._source, self._bad, self._config.data)
+
+    def _check_there(self, source: Source, bad: list[int]) -> None:
+        """Figures of what is left of held-out images while their storage is away would be none."""
+        data = self._config.data
+        if len(bad) <= max(1, data.max_bad_share * len(source)):
+            return
+        if self._pipeline.are_away(source, bad[-_REMEMBERED:], data):
+            raise StorageError(
+                f'{len(bad)} of {len(source)} held-out examples cannot be read, '
+                f'{source.name(bad[-1])} the last. {self._pipeline.AWAY}'
+            )
 
     @functools.cached_property  # compiled once a run, not once an evaluation
     def _prepare(self):
@@ -157,9 +181,10 @@ def one_ahead(items: Iterable) -> Iterator:
         yield item
 
 
-def _name_bad(batch: dict, source: Source) -> None:
-    """A line for each example that could not be read."""
+def _name_bad(batch: dict, source: Source) -> list[int]:
+    """The examples that could not be read; a line for each."""
     bad = batch['substituted']
     for index, used in zip(batch['index'][bad], batch['used'][bad]):
         what = 'it is left out' if used < 0 else f'{source.name(used)} takes its place'
         print(f'warning: {source.name(index)} cannot be read; {what}', flush=True)
+    return batch['index'][bad].tolist()

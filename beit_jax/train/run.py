@@ -19,7 +19,7 @@ from beit_jax.train import optimizer as optimizers
 from beit_jax.train import state as states
 from beit_jax.train.batches import Batches
 from beit_jax.train.sharding import check_batch, make_mesh
-from beit_jax.train.workdir.changes import settings_of
+from beit_jax.train.workdir.changes import known_data, settings_of
 
 HELD_OUT = 'set config.data.evaluate_path (folder), evaluate_split (tfds) or holdout'
 
@@ -35,6 +35,7 @@ class Run:
 
     Raises:
       RequestError: settings, data and devices that do not fit one another.
+      StorageError: data that cannot be read now.
     """
 
     def __init__(self, config: RunConfig, workdir: Path):
@@ -42,12 +43,14 @@ class Run:
         keep_memory()
         self.mesh = make_mesh(config.mesh)
         check_batch(self.mesh, config.batch_size, config.accumulate_steps)
-        self.source = open_source(config.data, 'train')
-        self.held_out = open_source(config.data, 'evaluate')
+        with known_data(config, workdir):
+            self.source = open_source(config.data, 'train')
+            self.held_out = open_source(config.data, 'evaluate')
         self.config = config.resolve(len(self.source), self.source.class_names)
         self.task = make_task(self.config)
         self.batches = Batches(self.config, self.task, self.mesh, self.source, self.held_out)
-        self.batches.check_source()
+        with known_data(config, workdir):
+            self.batches.check_source()
         check(
             self.held_out is not None or not self.task.needs_held_out,
             f'config.task={config.task} needs held-out images: {HELD_OUT}.',

@@ -29,7 +29,7 @@ from beit_jax.images.windows import axis_maps, fitted_size
 from beit_jax.settings.run import MeshConfig
 from beit_jax.tasks.segment import InferenceConfig
 from beit_jax.train.sharding import batch_sharding, make_mesh, on_mesh, replicated
-from beit_jax.train.workdir.metrics import writing
+from beit_jax.train.workdir.directory import writing
 
 LONG = 4  # times the shorter side that the longer one may have: mmsegmentation's (2048, 512)
 _PADDED = 64  # sides of pictures are padded to multiples of it

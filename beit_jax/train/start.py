@@ -14,7 +14,8 @@ from beit_jax.train.run import Run
 from beit_jax.train.sharding import state_shardings
 from beit_jax.train.workdir.changes import refuse_changes
 from beit_jax.train.workdir.checkpoint import Checkpoints
-from beit_jax.train.workdir.metrics import MetricsWriter, writing
+from beit_jax.train.workdir.directory import writing
+from beit_jax.train.workdir.metrics import MetricsWriter
 from beit_jax.train.workdir.token_cache import TokenCache
 from beit_jax.weights.load import load_weights
 from beit_jax.weights.trees import check_params

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 
 import beit_jax
-from beit_jax.errors import RequestError, check
+from beit_jax.errors import RequestError, StorageError
 from beit_jax.train import step as steps
-from beit_jax.train.processes.distributed import Stop
+from beit_jax.train.processes.distributed import Stop, anywhere
 from beit_jax.train.processes.exit_status import STOPPED
 from beit_jax.train.processes.watchdog import Watchdog
 from beit_jax.train.run import Run
@@ -107,12 +107,18 @@ class Stepper:
         """Refuses to go on where too many examples could not be read."""
         data, seen = self._run.config.data, step * self._run.config.batch_size
         # one bad record among the first few is not yet a bad data set
-        check(
-            bad / seen <= data.max_bad_share or bad <= 1,
+        if bad / seen <= data.max_bad_share or bad <= 1:
+            return
+        message = (
             f'{bad} of {seen} examples could not be read ({bad / seen:.1%}), more than '
-            f'config.data.max_bad_share ({data.max_bad_share:.1%}): repair '
-            f'{data.path or data.name} or raise it.',
+            f'config.data.max_bad_share ({data.max_bad_share:.1%})'
         )
+        if anywhere(self._run.batches.away()):
+            raise StorageError(
+                f'{message}, but most of the last are not damaged: when {data.path or data.name} '
+                'can be read again, the same command goes on.'
+            )
+        raise RequestError(f'{message}: repair {data.path or data.name} or raise it.')
 
     def _check_skipped(self, step: int, in_a_row: int) -> None:
         """Says that steps were skipped, and refuses to go on after too many; their first batch is

@@ -7,7 +7,7 @@ from beit_jax.data.sources.folder import FolderSource, path_kind
 from beit_jax.data.sources.source import Example, or_error
 from beit_jax.data.stores import storage
 from beit_jax.data.stores.listing import Listing
-from beit_jax.errors import RequestError, check
+from beit_jax.errors import check, of_storage
 
 TRAINING, VALIDATION = 'training', 'validation'  # ADE20K's parts
 _LIST, _TABLE = 'classes.txt', 'objectInfo150.txt'  # what may name the classes
@@ -100,7 +100,7 @@ def read_class_names(path: str, key: str = 'config.data.path') -> tuple[str, ...
         file = storage.join(path, given[0])
         lines = storage.read(file).decode(errors='replace').splitlines()
     except OSError as error:
-        raise RequestError(f'{key}={path!r} cannot be read ({error}).') from error
+        raise of_storage(error, f'{key}={path!r} cannot be read ({error}).') from error
     names = [line.split('\t')[-1].strip() for line in lines if line.strip()]
     if given[0] == _TABLE:
         names = names[1:]  # without its head

@@ -3,7 +3,7 @@
 from beit_jax.data.sources.source import Example, or_error
 from beit_jax.data.stores import storage
 from beit_jax.data.stores.listing import Listing
-from beit_jax.errors import RequestError, check
+from beit_jax.errors import check, of_storage
 
 
 class FolderSource:
@@ -67,8 +67,8 @@ class FolderSource:
 
 
 def path_kind(path: str, key: str) -> str:
-    """`storage.kind`; what cannot be read is a RequestError that names the setting `key`."""
+    """`storage.kind`; what cannot be read is an error that names the setting `key`."""
     try:
         return storage.kind(path)
     except OSError as error:
-        raise RequestError(f'{key}={path!r} cannot be read ({error}).') from error
+        raise of_storage(error, f'{key}={path!r} cannot be read ({error}).') from error

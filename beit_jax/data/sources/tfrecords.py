@@ -14,7 +14,7 @@ from beit_jax.data.sources.annotated_folder import read_class_names
 from beit_jax.data.sources.source import Example, or_error
 from beit_jax.data.stores import storage
 from beit_jax.data.stores.shards import ArrayRecords, TFRecords
-from beit_jax.errors import RequestError, check
+from beit_jax.errors import check, of_storage
 
 LABEL_MAPS = ('annotation', 'segmentation_mask')  # what TFDS's sets call them
 _TFRECORD, _ARRAY_RECORD = tfds.core.FileFormat.TFRECORD, tfds.core.FileFormat.ARRAY_RECORD
@@ -132,7 +132,8 @@ def _open(path):
                     (Path(copy) / name).write_bytes(storage.read(storage.join(path, name)))
             return sizes, tfds.builder_from_directory(copy).info
     except OSError as error:
-        raise RequestError(f'config.data.path={path!r} cannot be read ({error}).') from error
+        message = f'config.data.path={path!r} cannot be read ({error}).'
+        raise of_storage(error, message) from error
 
 
 def _image_features(path, features, label_maps):

@@ -6,7 +6,7 @@ import os
 import numpy as np
 
 from beit_jax.data.stores import manifest, storage
-from beit_jax.errors import RequestError, check
+from beit_jax.errors import check, of_storage
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png')
 
@@ -33,9 +33,10 @@ class Listing:
             try:
                 folders, files = storage.list_folder(storage.join(path, folder), EXTENSIONS)
             except OSError as error:
-                raise RequestError(
+                raise of_storage(
+                    error,
                     f'{key}={path!r}: cannot list {storage.join(path, folder)!r} '
-                    f'({error.strerror or error}).'
+                    f'({error.strerror or error}).',
                 ) from error
             below = [storage.join(folder, name) for name in folders]
             return manifest.Task(below, len(files), list(zip(*files)))

@@ -26,7 +26,7 @@ import typing
 import numpy as np
 import tqdm
 
-from beit_jax.errors import RequestError, check
+from beit_jax.errors import RequestError, check, of_storage
 
 Arrays = dict[str, np.ndarray]
 FORMAT = 'beit_jax list 1'
@@ -81,9 +81,10 @@ def open_list(
                 if not path.exists():  # another process has made it meanwhile
                     write(path, of, *_make(spool, of['path'], tasks, look, pack))
         except OSError as error:
-            raise RequestError(
+            raise of_storage(
+                error,
                 f'config.data.index={index!r} cannot be written ({error.strerror}): give a folder '
-                'of your own.'
+                'of your own.',
             ) from error
     return read(path, of)
 

@@ -3,6 +3,7 @@ What cannot be read is an OSError."""
 
 from collections.abc import Callable, Iterator
 import contextlib
+import errno
 import os
 import posixpath
 
@@ -119,4 +120,4 @@ def _remote(path, method, **arguments):
     except OSError:
         raise
     except Exception as error:  # each store has errors of its own
-        raise OSError(f'{path}: {error}') from error
+        raise OSError(errno.EIO, str(error), path) from error

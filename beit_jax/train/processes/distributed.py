@@ -92,6 +92,13 @@ class Stop:
         return self.heard
 
 
+def anywhere(found: bool) -> bool:
+    """Whether any process found it; all must ask."""
+    if jax.process_count() == 1:
+        return found
+    return bool(multihost_utils.process_allgather(np.array(found)).any())
+
+
 def agreed(found: bool) -> bool:
     """What process 0 found, in all processes."""
     if jax.process_count() == 1:

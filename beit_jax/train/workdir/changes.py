@@ -1,6 +1,7 @@
 """What a work directory holds against what it is asked to go on with: a resumed run must not become
 another run unnoticed."""
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -8,10 +9,10 @@ from pathlib import Path
 import jax
 
 from beit_jax import whole_files
-from beit_jax.errors import RequestError, check
+from beit_jax.errors import RequestError, StorageError, check
 from beit_jax.settings.overrides import flat
 from beit_jax.settings.run import RunConfig
-from beit_jax.train.workdir.metrics import writing
+from beit_jax.train.workdir.directory import writing
 
 FILE = 'config.json'  # in a work directory
 # What may change when a run is resumed, for it changes no result.
@@ -40,16 +41,10 @@ FREE_SETTINGS = (
 
 def config_changes(config: RunConfig, workdir: Path) -> list[str]:
     """Refuses a work directory that holds the run of another config, or tells what changes."""
-    path = workdir / FILE
-    if not path.exists():
+    saved = _saved(workdir)
+    if saved is None:
         return []
-    try:
-        old = flat(json.loads(path.read_text()))
-    except (ValueError, AttributeError) as error:
-        raise RequestError(
-            f'{path} is damaged ({error}): remove it, and the run goes on with the config that you '
-            'give.'
-        ) from error
+    old = flat(saved)
     # a setting that came later was as it is by default
     old, new = _defaults(type(config)) | old, flat(settings_of(config))
     differing = [
@@ -60,6 +55,31 @@ def config_changes(config: RunConfig, workdir: Path) -> list[str]:
     return refuse_changes(
         config, differing, f'{workdir} holds a run of another config', 'give that config'
     )
+
+
+def _saved(workdir: Path) -> dict | None:
+    """The settings of the run of a work directory, None where there is none."""
+    path = workdir / FILE
+    if not path.exists():
+        return None
+    remedy = 'remove it, and the run goes on with the config that you give'
+    return whole_files.read_json(path, remedy)
+
+
+@contextlib.contextmanager
+def known_data(config: RunConfig, workdir: Path):
+    """Data that the run of a work directory has been started with, as the block opens them: what is
+    refused of them now is a StorageError, for then it was not."""
+    try:
+        yield
+    except RequestError as error:
+        saved = _saved(workdir)
+        if saved is None or saved.get('data') != settings_of(config)['data']:
+            raise
+        raise StorageError(
+            f'{error}\nThe run of {workdir} began with these data: when they are as they were, the '
+            'same command goes on.'
+        ) from error
 
 
 def _is_free(name: str) -> bool:

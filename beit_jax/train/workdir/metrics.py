@@ -16,7 +16,7 @@ from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
 from tqdm import tqdm
 
-from beit_jax.errors import RequestError
+from beit_jax.train.workdir.directory import writing
 from beit_jax.whole_files import replace, whole_lines
 
 SHOWN = (
@@ -30,17 +30,6 @@ SHOWN = (
     'grad_norm',
     'images_per_second',
 )
-
-
-@contextlib.contextmanager
-def writing(workdir: Path):
-    """Makes the work directory; where it, or what the block writes, cannot be written, a
-    RequestError says so."""
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        raise RequestError(f'--workdir={workdir} cannot be written: {error.strerror}.') from error
 
 
 class MetricsWriter:

@@ -4,7 +4,7 @@ import csv
 import functools
 from pathlib import Path
 
-from beit_jax.train.workdir.metrics import writing
+from beit_jax.train.workdir.directory import writing
 
 
 class PredictionsWriter:
