@@ -50,7 +50,7 @@ def _train(run: Run, stop: Stop, closed_later: Callable) -> int:
     log = closed_later(MetricsWriter(workdir, start, total, active=jax.process_index() == 0))
     resumed = f'; resumed after step {start}' if start else ''
     log.say('\n'.join([run.summary() + resumed, *run.notes]))
-    cache = open_cache(run, start, log)
+    cache = open_cache(run, start, log, closed_later)
     watchdog = closed_later(Watchdog(config.step_timeout))
     metrics = None  # of the last evaluation
 
@@ -70,7 +70,7 @@ def _train(run: Run, stop: Stop, closed_later: Callable) -> int:
 
     def save(step: int, must: bool) -> None:
         if cache:
-            cache.flush(step * config.batch_size)
+            log.say_all(cache.flush(step * config.batch_size))
         checkpoints.save(state, step, run.description(), must)
 
     def end(status: int, step: int) -> int:

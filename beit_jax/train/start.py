@@ -1,6 +1,7 @@
 """Where a run starts: at its newest checkpoint that is whole, from the parameters of another, or
 from random weights; and with which cached tokens."""
 
+from collections.abc import Callable
 import functools
 import json
 from pathlib import Path
@@ -68,12 +69,14 @@ def load_params(run: Run, path: str) -> tuple:
     return params, fresh, [*description.get('notes', ()), *notes]
 
 
-def open_cache(run: Run, start: int, log: MetricsWriter) -> TokenCache | None:
+def open_cache(
+    run: Run, start: int, log: MetricsWriter, closed_later: Callable
+) -> TokenCache | None:
     """The cache of tokens that the run goes on with after step `start`, if it has one; says from
-    which step on it suffices.
+    which step on it suffices. `closed_later` gets it.
 
     Raises:
-      RequestError: see `TokenCache`.
+      RequestError, StorageError: see `TokenCache`.
     """
     settings, config = run.task.token_cache, run.config
     if settings is None:
@@ -90,13 +93,15 @@ def open_cache(run: Run, start: int, log: MetricsWriter) -> TokenCache | None:
         'flip': data.flip,
         'color_jitter': data.color_jitter,
     }
-    cache = TokenCache(
-        directory,
-        json.loads(json.dumps(fingerprint)),  # as JSON gives it back
-        len(run.source),
-        settings.cache_views,
-        config.grid[0] * config.grid[1],
-        start * config.batch_size,
+    cache = closed_later(
+        TokenCache(
+            directory,
+            json.loads(json.dumps(fingerprint)),  # as JSON gives it back
+            len(run.source),
+            settings.cache_views,
+            config.grid[0] * config.grid[1],
+            start * config.batch_size,
+        )
     )
     step = cache.complete_from(config.batch_size)
     log.say(f'tokens are computed up to step {step} and from then on read from {directory}')

@@ -1,3 +1,5 @@
+import subprocess
+
 import jax
 import pytest
 
@@ -22,3 +24,16 @@ def uninterrupted(tmp_path_factory, tokenizer_dir):
     workdir = tmp_path_factory.mktemp('uninterrupted')
     assert loop.train(task_config(tiny.settings(tokenizer_dir)), workdir) == 0
     return workdir
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 4 MB."""
+    if subprocess.run(
+        ['mount', '-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', tmp_path],
+        capture_output=True,
+        check=False,
+    ).returncode:
+        pytest.skip('mounting a file system takes rights that this process does not have')
+    yield tmp_path
+    subprocess.run(['umount', tmp_path], check=True)

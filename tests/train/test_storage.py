@@ -14,19 +14,6 @@ from tests import tiny
 from tests.train.test_resume import assert_same_run
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 4 MB."""
-    if subprocess.run(
-        ['mount', '-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', tmp_path],
-        capture_output=True,
-        check=False,
-    ).returncode:
-        pytest.skip('mounting a file system takes rights that this process does not have')
-    yield tmp_path
-    subprocess.run(['umount', tmp_path], check=True)
-
-
 def fill(disk):
     subprocess.run(
         ['dd', 'if=/dev/zero', f'of={disk / "filler"}', 'bs=1k'], capture_output=True, check=False

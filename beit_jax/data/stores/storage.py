@@ -120,4 +120,5 @@ def _remote(path, method, **arguments):
     except OSError:
         raise
     except Exception as error:  # each store has errors of its own
-        raise OSError(errno.EIO, str(error), path) from error
+        # whatever it is, it is not a damaged file: those have no errno
+        raise OSError(errno.EPROTO, str(error), path) from error

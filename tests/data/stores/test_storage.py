@@ -108,7 +108,7 @@ def test_what_a_store_raises_is_an_error_of_reading(monkeypatch):
 
     for method in ('info', 'cat_file', 'ls'):
         monkeypatch.setattr(fsspec.filesystem('memory').__class__, method, fail)
-    with pytest.raises(OSError, match=r'memory://x/a.jpg: 403 Forbidden'):
+    with pytest.raises(OSError, match=r"403 Forbidden: 'memory://x/a.jpg'"):
         storage.read('memory://x/a.jpg')
     words = r"config.data.path='memory://x' cannot be read .*403 Forbidden"
     with pytest.raises(RequestError, match=words):

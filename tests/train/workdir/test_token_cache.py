@@ -1,13 +1,15 @@
 """Cached tokens change nothing but the work: 37 images in batches of 8, views that repeat every 2
 epochs, so from step 10 on no tokenizer."""
 
+import contextlib
 import shutil
+import subprocess
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from beit_jax.errors import RequestError
+from beit_jax.errors import RequestError, StorageError
 from beit_jax.settings.mapping import task_config
 from beit_jax.train import loop, step
 from beit_jax.train.processes.distributed import Stop
@@ -170,13 +172,17 @@ def cache(directory, position=0, **fingerprint):
     return TokenCache(directory, {'data': 'x'} | fingerprint, 3, 2, 5, position)
 
 
+def filled(whole, lines=()):
+    for view in range(6):
+        whole.put(jnp.array([view], jnp.uint32), jnp.full((1, 5), view, jnp.uint16))
+    told = whole.flush(max(6, whole.complete_at))
+    assert len(told) == len(lines) and all(line in words for line, words in zip(lines, told))
+
+
 def test_records_of_rows_that_are_gone(tmp_path):
     """The file of a complete cache is lost, and the next start is killed before it writes a row:
     the start after that trusts nothing."""
-    whole = cache(tmp_path)
-    for view in range(6):
-        whole.put(jnp.array([view], jnp.uint32), jnp.full((1, 5), view, jnp.uint16))
-    whole.flush(6)
+    filled(cache(tmp_path))
     assert cache(tmp_path, 6).complete_at == 0 and cache(tmp_path).read(np.array([4])).tolist() == [
         [4] * 5
     ]
@@ -185,6 +191,74 @@ def test_records_of_rows_that_are_gone(tmp_path):
     assert cache(tmp_path, 6).complete_at == 12
     with pytest.raises(RequestError, match='data was x, is y'):  # before anything was flushed
         cache(tmp_path, data='y')
-    (tmp_path / 'ids-00000.npy').write_bytes(b'short')
-    with pytest.raises(RequestError, match=r'ids-00000.npy is damaged'):
-        cache(tmp_path)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def of_bytes(path):
+    np.save(path, np.zeros((6, 5), np.uint8))
+
+
+DAMAGES = {
+    'cut off': cut,
+    'short': lambda path: path.write_bytes(b'short'),
+    'empty': lambda path: path.write_bytes(b''),
+    'gone': lambda path: path.unlink(),
+    'an npz': lambda path: path.write_bytes(b'PK\x03\x04' * 99),
+    'bytes': of_bytes,
+}
+
+
+@pytest.mark.parametrize('name', ['ids-00000.npy', 'ids-00000.crc.npy'])
+@pytest.mark.parametrize('damage', DAMAGES.values(), ids=DAMAGES)
+def test_a_file_that_is_not_what_was_written(damage, name, tmp_path, capsys):
+    """Its tokens are computed anew, aloud; no row is read as zeros."""
+    filled(cache(tmp_path))
+    assert cache(tmp_path, 6).complete_at == 0
+    damage(tmp_path / name)
+    again = cache(tmp_path, 6)
+    assert again.complete_at == 12
+    assert 'is not what was written' in capsys.readouterr().out
+    filled(again)
+    assert cache(tmp_path, 12).complete_at == 0
+    assert not capsys.readouterr().out
+
+
+def test_rows_that_are_not_what_was_written(tmp_path):
+    """All tokens set to 5, or two rows changed for one another: noticed as they are read; the next
+    start computes them anew."""
+    for rows in (slice(None), [2, 1]):
+        filled(cache(tmp_path, 6))
+        ids = np.load(tmp_path / 'ids-00000.npy', mmap_mode='r+')
+        ids[[1, 2]] = 5 if rows == slice(None) else ids[rows]
+        ids.flush()
+        again = cache(tmp_path, 6)
+        assert again.read(np.array([0, 3, 4, 5]))[1].tolist() == [3] * 5
+        with pytest.raises(StorageError, match='2 of 3 rows, 1 among them'):
+            again.read(np.array([0, 1, 2]))
+        again.close()
+        assert cache(tmp_path, 6).complete_at == 12
+
+
+def test_a_disk_with_no_room_for_the_tokens(small_disk, capsys):
+    """Said at the start, where the place is taken for all; a map would end the process at the
+    first row for which there is none."""
+    with pytest.raises(StorageError, match=r'tokens cannot be written: No space left on device'):
+        TokenCache(small_disk / 'tokens', {}, 3_000_000, 1, 1, 0)
+    with pytest.raises(StorageError, match='No space left on device'):
+        TokenCache(small_disk / 'tokens', {}, 3_000_000, 1, 1, 0)
+    assert not (small_disk / 'tokens/ids-00000.npy').exists(), 'it gives the room back'
+    small = cache(small_disk / 'tokens')
+    filler = small_disk / 'filler'
+    subprocess.run(['dd', 'if=/dev/zero', f'of={filler}', 'bs=1k'], check=False)
+    filled(small, lines=['cannot be written (No space left on device)'])
+    assert small.read(np.array([4])).tolist() == [[4] * 5]
+    filler.unlink()
+    with contextlib.closing(cache(small_disk / 'tokens', 6)) as without_record:
+        assert without_record.complete_at == 12
+    assert small.flush(12) == []
+    small.close()
+    with contextlib.closing(cache(small_disk / 'tokens', 6)) as whole:
+        assert whole.complete_at == 0
