@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
+import re
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from beit_jax.errors import check
+from beit_jax.errors import StorageError, check
 from beit_jax.weights.integrity import reading, unseal, verify
 
 
@@ -34,8 +35,18 @@ def find_checkpoint(path: str) -> Path:
 
 
 def step_directories(workdir: Path) -> list[Path]:
-    """`checkpoints/STEP` of a work directory, newest first."""
-    steps = [entry for entry in workdir.glob('checkpoints/*') if entry.name.isdigit()]
+    """`checkpoints/STEP` of a work directory, newest first.
+
+    Raises:
+      StorageError: it cannot be listed, which is not to be taken for a directory without any.
+    """
+    try:
+        entries = list((workdir / 'checkpoints').iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        entries = []
+    except OSError as error:
+        raise StorageError(f'{workdir}/checkpoints cannot be read: {error.strerror}.') from error
+    steps = [entry for entry in entries if re.fullmatch('0|[1-9][0-9]{0,17}', entry.name)]
     return sorted(steps, key=lambda entry: int(entry.name), reverse=True)
 
 
@@ -57,6 +68,7 @@ def load_params(path: str, place: Callable | None = None):
     Raises:
       RequestError: no checkpoint.
       DamagedError: they are not what was saved.
+      StorageError: they cannot be read now.
     """
     directory, context = find_checkpoint(path), ocp.Context()
     context.pytree.loading.partial_load = True

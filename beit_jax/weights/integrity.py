@@ -10,13 +10,14 @@ import contextlib
 import functools
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from beit_jax.errors import RequestError
+from beit_jax.errors import RequestError, StorageError
 from beit_jax.weights.trees import leaves_by_path
 
 ARRAYS, SEAL = 'arrays', 'sha256'  # entries of the JSON in a checkpoint
@@ -68,15 +69,46 @@ class DamagedError(RequestError):
 
 @contextlib.contextmanager
 def reading(path: Path):
-    """Whatever a damaged checkpoint makes the readers stumble over is a DamagedError."""
+    """Whatever a checkpoint makes the readers stumble over is a DamagedError, or a StorageError
+    where one of its files cannot be read."""
     try:
         yield
-    except (RequestError, MemoryError, jax.errors.JaxRuntimeError):  # not the file's fault
+    except DamagedError:
+        _check_readable(path)
+        raise
+    # not the file's fault
+    except (RequestError, StorageError, MemoryError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:
+        _check_readable(path)
         reason = str(error).strip().partition('\n')[0].partition(' See full TensorStore details')[0]
         raise DamagedError(
             f'checkpoint {path} is damaged ({type(error).__name__}: {reason[:200]})'
+        ) from error
+
+
+def _check_readable(path: Path) -> None:
+    """The readers' errors do not tell what is damaged from what cannot be read: reads every file.
+
+    Raises:
+      StorageError: see there.
+    """
+
+    def refuse(error):
+        raise error
+
+    try:
+        for folder, _, names in os.walk(path, onerror=refuse):
+            for name in names:
+                with open(os.path.join(folder, name), 'rb') as file:
+                    while file.read(1 << 24):
+                        pass
+    except NotADirectoryError:  # a file where a checkpoint should be is damage
+        return
+    except OSError as error:
+        raise StorageError(
+            f'checkpoint {path} cannot be read ({error.strerror}: {error.filename}). Make it '
+            'readable: the same command goes on.'
         ) from error
 
 

@@ -7,18 +7,22 @@ package: `orbax.checkpoint.v1.load`. `beit_jax.weights.checkpoint` reads the par
 
 from collections.abc import Callable
 import contextlib
+import itertools
 from pathlib import Path
 import shutil
+import time
 
 import jax
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from beit_jax.errors import check
+from beit_jax.errors import StorageError, check
 from beit_jax.train.processes.distributed import agreed
 from beit_jax.weights.checkpoint import step_directories
 from beit_jax.weights.integrity import DamagedError, reading, seal, unseal, verify
 from beit_jax.weights.trees import check_same, shapes
+
+PATIENCE = (1, 3, 6)  # seconds between the tries to read a checkpoint
 
 
 class Checkpoints:
@@ -161,19 +165,21 @@ class Checkpoints:
 
         Raises:
           RequestError: what `restore` refuses, or no checkpoint is whole.
+          StorageError: one cannot be read, tried several times.
         """
         self._remove_unfinished()  # by a process that was killed
         damaged = {}
         for step in self.steps:
             try:
-                state = self.restore(step, abstract, accept)
+                state = self._restore_patiently(step, abstract, accept)
             except DamagedError as error:
                 damaged[step] = error
                 continue
+            names = {other: self._free_name(f'{other}.damaged') for other in damaged}
             if damaged:
-                self._set_aside(damaged)
+                self._set_aside(names)
             return state, [
-                f'WARNING: {error}: it is set aside as {other}.damaged, the run goes on from step '
+                f'WARNING: {error}: it is set aside as {names[other]}, the run goes on from step '
                 f'{step}'
                 for other, error in damaged.items()
             ]
@@ -184,10 +190,23 @@ class Checkpoints:
         )
         return None, []
 
-    def _set_aside(self, steps) -> None:
+    def _restore_patiently(self, step: int, abstract, accept):
+        for seconds in PATIENCE:
+            try:
+                return self.restore(step, abstract, accept)
+            except StorageError:  # told if it stays so
+                time.sleep(seconds)
+        return self.restore(step, abstract, accept)
+
+    def _free_name(self, name: str) -> str:
+        """`name`, or `name`.2 and so on where that is there."""
+        names = itertools.chain([name], (f'{name}.{number}' for number in itertools.count(2)))
+        return next(name for name in names if not (self._directory / name).exists())
+
+    def _set_aside(self, names: dict[int, str]) -> None:
         """Out of the way of the same steps, which are soon saved again."""
-        for step in steps if jax.process_index() == 0 else ():
-            self.path(step).rename(self._directory / f'{step}.damaged')
+        for step, name in names.items() if jax.process_index() == 0 else ():
+            self.path(step).rename(self._directory / name)
         multihost_utils.sync_global_devices('damaged checkpoints are set aside')
 
     def close(self) -> None:

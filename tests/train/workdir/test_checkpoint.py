@@ -8,8 +8,8 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 import pytest
 
-from beit_jax.errors import RequestError
-from beit_jax.train.workdir.checkpoint import Checkpoints
+from beit_jax.errors import RequestError, StorageError
+from beit_jax.train.workdir.checkpoint import PATIENCE, Checkpoints
 from beit_jax.weights.checkpoint import find_checkpoint, load_params
 from beit_jax.weights.integrity import DamagedError, checksums
 
@@ -103,6 +103,63 @@ def test_a_damaged_file_never_restores_otherwise(workdir, tmp_path_factory):
     # where the numbers lie
     assert any(all(loud) for file, loud in outcomes.items() if '/d/' in file), outcomes
     assert all(outcomes['state/manifest.ocdbt']) and all(outcomes['_CHECKPOINT_METADATA'][:3])
+
+
+def test_a_second_damaged_checkpoint_of_a_step(workdir):
+    directory = workdir / 'checkpoints'
+    for number, name in enumerate(('7.damaged', '7.damaged.2'), 1):
+        (directory / '7/state/manifest.ocdbt').unlink()
+        state, lines = Checkpoints(workdir).restore_newest(abstract(STATE), lambda _: None)
+        assert int(state['step']) == 5 and f'set aside as {name},' in lines[0]
+        assert len(list(directory.glob('7.damaged*'))) == number
+        checkpoints = Checkpoints(workdir, keep=2)
+        checkpoints.save(STATE, 7, {'data': {}})
+        checkpoints.close()
+    assert Checkpoints(workdir).steps == [7, 5]
+
+
+def unreadable(path):
+    """As a lack of rights, which does not stop root: `open` fails, and the name is there."""
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+@pytest.mark.parametrize('file', ['_CHECKPOINT_METADATA', 'state/manifest.ocdbt', 'state/d'])
+def test_what_cannot_be_read_is_not_damaged(file, workdir, monkeypatch):
+    """It is tried again, then told; nothing is set aside, and it is there when it can be read."""
+    path, kept = workdir / 'checkpoints/7' / file, workdir / 'kept'
+    path = next(path.iterdir()) if path.is_dir() else path
+    shutil.copy(path, kept)
+    unreadable(path)
+    waited = []
+    monkeypatch.setattr('time.sleep', waited.append)
+    with pytest.raises(StorageError, match=r'checkpoint .*7 cannot be read \(Too many levels'):
+        Checkpoints(workdir).restore_newest(abstract(STATE), lambda _: None)
+    assert tuple(waited) == PATIENCE and Checkpoints(workdir).steps == [7, 5]
+
+    def mended(seconds):
+        path.unlink()
+        shutil.copy(kept, path)
+
+    monkeypatch.setattr('time.sleep', mended)
+    state, lines = Checkpoints(workdir).restore_newest(abstract(STATE), lambda _: None)
+    assert int(state['step']) == 7 and not lines
+
+
+def test_a_directory_that_cannot_be_listed_is_not_an_empty_one(workdir):
+    """A run would else start anew in it."""
+    (workdir / 'checkpoints').rename(workdir / 'elsewhere')
+    (workdir / 'checkpoints').symlink_to('checkpoints')
+    with pytest.raises(StorageError, match='checkpoints cannot be read: Too many levels'):
+        Checkpoints(workdir).restore_newest(abstract(STATE), lambda _: None)
+
+
+def test_entries_that_are_no_steps(workdir):
+    for name in ('²', '07', '7.damaged', '-3', '9' * 30, '٣'):
+        (workdir / 'checkpoints' / name).mkdir()
+    assert Checkpoints(workdir).steps == [7, 5]
+    state, lines = Checkpoints(workdir).restore_newest(abstract(STATE), lambda _: None)
+    assert int(state['step']) == 7 and not lines
 
 
 def test_nothing_whole(workdir):
