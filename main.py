@@ -22,6 +22,7 @@ from beit_jax.settings.recipes import parse_flags
 from beit_jax.train.evaluation import evaluate
 from beit_jax.train.loop import train
 from beit_jax.train.processes import distributed
+from beit_jax.train.processes.agreement import together
 from beit_jax.train.processes.exit_status import status_of
 from beit_jax.train.workdir.directory import check_workdir
 
@@ -53,11 +54,12 @@ def main(_) -> int | None:
     getLogger('asyncio').setLevel(CRITICAL)
     set_xla_flags()
     try:
-        config, workdir = task_config(_CONFIG.value), Path(_WORKDIR.value)
-        check_workdir(workdir)
         distributed.start(
             _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _HEARTBEAT.value
         )
+        with together():
+            config, workdir = task_config(_CONFIG.value), Path(_WORKDIR.value)
+            check_workdir(workdir)
         keep_programs(workdir)
         run = {'train': train, 'evaluate': evaluate}[_MODE.value]
         distributed.leave(run(config, workdir))

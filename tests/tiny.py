@@ -124,8 +124,11 @@ def start(command: list[str], **environment) -> subprocess.Popen:
     )
 
 
-def start_pair(command: list[str], *flags: str, **environment) -> list[subprocess.Popen]:
-    """Starts two processes of `command` that make one run, each with one device."""
+def start_pair(
+    command: list[str], *flags: str, second: tuple[str, ...] = (), **environment
+) -> list[subprocess.Popen]:
+    """Starts two processes of `command` that make one run, each with one device; `second`: flags of
+    the second one alone."""
     import socket
 
     with socket.socket() as free:
@@ -133,8 +136,8 @@ def start_pair(command: list[str], *flags: str, **environment) -> list[subproces
         port = free.getsockname()[1]
     flags = (f'--coordinator=127.0.0.1:{port}', '--num_processes=2', *flags)
     return [
-        start([*command, *flags, f'--process_id={i}'], JAX_NUM_CPU_DEVICES='1', **environment)
-        for i in range(2)
+        start([*command, *flags, *own, f'--process_id={i}'], JAX_NUM_CPU_DEVICES='1', **environment)
+        for i, own in enumerate([(), second])
     ]
 
 

@@ -13,6 +13,7 @@ from beit_jax.settings.run import RunConfig
 from beit_jax.train import state as states
 from beit_jax.train import step as steps
 from beit_jax.train.batches import one_ahead
+from beit_jax.train.opening import open_run
 from beit_jax.train.run import HELD_OUT, Run
 from beit_jax.train.sharding import gather, state_shardings
 from beit_jax.train.start import load_params
@@ -29,7 +30,7 @@ def evaluate(config: RunConfig, workdir: Path) -> int:
 
     Writes `predictions.csv` to the work directory where the task predicts classes.
     """
-    run = Run(config, workdir)
+    run = open_run(config, workdir, 'evaluate')
     check(run.held_out is not None, f'there are no held-out images: {HELD_OUT}.')
     path = config.init or str(workdir)
     params, fresh, notes = load_params(run, path)

@@ -11,6 +11,8 @@ import jax
 from beit_jax.settings.run import RunConfig
 from beit_jax.train import state as states
 from beit_jax.train.evaluation import make_evaluation
+from beit_jax.train.opening import check_shared, open_run
+from beit_jax.train.processes.agreement import together
 from beit_jax.train.processes.distributed import Stop, agreed
 from beit_jax.train.processes.exit_status import STOPPED, UNSAVED
 from beit_jax.train.processes.watchdog import Watchdog
@@ -34,20 +36,21 @@ def train(config: RunConfig, workdir: Path) -> int:
     """
     stop = Stop()
     stop.listen()
-    run = Run(config, workdir)
-    run.notes += config_changes(run.config, workdir)
+    run = open_run(config, workdir, 'train')
+    with together():
+        run.notes += config_changes(run.config, workdir)
+    check_shared(workdir)
     with contextlib.ExitStack() as stack:  # however the run ends, a save under way is finished
         closed_later = lambda resource: stack.enter_context(contextlib.closing(resource))
         return _train(run, stop, closed_later)
 
 
 def _train(run: Run, stop: Stop, closed_later: Callable) -> int:
-    config, workdir = run.config, run.workdir
-    checkpoints = closed_later(Checkpoints(workdir, config.keep_checkpoints))
+    config = run.config
+    checkpoints = closed_later(Checkpoints(run.workdir, config.keep_checkpoints))
     state = restore_or_init(run, checkpoints)
-    write_config(config, workdir)
     start, total = int(state['step']), config.total_steps
-    log = closed_later(MetricsWriter(workdir, start, total, active=jax.process_index() == 0))
+    log = closed_later(_open_log(run, start))
     resumed = f'; resumed after step {start}' if start else ''
     log.say('\n'.join([run.summary() + resumed, *run.notes]))
     cache = open_cache(run, start, log, closed_later)
@@ -105,6 +108,14 @@ def _train(run: Run, stop: Stop, closed_later: Callable) -> int:
     watchdog.pause()
     _finish(run, params, metrics or {})
     return end(0, total)
+
+
+def _open_log(run: Run, start: int) -> MetricsWriter:
+    """The first that is written, in all processes or in none."""
+    with together():
+        write_config(run.config, run.workdir)
+        first, total = jax.process_index() == 0, run.config.total_steps
+        return MetricsWriter(run.workdir, start, total, active=first)
 
 
 def _finish(run: Run, params, metrics: dict) -> None:

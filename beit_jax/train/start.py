@@ -11,6 +11,7 @@ import jax
 from beit_jax import whole_files
 from beit_jax.train import optimizer as optimizers
 from beit_jax.train import state as states
+from beit_jax.train.processes.agreement import together
 from beit_jax.train.run import Run
 from beit_jax.train.sharding import state_shardings
 from beit_jax.train.workdir.changes import refuse_changes
@@ -44,8 +45,9 @@ def restore_or_init(run: Run, checkpoints: Checkpoints):
         run.notes += notes
     else:
         params = states.initial_params(run.task, run.config.seed, shardings['params'])
-    if jax.process_index() == 0:
-        _write_parameter_table(run)
+    with together():
+        if jax.process_index() == 0:
+            _write_parameter_table(run)
     return states.initial_state(run.task, run.optimizer, run.mesh, params)
 
 

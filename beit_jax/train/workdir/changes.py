@@ -2,6 +2,7 @@
 another run unnoticed."""
 
 import contextlib
+from collections.abc import Iterable
 import dataclasses
 import json
 from pathlib import Path
@@ -50,7 +51,7 @@ def config_changes(config: RunConfig, workdir: Path) -> list[str]:
     differing = [
         f'config.{name} was {old.get(name)!r}, is {new.get(name)!r}'
         for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and not _is_free(name)
+        if old.get(name) != new.get(name) and not is_among(name, FREE_SETTINGS)
     ]
     return refuse_changes(
         config, differing, f'{workdir} holds a run of another config', 'give that config'
@@ -82,9 +83,9 @@ def known_data(config: RunConfig, workdir: Path):
         ) from error
 
 
-def _is_free(name: str) -> bool:
-    """Whether a setting, or the group that it is in, may change."""
-    return any(name == free or name.startswith(free + '.') for free in FREE_SETTINGS)
+def is_among(name: str, settings: Iterable[str]) -> bool:
+    """Whether `settings` names a setting, or the group that it is in."""
+    return any(name == one or name.startswith(one + '.') for one in settings)
 
 
 def _defaults(kind: type) -> dict:
