@@ -85,8 +85,7 @@ class RunConfig:
     keep_checkpoints: int = 3
     init: str = ''  # a checkpoint to start from; '' starts from random weights
     compute_dtype: str = 'bfloat16'
-    # in a row, for their loss or gradient is not finite, before the run stops; looked at whenever
-    # metrics are logged
+    # in a row, for their loss, gradient or update is not finite, before the run stops
     max_skipped_steps: int = 10
     # seconds after which a step that has not ended ends the run, for something hangs; 0: never
     step_timeout: float = 1800.0

@@ -46,15 +46,15 @@ def train(config: RunConfig, workdir: Path) -> int:
 
 
 def _train(run: Run, stop: Stop, closed_later: Callable) -> int:
-    config = run.config
+    config, total = run.config, run.config.total_steps
+    watchdog = closed_later(Watchdog(config.step_timeout))  # closed last: it sees the others close
     checkpoints = closed_later(Checkpoints(run.workdir, config.keep_checkpoints))
     state = restore_or_init(run, checkpoints)
-    start, total = int(state['step']), config.total_steps
+    start = int(state['step'])
     log = closed_later(_open_log(run, start))
     resumed = f'; resumed after step {start}' if start else ''
     log.say('\n'.join([run.summary() + resumed, *run.notes]))
     cache = open_cache(run, start, log, closed_later)
-    watchdog = closed_later(Watchdog(config.step_timeout))
     metrics = None  # of the last evaluation
 
     def interrupted(batch: int) -> bool:
@@ -77,6 +77,7 @@ def _train(run: Run, stop: Stop, closed_later: Callable) -> int:
         checkpoints.save(state, step, run.description(), must)
 
     def end(status: int, step: int) -> int:
+        watchdog.reset('the last save')
         return _end(status, step, log, checkpoints)
 
     if start and run.evaluates(start) and not agreed(log.evaluated) and not evaluate(start):
@@ -90,12 +91,13 @@ def _train(run: Run, stop: Stop, closed_later: Callable) -> int:
         evaluates = run.evaluates(step) and not stopping
         if not (saves or evaluates):
             continue
-        stepper.write()  # before what is written below
-        if saves:
+        # while steps are skipped, what was learned before them stays the newest checkpoint
+        good = not stepper.settle() or last
+        if saves and good:
             save(step, must=stopping or last)
         if evaluates and not evaluate(step):
             stopping = True
-            if not saves:
+            if not saves and good:
                 save(step, must=True)
         if stopping:
             return end(STOPPED, step)
@@ -136,7 +138,11 @@ def _end(status: int, step: int, log: MetricsWriter, checkpoints: Checkpoints) -
         )
         return UNSAVED
     if status == STOPPED:
-        log.say(f'stopped by a signal: step {step} is saved. The same command goes on from there.')
+        steps = checkpoints.steps
+        saved = f'step {steps[0]} is saved' if steps else 'no step is saved'
+        log.say(
+            f'stopped by a signal after step {step}: {saved}. The same command goes on from there.'
+        )
     else:
         log.say(f'done: {step} steps; checkpoint {checkpoints.path(step)}')
     return status

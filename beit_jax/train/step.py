@@ -45,7 +45,8 @@ def make_train_step(task, optimizer, schedule, mesh, total_steps: int):
     batch: arrays of global batch size, rows over the mesh, with what `make_prepare` adds. metrics:
     float32 scalars, replicated: those of the task and `lr`, `grad_norm` (before clipping),
     `param_norm`, `bad_records` and `skipped_steps` (of the run so far), `skipped_in_a_row`. A step
-    whose loss or gradient is not finite leaves parameters, moments and moving average as they were.
+    whose loss or gradient is not finite, or whose update makes parameters that are not, leaves
+    parameters, moments and moving average as they were.
     """
     config = task.config
     base_key = jax.random.key(config.seed)
@@ -77,16 +78,18 @@ def make_train_step(task, optimizer, schedule, mesh, total_steps: int):
             'param_norm': optax.tree.norm(params),
             'bad_records': bad_records,
         }
-        finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(metrics['grad_norm'])
-        skipped = {
-            'skipped_steps': state['skipped_steps'] + ~finite,
-            'skipped_in_a_row': jnp.where(finite, 0, state['skipped_in_a_row'] + 1),
-        }
         learned = {'params': optax.apply_updates(params, updates), 'optimizer': optimizer_state}
         if statistics:
             learned['params'] = merge(
                 learned['params'], jax.tree.map(lambda total: total / count, statistics)
             )
+        # a finite gradient may make an update that is not
+        norms = metrics['loss'], metrics['grad_norm'], optax.tree.norm(learned['params'])
+        finite = jnp.isfinite(jnp.stack(norms)).all()
+        skipped = {
+            'skipped_steps': state['skipped_steps'] + ~finite,
+            'skipped_in_a_row': jnp.where(finite, 0, state['skipped_in_a_row'] + 1),
+        }
         if config.ema_decay:
             # the first steps are soon forgotten
             decay = jnp.minimum(config.ema_decay, (1 + step) / (10 + step))

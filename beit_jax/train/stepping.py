@@ -1,4 +1,4 @@
-"""One training step after the other: compiled once, logged one step late, refused where it went
+"""One training step after the other: compiled once, looked at one step late, refused where it went
 wrong."""
 
 import concurrent.futures
@@ -27,35 +27,39 @@ class Stepper:
         self._step = steps.make_train_step(
             run.task, run.optimizer, run.schedule, run.mesh, run.config.total_steps
         )
-        self._clock = self._pending = self._in_flight = None
+        self._clock = self._in_flight = None
 
     def take(self, state, batch, number: int):
         """The state after step `number`."""
-        if self._clock is None:
+        if first := self._clock is None:
             self._compile(state, batch)
             self._clock = _Clock(number - 1, self._run.config.batch_size)
         self._watchdog.reset(f'step {number}')
         self._profile(number)
         state, metrics = self._step(state, batch)
-        if self._in_flight is None:
+        if first:
             jax.block_until_ready(metrics)
             seconds = time.perf_counter() - beit_jax.LAUNCHED
             self._log.say(f'the first step was done {seconds:.1f} s after the launch')
         # one step is under way and one waits: enough for the device, and soon saved after a signal
-        jax.block_until_ready(self._in_flight)
-        self._in_flight = metrics
-        self.write()
+        self.settle()
+        self._in_flight = number, metrics
         self._log.advance()
-        config = self._run.config
-        if number == config.total_steps or number % config.log_every == 0:
-            self._pending = number, metrics
         return state
 
-    def write(self) -> None:
-        """Logs the step that waits for it, and refuses to go on where it went wrong."""
-        if self._pending:
-            (number, metrics), self._pending = self._pending, None
+    def settle(self) -> bool:
+        """Waits for the step under way, logs it if it is due, and refuses to go on where it
+        went wrong. Returns whether it was skipped."""
+        if self._in_flight is None:
+            return False
+        (number, metrics), self._in_flight = self._in_flight, None
+        in_a_row = int(metrics['skipped_in_a_row'])  # waits until the step is done
+        config = self._run.config
+        if number == config.total_steps or number % config.log_every == 0:
             self._write(number, metrics)
+        if in_a_row:
+            self._skipped(number, in_a_row)
+        return in_a_row > 0
 
     def restart_clock(self, number: int) -> None:
         """What took time since step `number` was no step."""
@@ -95,12 +99,11 @@ class Stepper:
             jax.profiler.stop_trace()
 
     def _write(self, step: int, metrics) -> None:
-        metrics = jax.device_get(metrics)  # waits until the step is done
+        metrics = jax.device_get(metrics)
         rate = self._clock.lap(step)
         if self._clock.laps == 1:
             self._log.say(f'a step takes {self._run.config.batch_size / rate:.3f} s')
         self._log.write(step, metrics | {'images_per_second': round(rate, 1)})
-        self._check_skipped(step, int(metrics['skipped_in_a_row']))
         self._check_bad(step, int(metrics['bad_records']))
 
     def _check_bad(self, step: int, bad: int) -> None:
@@ -120,24 +123,27 @@ class Stepper:
             )
         raise RequestError(f'{message}: repair {data.path or data.name} or raise it.')
 
-    def _check_skipped(self, step: int, in_a_row: int) -> None:
-        """Says that steps were skipped, and refuses to go on after too many; their first batch is
+    def _skipped(self, step: int, in_a_row: int) -> None:
+        """Says that a step was skipped, and refuses to go on after too many; their first batch is
         then in the work directory."""
-        if not in_a_row:
-            return
         first = step - in_a_row + 1
         self._log.say(
-            f'warning: loss or gradient of step {step} is not finite: it is skipped, as are all '
-            f'since step {first}'
+            f'warning: loss, gradient or update of step {step} is not finite: it is skipped, as '
+            f'are all since step {first}'
         )
         if in_a_row < self._run.config.max_skipped_steps:
             return
         path = self._run.workdir / f'skipped_step_{first}_process_{jax.process_index()}.npz'
-        np.savez(path, **self._run.batches.reread(first))
+        try:
+            np.savez(path, **self._run.batches.reread(first))
+            where = f'is in {path}'
+        except OSError as error:
+            where = f'could not be written to {path} ({error.strerror})'
         raise RequestError(
-            f'loss or gradient of {in_a_row} steps in a row, from step {first} on, were not '
-            f'finite. None of them changed the parameters; the batch of step {first} is in '
-            f'{path}. Lower config.optimizer.lr, or set config.optimizer.clip_norm.'
+            f'loss, gradient or update of {in_a_row} steps in a row, from step {first} on, were '
+            f'not finite. None of them changed the parameters; the batch of step {first} {where}. '
+            'Lower config.optimizer.lr or config.optimizer.clip_norm and add '
+            '--config.accept_changes=true: it goes on from the newest checkpoint, of before them.'
         )
 
 
