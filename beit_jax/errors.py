@@ -59,5 +59,5 @@ def one_of(name: str, value: str, allowed: Iterable[str]) -> None:
 
 def nearest(word: str, words: Iterable[str]) -> str:
     """' Did you mean X?' for the word of `words` that is most like `word`, or ''."""
-    found = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
+    found = difflib.get_close_matches(str(word), list(words), n=1, cutoff=0.5)
     return f' Did you mean {found[0]}?' if found else ''

@@ -2,15 +2,21 @@
 
 import dataclasses
 import os
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from beit_jax.errors import check, one_of
+from beit_jax.settings.intervals import Count, Interval, PositiveShare, Seed, Share, ShareBelow1
 
 SOURCES = ('shapes', 'folder', 'tfds')
 IMAGE_OPS = ('simd', 'tensorflow')
 # of `shapes`, as data/sources/shapes.py explains them
 LEVELS = ('easy', 'rotated', 'textured', 'cluttered', 'occluded', 'medium', 'hard')
 IGNORED = 255  # in a label map: a pixel of no class
+
+# of torchvision's colour jitter
+Jitter = Annotated[float, Interval(0, 100)]
+# how much larger or longer
+Factor = Annotated[float, Interval(0.01, 100)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,44 +28,46 @@ class DataConfig:
     # gs://..., s3://...
     path: str = ''
     evaluate_path: str = ''  # folder: held-out images; '' holds out a share of `path`
-    holdout: float = 0.0  # the share of `path` that is held out where there is no evaluate_path
+    # the share of `path` that is held out where there is no evaluate_path
+    holdout: ShareBelow1 = 0.0
     split: str = 'train'  # tfds
     # tfds: held-out split; '' holds out a share of `split`. shapes: which other pictures; '' is
     # `evaluate`
     evaluate_split: str = ''
     labels_per_class: int = 0  # train on so many examples of each class only; 0: on all
-    subset_seed: int = 0  # which examples these are
+    subset_seed: Seed = 0  # which examples these are
     level: str = 'easy'  # shapes: how hard the pictures are; see data/sources/shapes.py
-    num_examples: int = 20_000  # shapes
-    num_evaluate_examples: int = 2_000  # shapes
-    image_size: int = 224
+    # shapes; the order of an epoch is held in memory
+    num_examples: Annotated[int, Interval(1, 100_000_000)] = 20_000
+    num_evaluate_examples: Annotated[int, Interval(0, 100_000_000)] = 2_000  # shapes
+    image_size: Annotated[int, Interval(1, 2**14)] = 224
     # area of the random crop over the area of the image
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width over height of the random crop
+    crop_scale: tuple[PositiveShare, PositiveShare] = (0.08, 1.0)
+    crop_ratio: tuple[Factor, Factor] = (3 / 4, 4 / 3)  # width over height of the random crop
     flip: bool = True
     # epochs after which each image's crops, flips and colours come again; 0: never
-    repeat_views: int = 0
+    repeat_views: Annotated[int, Interval(0, 10_000)] = 0
     # side of the central square that is evaluated over the shorter side of the image
-    evaluate_crop: float = 224 / 256
+    evaluate_crop: PositiveShare = 224 / 256
     # times that an example comes in an epoch, augmented each time another way (DeiT: 3)
-    repeated_augmentation: int = 1
+    repeated_augmentation: Annotated[int, Interval(1, 1000)] = 1
     # brightness, contrast, saturation; on the device
-    color_jitter: tuple[float, float, float] = (0.4, 0.4, 0.4)
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    color_jitter: tuple[Jitter, Jitter, Jitter] = (0.4, 0.4, 0.4)
+    mean: tuple[Share, Share, Share] = (0.485, 0.456, 0.406)
+    std: tuple[PositiveShare, PositiveShare, PositiveShare] = (0.229, 0.224, 0.225)
     # a folder, yours, that keeps lists of files and records, so that the next start need not make
     # them; '': none
     index: str = ''
     chunk: int = 0  # examples that lie side by side and are read in one go; 0: each on its own
-    window: int = 16  # chunks whose examples are shuffled together
+    window: Count = 16  # chunks whose examples are shuffled together
     # parts of an epoch that are read side by side, each for its own rows of a batch; the number of
     # hosts, or a multiple
-    lanes: int = 1
+    lanes: Count = 1
     # what decodes and resizes: simd | tensorflow (slower, takes no other library, rounds otherwise)
     image_ops: str = 'simd'
-    workers: int = 0  # parallel decodes; 0: one per core
-    prefetch: int = 2  # batches read ahead
-    max_bad_share: float = 0.01  # of unreadable examples, above which a run stops
+    workers: Annotated[int, Interval(0, 1024)] = 0  # parallel decodes; 0: one per core
+    prefetch: Annotated[int, Interval(0, 1024)] = 2  # batches read ahead
+    max_bad_share: Share = 0.01  # of unreadable examples, above which a run stops
     # whether an example's label is a map, the class of each pixel
     label_maps: ClassVar[bool] = False
 
@@ -83,13 +91,6 @@ class DataConfig:
             'local folder.',
         )
         check(
-            self.chunk >= 0, f'config.data.chunk is {self.chunk}: use a number of examples, or 0.'
-        )
-        check(
-            self.window > 0 and self.lanes > 0,
-            f'config.data.window is {self.window} and lanes {self.lanes}: use at least 1.',
-        )
-        check(
             self.chunk > 0 or self.lanes == 1,
             f'config.data.lanes={self.lanes} is for chunks: set config.data.chunk too, or leave '
             'it 1.',
@@ -103,45 +104,12 @@ class DataConfig:
             'config.data.chunk excludes config.data.repeated_augmentation, repeat_views and '
             'tokenizer.cache_views: leave it 0, or those as they are.',
         )
-        check(self.image_size > 0, f'config.data.image_size is {self.image_size}: use at least 1.')
         for name in ('crop_scale', 'crop_ratio'):
-            low, high = getattr(self, name)
-            check(0 < low <= high, f'config.data.{name} is ({low}, {high}): use 0 < low <= high.')
-        check(
-            self.crop_scale[1] <= 1,
-            f'config.data.crop_scale ends at {self.crop_scale[1]}: a crop has at most '
-            'the whole area, 1.',
-        )
-        check(
-            0 <= self.holdout < 1,
-            f'config.data.holdout is {self.holdout}: use a share from 0 up to but not including 1.',
-        )
-        check(min(self.std) > 0, f'config.data.std is {self.std}: use positive numbers.')
-        check(
-            0 < self.evaluate_crop <= 1,
-            f'config.data.evaluate_crop is {self.evaluate_crop}: use a share above 0, at most 1.',
-        )
-        check(
-            self.repeat_views >= 0,
-            f'config.data.repeat_views is {self.repeat_views}: use a number of epochs, or 0.',
-        )
-        check(
-            self.labels_per_class >= 0,
-            f'config.data.labels_per_class is {self.labels_per_class}: use a number of examples, '
-            'or 0 for all.',
-        )
-        check(
-            self.repeated_augmentation > 0,
-            f'config.data.repeated_augmentation is {self.repeated_augmentation}: use at least 1.',
-        )
+            check_order(name, getattr(self, name))
         check(
             self.repeated_augmentation == 1 or not self.repeat_views,
             'config.data.repeated_augmentation and config.data.repeat_views exclude '
             'each other: leave one of them as it is.',
-        )
-        check(
-            self.num_examples > 0 and self.num_evaluate_examples >= 0,
-            'config.data.num_examples must be positive.',
         )
 
 
@@ -158,18 +126,21 @@ class SegmentDataConfig(DataConfig):
 
     label_maps: ClassVar[bool] = True
     reduce_zero_label: bool = False  # annotations count from 1: 0 is ignored, k is class k - 1
-    segment_scale: tuple[float, float] = (0.5, 2.0)
+    segment_scale: tuple[Factor, Factor] = (0.5, 2.0)
 
     def __post_init__(self):
         super().__post_init__()
-        low, high = self.segment_scale
-        check(
-            0 < low <= high, f'config.data.segment_scale is ({low}, {high}): use 0 < low <= high.'
-        )
+        check_order('segment_scale', self.segment_scale)
         check(
             not self.labels_per_class,
             'config.data.labels_per_class is for images of one class each: leave it 0.',
         )
+
+
+def check_order(name: str, ends: tuple[float, float]) -> None:
+    """Raises RequestError where a range ends below its beginning."""
+    low, high = ends
+    check(low <= high, f'config.data.{name} is ({low}, {high}): give the smaller number first.')
 
 
 @dataclasses.dataclass(frozen=True)

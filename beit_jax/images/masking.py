@@ -9,13 +9,14 @@ and columns of patches, P = h * w, K slots.
 import dataclasses
 import functools
 import math
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from beit_jax.errors import check, one_of
 from beit_jax.models.platform import by_rows
+from beit_jax.settings.intervals import Count, Interval
 
 KINDS = ('blockwise', 'random', 'none')
 ATTEMPTS = 10  # for one block; a block that fails as often ends the mask
@@ -27,25 +28,13 @@ class MaskConfig:
 
     # blockwise | random | none (nothing is hidden, and the other settings are not used)
     kind: str = 'blockwise'
-    patches: int = 75  # hidden at most (blockwise) or exactly (random)
-    min_block: int = 16  # patches of the smallest block that is tried while as many are wanted
+    patches: Count = 75  # hidden at most (blockwise) or exactly (random)
+    min_block: Count = 16  # patches of the smallest block that is tried while as many are wanted
     # height over width of a block is log-uniform in [min_aspect, 1 / min_aspect]
-    min_aspect: float = 0.3
+    min_aspect: Annotated[float, Interval(0.01, 1)] = 0.3
 
     def __post_init__(self):
         one_of('config.mask.kind', self.kind, KINDS)
-        if self.kind == 'none':
-            return
-        check(
-            self.patches > 0,
-            f'config.mask.patches is {self.patches}: a loss over no patch is undefined, hide at '
-            'least 1.',
-        )
-        check(self.min_block > 0, f'config.mask.min_block is {self.min_block}: use at least 1.')
-        check(
-            0 < self.min_aspect <= 1,
-            f'config.mask.min_aspect is {self.min_aspect}: use a number above 0 and up to 1.',
-        )
 
     def check_grid(self, grid: tuple[int, int]) -> None:
         """Raises RequestError where a picture has too few patches, or may stay without a mask."""

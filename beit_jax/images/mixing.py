@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from beit_jax.errors import check
+from beit_jax.settings.intervals import Share
 
 ATTEMPTS = 10  # for a rectangle to erase; a picture where all fail stays whole
 ERASED_AREA = 0.02, 1 / 3  # share of the picture
@@ -22,18 +23,8 @@ class MixConfig:
 
     mixup: float = 0.8  # alpha of the beta distribution of mixup's share; 0: no mixup
     cutmix: float = 1.0  # alpha of CutMix; 0: no CutMix
-    probability: float = 1.0  # that a batch is mixed at all
-    switch: float = 0.5  # probability of CutMix where both are on
-
-    def __post_init__(self):
-        check(
-            self.mixup >= 0 and self.cutmix >= 0,
-            'config.mix.mixup and config.mix.cutmix must not be negative: use 0 for none.',
-        )
-        check(
-            0 <= self.probability <= 1 and 0 <= self.switch <= 1,
-            'config.mix.probability and config.mix.switch are in [0, 1].',
-        )
+    probability: Share = 1.0  # that a batch is mixed at all
+    switch: Share = 0.5  # probability of CutMix where both are on
 
     def check_batch(self, batch_size: int) -> None:
         """Raises RequestError where the pictures of a batch do not make pairs."""

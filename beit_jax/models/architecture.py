@@ -11,6 +11,7 @@ from beit_jax.models.encoder import EncoderConfig
 from beit_jax.models.heads import Classifier, MaskedImageModel
 from beit_jax.models.presets import PRESETS
 from beit_jax.models.upernet import Segmenter, UperNetConfig
+from beit_jax.settings.mapping import from_mapping
 
 ARCHITECTURES = ('beit_masked_image_model', 'beit_classifier', 'beit_segmenter')
 
@@ -37,12 +38,15 @@ def segments(architecture: dict) -> bool:
 
 def head_config(architecture: dict) -> UperNetConfig:
     """The head of a segmenter, all of it filled in."""
-    return UperNetConfig(**architecture['head']).fitted(encoder_config(architecture))
+    head = from_mapping(UperNetConfig, architecture['head'], 'architecture.head.')
+    return head.fitted(encoder_config(architecture))
 
 
 def encoder_config(architecture: dict) -> EncoderConfig:
     names = [field.name for field in dataclasses.fields(EncoderConfig)]
-    return EncoderConfig(**{name: architecture[name] for name in names})
+    return from_mapping(
+        EncoderConfig, {name: architecture[name] for name in names}, 'architecture.'
+    )
 
 
 def build(

@@ -8,6 +8,7 @@ D width, H heads, L layers.
 
 from collections.abc import Callable, Sequence
 import dataclasses
+from typing import Annotated
 
 from flax import nnx
 import jax
@@ -18,7 +19,9 @@ from beit_jax.models.initializers import Constant, TruncatedNormal, Uniform, par
 from beit_jax.models.layers import Block, RelativePositionBias, linear
 from beit_jax.models.patches import patchify
 from beit_jax.models.presets import PRESETS
+from beit_jax.settings.intervals import Count, Interval, PositiveShare, Share, ShareBelow1
 
+MAX_PATCHES = 2**13  # each has a bias to each other one
 POSITIONS = ('absolute', 'shared_bias', 'layer_bias')
 REMAT_POLICIES = {
     'nothing': None,  # save the input of a block only
@@ -31,19 +34,19 @@ class EncoderConfig:
     """The architecture: `size`, overridden by `width`, `depth`, `heads`, `hidden` where not 0."""
 
     size: str = 'base'  # tiny | small | base | large
-    patch_size: int = 16
-    width: int = 0
-    depth: int = 0
+    patch_size: Count = 16
+    width: Annotated[int, Interval(0, 2**14)] = 0
+    depth: Annotated[int, Interval(0, 1000)] = 0
     heads: int = 0
-    hidden: int = 0  # of the MLP
+    hidden: Annotated[int, Interval(0, 2**16)] = 0  # of the MLP
     positions: str = 'shared_bias'  # absolute | shared_bias | layer_bias
     layer_scale: float = 0.1  # initial value; 0 leaves LayerScale out
-    norm_eps: float = 1e-6  # of the LayerNorms; weights from Hugging Face's hub run with 1e-12
-    drop_path: float = 0.1  # of the last block; grows linearly from 0
+    norm_eps: Share = 1e-6  # of the LayerNorms; weights from Hugging Face's hub run with 1e-12
+    drop_path: ShareBelow1 = 0.1  # of the last block; grows linearly from 0
     # deviation of initial weights, cut there in pre-training; narrow models learn sooner from
     # larger ones
-    init_std: float = 0.02
-    unroll: int = 1  # blocks per step of the scan; the depth or more: no scan, slower to compile
+    init_std: PositiveShare = 0.02
+    unroll: Count = 1  # blocks per step of the scan; the depth or more: no scan, slower to compile
     remat: bool = False  # recompute the blocks in the backward pass
     remat_policy: str = 'nothing'  # what remat still saves: nothing | dots
 
@@ -59,18 +62,6 @@ class EncoderConfig:
             f'config.model.width {self.width} is not a multiple of config.model.heads '
             f'{self.heads}.',
         )
-        check(
-            self.patch_size > 0 and self.unroll > 0,
-            'config.model.patch_size and config.model.unroll must be at least 1.',
-        )
-        check(
-            self.init_std > 0, f'config.model.init_std is {self.init_std}: use a positive number.'
-        )
-        check(
-            0 <= self.drop_path < 1,
-            f'config.model.drop_path is {self.drop_path}: use a share from 0 up to but not '
-            'including 1.',
-        )
 
     @property
     def patch_values(self) -> int:
@@ -79,12 +70,18 @@ class EncoderConfig:
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches of a picture of height x width pixels."""
+        rows, columns = height // self.patch_size, width // self.patch_size
         check(
-            height % self.patch_size == 0 and width % self.patch_size == 0,
+            (rows * self.patch_size, columns * self.patch_size) == (height, width),
             f'an image of {height} x {width} cannot be cut into patches of {self.patch_size}: '
             'change config.data.image_size or config.model.patch_size.',
         )
-        return height // self.patch_size, width // self.patch_size
+        check(
+            rows * columns <= MAX_PATCHES,
+            f'an image of {height} x {width} has {rows * columns} patches of {self.patch_size}, '
+            f'more than {MAX_PATCHES}: change config.data.image_size or config.model.patch_size.',
+        )
+        return rows, columns
 
 
 class Encoder(nnx.Module):

@@ -9,6 +9,7 @@ rows and columns of a level, D width of the encoder, C classes or any channels.
 
 import dataclasses
 import math
+from typing import Annotated
 
 from flax import nnx
 import jax
@@ -26,6 +27,7 @@ from beit_jax.models.encoder import Encoder, EncoderConfig
 from beit_jax.models.initializers import TruncatedNormal
 from beit_jax.models.layers import gelu
 from beit_jax.models.resize import adaptive_pool, resize
+from beit_jax.settings.intervals import Interval, PositiveShare, ShareBelow1
 
 LEVELS = 4
 # set these keys apart from that of stochastic depth
@@ -38,44 +40,23 @@ class UperNetConfig:
 
     # four blocks from 0 (-1: what the first one gets); (): 3, 5, 7, 11 of 12, at the same shares of
     # other depths
-    taps: tuple[int, ...] = ()
-    channels: int = 0  # 0: the width of the encoder
-    pool_scales: tuple[int, ...] = (1, 2, 3, 6)  # rows and columns that the last level is pooled to
-    auxiliary_channels: int = 256  # 0: no auxiliary head
-    auxiliary_tap: int = 2  # the level, from 0, that the auxiliary head reads
-    dropout: float = 0.1  # of whole channels, before both classifiers
-    norm_eps: float = 1e-5  # of the batch norms
-    norm_momentum: float = 0.1  # share of a batch in the new running statistics, as in torch
+    taps: tuple[Annotated[int, Interval(-1, 1000)], ...] = ()
+    channels: Annotated[int, Interval(0, 2**12)] = 0  # 0: the width of the encoder
+    # rows and columns that the last level is pooled to
+    pool_scales: tuple[Annotated[int, Interval(1, 1000)], ...] = (1, 2, 3, 6)
+    auxiliary_channels: Annotated[int, Interval(0, 2**12)] = 256  # 0: no auxiliary head
+    # the level, from 0, that the auxiliary head reads
+    auxiliary_tap: Annotated[int, Interval(0, LEVELS - 1)] = 2
+    dropout: ShareBelow1 = 0.1  # of whole channels, before both classifiers
+    norm_eps: PositiveShare = 1e-5  # of the batch norms
+    # share of a batch in the new running statistics, as in torch
+    norm_momentum: PositiveShare = 0.1
 
     def __post_init__(self):
-        for name in ('taps', 'pool_scales'):
-            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON has lists
         check(
             len(self.taps) in (0, LEVELS),
             f'config.head.taps has {len(self.taps)} blocks: give {LEVELS}, or none for the usual '
             'ones.',
-        )
-        check(
-            all(scale > 0 for scale in self.pool_scales),
-            f'config.head.pool_scales is {self.pool_scales}: use numbers of at least 1.',
-        )
-        check(
-            self.channels >= 0 and self.auxiliary_channels >= 0,
-            'config.head.channels and config.head.auxiliary_channels cannot be negative.',
-        )
-        check(
-            0 <= self.auxiliary_tap < LEVELS,
-            f'config.head.auxiliary_tap is {self.auxiliary_tap}: use a level from 0 to '
-            f'{LEVELS - 1}.',
-        )
-        check(
-            0 <= self.dropout < 1,
-            f'config.head.dropout is {self.dropout}: use a share from 0 up to but not including 1.',
-        )
-        check(
-            self.norm_eps > 0 and 0 < self.norm_momentum <= 1,
-            'config.head.norm_eps and config.head.norm_momentum must be positive, '
-            'and the momentum at most 1.',
         )
 
     def fitted(self, encoder: EncoderConfig) -> 'UperNetConfig':

@@ -8,9 +8,11 @@ before anything is allocated.
 from collections.abc import Mapping
 import dataclasses
 import importlib
+import reprlib
 import typing
 
 from beit_jax.errors import RequestError, check, nearest, one_of
+from beit_jax.settings.intervals import USUAL
 
 TASKS = ('pretrain', 'tokenizer', 'classify', 'probe', 'segment')
 
@@ -34,13 +36,14 @@ def task_config(settings: Mapping[str, typing.Any]):
 def from_mapping(cls: type, settings: Mapping[str, typing.Any], where: str = ''):
     """Builds the dataclass `cls` (nested dataclasses from nested mappings) from `settings`.
 
-    An int is taken for a float field and a list for a tuple field; nothing else is converted.
+    An int is taken for a float field and a list for a tuple field; nothing else is converted. A
+    number is in the interval of its type: `Annotated[float, Interval(...)]`, else `USUAL`.
 
     Raises:
-      RequestError: an unknown key (with the nearest one), a missing key, a wrong type, or a value
-        that `cls` itself refuses.
+      RequestError: an unknown key (with the nearest one), a missing key, a wrong type, a number
+        outside its interval, or a value that `cls` itself refuses.
     """
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     values = {}
     for key, value in settings.items():
@@ -68,9 +71,8 @@ def _convert(kind, value, path):
             f'config.{path} is {value!r}: it is a group of settings.',
         )
         return from_mapping(kind, value, f'{path}.')
+    kind, *interval = typing.get_args(kind) if hasattr(kind, '__metadata__') else (kind,)
     base = typing.get_origin(kind) or kind
-    if base is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
     if base is tuple and isinstance(value, (list, tuple)):
         item_kinds = typing.get_args(kind)
         if item_kinds[-1:] == (...,):
@@ -82,8 +84,16 @@ def _convert(kind, value, path):
         return tuple(
             _convert(k, v, f'{path}[{i}]') for i, (k, v) in enumerate(zip(item_kinds, value))
         )
+    taken = (int, float) if base is float else base
     check(
-        isinstance(value, base) and (base is bool or not isinstance(value, bool)),
+        isinstance(value, taken) and (base is bool or not isinstance(value, bool)),
         f'config.{path} is {value!r} ({type(value).__name__}): it takes {base.__name__}.',
     )
-    return value
+    if base not in USUAL:
+        return value
+    (interval,) = interval or (USUAL[base],)
+    check(
+        value in interval,
+        f'config.{path} is {reprlib.repr(value)}: it takes a number in {interval}.',
+    )
+    return base(value)

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import importlib
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from flax import nnx
 import jax
@@ -19,6 +19,7 @@ from beit_jax.data.config import DataConfig, View
 from beit_jax.errors import check
 from beit_jax.models.architecture import ARCHITECTURES
 from beit_jax.models.encoder import EncoderConfig
+from beit_jax.settings.intervals import Interval
 from beit_jax.settings.run import RunConfig
 
 # (split, number of images at most) -> batches of NumPy arrays, prepared, cropped as an evaluation
@@ -48,7 +49,8 @@ class EncoderRunConfig(RunConfig):
 class LabelledRunConfig(EncoderRunConfig):
     """What tasks with an encoder and labels have besides."""
 
-    num_classes: int = 0  # 0: as many as the training images have
+    # 0: as many as the training images have
+    num_classes: Annotated[int, Interval(0, 100_000)] = 0
 
     def resolve(self, num_examples: int, class_names: tuple[str, ...]):
         num_classes = self.num_classes or len(class_names)

@@ -7,6 +7,7 @@ mixes their targets alike. Shape legend: B images, S side in pixels, C classes.
 """
 
 import dataclasses
+from typing import Annotated
 
 from flax import nnx
 import jax
@@ -21,6 +22,7 @@ from beit_jax.images.mixing import MixConfig, draw_weights, erase, mix
 from beit_jax.models.architecture import segments
 from beit_jax.models.encoder import EncoderConfig
 from beit_jax.models.heads import POOLINGS, Classifier
+from beit_jax.settings.intervals import Interval, Share, ShareBelow1
 from beit_jax.tasks import LabelledRunConfig, Task, check_encoder
 from beit_jax.weights.positions import fit_positions
 
@@ -33,23 +35,18 @@ class Config(LabelledRunConfig):
     task: str = 'classify'
     model: EncoderConfig = EncoderConfig(positions='layer_bias')
     pooling: str = 'mean'  # mean | cls
-    head_scale: float = 0.001  # what the head's initial kernel is multiplied by
+    # what the head's initial kernel is multiplied by
+    head_scale: Annotated[float, Interval(0, 1000, '(]')] = 0.001
     new_head: bool = False  # start with a fresh head where `init` has one for other classes
-    label_smoothing: float = 0.1
+    label_smoothing: ShareBelow1 = 0.1
     # timm's notation: rand-m9-mstd0.5-inc1; '': none, and data.color_jitter instead
     rand_augment: str = ''
-    erase: float = 0.25  # probability that a rectangle of a picture is replaced by noise
+    erase: Share = 0.25  # probability that a rectangle of a picture is replaced by noise
     mix: MixConfig = MixConfig()
 
     def __post_init__(self):
         super().__post_init__()
         one_of('config.pooling', self.pooling, POOLINGS)
-        check(
-            0 <= self.label_smoothing < 1,
-            f'config.label_smoothing is {self.label_smoothing}: use a number from 0 up to but not '
-            'including 1.',
-        )
-        check(0 <= self.erase <= 1, f'config.erase is {self.erase}: use a probability.')
         self.mix.check_batch(self.batch_size)
         if self.rand_augment:
             parse_policy(self.rand_augment)

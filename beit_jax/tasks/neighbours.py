@@ -5,12 +5,13 @@ Shape legend: N images of the bank, B queries, D width, K neighbours, C classes.
 
 import dataclasses
 import functools
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from beit_jax.errors import check
+from beit_jax.settings.intervals import Count, Interval
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,20 +19,11 @@ class NeighboursConfig:
     """k-NN by cosine similarity: each of the nearest training images votes with exp(similarity /
     temperature)."""
 
-    count: int = 20
-    temperature: float = 0.07
+    count: Count = 20
+    # below, float32 has no number for a vote
+    temperature: Annotated[float, Interval(0.02, 1000)] = 0.07
     images: int = 20_000  # training images that may be neighbours, spread over all; 0: no k-NN
-    queries: int = 10_000  # held-out images that are classified so, spread over all
-
-    def __post_init__(self):
-        check(
-            self.images >= 0 and self.queries > 0,
-            'config.neighbours.images must not be negative, config.neighbours.queries positive.',
-        )
-        check(
-            self.count > 0 and self.temperature > 0,
-            'config.neighbours.count and config.neighbours.temperature must be positive.',
-        )
+    queries: Count = 10_000  # held-out images that are classified so, spread over all
 
 
 def nearest_neighbours(

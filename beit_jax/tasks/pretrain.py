@@ -11,7 +11,7 @@ slots, V vocabulary, or the values of a patch.
 """
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 from flax import nnx
 import jax
@@ -26,6 +26,7 @@ from beit_jax.models.architecture import patch_target
 from beit_jax.models.heads import MaskedImageModel
 from beit_jax.models.patches import patchify
 from beit_jax.models.tokenizers import PRECISIONS, Tokenizer
+from beit_jax.settings.intervals import Interval
 from beit_jax.tasks import EncoderRunConfig, Task, check_encoder
 from beit_jax.tasks.tokenizer import token_statistics
 from beit_jax.weights.tokenizer import fingerprint, load_tokenizer
@@ -37,19 +38,15 @@ TARGETS, PREDICTED = ('tokens', 'pixels'), ('masked', 'all')
 class TokenizerConfig:
     path: str = ''  # a directory with tokenizer.safetensors
     precision: str = 'bfloat16_3x'  # float32 | bfloat16_3x | bfloat16
-    image_size: int = 0  # side in pixels of the pictures it is shown; 0: what it was made for
+    # side in pixels of the pictures it is shown; 0: what it was made for
+    image_size: Annotated[int, Interval(0, 2**14)] = 0
     # epochs after which views repeat and tokens are read from a cache instead of computed; 0: no
     # cache
-    cache_views: int = 0
+    cache_views: Annotated[int, Interval(0, 10_000)] = 0
     cache_path: str = ''  # directory of the cache; '' is WORKDIR/tokens
 
     def __post_init__(self):
         one_of('config.tokenizer.precision', self.precision, PRECISIONS)
-        check(
-            self.cache_views >= 0,
-            f'config.tokenizer.cache_views is {self.cache_views}: use a number of epochs, or 0 for '
-            'no cache.',
-        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

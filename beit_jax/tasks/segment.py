@@ -10,6 +10,7 @@ logits (a quarter of it), C classes.
 """
 
 import dataclasses
+from typing import Annotated
 
 from flax import nnx
 import jax
@@ -24,6 +25,7 @@ from beit_jax.models.architecture import head_config, segments
 from beit_jax.models.encoder import EncoderConfig
 from beit_jax.models.resize import resize
 from beit_jax.models.upernet import Segmenter, UperNetConfig
+from beit_jax.settings.intervals import Interval
 from beit_jax.tasks import LabelledRunConfig, Task
 from beit_jax.tasks.classify import adapt_encoder, pixel_differences
 
@@ -42,19 +44,15 @@ class InferenceConfig:
     # 640
     stride: int = 0
     # of the sides; with several, or with flip, probabilities are averaged (as mmsegmentation)
-    scales: tuple[float, ...] = (1.0,)
+    scales: tuple[Annotated[float, Interval(0.1, 10)], ...] = (1.0,)
     flip: bool = False  # also turned round
-    windows: int = 16  # in one program
+    windows: Annotated[int, Interval(1, 2**10)] = 16  # in one program
 
     def __post_init__(self):
         one_of('config.inference.mode', self.mode, MODES)
         check(
-            self.stride >= 0 and self.windows > 0,
-            'config.inference.stride must not be negative, config.inference.windows at least 1.',
-        )
-        check(
-            len(self.scales) > 0 and min(self.scales) > 0,
-            f'config.inference.scales is {self.scales}: use numbers above 0.',
+            len(self.scales) > 0,
+            'config.inference.scales is empty: (1.0,) is the picture as it is.',
         )
         check(
             self.mode == 'slide' or self.scales == (1.0,),
@@ -80,10 +78,6 @@ class Config(LabelledRunConfig):
             self.inference.stride <= self.data.image_size,
             f'config.inference.stride {self.inference.stride} is larger than the windows of '
             f'{self.data.image_size}: pixels between them would have no class.',
-        )
-        check(
-            self.auxiliary_weight >= 0 and self.pictures >= 0,
-            'config.auxiliary_weight and config.pictures must not be negative.',
         )
         check(
             self.num_classes <= IGNORED,

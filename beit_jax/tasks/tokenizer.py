@@ -18,6 +18,7 @@ from beit_jax.errors import check, one_of
 from beit_jax.images.color import to_float
 from beit_jax.models.tokenizers import dvae
 from beit_jax.models.tokenizers.dvae import DVAE, map_pixels, unmap_pixels
+from beit_jax.settings.intervals import Positive, PositiveShare
 from beit_jax.settings.run import RunConfig
 from beit_jax.tasks import Task
 from beit_jax.weights.tokenizer import save_tokenizer
@@ -33,11 +34,11 @@ class Config(RunConfig):
     data: DataConfig = DataConfig()
     model: dvae.Config = dvae.Config()
     reconstruction: str = 'logit_laplace'  # logit_laplace | l2 | smooth_l1
-    temperature: float = 1.0  # at the start
-    final_temperature: float = 1 / 16
-    temperature_share: float = 0.25  # of the run, after which the temperature is final
+    temperature: Positive = 1.0  # at the start
+    final_temperature: Positive = 1 / 16
+    temperature_share: PositiveShare = 0.25  # of the run, after which the temperature is final
     kl_weight: float = 6.6  # at the end of its ramp
-    kl_share: float = 0.01  # of the run, after which the KL weight is final
+    kl_share: PositiveShare = 0.01  # of the run, after which the KL weight is final
     # pulls the mean code of a batch to the uniform one: against codes that nobody uses (not in
     # DALL-E)
     usage_weight: float = 0.0
@@ -52,12 +53,9 @@ class Config(RunConfig):
             'of them.',
         )
         check(
-            0 < self.final_temperature <= self.temperature,
-            'use 0 < config.final_temperature <= config.temperature.',
-        )
-        check(
-            0 < self.temperature_share <= 1 and 0 < self.kl_share <= 1,
-            'config.temperature_share and config.kl_share are in (0, 1].',
+            self.final_temperature <= self.temperature,
+            f'config.final_temperature is {self.final_temperature}, above config.temperature '
+            f'{self.temperature}: it falls.',
         )
 
 

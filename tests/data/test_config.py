@@ -4,6 +4,7 @@ import pytest
 
 from beit_jax.data.config import DataConfig, SegmentDataConfig
 from beit_jax.errors import RequestError
+from beit_jax.settings.mapping import from_mapping
 
 
 @pytest.mark.parametrize(
@@ -20,7 +21,7 @@ from beit_jax.errors import RequestError
 )
 def test_bad_settings(settings, words):
     with pytest.raises(RequestError, match=rf'config.data.{words}'):
-        DataConfig(**settings)
+        from_mapping(DataConfig, settings, 'data.')
 
 
 @pytest.mark.parametrize(
@@ -32,4 +33,4 @@ def test_bad_settings(settings, words):
 )
 def test_bad_settings_of_label_maps(settings, words):
     with pytest.raises(RequestError, match=rf'config.data.{words}'):
-        SegmentDataConfig(**settings)
+        from_mapping(SegmentDataConfig, settings, 'data.')

@@ -17,6 +17,7 @@ import scipy.stats
 from beit_jax.errors import RequestError
 from beit_jax.images.masking import MaskConfig, Masks, count_blocks, draw_masks
 from beit_jax.performance.mask_benchmark import official_mask
+from beit_jax.settings.mapping import from_mapping
 
 GOLDEN = json.loads((Path(__file__).parents[1] / 'golden' / 'mask_distribution.json').read_text())
 GRID = (14, 14)
@@ -179,16 +180,16 @@ def test_random_masks_are_uniform():
     'settings, message',
     [
         ({'kind': 'block'}, 'Did you mean blockwise'),
-        ({'patches': 0}, 'at least 1'),
+        ({'patches': 0}, r'mask.patches is 0: it takes a number in \[1, '),
         ({'patches': -3}, 'mask.patches is -3'),
         ({'min_block': 0}, 'min_block is 0'),
         ({'min_aspect': 0.0}, 'min_aspect is 0.0'),
-        ({'min_aspect': 1.5}, 'up to 1'),
+        ({'min_aspect': 1.5}, r'it takes a number in \[0.01, 1\]'),
     ],
 )
 def test_settings_that_are_refused(settings, message):
     with pytest.raises(RequestError, match=message):
-        MaskConfig(**settings)
+        from_mapping(MaskConfig, settings, 'mask.')
 
 
 def test_grids_that_are_refused():

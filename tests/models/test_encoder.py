@@ -14,6 +14,7 @@ import scipy.stats
 from beit_jax.errors import RequestError
 from beit_jax.models.encoder import Encoder, EncoderConfig
 from beit_jax.models.heads import MaskedImageModel
+from beit_jax.settings.mapping import from_mapping
 
 GRID, PATCH, VOCABULARY, BATCH, SLOTS = (3, 5), 7, 37, 11, 4
 CONFIG = EncoderConfig(width=39, depth=3, heads=3, hidden=53, patch_size=PATCH, drop_path=0.4)
@@ -126,7 +127,7 @@ def test_size_that_patches_do_not_divide():
 )
 def test_settings_that_are_refused(settings, message):
     with pytest.raises(RequestError, match=message):
-        EncoderConfig(**settings)
+        from_mapping(EncoderConfig, settings, 'model.')
 
 
 def test_rates_of_stochastic_depth():

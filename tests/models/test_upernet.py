@@ -18,6 +18,7 @@ from beit_jax.models.architecture import abstract, in_words
 from beit_jax.models.convolutions import STATISTICS
 from beit_jax.models.encoder import EncoderConfig
 from beit_jax.models.upernet import Segmenter, UperNetConfig, _classify
+from beit_jax.settings.mapping import from_mapping
 from beit_jax.weights.pytorch import names
 from tests import torch_segmenters
 from tests.models.layouts import largest, our_order, torch_order
@@ -200,12 +201,12 @@ def test_what_a_head_can_be():
     for options, message in (
         ({'taps': (1, 2)}, 'has 2 blocks'),
         ({'dropout': 1}, 'dropout is 1'),
-        ({'auxiliary_tap': 4}, 'level from 0 to 3'),
-        ({'pool_scales': (0, 1)}, 'numbers of at least 1'),
-        ({'norm_eps': 0}, 'must be positive'),
+        ({'auxiliary_tap': 4}, r'auxiliary_tap is 4: it takes a number in \[0, 3\]'),
+        ({'pool_scales': (0, 1)}, r'pool_scales\[0\] is 0'),
+        ({'norm_eps': 0}, r'norm_eps is 0: it takes a number in \(0, 1\]'),
     ):
         with pytest.raises(RequestError, match=message):
-            UperNetConfig(**options)
+            from_mapping(UperNetConfig, options, 'head.')
     with pytest.raises(RequestError, match='the encoder has blocks 0 to 11'):
         UperNetConfig(taps=(3, 5, 7, 12)).fitted(EncoderConfig())
     with pytest.raises(RequestError, match='1 x 5 patches are too few'):

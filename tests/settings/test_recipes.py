@@ -117,7 +117,7 @@ def test_variants_and_settings_behind_the_colon():
         (['--config.batch_size=many'], 'batch_size'),
         (
             ['--config.batch_size=7', '--config.accumulate_steps=2'],
-            'batch_size 7 is not a multiple of accumulate_steps 2',
+            'config.batch_size 7 is not a multiple of config.accumulate_steps 2',
         ),
         (['--mode=trian'], 'mode'),
         (['stray'], 'is not a flag'),

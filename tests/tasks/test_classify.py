@@ -274,7 +274,7 @@ def test_evaluation_metrics_against_sklearn(batch):
         ({'pooling': 'max'}, 'mean, cls'),
         ({'label_smoothing': 1.0}, 'label_smoothing'),
         ({'erase': 1.5}, 'config.erase'),
-        ({'mix': {'mixup': -1.0}}, 'must not be negative'),
+        ({'mix': {'mixup': -1.0}}, 'config.mix.mixup is -1.0: it takes'),
         ({'rand_augment': 'rand-m9'}, 'rand-m9-mstd0.5-inc1'),
         ({'data': {'image_size': 21}}, 'cannot be cut into patches'),
     ],

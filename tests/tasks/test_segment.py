@@ -246,7 +246,7 @@ def test_no_auxiliary_head(batch):
             'config.inference.stride 21 is larger than the windows of 20',
         ),
         ({'num_classes': 256}, 'label maps hold 255 classes at most'),
-        ({'auxiliary_weight': -1.0}, 'must not be negative'),
+        ({'auxiliary_weight': -1.0}, 'config.auxiliary_weight is -1.0: it takes'),
         ({'head': {'taps': (0, 0, 0, 1)}}, 'the encoder has blocks 0 to 0'),
         ({'optimizer': {'schedule': 'line'}}, 'Did you mean linear'),
     ],

@@ -267,7 +267,10 @@ def test_export_of_something_else(fitted, tmp_path):
     for changed, message in (
         ({'image_size': 16}, 'image_size=16 is not a multiple of 3'),
         ({'batch': 0}, '--batch is 0: use at least 1'),
-        ({'data.evaluate_crop': 2}, 'evaluate_crop is 2.0: use a share'),
+        (
+            {'data.evaluate_crop': 2},
+            r'config.data.evaluate_crop is 2.0: it takes a number in \(0, 1\]',
+        ),
         ({'tokenizer': '/nowhere'}, r'tokenizer /nowhere: there is no tokenizer\.safetensors'),
     ):
         with pytest.raises(RequestError, match=message):

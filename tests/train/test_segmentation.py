@@ -13,6 +13,7 @@ import torch
 
 from beit_jax.data.pictures.label_pictures import label_png, overview, palette
 from beit_jax.errors import RequestError
+from beit_jax.settings.mapping import from_mapping
 from beit_jax.tasks.segment import InferenceConfig
 from beit_jax.train.segmentation import PictureLabeller, _over_hosts, evaluate_pictures
 
@@ -248,12 +249,12 @@ def test_overview():
     ('config', 'message'),
     [
         ({'mode': 'slid'}, 'Did you mean slide'),
-        ({'stride': -1}, 'must not be negative'),
-        ({'windows': 0}, 'at least 1'),
-        ({'scales': ()}, 'use numbers above 0'),
+        ({'stride': -1}, 'stride is -1'),
+        ({'windows': 0}, 'windows is 0'),
+        ({'scales': ()}, 'scales is empty'),
         ({'mode': 'whole', 'scales': (0.5, 1.0)}, 'one window of one size'),
     ],
 )
 def test_bad_settings(config, message):
     with pytest.raises(RequestError, match=message):
-        InferenceConfig(**config)
+        from_mapping(InferenceConfig, config, 'inference.')

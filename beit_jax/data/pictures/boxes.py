@@ -46,7 +46,8 @@ def random_box(
         if 0 < rows <= height and 0 < columns <= width:
             top = int(top_draw * (height - rows + 1))
             return top, int(left_draw * (width - columns + 1)), rows, columns
-    rows, columns = min(height, round(width / ratio[0])), min(width, round(height * ratio[1]))
+    rows = min(height, max(1, round(width / ratio[0])))
+    columns = min(width, max(1, round(height * ratio[1])))
     return (height - rows) // 2, (width - columns) // 2, rows, columns
 
 

@@ -7,12 +7,13 @@ side in pixels, P tokens in reading order, V vocabulary.
 
 from collections.abc import Mapping
 import importlib
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import jax
 
 from beit_jax.errors import check, one_of
 from beit_jax.models.platform import target_platform
+from beit_jax.settings.intervals import Interval
 from beit_jax.settings.mapping import from_mapping
 
 KINDS = ('dvae', 'customized', 'kmeans', 'random_projection')
@@ -20,6 +21,7 @@ KINDS = ('dvae', 'customized', 'kmeans', 'random_projection')
 # float32's ids; elsewhere it is float32, for what a GPU would do instead, TF32, keeps fewer than
 # 99.9 % (docs/benchmarks.md).
 PRECISIONS = ('float32', 'bfloat16_3x', 'bfloat16')
+Vocabulary = Annotated[int, Interval(2, 2**16)]  # ids fit uint16
 
 
 class Tokenizer(Protocol):
@@ -72,11 +74,6 @@ def make_tokenizer(
     )
     tokenizer.kind = kind
     return tokenizer
-
-
-def check_vocabulary(size: int) -> None:
-    """Raises RequestError unless ids of `size` tokens fit uint16."""
-    check(1 < size <= 65536, f"the tokenizer's vocabulary is {size}: use 2 to 65536.")
 
 
 def dtype_and_precision(precision: str) -> dict:

@@ -7,29 +7,22 @@ columns of the token grid, V vocabulary, C width of a code.
 
 import dataclasses
 import math
+from typing import Annotated
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from beit_jax.errors import check
-from beit_jax.models.tokenizers import check_vocabulary, dtype_and_precision
+from beit_jax.models.tokenizers import Vocabulary, dtype_and_precision
+from beit_jax.settings.intervals import Interval, Width
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    layers: int = 3  # each halves the picture
-    width: int = 256
-    code_width: int = 512
-    vocabulary: int = 8192
-
-    def __post_init__(self):
-        check(
-            min(self.layers, self.width, self.code_width) > 0,
-            'layers, width and code_width of the tokenizer must be at least 1.',
-        )
-        check(self.layers <= 16, f'the tokenizer has {self.layers} layers: use at most 16.')
-        check_vocabulary(self.vocabulary)
+    layers: Annotated[int, Interval(1, 16)] = 3  # each halves the picture
+    width: Width = 256
+    code_width: Width = 512
+    vocabulary: Vocabulary = 8192
 
 
 class _ResidualBlock(nnx.Module):

@@ -9,6 +9,7 @@ vocabulary. Pictures are [B, height, width, 3].
 
 import dataclasses
 import math
+from typing import Annotated
 
 from flax import nnx
 import jax
@@ -18,8 +19,9 @@ from beit_jax.errors import check
 from beit_jax.models.initializers import Constant
 from beit_jax.models.layers import product
 from beit_jax.models.platform import target_platform
-from beit_jax.models.tokenizers import check_vocabulary, dtype_and_precision
+from beit_jax.models.tokenizers import Vocabulary, dtype_and_precision
 from beit_jax.models.tokenizers.fused_block import fits, fused_block
+from beit_jax.settings.intervals import Interval, Width
 
 LOGIT_LAPLACE_EPS = 0.1
 
@@ -28,27 +30,19 @@ LOGIT_LAPLACE_EPS = 0.1
 class Config:
     """The architecture; the defaults are DALL-E's."""
 
-    groups: int = 4
-    blocks: int = 2  # per group
-    width: int = 256  # of the widest resolution; doubles from group to group
-    decoder_input: int = 128  # width that the decoder gives the vocabulary's vectors
-    vocabulary: int = 8192
+    groups: Annotated[int, Interval(1, 16)] = 4
+    blocks: Annotated[int, Interval(1, 16)] = 2  # per group
+    # of the widest resolution; doubles from group to group
+    width: Annotated[int, Interval(4, 2**14)] = 256
+    # width that the decoder gives the vocabulary's vectors
+    decoder_input: Width = 128
+    vocabulary: Vocabulary = 8192
 
     def __post_init__(self):
         check(
-            min(self.groups, self.blocks, self.decoder_input) > 0,
-            'groups, blocks and decoder_input of the tokenizer must be at least 1.',
-        )
-        check(
-            max(self.groups, self.blocks) <= 16,
-            f'the tokenizer has {self.groups} groups of {self.blocks} blocks: use at most 16 of '
-            'either.',
-        )
-        check(
-            self.width > 0 and self.width % 4 == 0,
+            self.width % 4 == 0,
             f"the tokenizer's width is {self.width}: use a multiple of 4.",
         )
-        check_vocabulary(self.vocabulary)
 
     @property
     def factor(self) -> int:

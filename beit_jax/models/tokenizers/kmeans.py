@@ -14,25 +14,19 @@ import jax.numpy as jnp
 
 from beit_jax.errors import check
 from beit_jax.models.patches import patchify, unpatchify
-from beit_jax.models.tokenizers import check_vocabulary, dtype_and_precision
+from beit_jax.models.tokenizers import Vocabulary, dtype_and_precision
+from beit_jax.settings.intervals import Count, Positive
 
 CHUNK = 4096  # patches whose distances to all centroids are held at once
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    vocabulary: int = 8192
-    patch_size: int = 16  # pixels
+    vocabulary: Vocabulary = 8192
+    patch_size: Count = 16  # pixels
     # added to a patch's contrast, in units of 0.25 of the pixel range: noise is not blown up to a
     # pattern
-    contrast_floor: float = 0.6
-
-    def __post_init__(self):
-        check(
-            self.patch_size > 0 and self.contrast_floor > 0,
-            'patch_size and contrast_floor of the tokenizer must be positive.',
-        )
-        check_vocabulary(self.vocabulary)
+    contrast_floor: Positive = 0.6
 
 
 def normalize_patches(patches, contrast_floor: float):

@@ -10,21 +10,15 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from beit_jax.errors import RequestError, check
+from beit_jax.errors import RequestError
 from beit_jax.models.patches import patchify
 from beit_jax.models.tokenizers import kmeans
+from beit_jax.settings.intervals import Width
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(kmeans.Config):
-    code_width: int = 16
-
-    def __post_init__(self):
-        super().__post_init__()
-        check(
-            self.code_width > 0,
-            f'code_width of the tokenizer is {self.code_width}: use at least 1.',
-        )
+    code_width: Width = 16
 
 
 def draw(key, config: Config) -> dict:

@@ -11,6 +11,7 @@ from beit_jax.models.encoder import EncoderConfig
 from beit_jax.models.layers import num_relative_positions
 from beit_jax.models.presets import PRESETS
 from beit_jax.models.upernet import UperNetConfig
+from beit_jax.settings.mapping import from_mapping
 from beit_jax.weights.pytorch import names
 from beit_jax.weights.pytorch.facts import HALF, IMAGENET, Facts, usual_crop
 from beit_jax.weights.pytorch.files import Source
@@ -184,7 +185,7 @@ def _segmenter(sizes: dict, facts: Facts, encoder: EncoderConfig) -> tuple[dict,
     """(what the description of a segmenter has besides, what had to be assumed)."""
     given = {name: value for name, value in facts.head.items() if value is not None}
     given['channels'], given['auxiliary_channels'] = sizes['channels'], sizes['auxiliary_channels']
-    uper, assumed = UperNetConfig(**given).fitted(encoder), []
+    uper, assumed = from_mapping(UperNetConfig, given, 'head.').fitted(encoder), []
     check(
         'pool_scales' in given or sizes['pools'] == len(uper.pool_scales),
         f'it pools at {sizes["pools"]} scales, and nothing tells which',

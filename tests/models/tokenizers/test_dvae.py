@@ -24,6 +24,7 @@ from beit_jax.models.tokenizers.dvae import (
     map_pixels,
     unmap_pixels,
 )
+from beit_jax.settings.mapping import from_mapping
 from beit_jax.weights.tokenizer import load_tokenizer, save_tokenizer
 
 TINY = Config(groups=3, blocks=1, width=12, decoder_input=7, vocabulary=53)
@@ -161,17 +162,17 @@ def test_pixel_maps():
 @pytest.mark.parametrize(
     'settings, message',
     [
-        ({'groups': 0}, 'at least 1'),
-        ({'blocks': 0}, 'at least 1'),
-        ({'decoder_input': 0}, 'at least 1'),
+        ({'groups': 0}, 'groups is 0'),
+        ({'blocks': 0}, 'blocks is 0'),
+        ({'decoder_input': 0}, 'decoder_input is 0'),
         ({'width': 6}, 'multiple of 4'),
-        ({'vocabulary': 1}, '2 to 65536'),
+        ({'vocabulary': 1}, r'\[2, 65536\]'),
         ({'vocabulary': 65537}, '65536'),
     ],
 )
 def test_settings_that_are_refused(settings, message):
     with pytest.raises(RequestError, match=message):
-        Config(**settings)
+        from_mapping(Config, settings, 'architecture.')
 
 
 @pytest.fixture

@@ -117,8 +117,8 @@ def test_random_projection(images):
 @pytest.mark.parametrize('kind', ['kmeans', 'random_projection'])
 def test_settings_that_are_refused(kind):
     for settings, size, message in (
-        ({'vocabulary': 1}, 15, '2 to 65536'),
-        ({'patch_size': 0}, 15, 'must be positive'),
+        ({'vocabulary': 1}, 15, r'\[2, 65536\]'),
+        ({'patch_size': 0}, 15, 'config.architecture.patch_size is 0'),
         ({'patch': 3}, 15, 'Did you mean patch_size'),
         ({'patch_size': 4}, 15, 'cannot cut pictures of 15'),
     ):
