@@ -5,7 +5,7 @@ import os
 from typing import Annotated, ClassVar
 
 from beit_jax.errors import check, one_of
-from beit_jax.settings.intervals import Count, Interval, PositiveShare, Seed, Share, ShareBelow1
+from beit_jax.settings.intervals import Count, Interval, Seed, Share, ShareBelow1
 
 SOURCES = ('shapes', 'folder', 'tfds')
 IMAGE_OPS = ('simd', 'tensorflow')
@@ -13,10 +13,10 @@ IMAGE_OPS = ('simd', 'tensorflow')
 LEVELS = ('easy', 'rotated', 'textured', 'cluttered', 'occluded', 'medium', 'hard')
 IGNORED = 255  # in a label map: a pixel of no class
 
-# of torchvision's colour jitter
+Area = Annotated[float, Interval(0.001, 1)]
+Factor = Annotated[float, Interval(0.01, 100)]  # how much larger or longer
 Jitter = Annotated[float, Interval(0, 100)]
-# how much larger or longer
-Factor = Annotated[float, Interval(0.01, 100)]
+Deviation = Annotated[float, Interval(0.001, 1)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,19 +42,19 @@ class DataConfig:
     num_evaluate_examples: Annotated[int, Interval(0, 100_000_000)] = 2_000  # shapes
     image_size: Annotated[int, Interval(1, 2**14)] = 224
     # area of the random crop over the area of the image
-    crop_scale: tuple[PositiveShare, PositiveShare] = (0.08, 1.0)
+    crop_scale: tuple[Area, Area] = (0.08, 1.0)
     crop_ratio: tuple[Factor, Factor] = (3 / 4, 4 / 3)  # width over height of the random crop
     flip: bool = True
     # epochs after which each image's crops, flips and colours come again; 0: never
     repeat_views: Annotated[int, Interval(0, 10_000)] = 0
     # side of the central square that is evaluated over the shorter side of the image
-    evaluate_crop: PositiveShare = 224 / 256
+    evaluate_crop: Annotated[float, Interval(0.01, 1)] = 224 / 256
     # times that an example comes in an epoch, augmented each time another way (DeiT: 3)
     repeated_augmentation: Annotated[int, Interval(1, 1000)] = 1
     # brightness, contrast, saturation; on the device
     color_jitter: tuple[Jitter, Jitter, Jitter] = (0.4, 0.4, 0.4)
     mean: tuple[Share, Share, Share] = (0.485, 0.456, 0.406)
-    std: tuple[PositiveShare, PositiveShare, PositiveShare] = (0.229, 0.224, 0.225)
+    std: tuple[Deviation, Deviation, Deviation] = (0.229, 0.224, 0.225)
     # a folder, yours, that keeps lists of files and records, so that the next start need not make
     # them; '': none
     index: str = ''

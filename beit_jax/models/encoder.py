@@ -19,7 +19,7 @@ from beit_jax.models.initializers import Constant, TruncatedNormal, Uniform, par
 from beit_jax.models.layers import Block, RelativePositionBias, linear
 from beit_jax.models.patches import patchify
 from beit_jax.models.presets import PRESETS
-from beit_jax.settings.intervals import Count, Interval, PositiveShare, Share, ShareBelow1
+from beit_jax.settings.intervals import Count, Interval, Share, ShareBelow1
 
 MAX_PATCHES = 2**13  # each has a bias to each other one
 POSITIONS = ('absolute', 'shared_bias', 'layer_bias')
@@ -45,7 +45,7 @@ class EncoderConfig:
     drop_path: ShareBelow1 = 0.1  # of the last block; grows linearly from 0
     # deviation of initial weights, cut there in pre-training; narrow models learn sooner from
     # larger ones
-    init_std: PositiveShare = 0.02
+    init_std: Annotated[float, Interval(1e-6, 1)] = 0.02
     unroll: Count = 1  # blocks per step of the scan; the depth or more: no scan, slower to compile
     remat: bool = False  # recompute the blocks in the backward pass
     remat_policy: str = 'nothing'  # what remat still saves: nothing | dots

@@ -24,7 +24,7 @@ class OptimizerConfig:
     warmup_epochs: float = 0.0
     beta1: ShareBelow1 = 0.9
     beta2: ShareBelow1 = 0.999
-    eps: float = 1e-8
+    eps: Share = 1e-8
     weight_decay: float = 0.05
     clip_norm: float = 3.0  # global norm; 0 leaves gradients as they are
     layer_decay: Share = 1.0  # lr scale per layer counted from the head
@@ -95,6 +95,10 @@ class RunConfig:
             self.batch_size % self.accumulate_steps == 0,
             f'config.batch_size {self.batch_size} is not a multiple of config.accumulate_steps '
             f'{self.accumulate_steps}.',
+        )
+        check(
+            self.step_timeout == 0 or self.step_timeout >= 1,
+            f'config.step_timeout is {self.step_timeout}: use a second or more, or 0 for never.',
         )
         one_of('config.compute_dtype', self.compute_dtype, COMPUTE_DTYPES)
 

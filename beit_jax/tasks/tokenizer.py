@@ -8,6 +8,7 @@ w rows and columns of tokens, V vocabulary.
 
 import dataclasses
 from pathlib import Path
+from typing import Annotated
 
 from flax import nnx
 import jax
@@ -18,12 +19,13 @@ from beit_jax.errors import check, one_of
 from beit_jax.images.color import to_float
 from beit_jax.models.tokenizers import dvae
 from beit_jax.models.tokenizers.dvae import DVAE, map_pixels, unmap_pixels
-from beit_jax.settings.intervals import Positive, PositiveShare
+from beit_jax.settings.intervals import Interval, PositiveShare
 from beit_jax.settings.run import RunConfig
 from beit_jax.tasks import Task
 from beit_jax.weights.tokenizer import save_tokenizer
 
 RECONSTRUCTIONS = ('logit_laplace', 'l2', 'smooth_l1')
+Temperature = Annotated[float, Interval(0.001, 1000)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,8 +36,8 @@ class Config(RunConfig):
     data: DataConfig = DataConfig()
     model: dvae.Config = dvae.Config()
     reconstruction: str = 'logit_laplace'  # logit_laplace | l2 | smooth_l1
-    temperature: Positive = 1.0  # at the start
-    final_temperature: Positive = 1 / 16
+    temperature: Temperature = 1.0  # at the start
+    final_temperature: Temperature = 1 / 16
     temperature_share: PositiveShare = 0.25  # of the run, after which the temperature is final
     kl_weight: float = 6.6  # at the end of its ramp
     kl_share: PositiveShare = 0.01  # of the run, after which the KL weight is final

@@ -5,6 +5,7 @@ import collections
 from collections.abc import Iterable, Iterator
 import functools
 import itertools
+import math
 
 import jax
 import numpy as np
@@ -13,7 +14,8 @@ from beit_jax.data.sampler import Sampler
 from beit_jax.data.sources.chunks import chunked
 from beit_jax.data.sources.source import Source
 from beit_jax.data.sources.subset import Subset
-from beit_jax.errors import StorageError
+from beit_jax.errors import StorageError, check
+from beit_jax.models.platform import host_memory
 from beit_jax.settings.run import RunConfig
 from beit_jax.train import step as steps
 from beit_jax.train.sharding import gather, local_rows, put_batch, replicated
@@ -21,6 +23,7 @@ from beit_jax.train.workdir.token_cache import TokenCache
 
 _NEVER = 2**62
 _REMEMBERED = 32  # bad examples that are looked at again
+_AHEAD = 4  # batches that are made, placed and taken at a time, besides those of data.prefetch
 
 
 class Batches:
@@ -51,6 +54,14 @@ class Batches:
         )
         self._rows = local_rows(mesh, config.batch_size)
         self._bad = collections.deque(maxlen=_REMEMBERED)  # training examples
+        values = sum(math.prod(view.shape) for view in self._views)
+        size = (_AHEAD + data.prefetch) * len(self._rows) * values
+        check(
+            size <= host_memory(),
+            f'config.batch_size={config.batch_size}, config.data.image_size={data.image_size} and '
+            f'config.data.prefetch={data.prefetch} take {size / 1e9:,.1f} GB for batches, this '
+            f'machine has {host_memory() / 1e9:,.1f} GB: lower one of them.',
+        )
 
     def check_source(self) -> None:
         """Refuses training images of which too many cannot be read."""
