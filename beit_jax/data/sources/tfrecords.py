@@ -2,6 +2,7 @@
 without converting them."""
 
 import hashlib
+import json
 import os
 from pathlib import Path
 import tempfile
@@ -17,6 +18,9 @@ from beit_jax.data.stores.shards import ArrayRecords, TFRecords
 from beit_jax.errors import check, of_storage
 
 LABEL_MAPS = ('annotation', 'segmentation_mask')  # what TFDS's sets call them
+# where features.json names a class, which TFDS imports: in its format of today, and of before 4.5
+_CLASS = ('pythonClassName', 'python_class_name', 'type')
+MAX_CLASSES = 1_000_000
 _TFRECORD, _ARRAY_RECORD = tfds.core.FileFormat.TFRECORD, tfds.core.FileFormat.ARRAY_RECORD
 
 
@@ -61,6 +65,11 @@ class TfdsSource:
         if label_maps:
             self.class_names = read_class_names(path)
         elif isinstance(label, tfds.features.ClassLabel):
+            check(
+                (label.num_classes or 0) <= MAX_CLASSES,
+                f'config.data.path={path!r}: its features.json claims {label.num_classes:,} '
+                f'classes, more than {MAX_CLASSES:,}: it is damaged.',
+            )
             self.class_names = tuple(label.names)
         names = [os.path.basename(file) for file in info.splits[split].filepaths]
         files = [storage.join(path, name) for name in names]
@@ -124,16 +133,62 @@ def _open(path):
                 name in sizes,
                 f'config.data.path={path!r} is no TFDS version directory: it holds no {name}.',
             )
-        if not storage.is_remote(path):
-            return sizes, tfds.builder_from_directory(path).info
         with tempfile.TemporaryDirectory() as copy:  # of its small files
             for name in sizes:
                 if name.endswith(('.json', '.txt')):
                     (Path(copy) / name).write_bytes(storage.read(storage.join(path, name)))
-            return sizes, tfds.builder_from_directory(copy).info
+            return sizes, _read_info(path, copy)
     except OSError as error:
         message = f'config.data.path={path!r} cannot be read ({error}).'
         raise of_storage(error, message) from error
+
+
+def _read_info(path, copy):
+    """What TFDS knows of a directory, from the copy of its small files that was looked at."""
+    known = _feature_classes()
+    try:
+        named = set(_named_classes(json.loads((Path(copy) / 'features.json').read_bytes())))
+        check(
+            named <= known,
+            f'config.data.path={path!r} is refused: its features.json names '
+            f'{ascii(min(named - known, default=""))[:120]}, which is no feature of '
+            'tensorflow_datasets. Nothing in it was run.',
+        )
+        return tfds.builder_from_directory(copy).info
+    except (RequestError, OSError):
+        raise
+    except Exception as error:  # whatever a damaged file makes TFDS stumble over
+        reason = ascii(str(error).strip().partition('\n')[0])[1:-1][:200]
+        raise RequestError(
+            f'config.data.path={path!r}: TFDS cannot read its dataset_info.json and features.json '
+            f'({type(error).__name__}: {reason}): they are damaged, prepare the dataset again.'
+        ) from error
+
+
+def _feature_classes() -> set[str]:
+    """The names of all classes of tfds.features, with those that they had before."""
+    names = set()
+    for kind in vars(tfds.features).values():
+        if isinstance(kind, type) and issubclass(kind, tfds.features.FeatureConnector):
+            names |= {f'{kind.__module__}.{kind.__name__}', *vars(kind).get('ALIASES', ())}
+    return names
+
+
+def _named_classes(content):
+    """All names of classes in a features.json, those in JSON that it has as text too."""
+    if isinstance(content, str) and content.lstrip()[:1] in ('{', '['):
+        try:
+            content = json.loads(content)
+        except ValueError:  # as TFDS would read it
+            return
+    if isinstance(content, dict):
+        for key in _CLASS:
+            if isinstance(content.get(key), str):
+                yield content[key]
+        content = list(content.values())
+    if isinstance(content, list):
+        for value in content:
+            yield from _named_classes(value)
 
 
 def _image_features(path, features, label_maps):

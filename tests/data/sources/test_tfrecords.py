@@ -1,6 +1,7 @@
 """Data sets that TFDS prepared: read as TFDS reads them, in any order; damaged ones are refused."""
 
 import concurrent.futures
+import json
 from pathlib import Path
 
 import fsspec
@@ -219,3 +220,83 @@ def test_another_store(tmp_path):
     memory.put(path, there + '-arrays', recursive=True)
     with pytest.raises(RequestError, match=r'array_record, which is read from local files only'):
         TfdsSource(there + '-arrays')
+
+
+def evil_features(name):
+    """features.json in which the class `name` stands, in each way that TFDS would import it."""
+    image = {'pythonClassName': name, 'image': {'shape': {}, 'dtype': 'uint8'}}
+    outer = 'tensorflow_datasets.core.features.features_dict.FeaturesDict'
+    old = {'type': name, 'content': {}}
+    proto = {'features': {'picture': image}}
+    return {
+        'alone': image,
+        'inside': {'pythonClassName': outer, 'featuresDict': proto},
+        'by its other name': {'python_class_name': name, 'image': {}},
+        'of before': {'type': outer, 'content': {'picture': old}},
+        'as text': {
+            'type': outer,
+            'proto_cls': 'tensorflow_datasets.FeaturesDict',
+            'content': ' ' + json.dumps(proto),
+        },
+        'as text inside': {
+            'pythonClassName': outer,
+            'jsonFeature': {'json': json.dumps({'picture': old})},
+        },
+    }
+
+
+@pytest.mark.parametrize('way', evil_features(''))
+def test_no_class_of_features_is_imported(way, tmp_path, monkeypatch):
+    """The proof is a file that the module would write when it is imported."""
+    _, path = prepare(tmp_path / 'set')
+    proof, module = tmp_path / 'proof', tmp_path / f'evil_{tmp_path.name}.py'
+    module.write_text(f'open({str(proof)!r}, "w").close()')
+    monkeypatch.syspath_prepend(tmp_path)
+    name = f'{module.stem}.Image'
+    (Path(path) / 'features.json').write_text(json.dumps(evil_features(name)[way]))
+    with pytest.raises(RequestError, match=rf"names '{name}', which is no feature of tensorflow_d"):
+        TfdsSource(path)
+    assert not proof.exists()
+    with pytest.raises(Exception):  # noqa: B017  # the same folder does run under TFDS
+        tfds.builder_from_directory(path)
+    assert proof.exists()
+
+
+def test_features_as_older_versions_wrote_them(tmp_path):
+    _, path = prepare(tmp_path)
+    of = 'tensorflow_datasets.core.features.'
+    picture = {'shape': [None, None, 3], 'dtype': 'uint8', 'encoding_format': 'png'}
+    features = {
+        'id': {'type': f'{of}feature.Tensor', 'content': {'shape': [], 'dtype': 'int64'}},
+        'label': {'type': f'{of}class_label_feature.ClassLabel', 'content': {'num_classes': 3}},
+        'picture': {'type': f'{of}image_feature.Image', 'content': picture},
+    }
+    features['id']['content']['encoding'] = 'none'
+    old = {'type': f'{of}features_dict.FeaturesDict', 'content': features}
+    expected = TfdsSource(path)
+    (Path(path) / 'features.json').write_text(json.dumps(old))
+    found = TfdsSource(path)
+    assert found.read(7) == expected.read(7) and found.class_names == ('ant', 'bee', 'cat')
+
+
+@pytest.mark.parametrize('name', ['dataset_info.json', 'features.json'])
+@pytest.mark.parametrize(
+    'text', ['', '{', '[]', '3', 'null', '{"a": NaN}', '[' * 99_999, '{"a":' * 9999, '\0' * 9]
+)
+def test_damaged_json(name, text, tmp_path):
+    _, path = prepare(tmp_path)
+    (Path(path) / name).write_text(text)
+    with pytest.raises(
+        RequestError, match=r'config.data.path=.*prepare the dataset again'
+    ) as error:
+        TfdsSource(path)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_absurd_numbers_of_classes(tmp_path):
+    _, path = prepare(tmp_path)
+    file = Path(path) / 'features.json'
+    file.write_text(file.read_text().replace('"numClasses": "3"', '"numClasses": "9999999999"'))
+    (Path(path) / 'label.labels.txt').unlink()
+    with pytest.raises(RequestError, match=r'claims 9,999,999,999 classes'):
+        TfdsSource(path)
