@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from beit_jax.data.pictures.load import image_batches
+from beit_jax.errors import check
 from beit_jax.train.workdir.prediction_table import prediction_header, prediction_row
 from beit_jax.weights.models import Model, pad_rows
 
@@ -25,8 +26,13 @@ def predict(
         `mean` [B, L, D] of the features of every layer.
 
     Raises:
-      RequestError: no pictures, or a model without classes or tokens.
+      RequestError: no pictures, or a model without classes or tokens, or one that gives numbers.
     """
+    check(
+        what != 'classes' or model.problem_type != 'regression',
+        'these weights give plain numbers, not classes (problem_type regression, or one output): '
+        'beit_jax.load(PATH).logits(images) has them; or ask for --what=features.',
+    )
     names, parts = [], []
     for pixels, some in image_batches(images, model.image_size, batch_size, limit, model.crop):
         made = jax.device_get(_answer(model, what, pad_rows(pixels, batch_size)))
@@ -55,7 +61,8 @@ def folder_labels(names: Sequence[str], classes: Sequence[str]) -> np.ndarray:
 
 
 class Table:
-    """The `top` best classes of each picture, or all there are, with their probabilities."""
+    """The `top` best classes of each picture, or all there are, with their probabilities: together
+    1, or where a picture may have several, each from 0 to 1."""
 
     def __init__(
         self,
@@ -64,8 +71,11 @@ class Table:
         logits_BC: np.ndarray,
         classes: Sequence[str],
         top: int,
+        problem_type: str = 'single_label_classification',
     ):
-        shares_BC = np.asarray(jax.nn.softmax(logits_BC))
+        self._one_each = problem_type == 'single_label_classification'
+        probabilities = jax.nn.softmax if self._one_each else jax.nn.sigmoid
+        shares_BC = np.asarray(probabilities(logits_BC))
         self._best_BT = np.argsort(-shares_BC, axis=-1, kind='stable')[:, :top]
         self._labels_B, self._rows = labels_B, []
         for name, label, best_T, shares_C in zip(names, labels_B, self._best_BT, shares_BC):
@@ -83,7 +93,7 @@ class Table:
         if len(self._rows) > SHOWN:
             lines.append(f'... {len(self._rows) - SHOWN} more')
         known = self._labels_B >= 0
-        if known.any():
+        if known.any() and self._one_each:
             accuracy = np.mean(self._best_BT[known, 0] == self._labels_B[known])
             lines.append(
                 f'{accuracy:.4f} of the {known.sum()} images in a folder named after a class are '

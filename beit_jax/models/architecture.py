@@ -14,6 +14,9 @@ from beit_jax.models.upernet import Segmenter, UperNetConfig
 from beit_jax.settings.mapping import from_mapping
 
 ARCHITECTURES = ('beit_masked_image_model', 'beit_classifier', 'beit_segmenter')
+# what the outputs of a classifier are, as transformers calls it: scores of which a softmax makes
+# probabilities, scores of which a sigmoid makes one each, or plain numbers
+PROBLEM_TYPES = ('single_label_classification', 'multi_label_classification', 'regression')
 
 
 def patch_target(architecture: dict) -> str:
@@ -34,6 +37,12 @@ def predicts_tokens(architecture: dict) -> bool:
 def segments(architecture: dict) -> bool:
     """Whether a model classifies pixels."""
     return architecture['architecture'] == 'beit_segmenter'
+
+
+def problem_type(architecture: dict) -> str:
+    """Of PROBLEM_TYPES: where nothing is said, one output is a number, as transformers has it."""
+    usual = PROBLEM_TYPES[2 if architecture.get('num_classes') == 1 else 0]
+    return architecture.get('problem_type') or usual
 
 
 def head_config(architecture: dict) -> UperNetConfig:
@@ -99,6 +108,8 @@ def in_words(architecture: dict) -> list[str]:
             head += f'; auxiliary head of {uper.auxiliary_channels}'
     elif a['num_classes']:
         head = f'classifier of {a["num_classes"]} classes, pooling {a["pooling"]}'
+        if problem_type(a) != PROBLEM_TYPES[0]:
+            head += f', {problem_type(a)}'
     else:
         head = f'encoder without classes or tokens; its last norm is for pooling {a["pooling"]}'
     is_preset = all(a[name] == value for name, value in PRESETS[a['size']].items())

@@ -19,7 +19,7 @@ from beit_jax.data.pictures.rand_augment import parse_policy
 from beit_jax.errors import check, one_of
 from beit_jax.images.color import jitter_views, normalize, to_float
 from beit_jax.images.mixing import MixConfig, draw_weights, erase, mix
-from beit_jax.models.architecture import segments
+from beit_jax.models.architecture import PROBLEM_TYPES, problem_type, segments
 from beit_jax.models.encoder import EncoderConfig
 from beit_jax.models.heads import POOLINGS, Classifier
 from beit_jax.settings.intervals import Interval, Share, ShareBelow1
@@ -75,8 +75,15 @@ class Classify(Task):
         if not architecture.get('num_classes') or segments(architecture):
             return {'encoder': encoder}, ('head',), notes
         head, named = params['head'], description.get('classes') or ()
-        width = head['classes']['bias'].shape[0]
-        if width == self.config.num_classes and (list(named) == list(classes) or not named):
+        width, problem = head['classes']['bias'].shape[0], problem_type(architecture)
+        one_each = problem == PROBLEM_TYPES[0]
+        check(
+            one_each or self.config.new_head,
+            f'the head of {source} is of {problem}, this run gives each image one class: set '
+            'config.new_head=true to start with a fresh head.',
+        )
+        alike = one_each and width == self.config.num_classes
+        if alike and (list(named) == list(classes) or not named):
             pooling = architecture['pooling']
             check(
                 pooling == self.config.pooling,

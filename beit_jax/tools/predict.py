@@ -37,7 +37,8 @@ def run(options) -> None:
         classes = [class_name(classes, i) for i in range(arrays['logits'].shape[1])]
     labels_B = folder_labels(names, classes)
     if what == 'classes':
-        table = Table(names, labels_B, arrays['logits'], classes, options.top)
+        logits_BC = arrays['logits']
+        table = Table(names, labels_B, logits_BC, classes, options.top, model.problem_type)
         print(table.in_words())
         if suffix == '.csv':
             table.write(output)

@@ -17,7 +17,13 @@ from PIL import Image
 from beit_jax.data.pictures.load import read_image, square
 from beit_jax.errors import check, one_of
 from beit_jax.images.color import normalize, to_float
-from beit_jax.models.architecture import ARCHITECTURES, abstract, predicts_tokens, segments
+from beit_jax.models.architecture import (
+    ARCHITECTURES,
+    abstract,
+    predicts_tokens,
+    problem_type,
+    segments,
+)
 from beit_jax.models.heads import pool_both
 from beit_jax.models.resize import resize
 from beit_jax.settings.run import COMPUTE_DTYPES
@@ -47,6 +53,11 @@ class Model:
     def classes(self) -> tuple[str, ...]:
         """Their names; () where nobody has named them."""
         return tuple(self.description.get('classes') or ())
+
+    @property
+    def problem_type(self) -> str:
+        """What the outputs of a classifier are: see `models.architecture.PROBLEM_TYPES`."""
+        return problem_type(self.architecture)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -89,7 +100,7 @@ class Model:
         return np.stack(squares)
 
     def logits(self, images) -> jax.Array:
-        """float32 [B, C] of the classes.
+        """float32 [B, C] of the classes: `problem_type` says what they are.
 
         Raises:
           RequestError: a model without classes, or images of another shape or range.

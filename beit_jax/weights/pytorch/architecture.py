@@ -13,7 +13,7 @@ from beit_jax.models.presets import PRESETS
 from beit_jax.models.upernet import UperNetConfig
 from beit_jax.settings.mapping import from_mapping
 from beit_jax.weights.pytorch import names
-from beit_jax.weights.pytorch.facts import HALF, IMAGENET, Facts, usual_crop
+from beit_jax.weights.pytorch.facts import HALF, IMAGENET, Facts, problem, usual_crop
 from beit_jax.weights.pytorch.files import Source
 
 HEAD_WIDTH = 64  # of every released model, where nothing shows the number of heads
@@ -151,6 +151,8 @@ def describe(
             'num_classes': sizes['num_classes'] or facts.num_classes or 0,
             'pooling': head,
         }
+        if kind['num_classes']:
+            kind |= problem(kind | {'problem_type': facts.problem_type})
     mean, std, said = _normalisation(source, head, mean or facts.mean, std or facts.std)
     assumed += said
     pictures = {

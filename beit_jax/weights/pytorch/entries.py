@@ -15,6 +15,15 @@ def group(entries: dict, name: str) -> dict:
     return value
 
 
+def choice(entries: dict, name: str, allowed: tuple[str, ...]) -> str | None:
+    value = entries.get(name)
+    check(
+        value is None or value in allowed,
+        f'{name} is {shown(value)}, not one of {", ".join(allowed)}',
+    )
+    return value
+
+
 def number(entries: dict, name: str, low: float, high: float) -> float | None:
     """A number from `low` to `high`."""
     value = entries.get(name)

@@ -8,7 +8,7 @@ from beit_jax.errors import check
 from beit_jax.models.architecture import head_config, predicts_tokens, segments
 from beit_jax.models.layers import relative_position_index
 from beit_jax.weights.pytorch import names
-from beit_jax.weights.pytorch.facts import BICUBIC, BILINEAR, huggingface_settings
+from beit_jax.weights.pytorch.facts import BICUBIC, BILINEAR, huggingface_settings, problem
 
 
 def to_tensors(params, architecture: dict, dialect: str) -> dict[str, np.ndarray]:
@@ -120,7 +120,7 @@ def huggingface_config(architecture: dict, classes: list[str]) -> dict:
     labels = classes or [f'LABEL_{i}' for i in range(architecture['num_classes'])]
     config['id2label'] = {str(i): name for i, name in enumerate(labels)}
     config['label2id'] = {name: i for i, name in enumerate(labels)}
-    return config
+    return config | ({} if segments(architecture) else problem(architecture))
 
 
 def _model_of_transformers(architecture: dict) -> str:
@@ -205,6 +205,7 @@ def timm_config(architecture: dict, classes: list[str]) -> dict:
         'architecture': 'beit_base_patch16_224',
         'num_classes': num_classes,
         'num_features': width,
+        **(problem(architecture) if num_classes else {}),
         'model_args': model,
         'pretrained_cfg': pictures | ({'label_names': list(classes)} if classes else {}),
     }

@@ -7,8 +7,23 @@ import dataclasses
 import re
 
 from beit_jax.errors import check
-from beit_jax.models.architecture import head_config, predicts_tokens, segments
-from beit_jax.weights.pytorch.entries import group, labels, number, shown, three, whole, wholes
+from beit_jax.models.architecture import (
+    PROBLEM_TYPES,
+    head_config,
+    predicts_tokens,
+    problem_type,
+    segments,
+)
+from beit_jax.weights.pytorch.entries import (
+    choice,
+    group,
+    labels,
+    number,
+    shown,
+    three,
+    whole,
+    wholes,
+)
 from beit_jax.weights.pytorch.files import Source
 
 IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
@@ -53,6 +68,7 @@ class Facts:
     layer_scale: float | None = None  # the initial value
     num_classes: int | None = None
     classes: tuple[str, ...] = ()
+    problem_type: str | None = None  # of PROBLEM_TYPES
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     crop: float | None = None
@@ -97,10 +113,17 @@ def metadata(architecture: dict, classes: tuple[str, ...]) -> dict:
     """What no file of the official code says, for the header of a safetensors file."""
     names = ('heads', 'norm_eps', 'layer_scale', 'mean', 'std', 'crop')
     entries = {name: architecture[name] for name in names} | {'classes': list(classes)}
+    entries |= problem(architecture)
     if segments(architecture):
         entries['head'] = dataclasses.asdict(head_config(architecture))
         entries['reduce_zero_label'] = architecture.get('reduce_zero_label', False)
     return entries
+
+
+def problem(architecture: dict) -> dict:
+    """{'problem_type': what the outputs of a classifier are}; {} where that need not be said."""
+    named, usual = problem_type(architecture), problem_type(architecture | {'problem_type': None})
+    return {} if named == usual else {'problem_type': named}
 
 
 def huggingface_settings(architecture: dict) -> dict:
@@ -154,6 +177,7 @@ def _from_metadata(entries: dict) -> Facts:
         norm_eps=number(entries, 'norm_eps', 0, 1),
         layer_scale=number(entries, 'layer_scale', 0, 1e3),
         classes=labels(entries.get('classes')),
+        problem_type=choice(entries, 'problem_type', PROBLEM_TYPES),
         mean=three(entries, 'mean'),
         std=three(entries, 'std', 1e-6),
         crop=number(entries, 'crop', 0.01, 1),
@@ -188,6 +212,8 @@ def _from_timm(config: dict) -> Facts:
         layer_scale=number(arguments, 'init_values', 0, 1e3),
         num_classes=whole(config, 'num_classes', 0),
         classes=labels(config.get('label_names') or pictures.get('label_names')),
+        # timm does not know it: our own export says it
+        problem_type=choice(config, 'problem_type', PROBLEM_TYPES),
         mean=three(pictures, 'mean'),
         std=three(pictures, 'std', 1e-6),
         crop=number(pictures, 'crop_pct', 0.01, 1),
@@ -222,6 +248,7 @@ def _from_huggingface_config(config: dict, segments: bool) -> tuple[dict, list[s
         'layer_scale': number(config, 'layer_scale_init_value', 0, 1e3),
         'claims': config,
         'classes': () if unnamed else classes,
+        'problem_type': choice(config, 'problem_type', PROBLEM_TYPES),
         'num_classes': (len(classes) or 2) if classifies else None,  # 2 is the default there
     }
     if not segments:
