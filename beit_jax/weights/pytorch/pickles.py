@@ -2,7 +2,8 @@
 
 The standard unpickler is not used, for it sets attributes and hashes keys before one can look:
 `load` knows the few operations that weights need, and every name must be in the exact lists below;
-what a name stands for is never imported.
+what a name stands for is never imported. Time and memory are in proportion to the operations, of
+which there may be so many.
 """
 
 import _compat_pickle
@@ -52,6 +53,8 @@ STORAGES = {
     'torch.BoolStorage': '?',
 }
 MAX_RANK = 32
+MAX_OPERATIONS = 1_000_000  # about 35 a tensor; with an optimizer's state, a large BEiT has 60,000
+_TOO_LONG = f'its pickle has more than {MAX_OPERATIONS:,} operations'
 # operations that push their argument, a constant, or something empty
 _VALUES = ('BININT', 'BININT1', 'BININT2', 'LONG1', 'BINFLOAT', 'BINUNICODE', 'SHORT_BINUNICODE')
 _CONSTANTS = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False}
@@ -111,7 +114,8 @@ def load(stream) -> tuple[Any, dict[str, Storage]]:  # noqa: PLR0912, PLR0915
         return items
 
     # parses, and refuses lengths beyond the data
-    for operation, argument, _ in pickletools.genops(stream):
+    for number, (operation, argument, _) in enumerate(pickletools.genops(stream)):
+        check(number < MAX_OPERATIONS, _TOO_LONG)
         match operation.name:
             case 'PROTO' | 'FRAME':
                 pass
@@ -139,6 +143,8 @@ def load(stream) -> tuple[Any, dict[str, Storage]]:  # noqa: PLR0912, PLR0915
                 items = pop_mark()
                 _set_items(items, stack[-1])
             case 'BINPUT' | 'LONG_BINPUT':
+                # in turn, as every writer numbers them: others can be made to collide in a dict
+                check(argument <= number, 'it keeps its objects under strange numbers')
                 memo[argument] = stack[-1]
             case 'MEMOIZE':
                 memo[len(memo)] = stack[-1]
@@ -189,7 +195,10 @@ def _set_items(items: list, target) -> None:
         and all(type(key) in (str, int) for key in keys),
         'it has a dict whose keys are neither text nor numbers',
     )
-    target.update(zip(keys, values))
+    for key, value in zip(keys, values):
+        # one number stands for all: nothing is looked up by a number (an optimizer's state has
+        # them), and their hashes can be made to collide
+        target[key if type(key) is str else 0] = value
 
 
 def _global(module, name) -> Global:

@@ -22,7 +22,9 @@ from beit_jax.weights.pytorch.pickles import Record, Storage, Tensor, load, prin
 # under which a file may keep its tensors, best first
 WRAPPERS = ('weights', 'model', 'module', 'state_dict', 'model_ema', 'state_dict_ema')
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-MAX_TENSORS, MAX_DEPTH, MAX_NAME = 100_000, 64, 2000
+MAX_TENSORS, MAX_DEPTH, MAX_NAME = 10_000, 64, 500
+MAX_PICKLE = 32 << 20  # bytes; text may take four times as much
+ZIP_ENTRY = b'PK\x01\x02'
 
 
 def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
@@ -73,6 +75,8 @@ def _read(data: bytes):
 
 def _open_zip(data: bytes) -> tuple[Any, Callable[[Storage], bytes]]:
     """(objects, reader of the bytes of a storage)."""
+    count = data.count(ZIP_ENTRY)  # before an object is made of each
+    check(count <= 10 * MAX_TENSORS, f'the archive has {count:,} entries')
     archive = zipfile.ZipFile(io.BytesIO(data))
     entries = {entry.filename: entry for entry in archive.infolist()}
     check(len(entries) == len(archive.infolist()), 'two entries of the archive have the same name')
@@ -89,6 +93,8 @@ def _open_zip(data: bytes) -> tuple[Any, Callable[[Storage], bytes]]:
     root = pickles[0].removesuffix('data.pkl')
     order = archive.read(root + 'byteorder') if root + 'byteorder' in entries else b'little'
     check(order == b'little', 'its byte order is not little')
+    size = entries[pickles[0]].file_size
+    check(size <= MAX_PICKLE, f'its pickle has {size:,} bytes, more than {MAX_PICKLE:,}')
     tree, _ = load(io.BytesIO(archive.read(pickles[0])))
 
     @functools.cache  # many tensors may share one
@@ -105,7 +111,7 @@ def _open_legacy(data: bytes) -> tuple[Any, Callable[[Storage], bytes]]:
 
     Five pickles: magic, version, system, objects, keys; then each storage: count, bytes.
     """
-    stream = io.BytesIO(data)
+    stream = io.BytesIO(data[:MAX_PICKLE])
     check(load(stream)[0] == LEGACY_MAGIC, 'it is a plain pickle, not a file of torch.save')
     (_, _), (system, _), (tree, storages), (keys, _) = (load(stream) for _ in range(4))
     little = type(system) is dict and system.get('little_endian') is True
@@ -155,7 +161,7 @@ def _tensors_of_module(root: Record) -> dict[str, Tensor]:
         check(
             prefix.count('.') <= MAX_DEPTH
             and len(prefix) <= MAX_NAME
-            and len(named) <= MAX_TENSORS,
+            and len(named) + len(waiting) <= MAX_TENSORS,
             'it has too many modules or tensors',
         )
         where = printable(prefix) or 'its root'
@@ -166,10 +172,14 @@ def _tensors_of_module(root: Record) -> dict[str, Tensor]:
         seen.add(id(module))
         groups = [module.state.get(name, {}) for name in ('_parameters', '_buffers', '_modules')]
         for group in groups:
+            # of two modules that share one, each would be as much work as the first
             check(
-                type(group) is dict and all(type(name) is str for name in group),
+                type(group) is dict
+                and (not group or id(group) not in seen)
+                and all(type(name) is str and len(name) <= MAX_NAME for name in group),
                 f'{where} is no module of PyTorch',
             )
+            seen.add(id(group))
         parameters, buffers, modules = groups
         for name, value in (parameters | buffers).items():
             check(
