@@ -4,7 +4,6 @@ started again, it goes on."""
 from collections.abc import Callable, Iterator
 import dataclasses
 import hashlib
-import json
 import os
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from beit_jax.data.config import DataConfig, View
 from beit_jax.data.pictures.load import load_images
 from beit_jax.data.sources.choice import open_source
 from beit_jax.data.sources.subset import Subset
-from beit_jax.errors import RequestError, check
+from beit_jax.errors import check
 from beit_jax.images.color import to_float
 from beit_jax.train.sharding import batch_sharding, replicated
 
@@ -86,25 +85,34 @@ class Export:
             self._refuse_other(self._json)
         elif self._progress.exists() and self._partial.exists():
             saved = self._refuse_other(self._progress)
-            try:
-                self.done, self.bad = int(saved['done']), list(saved['bad'])
-                self._ids = np.lib.format.open_memmap(self._partial, 'r+')
-            except (ValueError, KeyError, TypeError) as error:
-                raise RequestError(
-                    f'{self._partial} or {self._progress} is damaged: remove both.'
-                ) from error
+            self.done, self.bad = saved.get('done'), saved.get('bad')
+            self._ids = self._reopen(tokens)
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._progress.unlink(missing_ok=True)  # never a record of rows that are gone
             self.done, self.bad = 0, []
             self._ids = np.lib.format.open_memmap(self._partial, 'w+', np.uint16, (rows, tokens))
 
+    def _reopen(self, tokens: int) -> np.memmap:
+        """The rows of a file that is not complete."""
+        wanted = (self.rows, tokens), np.dtype(np.uint16)
+        try:
+            # only read at first: to be written, a file that was cut short would be filled with 0
+            ids = np.lib.format.open_memmap(self._partial, 'r')
+            whole = (ids.shape, ids.dtype) == wanted
+        except (ValueError, TypeError, RecursionError):  # NumPy's, of a header
+            whole = False
+        numbers = [self.done, *self.bad] if type(self.bad) is list else [None]
+        check(
+            whole and all(type(one) is int and 0 <= one <= self.rows for one in numbers),
+            f'{self._partial} or {self._progress} is damaged: remove both.',
+        )
+        return np.lib.format.open_memmap(self._partial, 'r+')
+
     def _refuse_other(self, file: Path) -> dict:
         """The record in a file, which must be of the same pictures and tokenizer."""
-        try:
-            saved = dict(json.loads(file.read_text())) if file.exists() else {}
-        except (ValueError, TypeError) as error:
-            raise RequestError(f'{file} is damaged: remove it and what it is of.') from error
+        remedy = 'remove it and what it is of'
+        saved = whole_files.read_json(file, remedy) if file.exists() else {}
         differing = whole_files.differences(saved, self.description)
         check(
             not differing,

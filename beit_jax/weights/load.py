@@ -4,13 +4,12 @@ A checkpoint or work directory of ours, or a file or folder of PyTorch weights.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 
-from beit_jax.errors import check
 from beit_jax.models.encoder import EncoderConfig
 from beit_jax.weights.checkpoint import is_checkpoint, load_params
+from beit_jax.weights.pytorch.files import check_exists
 from beit_jax.weights.pytorch.importer import convert, examine
 
 # entries that older descriptions, or those of pre-training, do not have
@@ -33,10 +32,7 @@ def load_weights(path: str, place: Callable | None = None) -> tuple[dict, dict]:
     Raises:
       RequestError: none of these, or damaged.
     """
-    check(
-        Path(path).exists(),
-        f'{path}: there is no such checkpoint, work directory or file of weights.',
-    )
+    check_exists(path)
     if is_checkpoint(path):
         params, description = load_params(path, place)
         return params, description | {'architecture': LATER | description['architecture']}

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from flax import traverse_util
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from beit_jax.errors import RequestError, check
 from beit_jax.models.tokenizers import make_tokenizer
+from beit_jax.weights.arrays import read_arrays, write_arrays
 from beit_jax.weights.trees import digest
+from beit_jax.whole_files import read_json
 
 WEIGHTS, DESCRIPTION = 'tokenizer.safetensors', 'tokenizer.json'
 
@@ -25,7 +25,7 @@ def save_tokenizer(directory: Path, kind: str, config, image_size: int, params) 
     directory.mkdir(parents=True, exist_ok=True)
     flat = traverse_util.flatten_dict(params, sep='/')
     arrays = {path: np.asarray(value) for path, value in flat.items()}
-    safetensors.numpy.save_file(arrays, directory / WEIGHTS)
+    write_arrays(directory / WEIGHTS, arrays)
     architecture = dataclasses.asdict(config)
     description = {'kind': kind, 'image_size': image_size, 'architecture': architecture}
     (directory / DESCRIPTION).write_text(json.dumps(description, indent=2) + '\n')
@@ -52,20 +52,14 @@ def load_tokenizer(
             '--config=configs/quickstart/tokenizer.py --workdir=W writes W/tokenizer) or import '
             'one (python -m beit_jax.tools.import_tokenizer).',
         )
-    try:
-        description = json.loads((directory / DESCRIPTION).read_text())
-        kind, image_size = str(description['kind']), int(description['image_size'])
-        architecture = dict(description['architecture'])
-    except (ValueError, KeyError, TypeError) as error:
-        raise RequestError(
-            f'{directory / DESCRIPTION} cannot be read ({error!r}): it is damaged, write it again.'
-        ) from error
-    try:
-        flat = safetensors.numpy.load_file(directory / WEIGHTS)
-    except safetensors.SafetensorError as error:
-        raise RequestError(
-            f'{directory / WEIGHTS} cannot be read ({error}): it is damaged, write it again.'
-        ) from error
+    description = read_json(directory / DESCRIPTION, 'write the tokenizer again')
+    kind, image_size, architecture = map(description.get, ('kind', 'image_size', 'architecture'))
+    check(
+        type(kind) is str and type(image_size) is int and type(architecture) is dict,
+        f'{directory / DESCRIPTION} does not say kind, image_size and architecture: it is damaged, '
+        'write the tokenizer again.',
+    )
+    flat, _ = read_arrays(directory / WEIGHTS)
     try:
         tokenizer = make_tokenizer(kind, architecture, image_size, precision)
     except RequestError as error:

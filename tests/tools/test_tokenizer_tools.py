@@ -188,14 +188,18 @@ def test_records_of_rows_that_are_gone(fitted, tmp_path, monkeypatch):
     call(tokenize, *SHAPES_37, **given)
     np.testing.assert_array_equal(np.load(tmp_path / 'ids.npy'), ids_of(fitted, shapes(37)))
     whole = files(tmp_path)
-    for damaged, message in (
-        (None, ''),
-        ('ids.npy.partial', 'is damaged: remove both'),
-        ('ids.npy.progress', 'progress is damaged'),
+    strange = json.loads(kept['ids.npy.progress']) | {'done': 38}
+    for damaged, content, message in (
+        (None, b'', ''),
+        ('ids.npy.partial', b'{', 'is damaged: remove both'),
+        ('ids.npy.partial', kept['ids.npy.partial'][:-6], 'is damaged: remove both'),
+        ('ids.npy.partial', whole['ids.npy'].replace(b'<u2', b'<i2'), 'is damaged: remove both'),
+        ('ids.npy.progress', b'{', 'progress is damaged'),
+        ('ids.npy.progress', json.dumps(strange).encode(), 'is damaged: remove both'),
     ):
         (tmp_path / 'ids.npy').unlink(missing_ok=True)
-        for name, content in kept.items():
-            (tmp_path / name).write_bytes(content if name != damaged else b'{')
+        for name in kept:
+            (tmp_path / name).write_bytes(content if name == damaged else kept[name])
         if damaged:
             with pytest.raises(RequestError, match=message):
                 call(tokenize, *SHAPES_37, **given)

@@ -47,6 +47,11 @@ def identify(source: Source) -> tuple[str, dict[str, np.ndarray]]:
         return 'huggingface', tensors
     if _has(tensors, 'backbone.'):
         check(
+            _has(tensors, 'decode_head.') or not _has(tensors, 'backbone.layers.'),
+            f'{path} has the names of mmpretrain (mmcls), which are not read here: give the '
+            'weights that it was made from, of the official code, timm or transformers.',
+        )
+        check(
             _has(tensors, 'decode_head.'),
             f'{path} has a backbone and no decode_head: only whole segmentation models can be '
             'imported.',

@@ -76,7 +76,7 @@ def labels(value: Any) -> tuple[str, ...]:
     Numbers may be left out, as in the 22k classes of the hub: only their order counts.
     """
     if isinstance(value, dict):
-        strange = [key for key in value if not key.isdecimal()]
+        strange = [key for key in value if not key.isdecimal() or len(key) > 9]
         check(not strange, f'the classes have the number {shown(strange)}')
         value = [value[key] for key in sorted(value, key=int)]
     check(

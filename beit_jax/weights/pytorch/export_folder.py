@@ -5,10 +5,10 @@ import json
 from pathlib import Path
 
 import numpy as np
-import safetensors.numpy
 
 from beit_jax.models.architecture import patch_target
 from beit_jax.models.encoder import EncoderConfig
+from beit_jax.weights.arrays import write_arrays
 from beit_jax.weights.checkpoint import find_checkpoint, is_checkpoint
 from beit_jax.weights.models import Model
 from beit_jax.weights.pytorch import export
@@ -72,7 +72,7 @@ def write_folder(path: Path, exported: Exported, model: Model, metrics: dict) ->
     else:  # others have JSON for it
         header[METADATA] = json.dumps(metadata(architecture, model.classes))
     with whole_directory(path) as directory:
-        safetensors.numpy.save_file(tensors, directory / 'model.safetensors', header)
+        write_arrays(directory / 'model.safetensors', tensors, header)
         if dialect == 'unilm':
             write_torch_file(directory / 'model.pth', tensors)
         checksums = {file.name: sha256(file) for file in sorted(directory.iterdir())}

@@ -7,14 +7,15 @@ in a file is run.
 import dataclasses
 import json
 from pathlib import Path
+import re
 
 import numpy as np
-import safetensors
 
 from beit_jax.errors import RequestError, check
 from beit_jax.models.presets import Released, find_released
+from beit_jax.weights.arrays import read_arrays
 from beit_jax.weights.pytorch.torch_reader import read_torch_file
-from beit_jax.whole_files import sha256
+from beit_jax.whole_files import read_json, sha256
 
 # the weights of a folder, in order of preference
 WHOLE = (
@@ -58,8 +59,8 @@ def read_source(path: str | Path) -> Source:
     Raises:
       RequestError: none of these, damaged, or refused (see `torch_reader`).
     """
+    check_exists(path)
     path = Path(path)
-    check(path.exists(), f'{path}: there is no such file or folder.')
     weights = _find_weights(path) if path.is_dir() else path
     if weights.name.endswith('.index.json'):
         files = _read_shards(weights)
@@ -74,6 +75,19 @@ def read_source(path: str | Path) -> Source:
         processor = _read_json(weights.parent / 'preprocessor_config.json')
     said = next(iter(files.values()))  # beside the tensors, by the first file
     return Source(path, tensors, tuple(files), config=config, processor=processor, **said)
+
+
+def check_exists(path: str | Path) -> None:
+    """Raises RequestError where nothing is at a path; says what to do where it may be the name of a
+    model on Hugging Face's hub."""
+    message = f'{path}: there is no such checkpoint, work directory, file or folder of weights.'
+    name = re.fullmatch(r'(?:hf[-_]hub:)?([\w.-]+/[\w.-]+)', str(path))
+    if name and not Path(path).suffix:
+        message += (
+            " If it is a model on Hugging Face's hub, download it and give the folder: "
+            f'pip install huggingface_hub; hf download {name[1]} --local-dir DIR'
+        )
+    check(Path(path).exists(), message)
 
 
 def _find_weights(folder: Path) -> Path:
@@ -98,18 +112,12 @@ def _read_file(path: Path) -> dict:
     if path.suffix != '.safetensors':
         tensors, arguments, unused = read_torch_file(path)
         return {'tensors': tensors, 'metadata': {}, 'arguments': arguments, 'unused': unused}
+    tensors, header = read_arrays(path)
     try:
-        with safetensors.safe_open(path, 'np') as file:
-            metadata = json.loads((file.metadata() or {}).get(METADATA, '{}'))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except AttributeError as error:  # of NumPy, which does not have all types
+        metadata = json.loads(header.get(METADATA, '{}'))
+    except (ValueError, RecursionError) as error:
         raise RequestError(
-            f'{path} holds numbers of a type that is no type of weights ({error}).'
-        ) from error
-    except (safetensors.SafetensorError, TypeError, ValueError, RecursionError) as error:
-        raise RequestError(
-            f'{path} cannot be read as safetensors ({error}): it is damaged or truncated, or '
-            'something else.'
+            f'the header of {path} cannot be read ({str(error)[:200]}): it is damaged.'
         ) from error
     return {
         'tensors': tensors,
@@ -143,14 +151,4 @@ def _read_shards(index: Path) -> dict[Path, dict]:
 
 
 def _read_json(path: Path) -> dict:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f'{path} cannot be read as JSON ({error}): it is damaged.') from error
-    check(
-        isinstance(content, dict),
-        f'{path} holds a {type(content).__name__}, not the settings of a model.',
-    )
-    return content
+    return read_json(path, 'write or download it again') if path.is_file() else {}

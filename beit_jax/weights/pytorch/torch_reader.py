@@ -16,7 +16,8 @@ import zipfile
 
 import numpy as np
 
-from beit_jax.errors import RequestError, check
+from beit_jax.errors import RequestError, StorageError, check
+from beit_jax.weights.arrays import check_weights
 from beit_jax.weights.pytorch.pickles import Record, Storage, Tensor, load, printable
 
 # under which a file may keep its tensors, best first
@@ -43,11 +44,13 @@ def read_torch_file(path: str | Path) -> tuple[dict[str, np.ndarray], dict, tupl
     Raises:
       RequestError: not such a file, damaged, or it names or does anything that weights have no need
         of.
+      StorageError: it cannot be read now.
     """
+    check_weights(path)
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise RequestError(f'{path} cannot be read: {error.strerror}.') from error
+        raise StorageError(f'{path} cannot be read: {error.strerror}.') from error
     try:
         return _read(data)
     except RequestError as error:
