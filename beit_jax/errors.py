@@ -57,6 +57,11 @@ def one_of(name: str, value: str, allowed: Iterable[str]) -> None:
     )
 
 
+def shown(name: str) -> str:
+    """A name of a file as it can be printed and written: bytes that are not UTF-8 as \\xNN."""
+    return name.encode(errors='surrogateescape').decode(errors='backslashreplace')
+
+
 def nearest(word: str, words: Iterable[str]) -> str:
     """' Did you mean X?' for the word of `words` that is most like `word`, or ''."""
     found = difflib.get_close_matches(str(word), list(words), n=1, cutoff=0.5)

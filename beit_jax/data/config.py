@@ -11,6 +11,7 @@ SOURCES = ('shapes', 'folder', 'tfds')
 IMAGE_OPS = ('simd', 'tensorflow')
 # of `shapes`, as data/sources/shapes.py explains them
 LEVELS = ('easy', 'rotated', 'textured', 'cluttered', 'occluded', 'medium', 'hard')
+MAX_PIXELS = 178_956_970  # above which Pillow takes a picture for an attack
 IGNORED = 255  # in a label map: a pixel of no class
 
 Area = Annotated[float, Interval(0.001, 1)]
@@ -68,6 +69,8 @@ class DataConfig:
     workers: Annotated[int, Interval(0, 1024)] = 0  # parallel decodes; 0: one per core
     prefetch: Annotated[int, Interval(0, 1024)] = 2  # batches read ahead
     max_bad_share: Share = 0.01  # of unreadable examples, above which a run stops
+    # of a picture or an annotation, by its header: more are a bad record, and are not decoded
+    max_pixels: Annotated[int, Interval(1, 2**40)] = MAX_PIXELS
     # whether an example's label is a map, the class of each pixel
     label_maps: ClassVar[bool] = False
 

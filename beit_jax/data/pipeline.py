@@ -80,7 +80,8 @@ def train_batches(
             return show_window(source, used, example, views, config, window_of, flip), 0
         scale, ratio = config.crop_scale, config.crop_ratio
         box_of = functools.partial(random_box, draws, scale=scale, ratio=ratio)
-        pictures = images.resize(images.decode_crop(example.image, box_of), views)
+        crop = images.decode_crop(example.image, box_of, config.max_pixels)
+        pictures = images.resize(crop, views)
         if flip:  # after resizing: there is less to turn
             pictures = [flipped(picture) for picture in pictures]
         return [augment(*each, number) for each in zip(pictures, views)], example.label
@@ -97,12 +98,12 @@ def train_batches(
         used = _checked_used(batch, source)
         if (used < 0).any():
             index = batch['index'][used < 0][0]
-            flaw = _flaw(source, index, config)
+            why = flaw(source, index, config)
             message = (
-                f'{source.name(index)}: {_words(flaw)}. {SUBSTITUTES} others, drawn to take its '
+                f'{source.name(index)}: {words(why)}. {SUBSTITUTES} others, drawn to take its '
                 'place, are bad too.'
             )
-            if not _is_damage(flaw):
+            if not _is_damage(why):
                 raise StorageError(f'{message} {AWAY}')
             raise RequestError(f'{message} Remove or repair the bad files in config.data.path.')
         substituted = used != batch['index']
@@ -133,7 +134,8 @@ def evaluate_batches(
     def make(_, used, example):
         if config.label_maps:
             return show_window(source, used, example, views, config, window_of), 0
-        return images.resize(images.decode_crop(example.image, box_of), views), example.label
+        crop = images.decode_crop(example.image, box_of, config.max_pixels)
+        return images.resize(crop, views), example.label
 
     def window_of(label_map):
         box = box_of(*label_map.shape)
@@ -179,12 +181,12 @@ def check_source(source: Source, config: DataConfig) -> None:
       StorageError: because the storage fails.
     """
     indices = np.unique(np.linspace(0, len(source) - 1, CHECKED).round().astype(int))
-    flaws = [(index, _flaw(source, index, config)) for index in indices]
-    bad = [f'{source.name(index)} ({_words(flaw)})' for index, flaw in flaws if flaw]
+    flaws = [(index, flaw(source, index, config)) for index in indices]
+    bad = [f'{source.name(index)} ({words(why)})' for index, why in flaws if why]
     share = 0.0 if len(bad) == 1 < len(indices) else len(bad) / len(indices)
     if share > config.max_bad_share:
         raise of_storage(
-            next(flaw for _, flaw in flaws if flaw),
+            next(why for _, why in flaws if why),
             f'{len(bad)} of {len(indices)} examples looked at cannot be used: '
             f'{", ".join(bad[:3])}{", ..." * (len(bad) > 3)}.\nRemove or repair them, or raise '
             f'config.data.max_bad_share ({config.max_bad_share:g}).',
@@ -194,7 +196,7 @@ def check_source(source: Source, config: DataConfig) -> None:
 def are_away(source: Source, indices: Sequence[int], config: DataConfig) -> bool:
     """Whether most of some examples that could not be read, one at least, are not damaged: their
     storage is away or was, for they were there when the run began."""
-    damaged = sum(_is_damage(_flaw(source, index, config)) for index in indices)
+    damaged = sum(_is_damage(flaw(source, index, config)) for index in indices)
     return 2 * damaged < len(indices)
 
 
@@ -233,24 +235,26 @@ def _checked_used(batch, source):
     return used
 
 
-def _flaw(source, index, config) -> OSError | None:
-    """Why an example cannot be used, or None."""
+def flaw(source: Source, index: int, config: DataConfig) -> OSError | None:
+    """Why an example cannot be used, or None; reads it again."""
     try:
         if config.label_maps:
             whole_example(source, int(index), config)
         else:
             # any other error of `read` is a bug and shows as itself
-            image_ops(config).decode_crop(source.read(int(index)).image, whole_box)
+            image = source.read(int(index)).image
+            image_ops(config).decode_crop(image, whole_box, config.max_pixels)
     except OSError as error:
         return error
     return None
 
 
-def _is_damage(flaw: OSError | None) -> bool:
+def _is_damage(why: OSError | None) -> bool:
     """Whether bytes were read that are no example; storage says of those that it does not give why
     (errno)."""
-    return flaw is not None and flaw.errno is None and not isinstance(flaw, _UNREAD)
+    return why is not None and why.errno is None and not isinstance(why, _UNREAD)
 
 
-def _words(flaw: OSError | None) -> str:
-    return flaw.strerror or str(flaw) if flaw else 'it can be read again'
+def words(why: OSError | None) -> str:
+    """Of what `flaw` found."""
+    return why.strerror or str(why) if why else 'it can be read again'

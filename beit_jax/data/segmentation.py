@@ -23,7 +23,7 @@ def whole_example(
     """
     example = source.read(index)
     label_map = _label_map(source, index, example, config)
-    pixels = image_ops(config).decode_crop(example.image, whole_box)
+    pixels = image_ops(config).decode_crop(example.image, whole_box, config.max_pixels)
     label_maps.check_size(label_map, source.name(index), *pixels.shape[:2])
     return pixels, label_map
 
@@ -55,7 +55,7 @@ def show_window(
         return box
 
     images = image_ops(config)
-    crop = images.decode_crop(example.image, box_of)
+    crop = images.decode_crop(example.image, box_of, config.max_pixels)
 
     def show(view):
         picture, fill = classes, IGNORED
@@ -68,7 +68,10 @@ def show_window(
 
 
 def _label_map(source, index, example, config):
-    num_classes = len(source.class_names)
     return label_maps.decode(
-        example.label, source.name(index), num_classes, config.reduce_zero_label
+        example.label,
+        source.name(index),
+        len(source.class_names),
+        config.reduce_zero_label,
+        config.max_pixels,
     )

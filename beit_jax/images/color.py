@@ -16,8 +16,9 @@ _ORDERS = np.array(list(itertools.permutations(range(3))), np.int32)
 
 
 def to_float(images_BHWC):
-    """uint8 in [0, 255] -> float32 in [0, 1]."""
-    return images_BHWC.astype(jnp.float32) / 255
+    """uint8 in [0, 255] -> float32 in [0, 1]; float in [0, 1] as it is, in float32."""
+    pixels_BHWC = images_BHWC.astype(jnp.float32)
+    return pixels_BHWC / 255 if images_BHWC.dtype == jnp.uint8 else pixels_BHWC
 
 
 def normalize(images_BHWC, mean, std):

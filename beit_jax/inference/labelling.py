@@ -8,6 +8,7 @@ import numpy as np
 
 from beit_jax.data.pictures.label_pictures import label_png
 from beit_jax.data.pictures.load import whole_images
+from beit_jax.errors import shown
 from beit_jax.images.color import normalize, to_float
 from beit_jax.tasks.segment import InferenceConfig
 from beit_jax.train.segmentation import PictureLabeller
@@ -32,12 +33,12 @@ def label_pictures(
     labeller = PictureLabeller(
         label_windows, model.image_size, config, jax.local_devices(), architecture['mean']
     )
-    pictures = ((name, np.asarray(image)) for image, name in whole_images(images, limit))
+    pictures = ((name, pixels) for pixels, name in whole_images(images, limit))
     pixels = np.zeros(256, np.int64)
     for name, image, scores_HVC in labeller(model.params, pictures):
         padded_HV, _ = labeller.classify(image, scores_HVC)
         label_map = np.asarray(padded_HV)[: image.shape[0], : image.shape[1]]
-        inside = Path(name).relative_to(images) if Path(images).is_dir() else Path(name).name
+        inside = Path(name).relative_to(shown(images)) if Path(images).is_dir() else Path(name).name
         path = (output / inside).with_suffix('.png')
         path.parent.mkdir(parents=True, exist_ok=True)
         label_png(label_map).save(path)

@@ -20,7 +20,7 @@ from beit_jax.train.processes.exit_status import REFUSED, status_of
 DATA = (
     'name', 'path', 'evaluate_path', 'split', 'evaluate_split', 'holdout', 'level', 'num_examples',
     'num_evaluate_examples', 'crop_scale', 'crop_ratio', 'flip', 'evaluate_crop', 'index',
-    'image_ops', 'workers',
+    'image_ops', 'max_pixels', 'workers',
 )  # fmt: skip
 
 

@@ -40,7 +40,9 @@ def run(options) -> None:
     source = open_source(data, 'train')
     from beit_jax.data.pictures.decode import image_ops  # here, because it starts TensorFlow
 
-    decode = functools.partial(image_ops(data).decode_crop, box_of=whole_box)
+    decode = functools.partial(
+        image_ops(data).decode_crop, box_of=whole_box, max_pixels=data.max_pixels
+    )
     held_out = open_source(data, 'evaluate')
     figures = measure(source, held_out, options.limit, data.num_workers, decode)
     if data.name == 'folder':

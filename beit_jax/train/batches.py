@@ -92,7 +92,7 @@ class Batches:
         def placed():
             batches = itertools.chain(with_tokenizer, without)
             for batch in itertools.islice(batches, config.total_steps - start):
-                self._bad.extend(_name_bad(batch, self._source))
+                self._bad.extend(self._name_bad(batch, self._source))
                 yield batch['view'], put_batch(self._mesh, batch, config.batch_size)
 
         for views, batch in one_ahead(placed()):
@@ -132,7 +132,7 @@ class Batches:
         examples, bad = self._pipeline.segmentation_examples(source, self._config.data, indices), []
         for index, image, label_map in examples:
             if image is None:
-                print(f'warning: {source.name(index)} cannot be read; it is left out', flush=True)
+                self._warn(source, index, 'it is left out')
                 bad.append(index)
                 self._check_there(source, bad)
             else:
@@ -160,7 +160,7 @@ class Batches:
         )
         bad = []
         for batch in batches:
-            bad += _name_bad(batch, source)
+            bad += self._name_bad(batch, source)
             self._check_there(source, bad)
             placed = put_batch(self._mesh, steps.model_inputs(batch), config.batch_size)
             yield placed | self._prepare(frozen, placed)
@@ -181,6 +181,20 @@ class Batches:
                 f'{source.name(bad[-1])} the last. {self._pipeline.AWAY}'
             )
 
+    def _name_bad(self, batch: dict, source: Source) -> list[int]:
+        """The examples that could not be read; a line for each."""
+        bad = batch['substituted']
+        for index, used in zip(batch['index'][bad], batch['used'][bad]):
+            what = 'it is left out' if used < 0 else f'{source.name(used)} takes its place'
+            self._warn(source, index, what)
+        return batch['index'][bad].tolist()
+
+    def _warn(self, source: Source, index: int, what: str) -> None:
+        why = self._pipeline.flaw(source, index, self._config.data)
+        # it may be readable by now, after a moment's fault of the storage
+        reason = f' ({self._pipeline.words(why)})' if why else ''
+        print(f'warning: {source.name(index)} cannot be read; {what}{reason}', flush=True)
+
     @functools.cached_property  # compiled once a run, not once an evaluation
     def _prepare(self):
         return steps.make_prepare(self._task, self._mesh, train=False)
@@ -190,12 +204,3 @@ def one_ahead(items: Iterable) -> Iterator:
     """Each of `items` when the next has been fetched, so that host and device overlap."""
     for item, _ in itertools.pairwise(itertools.chain(items, [None])):
         yield item
-
-
-def _name_bad(batch: dict, source: Source) -> list[int]:
-    """The examples that could not be read; a line for each."""
-    bad = batch['substituted']
-    for index, used in zip(batch['index'][bad], batch['used'][bad]):
-        what = 'it is left out' if used < 0 else f'{source.name(used)} takes its place'
-        print(f'warning: {source.name(index)} cannot be read; {what}', flush=True)
-    return batch['index'][bad].tolist()

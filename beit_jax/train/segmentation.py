@@ -24,6 +24,7 @@ from PIL import Image
 
 from beit_jax.data.config import IGNORED
 from beit_jax.data.pictures.label_pictures import overview
+from beit_jax.data.pictures.load import resize
 from beit_jax.images.confusion import confusion_matrix, scores, summarize_confusion
 from beit_jax.images.windows import axis_maps, fitted_size
 from beit_jax.settings.run import MeshConfig
@@ -56,7 +57,7 @@ class _Pass:
 @dataclasses.dataclass(frozen=True)
 class _Window:
     owner: _Pass
-    pixels: np.ndarray  # uint8 [S, S, 3], or less at the end of a picture that is smaller
+    pixels: np.ndarray  # [S, S, 3], or less at the end of a picture that is smaller
     rows_Hh: np.ndarray
     columns_Vw: np.ndarray
 
@@ -72,13 +73,13 @@ class PictureLabeller:
         devices: Sequence,
         fill: Sequence[float] = (0, 0, 0),
     ):
-        """label_windows: (params, images uint8 [W, S, S, 3]) -> logits float32 [W, h, w, C]; side:
-        S; devices: of this process.
+        """label_windows: (params, images [W, S, S, 3], as they come) -> logits float32 [W,
+        h, w, C]; side: S; devices: of this process.
 
         fill: the colour, in [0, 1], of a window where a picture is smaller.
         """
         self._config, self._side, self._stride = config, side, config.stride or 2 * side // 3
-        self._fill = np.rint(np.array(fill) * 255)
+        self._fill = np.array(fill, np.float32)
         self._mesh = make_mesh(MeshConfig(), list(devices))
         self._count = -(-config.windows // len(devices)) * len(devices)
         self._rows, self._whole = batch_sharding(self._mesh), replicated(self._mesh)
@@ -97,8 +98,9 @@ class PictureLabeller:
     def __call__(
         self, params, pictures: Iterable[tuple[Any, np.ndarray]]
     ) -> Iterator[tuple[Any, np.ndarray, jax.Array]]:
-        """(key, image uint8 [., ., 3] of any size) -> (key, image, scores float32 [H, V, C]), in
-        order; the picture's own pixels lie in the upper left corner.
+        """(key, image [., ., 3] of any size) -> (key, image, scores float32 [H, V, C]), in order;
+        the picture's own pixels lie in the upper left corner. Images are all uint8, or all float32
+        in [0, 1].
 
         Scores are the windows' logits, averaged and resized to the picture; with several scales or
         flips, the mean of their probabilities. A picture that is smaller than a window is filled up
@@ -157,15 +159,17 @@ class PictureLabeller:
             size = fitted_size(height, width, round(short), round(short * LONG))
         if size == (height, width):
             return image
-        resized = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)
-        return np.asarray(resized)
+        return resize(image, size, Image.Resampling.BILINEAR)
 
     def _take(
         self, params, windows: list[_Window], num_classes: int
     ) -> Iterator[tuple[Any, np.ndarray, jax.Array]]:
         """Labels the windows of a program, and gives the pictures that this completes."""
-        shape = (self._count, self._side, self._side, 3)
-        images_WSS3 = np.broadcast_to(self._fill.astype(np.uint8), shape).copy()
+        fill, dtype = self._fill, windows[0].pixels.dtype
+        if dtype == np.uint8:
+            fill = np.rint(fill * 255)
+        images_WSS3 = np.empty((self._count, self._side, self._side, 3), dtype)
+        images_WSS3[:] = fill
         for image_SS3, window in zip(images_WSS3, windows):
             image_SS3[: window.pixels.shape[0], : window.pixels.shape[1]] = window.pixels
         logits_WhwC = self._forward(params, images_WSS3)

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from beit_jax.data.pictures.load import read_image, square
+from beit_jax.data.pictures.load import square
+from beit_jax.data.pictures.read import read_image, rgb
 from beit_jax.errors import check, one_of
 from beit_jax.images.color import normalize, to_float
 from beit_jax.models.architecture import (
@@ -81,10 +82,11 @@ class Model:
     def preprocess(self, images: Sequence[Image.Image | str | Path]) -> np.ndarray:
         """Pillow images, of any size and mode, or paths of files -> uint8 [B, S, S, 3].
 
-        The central square of each (`crop`), bicubic, antialiased, as BEiT is evaluated.
+        The central square of each (`crop`), bicubic, antialiased, as BEiT is evaluated. Modes and
+        files become RGB as in training: of 16 bits the upper 8, alpha dropped.
 
         Raises:
-          RequestError: a file that is no image.
+          RequestError: a file that is no image, a Pillow image whose range is not known (mode F).
         """
         check(
             isinstance(images, (list, tuple))
@@ -95,7 +97,7 @@ class Model:
         squares = []
         for image in images:
             is_path = isinstance(image, (str, Path))
-            picture = read_image(Path(image)) if is_path else image.convert('RGB')
+            picture = read_image(str(image)) if is_path else rgb(image)
             squares.append(square(picture, self.image_size, self.crop))
         return np.stack(squares)
 
@@ -221,8 +223,7 @@ class Model:
         return images
 
     def _normalize(self, images):
-        pixels = to_float(images) if images.dtype == jnp.uint8 else images.astype(jnp.float32)
-        return normalize(pixels, self.architecture['mean'], self.architecture['std'])
+        return normalize(to_float(images), self.architecture['mean'], self.architecture['std'])
 
     @functools.cached_property
     def _logits(self):

@@ -9,7 +9,6 @@ from PIL import Image
 import pytest
 
 from beit_jax.data.pictures.grid import CELL, GAP, TITLE
-from beit_jax.data.pictures.load import load_images
 from beit_jax.errors import RequestError
 from beit_jax.performance.input_benchmark import views_of
 from beit_jax.settings.mapping import task_config
@@ -113,42 +112,6 @@ def test_curves(workdir, tmp_path):
 def test_bad_requests(arguments, message, workdir, tmp_path):
     with pytest.raises(RequestError, match=message):
         call(reconstruct, '--workdir', workdir, '--output', tmp_path / 'p.png', *arguments)
-
-
-def test_images(tmp_path):
-    random = np.random.default_rng(0)
-    exact = random.integers(0, 256, (3, 17, 17, 3), np.uint8)
-    np.save(tmp_path / 'exact.npy', exact)
-    np.testing.assert_array_equal(load_images(str(tmp_path / 'exact.npy'), 17)[0], exact)
-    np.save(tmp_path / 'float.npy', exact.astype(np.float32) / 255)
-    np.testing.assert_array_equal(load_images(str(tmp_path / 'float.npy'), 17)[0], exact)
-    assert load_images(str(tmp_path / 'exact.npy'), 11)[0].shape == (3, 11, 11, 3)
-    paths = write_photos(tmp_path / 'photos')
-    images, names = load_images(str(tmp_path / 'photos'), 23)
-    assert images.shape == (len(paths), 23, 23, 3) and images.dtype == np.uint8
-    assert names == sorted(map(str, paths))
-    crop = load_images(str(paths[0]), 23, crop=0.5)[0][0]
-    with Image.open(paths[0]) as whole:
-        side = round(0.5 * min(whole.size))
-        left, top = (whole.width - side) / 2, (whole.height - side) / 2
-        box = left, top, left + side, top + side
-        expected = whole.convert('RGB').resize((23, 23), Image.Resampling.BICUBIC, box=box)
-    np.testing.assert_array_equal(crop, expected)
-    assert load_images(str(tmp_path / 'exact.npy'), 17, crop=0.5)[0].shape == (3, 17, 17, 3)
-    np.save(tmp_path / 'wrong.npy', exact.astype(np.float32))
-    (tmp_path / 'text.jpg').write_text('no image')
-    np.save(tmp_path / 'none.npy', exact[:0])
-    (tmp_path / 'text.npy').write_text('no array')
-    for path, message in (
-        ('wrong.npy', r'from 0 to 255'),
-        ('none.npy', r'has shape \(0, 17, 17, 3\)'),
-        ('text.npy', 'as an array of numbers'),
-        ('text.jpg', r'cannot be read as an image'),
-        ('empty', r'no .jpg'),
-    ):
-        (tmp_path / 'empty').mkdir(exist_ok=True)
-        with pytest.raises(RequestError, match=message):
-            load_images(str(tmp_path / path), 17)
 
 
 def test_a_path_that_cannot_be_written(tmp_path):

@@ -5,6 +5,7 @@ A box is four int: top, left, height, width in pixels.
 
 from collections.abc import Callable, Sequence
 import math
+import struct
 
 import numpy as np
 from PIL import Image
@@ -71,6 +72,23 @@ def box_inside(box_of: Callable[[int, int], Box], height: int, width: int) -> Bo
     if min(height, width) < MIN_SIDE:
         raise BadImageError(f'smaller than {MIN_SIDE} pixels')
     return box_of(height, width)
+
+
+def check_pixels(height: int, width: int, max_pixels: int) -> None:
+    """Raises BadImageError where a header promises more pixels than there may be: ten bytes can
+    ask for gigabytes."""
+    if height * width > max_pixels:
+        raise BadImageError(
+            f'{height} x {width} pixels, more than config.data.max_pixels ({max_pixels:,})'
+        )
+
+
+def png_size(image: bytes) -> tuple[int, int]:
+    """(height, width) by the header of a PNG file."""
+    if image[12:16] != b'IHDR' or len(image) < 24:
+        raise BadImageError('truncated or damaged')
+    width, height = struct.unpack_from('>II', image, 16)
+    return height, width
 
 
 def crop(pixels: np.ndarray, box_of: Callable[[int, int], Box]) -> np.ndarray:

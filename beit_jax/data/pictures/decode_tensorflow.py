@@ -6,15 +6,25 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from beit_jax.data.config import View
-from beit_jax.data.pictures.boxes import BadImageError, Box, box_inside, crop, is_jpeg
+from beit_jax.data.config import MAX_PIXELS, View
+from beit_jax.data.pictures.boxes import (
+    BadImageError,
+    Box,
+    box_inside,
+    check_pixels,
+    crop,
+    is_jpeg,
+    png_size,
+)
 
 tf.config.set_visible_devices([], 'GPU')  # the accelerator belongs to JAX
 _DCT = 'INTEGER_ACCURATE'  # the method that Pillow uses
 _KERNELS = {'bicubic': 'keyscubic', 'lanczos3': 'lanczos3'}
 
 
-def decode_crop(image: bytes | np.ndarray, box_of: Callable[[int, int], Box]) -> np.ndarray:
+def decode_crop(
+    image: bytes | np.ndarray, box_of: Callable[[int, int], Box], max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
     """The pixels uint8 [h, w, 3], RGB, of the box `box_of(H, W)` of an image of H x W pixels.
 
     Greyscale is repeated, CMYK converted, a palette looked up and alpha dropped, as by Pillow's
@@ -25,7 +35,7 @@ def decode_crop(image: bytes | np.ndarray, box_of: Callable[[int, int], Box]) ->
       image: a JPEG or PNG file, or uint8 [H, W, 3].
 
     Raises:
-      BadImageError: a damaged file, or a side below 8 pixels.
+      BadImageError: a damaged file, a side below 8 pixels, or more pixels than `max_pixels`.
     """
     if isinstance(image, np.ndarray):
         return crop(image, box_of)
@@ -33,9 +43,11 @@ def decode_crop(image: bytes | np.ndarray, box_of: Callable[[int, int], Box]) ->
         if is_jpeg(image):
             contents = tf.constant(image)
             height, width, _ = tf.image.extract_jpeg_shape(contents).numpy().tolist()
+            check_pixels(height, width, max_pixels)
             return tf.image.decode_and_crop_jpeg(
                 contents, box_inside(box_of, height, width), channels=3, dct_method=_DCT
             ).numpy()
+        check_pixels(*png_size(image), max_pixels)
         return crop(tf.image.decode_png(image, channels=3).numpy(), box_of)
     except tf.errors.InvalidArgumentError as error:
         raise BadImageError('truncated or damaged') from error

@@ -40,13 +40,14 @@ def rows_picture(rows: Sequence[np.ndarray], side: int) -> Image.Image:
 
 
 def under_map(image: np.ndarray, map_hw: np.ndarray, point: tuple[float, float]) -> np.ndarray:
-    """A picture (uint8 [S, S, 3]) in grey under a map, dark to bright, with a ring at the point
-    (shares of width and height); uint8 [CELL, CELL, 3]."""
+    """A picture (uint8 [S, S, 3], or float in [0, 1]) in grey under a map, dark to bright, with a
+    ring at the point (shares of width and height); uint8 [CELL, CELL, 3]."""
     strength = (map_hw - map_hw.min()) / max(float(np.ptp(map_hw)), 1e-12)
     strength = np.asarray(_resized(strength.astype(np.float32), CELL)).clip(0, 1)
     places = np.linspace(0, 1, len(_COLOURS))
     heat = np.stack([np.interp(strength, places, channel) for channel in _COLOURS.T], axis=-1)
-    grey = np.asarray(_resized(image, CELL).convert('L'))[..., None]
+    pixels = image if image.dtype == np.uint8 else _to_bytes(image)
+    grey = np.asarray(_resized(pixels, CELL).convert('L'))[..., None]
     canvas = Image.fromarray(np.rint(0.4 * grey + 0.6 * heat).astype(np.uint8))
     x, y = (share * CELL for share in point)
     ImageDraw.Draw(canvas).ellipse((x - 5, y - 5, x + 5, y + 5), outline='white', width=2)

@@ -6,13 +6,12 @@ The window of a training view follows mmsegmentation's Resize (ratio_range), Ran
 """
 
 from collections.abc import Sequence
-import io
 
 import numpy as np
-from PIL import Image
 
-from beit_jax.data.config import IGNORED
-from beit_jax.data.pictures.boxes import ATTEMPTS, BadImageError, Box
+from beit_jax.data.config import IGNORED, MAX_PIXELS
+from beit_jax.data.pictures.boxes import ATTEMPTS, BadImageError, Box, is_jpeg
+from beit_jax.data.pictures.read import opened
 from beit_jax.errors import RequestError, check
 
 MAX_SHARE = 0.75  # of one class in a training view
@@ -20,7 +19,11 @@ _LONG = 4  # times the size of a view: what the longer side of an image is resiz
 
 
 def decode(
-    label: bytes | np.ndarray, name: str, num_classes: int, reduce_zero_label: bool
+    label: bytes | np.ndarray,
+    name: str,
+    num_classes: int,
+    reduce_zero_label: bool,
+    max_pixels: int = MAX_PIXELS,
 ) -> np.ndarray:
     """The label map of an annotation: uint8 [H, W], each in [0, num_classes) or 255.
 
@@ -31,10 +34,10 @@ def decode(
       reduce_zero_label: 0 becomes 255 and k class k - 1; 255 stays.
 
     Raises:
-      BadImageError: a damaged file.
+      BadImageError: a damaged file, or more pixels than `max_pixels`.
       RequestError: a PNG of another kind, or a value that is no class.
     """
-    values = label if isinstance(label, np.ndarray) else _png(label, name)
+    values = label if isinstance(label, np.ndarray) else _png(label, name, max_pixels)
     label_map = values - (values != IGNORED) if reduce_zero_label else values  # 0 wraps to 255
     wrong = (label_map >= num_classes) & (label_map != IGNORED)
     if wrong.any():
@@ -49,12 +52,14 @@ def decode(
     return label_map
 
 
-def _png(label, name):
+def _png(label, name, max_pixels):
     try:
-        with Image.open(io.BytesIO(label), formats=('PNG',)) as image:
+        if is_jpeg(label):
+            raise BadImageError('a JPEG, no PNG')
+        with opened(label, max_pixels) as image:
             mode, values = image.mode, np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise BadImageError('its annotation is no PNG, or damaged') from error
+    except BadImageError as error:
+        raise BadImageError(f'its annotation cannot be used: {error}') from error
     if mode == 'RGB' and (values == values[..., :1]).all():
         return values[..., 0]
     check(

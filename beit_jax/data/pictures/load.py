@@ -6,17 +6,18 @@ import itertools
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from beit_jax.errors import RequestError, check
-
-SUFFIXES = ('.jpg', '.jpeg', '.png')
+from beit_jax.data.pictures.read import read_image
+from beit_jax.data.stores import storage
+from beit_jax.data.stores.listing import Listing
+from beit_jax.errors import RequestError, check, shown
 
 
 def load_images(
     path: str, size: int, limit: int | None = None, crop: float = 1.0
 ) -> tuple[np.ndarray, list[str]]:
-    """All pictures of `image_batches` at once: (uint8 [B, size, size, 3], names)."""
+    """All pictures of `image_batches` at once: ([B, size, size, 3], names)."""
     pictures, names = zip(*image_batches(path, size, 64, limit, crop))
     return np.concatenate(pictures), [name for batch in names for name in batch]
 
@@ -27,79 +28,100 @@ def image_batches(
     """Reads pictures: the central square of each at size x size pixels, bicubic, antialiased.
 
     Args:
-      path: a folder (searched in sorted order), an image file, or a .npy array [B, H, W, 3], uint8
-        or float in [0, 1]; an array that has the size already is not resampled.
+      path: a folder (its files are those that training lists, in that order), an image file, or a
+        .npy array [B, H, W, 3], uint8 or float in [0, 1]; an array that has the size already is
+        taken as it is.
       size: side of the result in pixels.
       batch_size: pictures that are read at a time.
       limit: read at most so many.
       crop: side of the square over the shorter side of the picture.
 
     Yields:
-      (uint8 [B, size, size, 3], names).
+      ([B, size, size, 3], names as they can be printed): uint8; of a float array float32 in [0, 1].
 
     Raises:
       RequestError: nothing there, or not an image.
     """
     pictures = whole_images(path, limit)
 
-    def squared(image):
-        untouched = Path(path).suffix == '.npy' and image.size == (size, size)
-        return square(image, size, 1.0 if untouched else crop)
+    def squared(pixels):
+        untouched = Path(path).suffix == '.npy' and pixels.shape[:2] == (size, size)
+        return square(pixels, size, 1.0 if untouched else crop)
 
     while chunk := list(itertools.islice(pictures, batch_size)):
-        yield np.stack([squared(image) for image, _ in chunk]), [name for _, name in chunk]
+        yield np.stack([squared(pixels) for pixels, _ in chunk]), [name for _, name in chunk]
 
 
-def whole_images(path: str, limit: int | None = None) -> Iterator[tuple[Image.Image, str]]:
-    """(picture, name) of each of what `image_batches` takes, of its own size, RGB."""
-    root = Path(path)
-    check(root.exists(), f'--images={path}: no such file or folder.')
-    if root.suffix != '.npy':
-        files = [root]
-        if root.is_dir():
-            files = sorted(file for file in root.rglob('*') if file.suffix.lower() in SUFFIXES)
-        check(bool(files), f'--images={path}: no {", ".join(SUFFIXES)} file in it.')
-        yield from ((read_image(file), str(file)) for file in files[:limit])
+def whole_images(path: str, limit: int | None = None) -> Iterator[tuple[np.ndarray, str]]:
+    """(pixels [H, W, 3], name) of each of what `image_batches` takes, of its own size."""
+    if Path(path).suffix == '.npy':
+        for number, pixels in enumerate(_array(path, limit)):
+            yield pixels, f'{shown(Path(path).name)}[{number}]'
         return
+    for file in itertools.islice(image_files(path), limit):
+        yield read_image(file), shown(file)
+
+
+def image_files(path: str) -> Iterator[str]:
+    """The pictures below a folder, as training lists them, or the one file."""
+    kind = storage.kind(path)
+    check(bool(kind), f'--images={shown(path)}: no such file or folder.')
+    if kind == 'file':
+        return iter([path])
+    listing = Listing(path, '--images')
+    return (storage.join(path, listing.file(index)) for index in range(len(listing)))
+
+
+def _array(path, limit):
+    """The pictures in a .npy file, one by one: uint8, or float32 in [0, 1]."""
+    what = f'--images={shown(path)}'
+    check(Path(path).is_file(), f'{what}: no such file.')
     try:
-        array = np.load(root)[:limit]
-    except (ValueError, EOFError, IndexError) as error:
+        # mapped: nothing is allocated that the header promises and the file does not hold
+        array = np.lib.format.open_memmap(path, mode='r')
+    except Exception as error:  # of all kinds, by NumPy's parser of the header
+        reason = str(error).partition('\n')[0][:100]
         raise RequestError(
-            f'--images={path} cannot be read as an array of numbers ({error}).'
+            f'{what} cannot be read as an array of numbers ({reason}): write it by numpy.save.'
         ) from error
+    array = array[:limit] if array.ndim else array
     check(
         array.ndim == 4 and array.shape[3] == 3 and array.size > 0,
-        f'--images={path}: the array has shape {array.shape}, it must be [B, H, W, 3].',
+        f'{what}: the array has shape {array.shape}, it must be [B, H, W, 3].',
     )
-    if array.dtype != np.uint8:
-        check(
-            array.dtype.kind == 'f' and array.min() >= 0 and array.max() <= 1,
-            f'--images={path}: a {array.dtype} array from {array.min():g} to {array.max():g}; give '
-            'uint8, or float in [0, 1].',
-        )
-        array = np.rint(array * 255).astype(np.uint8)
-    for number, image in enumerate(array):
-        yield Image.fromarray(image), f'{root.name}[{number}]'
+    wanted = 'give uint8, or float in [0, 1]'
+    check(array.dtype == np.uint8 or array.dtype.kind == 'f', f'{what}: {array.dtype}; {wanted}.')
+    if array.dtype == np.uint8:
+        return map(np.asarray, array)
+    low, high = array.min(), array.max()
+    check(
+        low >= 0 and high <= 1,
+        f'{what}: a {array.dtype} array from {low:g} to {high:g}; {wanted}.',
+    )
+    return (pixels.astype(np.float32) for pixels in array)
 
 
-def read_image(file: Path) -> Image.Image:
-    """The picture in a file, RGB.
-
-    Raises:
-      RequestError: it is no image.
-    """
-    try:
-        with Image.open(file) as image:
-            return image.convert('RGB')
-    except (UnidentifiedImageError, OSError) as error:
-        raise RequestError(f'{file} cannot be read as an image ({error}).') from error
-
-
-def square(image: Image.Image, size: int, crop: float = 1.0) -> np.ndarray:
-    """uint8 [size, size, 3]: the central square, of `crop` times the shorter side, of a picture."""
-    side = max(1, round(crop * min(image.size)))
-    if image.size == (size, size) == (side, side):
-        return np.asarray(image)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
+def square(pixels: np.ndarray, size: int, crop: float = 1.0) -> np.ndarray:
+    """[size, size, 3]: the central square, of `crop` times the shorter side, of a picture [H, W,
+    3], uint8 or float32 in [0, 1]."""
+    height, width, _ = pixels.shape
+    side = max(1, round(crop * min(height, width)))
+    if (height, width) == (size, size) == (side, side):
+        return pixels
+    left, top = (width - side) / 2, (height - side) / 2
     box = left, top, left + side, top + side
-    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
+    return resize(pixels, (size, size), Image.Resampling.BICUBIC, box)
+
+
+def resize(
+    pixels: np.ndarray, shape: tuple[int, int], method: Image.Resampling, box=None
+) -> np.ndarray:
+    """[h, w, 3], of `shape`: a picture [H, W, 3], uint8 or float32 in [0, 1], or the box (left,
+    top, right, bottom) of it, by Pillow, antialiased."""
+
+    def resized(part):
+        return np.asarray(Image.fromarray(part).resize(shape[::-1], method, box))
+
+    if pixels.dtype == np.uint8:
+        return resized(pixels)
+    return np.stack([resized(channel) for channel in np.moveaxis(pixels, 2, 0)], 2).clip(0, 1)

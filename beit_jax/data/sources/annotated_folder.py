@@ -7,7 +7,7 @@ from beit_jax.data.sources.folder import FolderSource, path_kind
 from beit_jax.data.sources.source import Example, or_error
 from beit_jax.data.stores import storage
 from beit_jax.data.stores.listing import Listing
-from beit_jax.errors import check, of_storage
+from beit_jax.errors import check, of_storage, shown
 
 TRAINING, VALIDATION = 'training', 'validation'  # ADE20K's parts
 _LIST, _TABLE = 'classes.txt', 'objectInfo150.txt'  # what may name the classes
@@ -65,7 +65,7 @@ class AnnotatedFolder:
             not missing,
             f'{len(missing)} of {len(self)} images have no annotation; the first is '
             f'{missing and self.name(missing[0])}, whose annotation would be '
-            f'{missing and self.annotation(missing[0])}: add or remove files.',
+            f'{missing and shown(self.annotation(missing[0]))}: add or remove files.',
         )
 
     def __len__(self) -> int:
@@ -76,11 +76,12 @@ class AnnotatedFolder:
 
     def annotation(self, index: int) -> str:
         """Where the annotation of example `index` is stored."""
-        below = self._images.name(index)[len(self._images.path) :].lstrip('/')
+        below = self._images.file(index)[len(self._images.path) :].lstrip('/')
         return storage.join(self._folder, below.rpartition('.')[0] + '.png')
 
     def read(self, index: int) -> Example:
-        return Example(storage.read(self.name(index)), storage.read(self.annotation(index)))
+        image = storage.read(self._images.file(index))
+        return Example(image, storage.read(self.annotation(index)))
 
     def label(self, index: int) -> int:
         raise NotImplementedError

@@ -3,7 +3,7 @@
 from beit_jax.data.sources.source import Example, or_error
 from beit_jax.data.stores import storage
 from beit_jax.data.stores.listing import Listing
-from beit_jax.errors import check, of_storage
+from beit_jax.errors import check, of_storage, shown
 
 
 class FolderSource:
@@ -34,7 +34,10 @@ class FolderSource:
         self.fingerprint = self._listing.fingerprint
         classes = [folder.partition('/')[0] for folder in self._listing.folders]
         classes = classes if all(classes) else []  # some images are not in a sub-folder
-        self.class_names = tuple(sorted(set(classes))) if class_names is None else class_names
+        # sorted as they are stored, then named as they can be printed
+        found = tuple(map(shown, sorted(set(classes))))
+        classes = list(map(shown, classes))
+        self.class_names = found if class_names is None else class_names
         unknown = sorted(set(classes) - set(self.class_names)) if self.class_names else ()
         check(
             not unknown,
@@ -54,10 +57,14 @@ class FolderSource:
         return len(self._listing)
 
     def name(self, index: int) -> str:
+        return shown(self.file(index))
+
+    def file(self, index: int) -> str:
+        """The path of example `index`."""
         return storage.join(self.path, self._listing.file(index))
 
     def read(self, index: int) -> Example:
-        return Example(storage.read(self.name(index)), self.label(index))
+        return Example(storage.read(self.file(index)), self.label(index))
 
     def label(self, index: int) -> int:
         return self._labels[self._listing.folder(index)]

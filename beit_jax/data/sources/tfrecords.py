@@ -15,7 +15,7 @@ from beit_jax.data.sources.annotated_folder import read_class_names
 from beit_jax.data.sources.source import Example, or_error
 from beit_jax.data.stores import storage
 from beit_jax.data.stores.shards import ArrayRecords, TFRecords
-from beit_jax.errors import check, of_storage
+from beit_jax.errors import RequestError, check, of_storage
 
 LABEL_MAPS = ('annotation', 'segmentation_mask')  # what TFDS's sets call them
 # where features.json names a class, which TFDS imports: in its format of today, and of before 4.5

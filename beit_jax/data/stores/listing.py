@@ -2,18 +2,20 @@
 
 import hashlib
 import os
+import sys
 
 import numpy as np
 
 from beit_jax.data.stores import manifest, storage
-from beit_jax.errors import check, of_storage
+from beit_jax.errors import check, of_storage, shown
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png')
 
 
 class Listing:
     """All .jpg, .jpeg and .png files below `path`, sorted by folder, then by name; hidden files and
-    folders are left out, links followed.
+    folders are left out, links followed, but one that leads to a folder that it lies in is named on
+    stderr and not entered.
 
     Attributes:
       folders: the paths below `path` of those folders that hold images, sorted; '' is `path`
@@ -29,8 +31,14 @@ class Listing:
     """
 
     def __init__(self, path: str, key: str, index: str = ''):
+        root = '' if storage.is_remote(path) else os.path.realpath(path)
+
         def look(folder):
             try:
+                if root and storage.leads_back(root, folder):
+                    where = shown(storage.join(path, folder))
+                    print(f'{where} leads to a folder that it lies in: left out', file=sys.stderr)
+                    return manifest.Task([], 0, [])
                 folders, files = storage.list_folder(storage.join(path, folder), EXTENSIONS)
             except OSError as error:
                 raise of_storage(

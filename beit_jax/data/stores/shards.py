@@ -9,7 +9,7 @@ import google_crc32c
 import numpy as np
 
 from beit_jax.data.stores import manifest, storage
-from beit_jax.errors import RequestError, check
+from beit_jax.errors import RequestError, check, shown
 
 # around a TFRecord: uint64 length and its uint32 checksum; uint32 checksum of the record
 _HEADER, _FOOTER = 12, 4
@@ -30,7 +30,7 @@ class Shards:
 
     def name(self, index: int) -> str:
         shard = self._shard(index)
-        return f'{self.files[shard]}:{index - self.starts[shard]}'
+        return f'{shown(self.files[shard])}:{index - self.starts[shard]}'
 
     def read(self, index: int) -> bytes:
         """Record `index`. Raises OSError where it cannot be read or its checksum is another."""

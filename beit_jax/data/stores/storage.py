@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterator
 import contextlib
 import errno
 import os
+from pathlib import PurePath
 import posixpath
+import stat
 
 from beit_jax.errors import RequestError
 
@@ -45,7 +47,7 @@ def read(path: str) -> bytes:
     """All of a file."""
     if is_remote(path):
         return _remote(path, 'cat_file')
-    with open(path, 'rb') as file:
+    with open(path, 'rb', opener=_open_regular) as file:
         return file.read()
 
 
@@ -55,11 +57,28 @@ def ranges(path: str) -> Iterator[Callable[[int, int], bytes]]:
     if is_remote(path):
         yield lambda start, length: _remote(path, 'cat_file', start=start, end=start + length)
         return
-    file = os.open(path, os.O_RDONLY)
+    file = _open_regular(path, os.O_RDONLY)
     try:
         yield lambda start, length: os.pread(file, length, start)
     finally:
         os.close(file)
+
+
+def leads_back(root: str, folder: str) -> bool:
+    """Whether the folder `folder` below a local `root` (without links) is one of those that it lies
+    in, as by a link to a parent: whoever enters it lists for ever."""
+    path = PurePath(root, folder)
+    own, *above = map(os.stat, (path, *path.parents))
+    return any(os.path.samestat(own, other) for other in above)
+
+
+def _open_regular(path, flags):
+    """os.open, of a regular file only: a pipe would wait for ever, a device may never end."""
+    file = os.open(path, flags | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError(errno.EINVAL, 'a pipe or device, no regular file', path)
+    return file
 
 
 def _list_local(folder, endings):

@@ -1,8 +1,8 @@
 """What a work directory holds against what it is asked to go on with: a resumed run must not become
 another run unnoticed."""
 
-import contextlib
 from collections.abc import Iterable
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
