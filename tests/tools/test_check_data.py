@@ -17,6 +17,7 @@ from beit_jax.settings.mapping import task_config
 from beit_jax.settings.recipes import load_recipe
 from beit_jax.tools import arguments, check_data
 from tests import tiny
+from tests.data.pictures.test_read import promising
 from tests.photos import write_photos
 
 
@@ -226,6 +227,34 @@ def test_usable(labels, message, tmp_path, monkeypatch, capsys):
     if None in labels:
         corrupt = [{'name': f'record {i}', 'reason': 'checksum'} for i in range(3)]
         assert figures['corrupt'] == corrupt and figures['width'] is None
+
+
+def test_files_that_attack(tmp_path, monkeypatch, capsys):
+    """No hang, no endless list, no 13 GB; each named with its reason."""
+    root = tmp_path / 'ant'
+    (root / 'bee').mkdir(parents=True)
+    bomb = promising(noise(root / 'bee' / 'bomb.png', 16, 16).read_bytes(), 65_000, 65_500)
+    (root / 'bee' / 'bomb.png').write_bytes(bomb)
+    noise(root / 'bee' / os.fsdecode(b'\xe9.png'), 37, 41)
+    noise(root / 'bee' / 'large.png', 67, 71)
+    os.mkfifo(root / 'bee' / 'pipe.jpg')
+    (root / 'bee' / 'loop').symlink_to('..')
+    flags = '--data.path', root, '--max_bad_share', 0.9, '--data.max_pixels', 67 * 71 - 1
+    status, figures = check(monkeypatch, tmp_path, *flags)
+    assert status == 0 and figures['examples'] == 4
+    pixels = 'pixels, more than config.data.max_pixels (4,756)'
+    assert named(figures['corrupt'], 'reason') == {
+        root / 'bee' / 'bomb.png': f'65000 x 65500 {pixels}',
+        root / 'bee' / 'large.png': f'71 x 67 {pixels}',
+        root / 'bee' / 'pipe.jpg': 'a pipe or device, no regular file',
+    }
+    assert named(figures['suspicious'], 'reason') == {}
+    assert 'loop leads to a folder that it lies in' in capsys.readouterr().err
+    noise(root / 'bee' / os.fsdecode(b'\xe8.png'), 37, 41)
+    status, figures = check(monkeypatch, tmp_path, *flags)
+    twice = {root / 'bee' / r'\xe9.png': str(root / 'bee' / r'\xe8.png')}
+    assert named(figures['duplicates'], 'same_as') == twice
+    assert r'\xe8.png' in capsys.readouterr().out
 
 
 def test_memory_stays_bounded():

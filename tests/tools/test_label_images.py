@@ -56,6 +56,21 @@ def test_label_pngs(segmenter, tmp_path, capsys):
     assert '980 pixels' in out and 'of the pixels: ' in out
 
 
+def test_floats(segmenter, tmp_path):
+    """Windows of them, resized ones too, are not rounded to bytes."""
+    label_windows, workdir = segmenter
+    pixels = np.random.default_rng(0).random((1, 20, 20, 3), np.float32)
+    np.save(tmp_path / 'f.npy', pixels)
+    call(predict, checkpoint=workdir, images=tmp_path / 'f.npy', output=tmp_path / 'out')
+    expected = enlarge(np.asarray(label_windows(pixels))[0], 20, 20)
+    best = np.sort(expected, axis=-1)
+    clear = best[..., -1] - best[..., -2] > 1e-5
+    found = np.asarray(Image.open(next((tmp_path / 'out').iterdir())))
+    np.testing.assert_array_equal(found[clear], expected.argmax(-1)[clear])
+    np.save(tmp_path / 'g.npy', np.full((1, 29, 31, 3), 0.5, np.float32))
+    call(predict, checkpoint=workdir, images=tmp_path / 'g.npy', output=tmp_path / 'out')
+
+
 @pytest.mark.slow
 def test_multiscale(segmenter, tmp_path):
     _, workdir = segmenter

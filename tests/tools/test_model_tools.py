@@ -1,6 +1,7 @@
 """predict and attention: what they write, against the model itself, and what they refuse."""
 
 import csv
+import os
 
 from flax import nnx
 import jax
@@ -65,6 +66,34 @@ def test_logits(classifier, images, tmp_path):
     np.testing.assert_allclose(written['logits'], expected, atol=1e-4)
     assert written['paths'].tolist() == [f'images.npy[{i}]' for i in range(COUNT)]
     assert np.all(written['labels'] == -1)
+
+
+def test_floats_reach_the_model_as_they_are(classifier, tmp_path):
+    """Between two bytes; by hand, the same logits bit for bit."""
+    _, _, workdir = classifier
+    pixels = np.random.default_rng(0).random((8, 20, 20, 3), np.float32)
+    np.save(tmp_path / 'f.npy', pixels)
+    output = tmp_path / 'o.npz'
+    call(predict, checkpoint=workdir, images=tmp_path / 'f.npy', output=output, batch_size=8)
+    expected = load_model(str(workdir)).logits(pixels)
+    np.testing.assert_array_equal(np.load(output)['logits'], expected)
+    rounded = np.rint(pixels * 255).astype(np.uint8)
+    assert not np.allclose(load_model(str(workdir)).logits(rounded), expected, atol=1e-4)
+    call(attention, checkpoint=workdir, images=tmp_path / 'f.npy', output=tmp_path / 'a.png')
+
+
+def test_names_that_are_not_unicode(classifier, images, tmp_path, capsys):
+    _, _, workdir = classifier
+    folder = tmp_path / os.fsdecode(b'caf\xe9') / SHAPES[2]
+    folder.mkdir(parents=True)
+    Image.fromarray(images[0][0]).save(folder / os.fsdecode(b'\xff.png'))
+    shown = rf'{tmp_path}/caf\xe9/{SHAPES[2]}/\xff.png'
+    call(predict, checkpoint=workdir, images=tmp_path, output=tmp_path / 'o.npz')
+    written = np.load(tmp_path / 'o.npz')
+    assert written['paths'].tolist() == [shown] and written['labels'].tolist() == [2]
+    call(predict, checkpoint=workdir, images=folder.parent, output=tmp_path / 'o.csv')
+    assert next(csv.DictReader((tmp_path / 'o.csv').open()))['image'] == shown
+    assert r'\xff.png' in capsys.readouterr().out
 
 
 def test_table(classifier, images, tmp_path, capsys):

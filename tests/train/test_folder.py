@@ -1,6 +1,7 @@
 """Pre-training on photograph files of many kinds, and on files that are broken."""
 
 import json
+import os
 from pathlib import Path
 import re
 import shutil
@@ -14,6 +15,7 @@ from beit_jax.settings.mapping import task_config
 from beit_jax.train import loop
 from beit_jax.train.processes.distributed import Stop
 from tests import tiny
+from tests.data.pictures.test_read import promising
 from tests.photos import write_photos
 from tests.train.test_resume import assert_same_run
 
@@ -74,6 +76,31 @@ def test_bad_records_are_replaced_and_counted(tokenizer_dir, tmp_path, capsys):
         re.search(rf'{name} cannot be read; .*/photos/.* takes its place', out)
         for name in ('cut.jpg', 'text.jpg', 'dot.png')
     )
+
+
+def test_files_that_attack(tokenizer_dir, tmp_path, capsys):
+    """A name that is not UTF-8, a pipe, a header that promises 13 GB, a link to itself: named with
+    the reason and counted; the run goes on."""
+    folder = tmp_path / 'photos'
+    photo = write_photos(folder)[0].read_bytes()
+    Image.new('RGB', (16, 16)).save(folder / 'bomb.png')
+    bomb = promising((folder / 'bomb.png').read_bytes(), 65_000, 65_500)
+    (folder / 'bomb.png').write_bytes(bomb)
+    (folder / os.fsdecode(b'\xe9.jpg')).write_bytes(photo[:999])
+    os.mkfifo(folder / 'pipe.jpg')
+    (folder / 'loop').symlink_to('.')
+    config = folder_settings(tokenizer_dir, folder, max_bad_share=0.5)
+    assert loop.train(config, tmp_path / 'run') == 0
+    assert rows(tmp_path / 'run')[-1]['bad_records'] >= 3  # 40 draws from 11 files
+    said = capsys.readouterr()
+    for name, why in (
+        (r'\xe9.jpg', 'truncated'),
+        ('pipe.jpg', 'a pipe or device, no regular file'),
+        ('bomb.png', '65000 x 65500 pixels, more than config.data.max_pixels (178,956,970)'),
+    ):
+        line = rf'{re.escape(name)} cannot be read; .* takes its place \({re.escape(why)}\)'
+        assert re.search(line, said.out), name
+    assert f'{folder}/loop leads to a folder that it lies in: left out' in said.err
 
 
 @pytest.fixture(scope='module')

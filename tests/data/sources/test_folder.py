@@ -1,6 +1,7 @@
 """A folder of images: which files and classes it has, what it refuses."""
 
 import hashlib
+import os
 
 import pytest
 
@@ -45,6 +46,22 @@ def test_broken_link_is_a_bad_record(tmp_path):
     assert len(source) == 2
     with pytest.raises(OSError):
         source.read(1)
+
+
+def test_names_that_are_not_unicode(tmp_path):
+    """Shown as they can be printed; classes are counted in the order in which they are stored."""
+    folders = ['a', 'z', os.fsdecode(b'b\xff'), 'b!']
+    source = FolderSource(write(tmp_path, *(f'{folder}/x.jpg' for folder in folders)))
+    assert source.class_names == ('a', 'b!', r'b\xff', 'z')
+    assert [source.read(i) for i in range(4)] == [
+        (b'\0', 0),
+        (b'\3' * 4, 1),
+        (b'\2' * 3, 2),
+        (b'\1\1', 3),
+    ]
+    assert [source.name(i) for i in (0, 2)] == [f'{tmp_path}/a/x.jpg', rf'{tmp_path}/b\xff/x.jpg']
+    config = DataConfig(path=str(tmp_path), evaluate_path=str(tmp_path))
+    assert open_source(config, 'evaluate').label(2) == 2
 
 
 def test_read_many(tmp_path):

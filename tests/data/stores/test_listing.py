@@ -80,6 +80,26 @@ def test_names_that_are_not_unicode(tmp_path, index):
         assert FolderSource(str(tmp_path / 'set'), index=index).read(0) == (b'12', 0)
 
 
+def test_links_to_parents_are_not_entered(path, tmp_path, capsys):
+    """To itself, up and out, and round through two folders; other links are followed."""
+    fingerprint = FolderSource(path).fingerprint
+    links = {'n0/loop': '.', 'up': '..', 'n1/deep/top': path, 'n2/self': 'self'}
+    for name, target in links.items():
+        Path(path, name).symlink_to(target)
+    source = FolderSource(path)
+    assert len(source) == FOLDERS * FILES and source.fingerprint == fingerprint
+    said = capsys.readouterr().err.splitlines()
+    looped = ('n0/loop', 'n1/deep/top', 'up')
+    words = 'leads to a folder that it lies in: left out'
+    assert sorted(said) == [f'{path}/{name} {words}' for name in looped]
+    Path(path, 'n3/four').symlink_to('../n4')
+    Path(path, 'n4/three').symlink_to('../n3')
+    once_more = 2 * FILES  # n3/four is n4, n4/three is n3, and there it ends
+    assert len(FolderSource(path)) == FOLDERS * FILES + once_more
+    (tmp_path / 'link').symlink_to(path)
+    assert len(FolderSource(str(tmp_path / 'link'))) == FOLDERS * FILES + once_more
+
+
 def test_one_folder_for_the_lists_of_several_sets(path, index, listed):
     few = str(Path(path) / 'n3')
     config = DataConfig(path=path, evaluate_path=path, index=index)

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import os
+import socket
 
 import fsspec
 import pytest
@@ -113,3 +114,24 @@ def test_what_a_store_raises_is_an_error_of_reading(monkeypatch):
     words = r"config.data.path='memory://x' cannot be read .*403 Forbidden"
     with pytest.raises(RequestError, match=words):
         FolderSource('memory://x')
+
+
+def test_what_is_no_file_is_not_read(tmp_path, monkeypatch):
+    """A pipe would wait for ever, a device never end; each is an error of its own, at once."""
+    os.mkfifo(tmp_path / 'pipe.jpg')
+    (tmp_path / 'zero.jpg').symlink_to('/dev/zero')
+    monkeypatch.chdir(tmp_path)  # the path of a socket is short
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind('socket.jpg')
+        source = FolderSource(str(tmp_path))
+        assert len(source) == 3  # listed, and so counted as bad records
+        for example in source.read_many(0, 3):
+            assert isinstance(example, OSError) and example.strerror
+        for name in ('pipe.jpg', 'zero.jpg'):
+            with pytest.raises(OSError, match='a pipe or device, no regular file'):
+                storage.read(name)
+            with (
+                pytest.raises(OSError, match='a pipe or device, no regular file'),
+                storage.ranges(name),
+            ):
+                pass
