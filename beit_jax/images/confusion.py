@@ -39,18 +39,15 @@ def scores(confusion_CC: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def summarize_confusion(confusion_CC: np.ndarray) -> dict[str, float]:
-    """`miou` and `mean_accuracy`, means of `scores`, and `pixel_accuracy`, over all that count.
+    """`miou` and `mean_accuracy`, means of `scores` over the classes that have one, and
+    `pixel_accuracy`, over all pixels that count.
 
-    The means are over the classes that have a score; 0 where none has.
+    Where fewer than two classes are there, there is nothing to tell apart, and no mean.
     """
-
-    def mean(values_C):
-        values = values_C[np.isfinite(values_C)]
-        return float(np.mean(values)) if values.size else 0.0
-
     found, total = scores(confusion_CC), max(1, np.sum(confusion_CC))
-    return {
-        'miou': mean(found['iou']),
-        'mean_accuracy': mean(found['accuracy']),
-        'pixel_accuracy': float(np.trace(confusion_CC) / total),
-    }
+    summary = {'pixel_accuracy': float(np.trace(confusion_CC) / total)}
+    if np.count_nonzero(found['pixels']) < 2:
+        return summary
+    for name, values_C in (('mean_accuracy', found['accuracy']), ('miou', found['iou'])):
+        summary = {name: float(np.mean(values_C[np.isfinite(values_C)]))} | summary
+    return summary

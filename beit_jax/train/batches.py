@@ -63,9 +63,17 @@ class Batches:
             f'machine has {host_memory() / 1e9:,.1f} GB: lower one of them.',
         )
 
-    def check_source(self) -> None:
-        """Refuses training images of which too many cannot be read."""
-        self._pipeline.check_source(self._source, self._config.data)
+    def check_source(self) -> list[str]:
+        """Refuses training images of which too many cannot be read, and annotations without a
+        class; lines on the classes that annotations have."""
+        from beit_jax.data.segmentation import classes_in_words
+
+        data = self._config.data
+        self._pipeline.check_source(self._source, data)
+        sources = {'training': self._source, 'held-out': self._held_out} if data.label_maps else {}
+        return [
+            classes_in_words(source, data, which) for which, source in sources.items() if source
+        ]
 
     @functools.cached_property
     def frozen(self):

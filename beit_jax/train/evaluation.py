@@ -41,7 +41,7 @@ def evaluate(config: RunConfig, workdir: Path) -> int:
         '--workdir.',
     )
     first = jax.process_index() == 0
-    for note in notes if first else ():
+    for note in [*run.notes, *notes] if first else ():
         print(note, file=sys.stderr)
     with PredictionsWriter(workdir / 'predictions.csv', run.held_out, active=first) as predictions:
         metrics = make_evaluation(run, predictions.write)(params)

@@ -50,7 +50,7 @@ class Run:
         self.task = make_task(self.config)
         self.batches = Batches(self.config, self.task, self.mesh, self.source, self.held_out)
         with known_data(config, workdir):
-            self.batches.check_source()
+            self.notes += self.batches.check_source()
         check(
             self.held_out is not None or not self.task.needs_held_out,
             f'config.task={config.task} needs held-out images: {HELD_OUT}.',

@@ -247,9 +247,18 @@ def evaluate_pictures(
                 )
     total_CC += sum(map(np.asarray, counted))
     total_CC, images = _over_hosts(total_CC), int(_over_hosts(np.array([seen]))[0])
+    summary = summarize_confusion(total_CC)
     if jax.process_index() == 0:
         _write_table(workdir / 'classes.csv', class_names, scores(total_CC))
-    return summarize_confusion(total_CC) | {
+        if 'miou' not in summary:
+            there = [name for name, pixels in zip(class_names, total_CC.sum(1)) if pixels]
+            print(
+                f'warning: the held-out annotations have {len(there)} class'
+                f'{"" if len(there) == 1 else "es"}{"".join(f" ({name})" for name in there)}: no '
+                'eval/miou and no eval/mean_accuracy, which would be of that class alone',
+                flush=True,
+            )
+    return summary | {
         'images': images,
         'images_per_second': images / (time.perf_counter() - began),
     }

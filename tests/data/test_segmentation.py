@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from pathlib import Path
+import re
 import time
 
 import numpy as np
@@ -13,6 +14,7 @@ from beit_jax.data.config import IGNORED, SegmentDataConfig
 from beit_jax.data.pictures import label_maps
 from beit_jax.data.pictures.rand_augment import fill_color
 from beit_jax.data.pipeline import check_source, evaluate_batches, segmentation_examples
+from beit_jax.data.segmentation import classes_in_words, count_pixels
 from beit_jax.data.sources.annotated_folder import AnnotatedFolder
 from beit_jax.errors import RequestError
 from tests.data import batches
@@ -164,3 +166,62 @@ def test_annotations_that_are_wrong(tmp_path, spoil, words):
         with pytest.raises(RequestError, match=words) as error:
             meets()
         assert len(str(error.value).splitlines()) <= 2
+
+
+@pytest.fixture
+def masks(tmp_path):
+    """Three pictures of 20 x 20 whose lower half is foreground; (path, a function that writes their
+    annotations with two values)."""
+    path = write_pairs(tmp_path, 3)
+    (tmp_path / 'classes.txt').write_text('ground\nfigure\n')
+
+    def write(ground, figure):
+        label_map = np.repeat(np.array([ground, figure], np.uint8), 10)[:, None].repeat(20, 1)
+        for i in range(3):
+            Image.fromarray(label_map).save(tmp_path / 'annotations' / f'{i}.png')
+
+    return path, write
+
+
+@pytest.mark.parametrize(
+    ('values', 'reduce_zero_label', 'words'),
+    [
+        ((0, 1), False, r'^3 of 3 held-out annotations looked at: 2 of 2 classes, 0\.0% of'),
+        (
+            (0, 255),
+            False,
+            r'^WARNING: 3 .*1 of 2 classes \(no pixel of figure\), 50\.0% .*255 is of',
+        ),
+        (
+            (0, 1),
+            True,
+            r'^WARNING: .*\(no pixel of figure\), 50\.0% .*reduce_zero_label=true .*0 and',
+        ),
+    ],
+)
+def test_classes_that_no_annotation_has(values, reduce_zero_label, words, masks):
+    path, write = masks
+    write(*values)
+    config = SegmentDataConfig(path=path, reduce_zero_label=reduce_zero_label)
+    line = classes_in_words(AnnotatedFolder(path, 'training'), config, 'held-out')
+    assert re.search(words, line)
+
+
+def test_annotations_of_no_class(masks):
+    path, write = masks
+    write(0, 255)
+    config = SegmentDataConfig(path=path, reduce_zero_label=True)
+    with pytest.raises(
+        RequestError, match=r'all pixels of the 3 training .*reduce_zero_label=true'
+    ):
+        classes_in_words(AnnotatedFolder(path, 'training'), config, 'training')
+
+
+def test_pixels_of_each_class():
+    """Against the maps themselves; of 7 the first, the middle one and the last."""
+    maps = [pair(i, *size)[1].ravel() for i, size in enumerate(SIZES)]
+    for limit, looked in ((0, maps), (3, maps[::3])):
+        count, pixels = count_pixels(Pairs(), CONFIG, limit)
+        assert count == len(looked)
+        expected = np.bincount(np.concatenate(looked), minlength=256)
+        np.testing.assert_array_equal(pixels, expected)

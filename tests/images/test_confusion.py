@@ -45,9 +45,12 @@ def test_as_scikit_learn(pixels):
     assert metrics == pytest.approx(expected)
 
 
-def test_nothing_to_count():
-    ignored, zeros = np.full((2, 3), 255, np.uint8), np.zeros((2, 3), np.uint8)
-    found = np.asarray(confusion.confusion_matrix(ignored, zeros, 3))
-    assert not found.any()
-    names = ('miou', 'mean_accuracy', 'pixel_accuracy')
-    assert confusion.summarize_confusion(found) == dict.fromkeys(names, 0.0)
+@pytest.mark.parametrize(
+    ('labels', 'accuracy'), [([255, 255, 255], 0), ([0, 255, 0], 1), ([1, 255, 1], 0)]
+)
+def test_one_class_is_no_score(labels, accuracy):
+    """Masks of 0 and 255 have one class, which a model that says nothing else finds."""
+    labels, zeros = np.array(labels, np.uint8), np.zeros(3, np.uint8)
+    found = np.asarray(confusion.confusion_matrix(labels, zeros, 3))
+    assert found.sum() == np.sum(labels != 255)
+    assert confusion.summarize_confusion(found) == {'pixel_accuracy': accuracy}

@@ -6,6 +6,7 @@ import json
 import chex
 import jax
 import numpy as np
+from PIL import Image
 import pytest
 
 from beit_jax.data.sources.shapes import SHAPES
@@ -18,6 +19,7 @@ from beit_jax.train import optimizer as optimizers
 from beit_jax.train.processes.distributed import Stop
 from beit_jax.weights.trees import leaves_by_path
 from tests import tiny
+from tests.data.pairs import write_pairs
 from tests.train.test_mesh import run_steps
 from tests.train.test_resume import assert_same_run, metrics_lines
 
@@ -159,6 +161,28 @@ def test_evaluate_alone(one_device_run, tmp_path, capfd):
             task_config(tiny.segment_settings(**RUN, init=str(one_device_run), num_classes=12)),
             tmp_path,
         )
+
+
+def test_masks_of_one_class(tmp_path, capfd):
+    """Said before the first step; no mean over one class among the figures."""
+    path = write_pairs(tmp_path / 'set', 3, 'training')
+    write_pairs(tmp_path / 'set', 3, 'validation')
+    (tmp_path / 'set' / 'classes.txt').write_text('ground\nfigure\n')
+    for file in (tmp_path / 'set' / 'annotations').rglob('*.png'):
+        label_map = np.asarray(Image.open(file))
+        Image.fromarray(np.where(label_map > 2, 255, 0).astype(np.uint8)).save(file)
+    data = {'name': 'folder', 'path': path}
+    settings = tiny.segment_settings(**RUN | {'total_steps': 2, 'pictures': 0}, data=data)
+    assert loop.train(task_config(settings), tmp_path / 'run') == 0
+    out = capfd.readouterr().out
+    for which in ('training', 'held-out'):
+        assert f'WARNING: 3 of 3 {which} annotations looked at: 1 of 2 classes (no pixel of' in out
+    assert 'the held-out annotations have 1 class (ground): no eval/miou' in out
+    last = metrics_lines(tmp_path / 'run')[-1]
+    assert {name for name in last if name.startswith('eval/')} == {
+        'eval/pixel_accuracy',
+        'eval/images',
+    }
 
 
 @pytest.mark.slow
