@@ -9,7 +9,6 @@ same command goes on.
 """
 
 from logging import CRITICAL, getLogger
-from pathlib import Path
 import sys
 
 from absl import app, flags, logging
@@ -25,6 +24,7 @@ from beit_jax.train.processes import distributed
 from beit_jax.train.processes.agreement import together
 from beit_jax.train.processes.exit_status import status_of
 from beit_jax.train.workdir.directory import check_workdir
+from beit_jax.whole_files import local_path
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'The recipe, with a variant after a colon.', lock_config=True
@@ -58,7 +58,7 @@ def main(_) -> int | None:
             _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _HEARTBEAT.value
         )
         with together():
-            config, workdir = task_config(_CONFIG.value), Path(_WORKDIR.value)
+            config, workdir = task_config(_CONFIG.value), local_path('--workdir', _WORKDIR.value)
             check_workdir(workdir)
         keep_programs(workdir)
         run = {'train': train, 'evaluate': evaluate}[_MODE.value]

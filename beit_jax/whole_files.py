@@ -1,5 +1,5 @@
 """Files that are whole: the JSON beside a file of arrays that says of what it is (compared in
-words), directories, lines, checksums."""
+words), directories, lines, checksums; and where files are written."""
 
 from collections.abc import Iterator, Mapping
 import contextlib
@@ -96,6 +96,26 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
+def local_path(name: str, text: str) -> Path:
+    """Where something is written; ~ is the home folder. `name`: the option or setting.
+
+    Raises:
+      RequestError: '', which would be the current folder, or an address like gs://bucket/folder,
+        which would make a folder `gs:` in it.
+    """
+    check(bool(text), f'{name} is empty: give a path. Is a variable of the shell unset?')
+    check('://' not in text, f'{name}={text} is not local: give a local path.')
+    return Path(os.path.expanduser(text))
+
+
+def refuse_existing(path: Path) -> None:
+    """Raises RequestError where there is something at `path` but an empty directory."""
+    check(
+        not path.exists() or (path.is_dir() and not any(path.iterdir())),
+        f'{path} is there already: give another --output, or remove it.',
+    )
+
+
 @contextlib.contextmanager
 def whole_directory(path: Path) -> Iterator[Path]:
     """A directory to write into that takes the place of `path` when all went well, and vanishes
@@ -104,10 +124,7 @@ def whole_directory(path: Path) -> Iterator[Path]:
     Raises:
       RequestError: there is something at `path` already.
     """
-    check(
-        not path.exists() or (path.is_dir() and not any(path.iterdir())),
-        f'{path} is there already: give another --output, or remove it.',
-    )
+    refuse_existing(path)
     path.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
         prefix=f'.{path.name}.', dir=path.absolute().parent

@@ -8,6 +8,7 @@ before anything is allocated.
 from collections.abc import Mapping
 import dataclasses
 import importlib
+import os
 import reprlib
 import typing
 
@@ -36,8 +37,9 @@ def task_config(settings: Mapping[str, typing.Any]):
 def from_mapping(cls: type, settings: Mapping[str, typing.Any], where: str = ''):
     """Builds the dataclass `cls` (nested dataclasses from nested mappings) from `settings`.
 
-    An int is taken for a float field and a list for a tuple field; nothing else is converted. A
-    number is in the interval of its type: `Annotated[float, Interval(...)]`, else `USUAL`.
+    An int is taken for a float field and a list for a tuple field, and a text that begins with ~ is
+    a path in the home folder; nothing else is converted. A number is in the interval of its type:
+    `Annotated[float, Interval(...)]`, else `USUAL`.
 
     Raises:
       RequestError: an unknown key (with the nearest one), a missing key, a wrong type, a number
@@ -73,6 +75,8 @@ def _convert(kind, value, path):
         return from_mapping(kind, value, f'{path}.')
     kind, *interval = typing.get_args(kind) if hasattr(kind, '__metadata__') else (kind,)
     base = typing.get_origin(kind) or kind
+    if base is str and isinstance(value, str):
+        return os.path.expanduser(value)
     if base is tuple and isinstance(value, (list, tuple)):
         item_kinds = typing.get_args(kind)
         if item_kinds[-1:] == (...,):

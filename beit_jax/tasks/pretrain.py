@@ -47,6 +47,10 @@ class TokenizerConfig:
 
     def __post_init__(self):
         one_of('config.tokenizer.precision', self.precision, PRECISIONS)
+        check(
+            '://' not in self.cache_path,
+            f'config.tokenizer.cache_path={self.cache_path!r} is not local: give a local folder.',
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,13 +4,11 @@ line on stderr and status 2."""
 import argparse
 from collections.abc import Callable
 import dataclasses
+import os
 import sys
 import typing
 
-import numpy as np
-
 from beit_jax.data.config import DataConfig
-from beit_jax.data.sources.shapes import ShapesSource
 from beit_jax.errors import RequestError, StorageError, check
 from beit_jax.runtime import set_xla_flags
 from beit_jax.settings.mapping import from_mapping
@@ -24,8 +22,15 @@ DATA = (
 )  # fmt: skip
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in a line, as all requests are refused, and not how all is used."""
+
+    def error(self, message: str):
+        raise RequestError(f'{message} (--help says what there is).')
+
+
 def parser(tool: str, description: str, example: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
+    return _Parser(
         prog=f'python -m beit_jax.tools.{tool}',
         description=description,
         epilog=f'example: {example}',
@@ -37,7 +42,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     """Adds --data.name, --data.path, ...: settings of `DataConfig` under the names of recipes."""
     group = parser.add_argument_group('data', 'config.data of the recipes')
     kinds = typing.get_type_hints(DataConfig)
-    readers = {tuple[float, float]: float, bool: true_or_false}
+    readers = {tuple[float, float]: float, bool: true_or_false, str: os.path.expanduser}
     for field in dataclasses.fields(DataConfig):
         if field.name not in DATA:
             continue
@@ -63,22 +68,6 @@ def data_config(options: argparse.Namespace, **settings) -> DataConfig:
     return data
 
 
-def picture_size(options: argparse.Namespace, tokenizer) -> int:
-    """--image_size, or what the tokenizer is for: the side of the pictures that it is shown."""
-    size = options.image_size or tokenizer.image_size
-    check(
-        size > 0 and size % tokenizer.factor == 0,
-        f'--image_size={size} is not a multiple of {tokenizer.factor}, the pixels per token.',
-    )
-    return size
-
-
-def built_in_pictures(count: int, size: int, level: str = 'easy') -> np.ndarray:
-    """The first held-out ones, uint8 [count, size, size, 3]: those of `--images shapes`."""
-    source = ShapesSource(count, size, level, 'evaluate')
-    return np.stack([source.read(i).image for i in range(count)])
-
-
 def load(path: str):
     """The `beit_jax.weights.models.Model` of a checkpoint or of a file of weights; says on stderr
     what had to be assumed or changed to read it."""
@@ -91,6 +80,14 @@ def load(path: str):
     return model
 
 
+def path(text: str) -> str:
+    """Of an option that names what is read: ~ is the home folder, and '' (a variable of the shell
+    that is not set) not the current one."""
+    if not text:
+        raise argparse.ArgumentTypeError('is empty: give a path')
+    return os.path.expanduser(text)
+
+
 def true_or_false(text: str) -> bool:
     if text.lower() not in ('true', 'false'):
         raise argparse.ArgumentTypeError('use true or false')
@@ -100,11 +97,11 @@ def true_or_false(text: str) -> bool:
 def main(run: Callable[[argparse.Namespace], None], arguments: argparse.ArgumentParser) -> None:
     """Runs a tool on the command line and exits with its status."""
     set_xla_flags()
-    options, overrides = arguments.parse_known_args()
-    if overrides and 'config' not in options:
-        arguments.error(f'unrecognized arguments: {" ".join(overrides)}')
-    options.overrides = overrides
     try:
+        options, overrides = arguments.parse_known_args()
+        if overrides and 'config' not in options:
+            arguments.error(f'unrecognized arguments: {" ".join(overrides)}')
+        options.overrides = overrides
         run(options)
     except (RequestError, StorageError) as error:
         print(f'error: {error}', file=sys.stderr)

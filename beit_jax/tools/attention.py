@@ -1,15 +1,13 @@
 """Where an encoder looks: self-attention maps of reference points, over the image
 (paper, Figure 2). One row a picture, one column a point."""
 
-from pathlib import Path
-
 import jax
 import numpy as np
 
 from beit_jax.data.pictures.grid import grid_picture, under_map
 from beit_jax.data.pictures.load import load_images
 from beit_jax.errors import RequestError, check
-from beit_jax.tools import arguments
+from beit_jax.tools import arguments, images_option, outputs
 
 POINTS = '0.25,0.25 0.75,0.25 0.5,0.5 0.25,0.75 0.75,0.75'
 
@@ -39,7 +37,10 @@ def attention_maps(weights_BHNN, grid: tuple[int, int], points, head: int | None
 
 
 def run(options) -> None:
-    points, model = parse_points(options.points), arguments.load(options.checkpoint)
+    points = parse_points(options.points)
+    check(options.limit > 0, f'--limit is {options.limit}: use at least 1.')
+    output = outputs.file('--output', options.output, [options.images], outputs.PICTURE)
+    model = arguments.load(options.checkpoint)
     depth, heads = model.architecture['depth'], model.architecture['heads']
     layer, head = options.layer or depth, options.head
     check(1 <= layer <= depth, f'--layer={options.layer}: the encoder has layers 1 to {depth}.')
@@ -47,9 +48,8 @@ def run(options) -> None:
         0 <= head <= heads,
         f'--head={head}: the encoder has heads 1 to {heads}; 0 is their mean.',
     )
-    check(options.limit > 0, f'--limit is {options.limit}: use at least 1.')
     if options.images == 'shapes':
-        images = arguments.built_in_pictures(options.limit, model.image_size)
+        images = images_option.built_in_pictures(options.limit, model.image_size)
     else:
         images = load_images(options.images, model.image_size, options.limit, model.crop)[0]
     weights_BHNN = jax.device_get(model.attention(images, layer - 1))
@@ -59,7 +59,6 @@ def run(options) -> None:
         looks = [under_map(image, map_hw, (x, y)) for image, map_hw in zip(images, maps[:, i])]
         columns.append(np.stack(looks) / 255)
         titles.append(f'{x:g}, {y:g}')
-    output = Path(options.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     grid_picture(columns, titles).save(output)
     which = f'head {head}' if head else 'mean of the heads'
@@ -76,13 +75,10 @@ def _arguments():
     parser.add_argument(
         '--checkpoint',
         required=True,
+        type=arguments.path,
         help='a checkpoint, a work directory, or a file or folder of PyTorch weights',
     )
-    parser.add_argument(
-        '--images',
-        required=True,
-        help='folder, image file, .npy array [B, H, W, 3], or `shapes` (the built-in pictures)',
-    )
+    images_option.add(parser, ', or `shapes` (the built-in pictures)', required=True)
     parser.add_argument('--output', required=True, help='the PNG to write')
     parser.add_argument(
         '--points',

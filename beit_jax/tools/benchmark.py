@@ -10,28 +10,22 @@ step    images per second of a pre-training step on the device at hand, and its 
 """
 
 import argparse
-import json
-from pathlib import Path
 
 from beit_jax.errors import check
 from beit_jax.performance import reports
 from beit_jax.performance.machine import machine
 from beit_jax.performance.mask_benchmark import benchmark_masks
-from beit_jax.tools import arguments, config_option
+from beit_jax.tools import arguments, config_option, outputs
 
 # of PyTorch; fused: scaled_dot_product_attention
 PEERS = ('eager', 'eager-fused', 'compiled', 'compiled-fused')
 
 
 def run(options: argparse.Namespace) -> None:
-    check(
-        not options.json or options.json.parent.is_dir(),
-        f'--json={options.json}: its folder does not exist.',
-    )
+    json_file = outputs.file('--json', options.json, [getattr(options, 'config', '')])
     check(options.repeats > 0, 'use at least 1 for --repeats.')
     result = {'masks': _run_masks, 'input': _run_input, 'step': _run_step}[options.what](options)
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + '\n')
+    outputs.write(json_file, result, indent=2)
 
 
 def _run_masks(options) -> dict:
@@ -101,7 +95,7 @@ def _arguments() -> argparse.ArgumentParser:
     for each in (reading, step):
         config_option.add(each)
     for each in (masks, reading, step):
-        each.add_argument('--json', type=Path, help='also write the result here')
+        each.add_argument('--json', help='also write the result here')
         each.add_argument(
             '--repeats', type=int, default=5, help='of each way, in turns (default 5)'
         )

@@ -3,8 +3,6 @@ says what is there, what is wrong, how fast that was, and how to train on it. Ex
 not usable as it is."""
 
 import functools
-import json
-from pathlib import Path
 import warnings
 
 from PIL import Image
@@ -15,7 +13,7 @@ from beit_jax.data.inspection_report import command, problems, report
 from beit_jax.data.pictures.boxes import whole_box
 from beit_jax.data.sources.choice import open_source
 from beit_jax.errors import check
-from beit_jax.tools import arguments
+from beit_jax.tools import arguments, outputs
 
 PRETRAIN = '--config=configs/pretrain_imagenet1k.py:base --workdir=W'
 # in1k: the mean and deviation of that pre-training
@@ -30,11 +28,8 @@ def run(options) -> None:
         0 <= options.max_bad_share <= 1,
         f'--max_bad_share is {options.max_bad_share}: use a share from 0 to 1.',
     )
-    check(
-        not options.json or Path(options.json).absolute().parent.is_dir(),
-        f'--json={options.json}: its folder does not exist.',
-    )
     data = arguments.data_config(options)
+    json_file = outputs.file('--json', options.json, [data.path, data.evaluate_path])
     Image.MAX_IMAGE_PIXELS = None  # only headers are read with Pillow,
     warnings.filterwarnings('ignore', module='PIL')  # and what it says of them names no file
     source = open_source(data, 'train')
@@ -53,8 +48,7 @@ def run(options) -> None:
     figures['command'] = train_with(PRETRAIN, '--config.tokenizer.path=TOKENIZER')
     figures['finetune_command'] = train_with(FINETUNE) if source.class_names else None
     print(report(figures, data.path or data.name))
-    if options.json:
-        Path(options.json).write_text(json.dumps(figures, indent=1) + '\n')
+    outputs.write(json_file, figures, indent=1)
     check(figures['usable'], '\n'.join(figures['problems']))
 
 
@@ -81,7 +75,6 @@ def _arguments():
     )
     parser.add_argument(
         '--json',
-        default='',
         metavar='FILE',
         help='also write the figures, and all names, to this file',
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from beit_jax.errors import RequestError, check
 from beit_jax.settings.mapping import task_config
 from beit_jax.settings.overrides import override
+from beit_jax.tools import arguments
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -14,6 +15,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--config',
         required=True,
+        type=arguments.path,
         help="RECIPE.py[:variant] or a run's config.json; change it with --config.KEY=VALUE",
     )
 

@@ -4,16 +4,18 @@ docs/results/quickstart has those of a normal run of the quickstart."""
 
 import json
 import math
+import os
 from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
 
 from beit_jax.errors import check
-from beit_jax.tools import arguments
+from beit_jax.tools import arguments, outputs
 from beit_jax.whole_files import whole_lines
 
 matplotlib.use('Agg')
+FILE = 'metrics.jsonl'
 LEFT_OUT = ('step', 'bad_records', 'skipped_steps', 'skipped_in_a_row')
 
 
@@ -51,18 +53,20 @@ def draw(series: dict, reference: dict) -> Figure:
 
 
 def run(options) -> None:
+    inputs = [Path(folder, FILE) for folder in (options.workdir, options.reference)]
+    output = outputs.file('--output', options.output, inputs, ('.png', '.pdf', '.svg'))
     series = _read('--workdir', options.workdir)
     reference = _read('--reference', options.reference) if options.reference else {}
-    Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-    draw(series, reference).savefig(options.output, dpi=100)
-    print(f'{len(series)} curves -> {options.output}')
+    output.parent.mkdir(parents=True, exist_ok=True)
+    draw(series, reference).savefig(output, dpi=100)
+    print(f'{len(series)} curves -> {output}')
 
 
 def _read(option, folder):
-    path = Path(folder) / 'metrics.jsonl'
+    path = Path(folder) / FILE
     check(
         path.is_file(),
-        f'{option}={folder}: there is no metrics.jsonl; give the work directory of a run.',
+        f'{option}={folder}: there is no {FILE}; give the work directory of a run.',
     )
     series = read_metrics(path)
     check(bool(series), f'{path} is empty: the run has not logged a step yet.')
@@ -75,9 +79,14 @@ def _arguments():
         __doc__,
         'python -m beit_jax.tools.curves --workdir runs/quickstart/pretrain --output curves.png',
     )
-    parser.add_argument('--workdir', required=True, help='work directory of a run')
     parser.add_argument(
-        '--reference', default='', help='work directory of a run to compare with (none)'
+        '--workdir', required=True, type=arguments.path, help='work directory of a run'
+    )
+    parser.add_argument(
+        '--reference',
+        default='',
+        type=os.path.expanduser,
+        help='work directory of a run to compare with (none)',
     )
     parser.add_argument('--output', required=True, help='the PNG to write')
     return parser

@@ -3,8 +3,6 @@ whether lower precision changes its tokens, and how fast it is; and a picture of
 reconstructions."""
 
 from collections.abc import Iterator
-import json
-from pathlib import Path
 
 import numpy as np
 
@@ -15,7 +13,7 @@ from beit_jax.data.sources.subset import Subset, spread
 from beit_jax.errors import check
 from beit_jax.models.tokenizers import PRECISIONS
 from beit_jax.tasks.tokenizer_quality import measure
-from beit_jax.tools import arguments
+from beit_jax.tools import arguments, images_option, outputs
 from beit_jax.weights.tokenizer import load_tokenizer
 
 CELL = 112  # side of a picture in the picture, in pixels
@@ -63,20 +61,22 @@ def _text(value: float | None, form: str) -> str:
 
 def run(options) -> None:
     check(options.limit > 0 and options.batch > 0, 'use at least 1 for --limit and --batch.')
+    inputs = [options.tokenizer, getattr(options, 'data.path')]
+    output = outputs.file('--output', options.output, inputs, outputs.PICTURE)
+    json_file = outputs.file('--json', options.json, inputs)
     tokenizer, params = load_tokenizer(options.tokenizer, decoder=True)
     check(
-        not options.output or 'decoder' in params,
+        not output or 'decoder' in params,
         f'the tokenizer {options.tokenizer} has no decoder: it cannot draw pictures.',
     )
-    size = arguments.picture_size(options, tokenizer)
+    size = images_option.picture_size(options, tokenizer)
     figures = measure(tokenizer, params, read_batches(options, size))
     pictures = figures.pop('pictures')
     print(report(figures))
-    if options.output:
-        Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-        rows_picture(pictures, CELL).save(options.output)
-    if options.json:
-        Path(options.json).write_text(json.dumps(figures) + '\n')
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        rows_picture(pictures, CELL).save(output)
+    outputs.write(json_file, figures)
 
 
 def _arguments():
@@ -86,7 +86,7 @@ def _arguments():
         'python -m beit_jax.tools.evaluate_tokenizer --tokenizer tokenizers/dalle '
         '--data.path /imagenet/val --output tokenizer.png',
     )
-    parser.add_argument('--tokenizer', required=True, metavar='DIR')
+    parser.add_argument('--tokenizer', required=True, type=arguments.path, metavar='DIR')
     parser.add_argument(
         '--limit', type=int, default=1000, help='at most so many images, spread evenly (1000)'
     )
@@ -97,12 +97,8 @@ def _arguments():
         default=0,
         help='side in pixels of what it is shown (what it was made for)',
     )
-    parser.add_argument(
-        '--output', default='', metavar='PNG', help='also draw originals over reconstructions'
-    )
-    parser.add_argument(
-        '--json', default='', metavar='FILE', help='also write the figures to this file'
-    )
+    parser.add_argument('--output', metavar='PNG', help='also draw originals over reconstructions')
+    parser.add_argument('--json', metavar='FILE', help='also write the figures to this file')
     arguments.add_data(parser)
     return parser
 

@@ -6,10 +6,8 @@ timm: model.safetensors, config.json.
 unilm: model.safetensors, and model.pth for torch.load, whose pickle names nothing but tensors
 (torch.load(weights_only=True) takes it)."""
 
-from pathlib import Path
-
 from beit_jax.errors import one_of
-from beit_jax.tools import arguments
+from beit_jax.tools import arguments, outputs
 from beit_jax.weights.models import load_model
 from beit_jax.weights.pytorch.export_folder import held_out_metrics, in_dialect, write_folder
 from beit_jax.weights.pytorch.names import DIALECTS
@@ -17,16 +15,17 @@ from beit_jax.weights.pytorch.names import DIALECTS
 
 def run(options) -> None:
     one_of('--format', options.format, DIALECTS)
+    output = outputs.folder('--output', options.output, new=True)
     model = load_model(options.input)
     exported = in_dialect(model, options.format)
     metrics = held_out_metrics(options.input)
-    checksums = write_folder(Path(options.output), exported, model, metrics)
+    checksums = write_folder(output, exported, model, metrics)
     for note in exported.notes:
         print(f'note: {note}')
     tensors = exported.tensors.values()
     count = sum(tensor.size for tensor in tensors if tensor.dtype.kind == 'f')
     files = ', '.join(f'{name} {digest[:12]}' for name, digest in checksums.items())
-    print(f'{count:,} parameters in {len(tensors)} tensors -> {options.output}: {files}')
+    print(f'{count:,} parameters in {len(tensors)} tensors -> {output}: {files}')
 
 
 def _arguments():
@@ -39,6 +38,7 @@ def _arguments():
     parser.add_argument(
         '--input',
         required=True,
+        type=arguments.path,
         metavar='PATH',
         help='a checkpoint, a work directory, or weights of another format',
     )

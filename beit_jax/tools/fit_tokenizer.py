@@ -1,8 +1,6 @@
 """Makes a tokenizer that takes no training: k-means on normalised patches of some pictures, or a
 random projection, which needs no pictures."""
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +12,7 @@ from beit_jax.errors import check
 from beit_jax.images.color import to_float
 from beit_jax.models.patches import patchify
 from beit_jax.models.tokenizers import kmeans, make_tokenizer, random_projection
-from beit_jax.tools import arguments
+from beit_jax.tools import arguments, outputs
 from beit_jax.weights.tokenizer import save_tokenizer
 
 BATCH = 100
@@ -45,6 +43,7 @@ def run(options) -> None:
     kind, image_size, patch_size = options.kind, options.image_size, options.patch_size
     settings = {'vocabulary': options.vocabulary, 'patch_size': patch_size}
     check(options.seed >= 0, f'--seed is {options.seed}: use 0 or more.')
+    output = outputs.folder('--output', options.output)
     config = make_tokenizer(kind, settings, image_size).config
     key = jax.random.key(options.seed)
     if kind == 'kmeans':
@@ -57,11 +56,11 @@ def run(options) -> None:
         params = kmeans.fit(key, jnp.asarray(patches_ND), config)
     else:
         params = random_projection.draw(key, config)
-    save_tokenizer(Path(options.output), kind, config, image_size, params)
+    save_tokenizer(output, kind, config, image_size, params)
     side = image_size // patch_size
     print(
         f'{kind} tokenizer: {config.vocabulary} tokens, {image_size} pixels to {side} x {side} -> '
-        f'{options.output}'
+        f'{output}'
     )
 
 

@@ -2,26 +2,24 @@
 in the file: DALL-E's encoder.pkl and decoder.pkl, or the "customized" dVAE of the official BEiT
 code (pytorch_model.bin)."""
 
-from pathlib import Path
-
 from flax import traverse_util
 import jax
 import numpy as np
 
 from beit_jax.errors import check
 from beit_jax.models.tokenizers import make_tokenizer
-from beit_jax.tools import arguments
+from beit_jax.tools import arguments, outputs
 from beit_jax.weights.pytorch.published_tokenizers import join, read_tokenizer
 from beit_jax.weights.tokenizer import DESCRIPTION, load_tokenizer, mismatches, save_tokenizer
 
 
 def run(options) -> None:
+    output = outputs.folder('--output', options.output)
     kind, config, params = read_tokenizer(options.input)
-    output = Path(options.output)
     image_size = options.image_size or 112
     # encoder.pkl and decoder.pkl may come one after the other
     if (output / DESCRIPTION).is_file() and len(params) == 1:
-        tokenizer, there = load_tokenizer(options.output, encoder=False, decoder=True)
+        tokenizer, there = load_tokenizer(str(output), encoder=False, decoder=True)
         kept = {part: tree for part, tree in there.items() if part not in params}
         if kept:
             image_size = options.image_size or tokenizer.image_size
@@ -64,6 +62,7 @@ def _arguments():
         '--input',
         required=True,
         nargs='+',
+        type=arguments.path,
         metavar='FILE',
         help='encoder.pkl (enough to pre-train), decoder.pkl (to draw), or both; or '
         'pytorch_model.bin',

@@ -2,12 +2,10 @@
 pre-trained or fine-tuned. The architecture is read from the file. Needs no PyTorch, and runs
 nothing in the file."""
 
-from pathlib import Path
-
 import jax
 
 from beit_jax.errors import check
-from beit_jax.tools import arguments
+from beit_jax.tools import arguments, outputs
 from beit_jax.tools.inspect_weights import summary
 from beit_jax.train.workdir.checkpoint import Checkpoints
 from beit_jax.weights.pytorch.importer import convert, examine
@@ -15,17 +13,17 @@ from beit_jax.whole_files import whole_directory
 
 
 def run(options) -> None:
+    output = outputs.folder('--output', options.output, new=True)
     found = examine(options.input, options.mean, options.std)
     params, description = convert(found)
     print('\n'.join(summary(found)))
-    with whole_directory(Path(options.output)) as directory:
+    with whole_directory(output) as directory:
         checkpoints = Checkpoints(directory)
         checkpoints.save({'params': jax.device_put(params)}, 0, description)
         checkpoints.close()
         check(not checkpoints.owed, '\n'.join(checkpoints.warnings()))
     print(
-        f'-> {options.output}: start from it with --config.init={options.output}, or '
-        f'beit_jax.load({options.output!r})'
+        f'-> {output}: start from it with --config.init={output}, or beit_jax.load({str(output)!r})'
     )
 
 
@@ -39,6 +37,7 @@ def _arguments():
     parser.add_argument(
         '--input',
         required=True,
+        type=arguments.path,
         metavar='PATH',
         help='.pth, .pt, .bin or .safetensors, an index of shards, or a folder',
     )

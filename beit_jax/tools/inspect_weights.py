@@ -62,6 +62,7 @@ def _arguments():
     )
     parser.add_argument(
         'input',
+        type=arguments.path,
         metavar='PATH',
         help='a file or folder of weights, a checkpoint or a work directory',
     )

@@ -9,14 +9,11 @@ chips wait for one another.
 """
 
 import argparse
-import json
 import os
-from pathlib import Path
 
-from beit_jax.errors import check
 from beit_jax.performance.plan import EXAMPLES, plan, search_batch
 from beit_jax.performance.reports import of_plan
-from beit_jax.tools import arguments, config_option
+from beit_jax.tools import arguments, config_option, outputs
 
 # There is no TPU for libtpu to ask, to complain of not finding, or to take from others that plan at
 # the same time.
@@ -32,10 +29,7 @@ def run(options: argparse.Namespace) -> None:
     for name, value in WITHOUT_TPU.items():
         os.environ.setdefault(name, value)
     os.environ['JAX_PLATFORMS'] = 'cpu'
-    check(
-        not options.json or options.json.parent.is_dir(),
-        f'--json={options.json}: its folder does not exist.',
-    )
+    json_file = outputs.file('--json', options.json, [options.config])
     find = search_batch if options.search_batch else plan
     result = find(config_option.read(options), options.topology, options.dall_e)
     print(of_plan(result))
@@ -44,8 +38,7 @@ def run(options: argparse.Namespace) -> None:
             f'the largest batch that fits: {result["largest_images_per_chip"]} images a chip; the '
             f'fastest (above): {result["fastest_images_per_chip"]}'
         )
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + '\n')
+    outputs.write(json_file, result, indent=2)
 
 
 def _arguments() -> argparse.ArgumentParser:
@@ -66,7 +59,7 @@ def _arguments() -> argparse.ArgumentParser:
         action='store_true',
         help='find the largest batch that fits and the fastest one',
     )
-    parser.add_argument('--json', type=Path, help='also write the result here')
+    parser.add_argument('--json', help='also write the result here')
     return parser
 
 

@@ -12,25 +12,31 @@ from beit_jax.inference.predicting import SHOWN, WHAT, Table, folder_labels, pre
 from beit_jax.models.architecture import segments
 from beit_jax.settings.mapping import from_mapping
 from beit_jax.tasks.segment import InferenceConfig
-from beit_jax.tools import arguments
+from beit_jax.tools import arguments, images_option, outputs
 from beit_jax.train.workdir.prediction_table import class_name
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of --multiscale: mmsegmentation's
 
 
 def run(options) -> None:
-    what, output, suffix = options.what, options.output, Path(options.output).suffix
+    what, suffix = options.what, Path(options.output or '').suffix
     one_of('--what', what, WHAT)
     check(options.top > 0 and options.batch_size > 0, '--top and --batch_size must be positive.')
-    wrong = f'--output={output}: give a file that ends in .npz or .csv.'
-    check(suffix in ('', '.npz', '.csv'), wrong)
+    if suffix:
+        inputs = [options.images, options.checkpoint]
+        output = outputs.file('--output', options.output, inputs, ('.npz', '.csv'))
+    else:
+        output = outputs.folder('--output', options.output, [options.images])
     if what != 'classes':
         check(suffix != '.csv', f'--what={what} is an array: give an --output that ends in .npz.')
         check(bool(suffix), f'--what={what} needs an --output that ends in .npz.')
     model = arguments.load(options.checkpoint)
     if what == 'classes' and segments(model.architecture):
-        _label(options, model)
+        _label(options, model, output)
         return
+    check(suffix or not output, f'--output={output}: give a file that ends in .npz or .csv.')
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
     names, arrays = predict(model, what, options.images, options.batch_size, options.limit or None)
     classes = model.classes
     if what == 'classes':
@@ -48,11 +54,10 @@ def run(options) -> None:
         print(f'{len(names)} images -> {output}')
 
 
-def _label(options, model) -> None:
+def _label(options, model, output: Path | None) -> None:
     """Writes the label map of each image."""
-    output = Path(options.output)
     check(
-        bool(options.output) and not output.suffix,
+        bool(output) and not output.suffix,
         f'--output={options.output}: this checkpoint labels pixels; give a folder for the PNGs.',
     )
     settings = dict(model.architecture.get('inference', {}))
@@ -78,11 +83,10 @@ def _arguments():
     parser.add_argument(
         '--checkpoint',
         required=True,
+        type=arguments.path,
         help='a checkpoint, a work directory, or a file or folder of PyTorch weights',
     )
-    parser.add_argument(
-        '--images', required=True, help='folder, image file, or .npy array [B, H, W, 3]'
-    )
+    images_option.add(parser, '', required=True)
     parser.add_argument(
         '--what',
         default='classes',
@@ -90,7 +94,6 @@ def _arguments():
     )
     parser.add_argument(
         '--output',
-        default='',
         help='.csv (classes) or .npz: `logits`, `tokens`, or `cls` and `mean`; `paths`; `labels`; '
         'or, for the classes of pixels, a folder',
     )

@@ -2,6 +2,7 @@
 alone keeps (if there is one), what the model predicts."""
 
 import json
+import os
 from pathlib import Path
 
 import jax
@@ -15,7 +16,7 @@ from beit_jax.images.color import to_float
 from beit_jax.settings.mapping import task_config
 from beit_jax.tasks import make_task
 from beit_jax.tasks.reconstruction import predict_pictures
-from beit_jax.tools import arguments
+from beit_jax.tools import arguments, images_option, outputs
 from beit_jax.train.state import abstract_params
 from beit_jax.weights.load import load_weights
 from beit_jax.weights.tokenizer import load_tokenizer
@@ -51,7 +52,7 @@ def read_views(images: str, sizes: list[int], limit: int, level: str) -> list[np
     """The pictures of --images in each size, uint8 [B, size, size, 3]."""
     if images != 'shapes':
         return [load_images(images, size, limit)[0] for size in sizes]
-    drawn = list(map(Image.fromarray, arguments.built_in_pictures(limit, sizes[0], level)))
+    drawn = list(map(Image.fromarray, images_option.built_in_pictures(limit, sizes[0], level)))
 
     def view(size):
         method = Image.Resampling.LANCZOS
@@ -63,6 +64,7 @@ def read_views(images: str, sizes: list[int], limit: int, level: str) -> list[np
 def run(options) -> None:
     # the pictures are not jittered: a person wants to see the image that was given
     check(options.limit > 0, f'--limit is {options.limit}: use at least 1.')
+    output = outputs.file('--output', options.output, [options.images], outputs.PICTURE)
     task, params = load_run(options.workdir, options.tokenizer)
     path = task.config.tokenizer.path
     tokenizer_params = load_tokenizer(path, decoder=True)[1] if task.tokenizer else {}
@@ -76,7 +78,6 @@ def run(options) -> None:
     predict = jax.jit(lambda *inputs: predict_pictures(task, *inputs, seed=options.seed))
     pictures = predict(tokenizer_params, params, image, *token_image)
     columns = ('original', 'masked', *(['tokenizer'] if task.tokenizer else []), 'model')
-    output = Path(options.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     grid_picture([image, *pictures], columns).save(output)
     print(f'{len(image)} images -> {output}')
@@ -89,18 +90,20 @@ def _arguments():
         'python -m beit_jax.tools.reconstruct --workdir runs/quickstart/pretrain '
         '--images shapes --output reconstructions.png',
     )
-    parser.add_argument('--workdir', required=True, help='work directory of a pre-training run')
     parser.add_argument(
-        '--images',
+        '--workdir',
         required=True,
-        help='folder, image file, .npy array [B, H, W, 3], or `shapes` (the built-in pictures)',
+        type=arguments.path,
+        help='work directory of a pre-training run',
     )
+    images_option.add(parser, ', or `shapes` (the built-in pictures)', required=True)
     parser.add_argument('--output', required=True, help='the PNG to write')
     parser.add_argument('--limit', type=int, default=8, help='at most so many images (8)')
     parser.add_argument('--seed', type=int, default=0, help='of the masks (0)')
     parser.add_argument(
         '--tokenizer',
         default='',
+        type=os.path.expanduser,
         help='directory of the tokenizer, where it has moved since the run',
     )
     return parser

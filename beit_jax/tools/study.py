@@ -15,12 +15,12 @@ from beit_jax.runtime import keep_programs
 from beit_jax.studies import report
 from beit_jax.studies.running import check_runs, start_processes, work
 from beit_jax.studies.study import Study, load_study, plan
-from beit_jax.tools import arguments
+from beit_jax.tools import arguments, outputs
 
 
 def run(options) -> None:
     whole, about = load_study(options.study)
-    workdir, processes = Path(options.workdir), options.processes
+    workdir, processes = outputs.folder('--workdir', options.workdir), options.processes
     study = _chosen(whole, options)
     check(processes >= 0, f'--processes={processes}: use 1 or more, or 0 to write the report only.')
     check(',' not in options.workdir, f'--workdir={options.workdir}: use a path without commas.')
@@ -83,7 +83,9 @@ def _arguments():
         __doc__,
         'python -m beit_jax.tools.study --study=configs/studies/quickstart.py --workdir=runs/study',
     )
-    parser.add_argument('--study', required=True, help='a file of configs/studies')
+    parser.add_argument(
+        '--study', required=True, type=arguments.path, help='a file of configs/studies'
+    )
     parser.add_argument(
         '--workdir', required=True, help='where every run, results.csv and report.md go'
     )

@@ -2,15 +2,13 @@
 and beside it a .json that says of what. Killed and started again, it goes on; several hosts write a
 file each."""
 
-from pathlib import Path
-
 import jax
 
 from beit_jax.errors import check
 from beit_jax.inference.tokenizing import Export, fill, pictures_of_data, pictures_of_path
 from beit_jax.models.tokenizers import PRECISIONS
 from beit_jax.settings.run import MeshConfig
-from beit_jax.tools import arguments
+from beit_jax.tools import arguments, images_option, outputs
 from beit_jax.train.processes import distributed
 from beit_jax.train.sharding import make_mesh
 from beit_jax.weights import tokenizer as weights
@@ -18,9 +16,11 @@ from beit_jax.weights import tokenizer as weights
 
 def run(options) -> None:
     check(options.batch > 0, f'--batch is {options.batch}: use at least 1.')
+    inputs = [options.images, getattr(options, 'data.path')]
+    output = outputs.file('--output', options.output, inputs)
     distributed.start(options.coordinator, options.num_processes, options.process_id)
     tokenizer, params = weights.load_tokenizer(options.tokenizer, options.precision)
-    size = arguments.picture_size(options, tokenizer)
+    size = images_option.picture_size(options, tokenizer)
     tokens = (size // tokenizer.factor) ** 2
     mesh = make_mesh(MeshConfig(), jax.local_devices())
     batch = -(-options.batch // mesh.size) * mesh.size
@@ -38,7 +38,6 @@ def run(options) -> None:
         'batch': batch,
         'first': first,
     }
-    output = Path(options.output)
     if processes > 1:
         output = output.with_name(f'{output.stem}-{process:05}-of-{processes:05}{output.suffix}')
     export = Export(output, description, last - first, tokens)
@@ -56,18 +55,14 @@ def _arguments():
         'python -m beit_jax.tools.tokenize --tokenizer tokenizers/dalle --data.name tfds '
         '--data.path /tfds/imagenet2012/5.1.0 --output ids.npy',
     )
-    parser.add_argument('--tokenizer', required=True, metavar='DIR')
+    parser.add_argument('--tokenizer', required=True, type=arguments.path, metavar='DIR')
     parser.add_argument(
         '--output',
         required=True,
         metavar='NPY',
         help='the file to write; several hosts add -PROCESS-of-PROCESSES to its name',
     )
-    parser.add_argument(
-        '--images',
-        default='',
-        help='folder, image file or .npy array [B, H, W, 3], instead of --data',
-    )
+    images_option.add(parser, ', instead of --data')
     parser.add_argument(
         '--part',
         choices=('train', 'evaluate'),

@@ -170,8 +170,8 @@ def test_no_plan_of_a_probe():
             r'--topology=v9:2x2 is unknown: give KIND:SHAPE, for example v4:2x2x1, v5e:2x2',
         ),
         (
-            ['--topology=v5e:2x2', '--json=/nowhere/plan.json'],
-            r'--json=/nowhere/plan.json: its folder does not exist',
+            ['--topology=v5e:2x2', '--json=/dev/null/plan.json'],
+            r'--json=/dev/null/plan.json: /dev/null is no folder',
         ),
         (
             ['--topology=v5e:2x2', '--config.model.sise=large'],

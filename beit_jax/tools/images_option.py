@@ -1,0 +1,32 @@
+"""The pictures that tools are given, or draw."""
+
+import argparse
+
+import numpy as np
+
+from beit_jax.data.sources.shapes import ShapesSource
+from beit_jax.errors import check
+from beit_jax.tools import arguments
+
+WHAT = 'folder, image file or .npy array [B, H, W, 3]'
+
+
+def add(parser: argparse.ArgumentParser, more: str, **settings) -> None:
+    """Adds --images; `more`: what its help says besides."""
+    parser.add_argument('--images', type=arguments.path, help=WHAT + more, **settings)
+
+
+def picture_size(options: argparse.Namespace, tokenizer) -> int:
+    """--image_size, or what the tokenizer is for: the side of the pictures that it is shown."""
+    size = options.image_size or tokenizer.image_size
+    check(
+        size > 0 and size % tokenizer.factor == 0,
+        f'--image_size={size} is not a multiple of {tokenizer.factor}, the pixels per token.',
+    )
+    return size
+
+
+def built_in_pictures(count: int, size: int, level: str = 'easy') -> np.ndarray:
+    """The first held-out ones, uint8 [count, size, size, 3]: those of `--images shapes`."""
+    source = ShapesSource(count, size, level, 'evaluate')
+    return np.stack([source.read(i).image for i in range(count)])
