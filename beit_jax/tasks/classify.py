@@ -24,9 +24,11 @@ from beit_jax.models.encoder import EncoderConfig
 from beit_jax.models.heads import POOLINGS, Classifier
 from beit_jax.settings.intervals import Interval, Share, ShareBelow1
 from beit_jax.tasks import LabelledRunConfig, Task, check_encoder
+from beit_jax.weights.class_names import first_difference
 from beit_jax.weights.positions import fit_positions
 
 TOP = 5
+SAME_CLASSES = ', set config.same_classes=true where these are they in the same order'
 _ERASE = 0x657261  # sets the key of the rectangle apart from that of stochastic depth
 
 
@@ -38,6 +40,8 @@ class Config(LabelledRunConfig):
     # what the head's initial kernel is multiplied by
     head_scale: Annotated[float, Interval(0, 1000, '(]')] = 0.001
     new_head: bool = False  # start with a fresh head where `init` has one for other classes
+    # the classes of `init` are this run's, in this order, under other names
+    same_classes: bool = False
     label_smoothing: ShareBelow1 = 0.1
     # timm's notation: rand-m9-mstd0.5-inc1; '': none, and data.color_jitter instead
     rand_augment: str = ''
@@ -82,25 +86,30 @@ class Classify(Task):
             f'the head of {source} is of {problem}, this run gives each image one class: set '
             'config.new_head=true to start with a fresh head.',
         )
-        alike = one_each and width == self.config.num_classes
-        if alike and (list(named) == list(classes) or not named):
+        as_many = one_each and width == self.config.num_classes
+        differing = first_difference(named, classes) if named else None
+        if as_many and (differing is None or self.config.same_classes):
             pooling = architecture['pooling']
             check(
                 pooling == self.config.pooling,
                 f'the head of {source} reads {pooling!r}, config.pooling is '
                 f'{self.config.pooling!r}: set it so.',
             )
+            if differing is not None:
+                notes.append(
+                    f'the classes of {source} have other names ({named[0]}, ...): taken as '
+                    'the same, by config.same_classes'
+                )
             return {'encoder': encoder, 'head': head}, (), notes
-        differing = [i for i, (a, b) in enumerate(zip(named, classes)) if a != b]
         first = ''
-        if differing:
-            i = differing[0]
-            first = f', class {i} of which is {named[i]!r}; in this run it is {classes[i]!r}'
+        if differing is not None and differing < min(len(named), len(classes)):
+            theirs, ours = named[differing], classes[differing]
+            first = f', class {differing} of which is {theirs!r}; in this run it is {ours!r}'
         check(
             self.config.new_head,
             f'the head of {source} is for {width} classes{first}; this run has '
-            f'{self.config.num_classes}: give the classes that it was trained on, or set '
-            'config.new_head=true to start with a fresh head.',
+            f'{self.config.num_classes}: give the classes that it was trained on'
+            f'{SAME_CLASSES * as_many}, or set config.new_head=true to start with a fresh head.',
         )
         notes.append(
             f'the head of {source}, for {width} classes, is replaced by a fresh one for '

@@ -27,7 +27,8 @@ from beit_jax.models.resize import resize
 from beit_jax.models.upernet import Segmenter, UperNetConfig
 from beit_jax.settings.intervals import Interval
 from beit_jax.tasks import LabelledRunConfig, Task
-from beit_jax.tasks.classify import adapt_encoder, pixel_differences
+from beit_jax.tasks.classify import SAME_CLASSES, adapt_encoder, pixel_differences
+from beit_jax.weights.class_names import first_difference
 
 MODES = ('slide', 'whole')
 
@@ -68,6 +69,8 @@ class Config(LabelledRunConfig):
     head: UperNetConfig = UperNetConfig()
     auxiliary_weight: float = 0.4  # of the auxiliary head's loss
     new_head: bool = False  # start with fresh heads where `init` has them for other classes
+    # the classes of `init` are this run's, in this order, under other names
+    same_classes: bool = False
     distort: bool = True  # change the colours of training crops
     inference: InferenceConfig = InferenceConfig()
     pictures: int = 8  # held-out pictures that are drawn into WORKDIR/images with their labels
@@ -110,7 +113,9 @@ class Segment(Task):
         if not segments(architecture):
             return {'encoder': encoder}, ('head',), notes
         width, named = architecture['num_classes'], description.get('classes') or ()
-        if width == config.num_classes and (list(named) == list(classes) or not named):
+        as_many = width == config.num_classes
+        same = config.same_classes or not named or first_difference(named, classes) is None
+        if as_many and same:
             theirs, ours = head_config(architecture), config.head.fitted(config.model)
             for name in ('taps', 'pool_scales', 'auxiliary_tap', 'norm_eps'):
                 has, wants = getattr(theirs, name), getattr(ours, name)
@@ -123,8 +128,8 @@ class Segment(Task):
             config.new_head,
             f'the heads of {source} are for {width} classes ({", ".join(map(str, named[:3]))}, '
             f'...); this run has {config.num_classes} ({", ".join(classes[:3])}, ...): give the '
-            'classes that it was trained on, or set config.new_head=true to start with fresh '
-            'heads.',
+            f'classes that it was trained on{SAME_CLASSES * as_many}, or set '
+            'config.new_head=true to start with fresh heads.',
         )
         notes.append(
             f'the heads of {source}, for {width} classes, are replaced by fresh ones for '

@@ -140,7 +140,11 @@ def test_a_head_for_the_same_classes_is_kept():
             'the head of C is for 3 classes; this run has 4: give the classes that it was trained '
             'on, or set config.new_head',
         ),
-        (('a', 'x', 'c'), "for 3 classes, class 1 of which is 'b'; in this run it is 'x'"),
+        (
+            ('a', 'x', 'c'),
+            "for 3 classes, class 1 of which is 'b'; in this run it is 'x'; this run .*, set "
+            'config.same_classes=true where these are they in the same order, or set config.new_h',
+        ),
     ],
 )
 def test_a_head_for_other_classes(classes, message):
@@ -155,6 +159,27 @@ def test_a_head_for_other_classes(classes, message):
         whole['head']['classes']['kernel'].shape == (16, len(classes))
         and whole['head']['norm'] is not None
     )
+
+
+def test_classes_of_other_names():
+    """A published checkpoint on ImageNet's folders; the setting where no table tells; neither where
+    there are not as many."""
+    old, named = make(), ['tench, Tinca tinca', 'goldfish, Carassius auratus', 'great white shark']
+    theirs, described = fresh(old, 1), describe(old, named)
+    folders = ('n01440764', 'n01443537', 'n01484850')
+    params, prefixes, notes = make(folders).adapt(theirs, described, folders, 'C')
+    assert not prefixes and not notes
+    jax.tree.map(np.testing.assert_array_equal, params, theirs)
+    with pytest.raises(RequestError, match=r"class 0 of which is 'tench, Tinca tinca'; in"):
+        make(folders[::-1]).adapt(theirs, described, folders[::-1], 'C')
+    task = make(('x', 'y', 'z'), same_classes=True)
+    params, prefixes, notes = task.adapt(theirs, described, ('x', 'y', 'z'), 'C')
+    assert not prefixes and 'taken as the same, by config.same_classes' in notes[0]
+    jax.tree.map(np.testing.assert_array_equal, params, theirs)
+    with pytest.raises(
+        RequestError, match=r'this run has 4: give the .* trained on, or set config'
+    ):
+        make('wxyz', same_classes=True).adapt(theirs, described, tuple('wxyz'), 'C')
 
 
 def test_a_model_without_classes_gives_its_encoder():

@@ -197,9 +197,12 @@ def test_a_segmenter_is_adapted(task):
     assert make().adapt(theirs, describe(task), CLASSES, 'C')[2] == []
     others = (*CLASSES[:6], 'x')
     with pytest.raises(
-        RequestError, match=r'the heads of C are for 7 classes \(a, b, c, ...\); this run has 7'
+        RequestError,
+        match=r'the heads of C are for 7 classes \(a, b, c, ...\); this run has 7 .*same_classes',
     ):
         make(others).adapt(theirs, describe(task), others, 'C')
+    params, prefixes, _ = make(others, same_classes=True).adapt(theirs, describe(task), others, 'C')
+    assert not prefixes and 'head' in params
     params, prefixes, notes = make(CLASSES[:4], new_head=True).adapt(
         theirs, describe(task), CLASSES[:4], 'C'
     )
