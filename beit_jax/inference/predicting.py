@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from beit_jax.data.pictures.load import image_batches
+from beit_jax.data.pictures.load import LeaveOut, image_batches
 from beit_jax.errors import check
 from beit_jax.train.workdir.prediction_table import prediction_header, prediction_row
 from beit_jax.weights.models import Model, pad_rows
@@ -17,9 +17,15 @@ SHOWN = 20  # rows of the table on the terminal
 
 
 def predict(
-    model: Model, what: str, images: str, batch_size: int, limit: int | None = None
+    model: Model,
+    what: str,
+    images: str,
+    batch_size: int,
+    limit: int | None = None,
+    leave_out: LeaveOut | None = None,
 ) -> tuple[list[str], dict[str, np.ndarray]]:
-    """What the model says of the pictures of a folder, a file or a .npy array, at most `limit`.
+    """What the model says of the pictures of a folder, a file or a .npy array, at most `limit`;
+    `leave_out` as of `image_batches`.
 
     Returns:
       the pictures' names, and arrays: `logits` [B, C] of classes, `tokens` [B, P], or `cls` and
@@ -34,7 +40,8 @@ def predict(
         'beit_jax.load(PATH).logits(images) has them; or ask for --what=features.',
     )
     names, parts = [], []
-    for pixels, some in image_batches(images, model.image_size, batch_size, limit, model.crop):
+    batches = image_batches(images, model.image_size, batch_size, limit, model.crop, leave_out)
+    for pixels, some in batches:
         made = jax.device_get(_answer(model, what, pad_rows(pixels, batch_size)))
         parts.append({name: array[: len(pixels)] for name, array in made.items()})
         names += some

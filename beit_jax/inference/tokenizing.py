@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import os
 from pathlib import Path
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from beit_jax import whole_files
 from beit_jax.data.config import DataConfig, View
-from beit_jax.data.pictures.load import load_images
+from beit_jax.data.pictures.load import image_batches
 from beit_jax.data.sources.choice import open_source
 from beit_jax.data.sources.subset import Subset
 from beit_jax.errors import check
@@ -27,6 +28,7 @@ class Pictures:
     """What is tokenized."""
 
     count: int
+    name: Callable[[int], str]
     description: dict  # what they are, for the record beside the file
     # (indices, B) -> batches of these pictures in order, of one size: uint8 [B, S, S, 3], and [B],
     # 0 for those that cannot be read
@@ -34,16 +36,29 @@ class Pictures:
 
 
 def pictures_of_path(path: str, size: int) -> Pictures:
-    """The pictures of a folder, a file or a .npy array (see `load_images`)."""
-    images, _ = load_images(path, size)
+    """The pictures of a folder, a file or a .npy array (see `image_batches`)."""
+    names, squares = [], []
+
+    def leave_out(name, error):
+        names.append(name)
+        squares.append(None)
+
+    for pixels, some in image_batches(path, size, 1, leave_out=leave_out):  # one, for the order
+        names += some
+        squares += [*pixels]
+    readable = np.array([pixels is not None for pixels in squares])
+    black = np.zeros((size, size, 3), np.uint8)
+    images = np.stack([black if pixels is None else pixels for pixels in squares])
 
     def read(indices, batch):
         for start in range(0, len(indices), batch):
-            pixels = images[indices[start : start + batch]]
-            missing = batch - len(pixels)
-            yield np.pad(pixels, ((0, missing), (0, 0), (0, 0), (0, 0))), np.ones(batch)
+            chosen = indices[start : start + batch]
+            missing = batch - len(chosen)
+            pixels = np.pad(images[chosen], ((0, missing), (0, 0), (0, 0), (0, 0)))
+            yield pixels, np.pad(readable[chosen], (0, missing))
 
-    return Pictures(len(images), {'data': hashlib.sha256(images.tobytes()).hexdigest()}, read)
+    data = hashlib.sha256(images.tobytes()).hexdigest()
+    return Pictures(len(images), names.__getitem__, {'data': data}, read)
 
 
 def pictures_of_data(data: DataConfig, part: str) -> Pictures:
@@ -68,7 +83,8 @@ def pictures_of_data(data: DataConfig, part: str) -> Pictures:
         for made in pipeline.evaluate_batches(chosen, batch, views, data, rows, crop):
             yield made['image'], made['valid']
 
-    return Pictures(len(source), {'data': source.fingerprint, 'crop': crop}, read)
+    description = {'data': source.fingerprint, 'crop': crop}
+    return Pictures(len(source), source.name, description, read)
 
 
 class Export:
@@ -136,10 +152,21 @@ class Export:
 
 
 def fill(
-    export: Export, pictures: Pictures, first: int, tokenizer, params, mesh, batch: int
+    export: Export,
+    pictures: Pictures,
+    first: int,
+    tokenizer,
+    params,
+    mesh,
+    batch: int,
+    strict: bool = False,
 ) -> None:
     """Writes what is missing of an export, whose row 0 is picture `first`; `batch` pictures a call
-    on all devices of the mesh. Names the pictures that cannot be read."""
+    on all devices of the mesh. Names on stderr the pictures that cannot be read.
+
+    Raises:
+      RequestError: there is one, and it is `strict`.
+    """
     encode = jax.jit(
         lambda params, pixels: tokenizer.encode(params, to_float(pixels)).astype(jnp.uint16),
         in_shardings=(replicated(mesh), batch_sharding(mesh)),
@@ -154,7 +181,9 @@ def fill(
         ids_RP, readable_R = np.asarray(encode(params, pixels))[:count], valid[:count] > 0
         bad = [export.done + int(row) for row in np.flatnonzero(~readable_R)]
         for row in bad:
-            print(f'warning: image {first + row} cannot be read; its tokens are 0', flush=True)
+            line = f'{pictures.name(first + row)} (image {first + row}) cannot be read'
+            check(not strict, f'{line}: repair or remove it, or leave --strict out.')
+            print(f'warning: {line}; its tokens are 0', file=sys.stderr)
         export.write(np.where(readable_R[:, None], ids_RP, 0), bad)
         progress.update(count)
     progress.close()

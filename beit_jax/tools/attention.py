@@ -48,10 +48,13 @@ def run(options) -> None:
         0 <= head <= heads,
         f'--head={head}: the encoder has heads 1 to {heads}; 0 is their mean.',
     )
+    left_out = images_option.LeftOut(options)
     if options.images == 'shapes':
         images = images_option.built_in_pictures(options.limit, model.image_size)
     else:
-        images = load_images(options.images, model.image_size, options.limit, model.crop)[0]
+        images = load_images(options.images, model.image_size, options.limit, model.crop, left_out)[
+            0
+        ]
     weights_BHNN = jax.device_get(model.attention(images, layer - 1))
     maps = attention_maps(weights_BHNN, model.grid, points, head - 1 if head else None)
     columns, titles = [images / 255], ['original']
@@ -62,7 +65,7 @@ def run(options) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     grid_picture(columns, titles).save(output)
     which = f'head {head}' if head else 'mean of the heads'
-    print(f'{len(images)} images, layer {layer}, {which} -> {output}')
+    print(f'{len(images)} images{left_out}, layer {layer}, {which} -> {output}')
 
 
 def _arguments():

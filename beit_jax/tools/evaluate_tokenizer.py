@@ -10,7 +10,7 @@ from beit_jax.data.config import View
 from beit_jax.data.pictures.grid import rows_picture
 from beit_jax.data.sources.choice import open_source
 from beit_jax.data.sources.subset import Subset, spread
-from beit_jax.errors import check
+from beit_jax.errors import RequestError, check
 from beit_jax.models.tokenizers import PRECISIONS
 from beit_jax.tasks.tokenizer_quality import measure
 from beit_jax.tools import arguments, images_option, outputs
@@ -19,9 +19,9 @@ from beit_jax.weights.tokenizer import load_tokenizer
 CELL = 112  # side of a picture in the picture, in pixels
 
 
-def read_batches(options, size: int) -> Iterator[np.ndarray]:
+def read_batches(options, size: int, left_out: images_option.LeftOut) -> Iterator[np.ndarray]:
     """Batches uint8 [B, size, size, 3] of at most `options.limit` pictures, spread evenly over the
-    held-out ones, or over all."""
+    held-out ones, or over all; without those that cannot be read."""
     from beit_jax.data import pipeline
 
     data = arguments.data_config(options, image_size=size)
@@ -32,7 +32,11 @@ def read_batches(options, size: int) -> Iterator[np.ndarray]:
     for batch in pipeline.evaluate_batches(
         source, options.batch, views, data, rows, data.evaluate_crop
     ):
-        yield batch['image'][batch['valid'] > 0]
+        for index in batch['index'][batch['substituted']]:
+            name = source.name(index)
+            left_out(name, RequestError(f'{name} cannot be read.'))
+        if batch['valid'].any():
+            yield batch['image'][batch['valid'] > 0]
 
 
 def report(figures: dict) -> str:
@@ -49,9 +53,10 @@ def report(figures: dict) -> str:
         f'{entropies.max():.2f})',
     ]
     for precision in PRECISIONS:
-        rate = _text(figures['images_per_second'][precision], ',.0f')
+        rate = figures['images_per_second'][precision]
+        speed = f'{rate:,.0f} images/s' if rate else 'no speed (it takes two whole batches)'
         agreement = f'{figures["agreement"][precision]:.3%} of tokens as in float32'
-        lines.append(f'{precision:18}{agreement}; {rate} images/s')
+        lines.append(f'{precision:18}{agreement}; {speed}')
     return '\n'.join(lines)
 
 
@@ -70,9 +75,10 @@ def run(options) -> None:
         f'the tokenizer {options.tokenizer} has no decoder: it cannot draw pictures.',
     )
     size = images_option.picture_size(options, tokenizer)
-    figures = measure(tokenizer, params, read_batches(options, size))
+    left_out = images_option.LeftOut(options)
+    figures = measure(tokenizer, params, read_batches(options, size, left_out))
     pictures = figures.pop('pictures')
-    print(report(figures))
+    print(f'{report(figures)}{left_out}')
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
         rows_picture(pictures, CELL).save(output)
@@ -99,6 +105,7 @@ def _arguments():
     )
     parser.add_argument('--output', metavar='PNG', help='also draw originals over reconstructions')
     parser.add_argument('--json', metavar='FILE', help='also write the figures to this file')
+    images_option.add_strict(parser)
     arguments.add_data(parser)
     return parser
 

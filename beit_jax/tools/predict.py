@@ -37,7 +37,8 @@ def run(options) -> None:
     check(suffix or not output, f'--output={output}: give a file that ends in .npz or .csv.')
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
-    names, arrays = predict(model, what, options.images, options.batch_size, options.limit or None)
+    left_out, limit = images_option.LeftOut(options), options.limit or None
+    names, arrays = predict(model, what, options.images, options.batch_size, limit, left_out)
     classes = model.classes
     if what == 'classes':
         classes = [class_name(classes, i) for i in range(arrays['logits'].shape[1])]
@@ -50,8 +51,8 @@ def run(options) -> None:
             table.write(output)
     if suffix == '.npz':
         np.savez(output, paths=np.array(names), labels=labels_B, **arrays)
-    if suffix:
-        print(f'{len(names)} images -> {output}')
+    if suffix or left_out.count:
+        print(f'{len(names)} images{left_out}{f" -> {output}" if suffix else ""}')
 
 
 def _label(options, model, output: Path | None) -> None:
@@ -65,12 +66,13 @@ def _label(options, model, output: Path | None) -> None:
         settings |= {'scales': SCALES, 'flip': True}
     settings['windows'] = min(options.batch_size, InferenceConfig.windows)
     config = from_mapping(InferenceConfig, settings, 'inference.')
-    pixels = label_pictures(model, options.images, output, config, options.limit or None)
+    left_out, limit = images_option.LeftOut(options), options.limit or None
+    pixels = label_pictures(model, options.images, output, config, limit, left_out)
     for number in np.argsort(-pixels, kind='stable')[:SHOWN]:
         if pixels[number]:
             share, name = pixels[number] / pixels.sum(), class_name(model.classes, number)
             print(f'{share:6.1%} of the pixels: {name} ({number})')
-    print(f'{pixels.sum():,} pixels -> {output}')
+    print(f'{pixels.sum():,} pixels{left_out} -> {output}')
 
 
 def _arguments():

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from beit_jax.data.pictures.grid import grid_picture
-from beit_jax.data.pictures.load import load_images
+from beit_jax.data.pictures.load import square, whole_images
 from beit_jax.errors import check
 from beit_jax.images.color import to_float
 from beit_jax.settings.mapping import task_config
@@ -48,10 +48,13 @@ def load_run(workdir: str, tokenizer: str = ''):
     return task, params
 
 
-def read_views(images: str, sizes: list[int], limit: int, level: str) -> list[np.ndarray]:
+def read_views(
+    images: str, sizes: list[int], limit: int, level: str, left_out: images_option.LeftOut
+) -> list[np.ndarray]:
     """The pictures of --images in each size, uint8 [B, size, size, 3]."""
     if images != 'shapes':
-        return [load_images(images, size, limit)[0] for size in sizes]
+        whole = [pixels for pixels, _ in whole_images(images, limit, left_out)]
+        return [np.stack([square(pixels, size) for pixels in whole]) for size in sizes]
     drawn = list(map(Image.fromarray, images_option.built_in_pictures(limit, sizes[0], level)))
 
     def view(size):
@@ -73,14 +76,15 @@ def run(options) -> None:
         f'the tokenizer {path} has no decoder: it cannot draw pictures.',
     )
     sizes = [view.size for view in task.views + task.prepare_views]
-    views = read_views(options.images, sizes, options.limit, task.config.data.level)
+    left_out = images_option.LeftOut(options)
+    views = read_views(options.images, sizes, options.limit, task.config.data.level, left_out)
     image, *token_image = map(to_float, views)
     predict = jax.jit(lambda *inputs: predict_pictures(task, *inputs, seed=options.seed))
     pictures = predict(tokenizer_params, params, image, *token_image)
     columns = ('original', 'masked', *(['tokenizer'] if task.tokenizer else []), 'model')
     output.parent.mkdir(parents=True, exist_ok=True)
     grid_picture([image, *pictures], columns).save(output)
-    print(f'{len(image)} images -> {output}')
+    print(f'{len(image)} images{left_out} -> {output}')
 
 
 def _arguments():

@@ -44,8 +44,9 @@ def run(options) -> None:
     if export.complete:
         print(f'{output} is complete already: {last - first:,} images')
         return
-    fill(export, pictures, first, tokenizer, params, mesh, batch)
-    print(f'{last - first:,} images x {tokens} tokens, uint16 -> {output}')
+    fill(export, pictures, first, tokenizer, params, mesh, batch, options.strict)
+    bad = f' ({len(export.bad)} that cannot be read have tokens 0)' * bool(export.bad)
+    print(f'{last - first:,} images x {tokens} tokens{bad}, uint16 -> {output}')
 
 
 def _arguments():

@@ -71,6 +71,59 @@ def test_floats(segmenter, tmp_path):
     call(predict, checkpoint=workdir, images=tmp_path / 'g.npy', output=tmp_path / 'out')
 
 
+def labels(segmenter, images, output, *more):
+    """Runs predict; what it wrote, sorted."""
+    call(predict, *more, checkpoint=segmenter[1], images=images, output=output)
+    return sorted(str(file.relative_to(output)) for file in output.rglob('*.*'))
+
+
+def test_a_file_for_each_picture(segmenter, tmp_path):
+    """Pictures of one name, and those of an array."""
+    given, output = tmp_path / 'in', tmp_path / 'out'
+    for name in ('a/x.jpg', 'b/x.png', 'b/x.jpg', 'b/y.jpeg'):
+        (given / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(20, 20)).save(given / name)
+    expected = ['a/x.png', 'b/x.jpg.png', 'b/x.png.png', 'b/y.png']
+    assert labels(segmenter, given, output) == expected
+    np.save(tmp_path / 'many.npy', np.stack([picture(20, 20, i) for i in range(3)]))
+    written = labels(segmenter, tmp_path / 'many.npy', tmp_path / 'array')
+    assert written == [f'many-0000{i}.png' for i in range(3)]
+
+
+def test_pictures_are_not_written_over(segmenter, tmp_path):
+    """Neither a folder of them, nor the one, nor one of the name that another would get."""
+    given = tmp_path / 'in'
+    given.mkdir()
+    for name in ('x.png', 'x.jpg', 'x.jpg.png'):
+        Image.fromarray(picture(20, 20)).save(given / name)
+    before = {file: file.read_bytes() for file in given.rglob('*.*')}
+    for images, output, message in (
+        (given, given, r'lies in .*/in, which is read'),
+        (given, given / 'labels', r'lies in .*/in, which is read'),
+        (given / 'x.png', given, r'x.png would be written to .*in/x.png, which is another'),
+        (given, tmp_path / 'out', r'would be written to .*out/x.jpg.png, which is another picture'),
+    ):
+        with pytest.raises(RequestError, match=message):
+            labels(segmenter, images, output)
+    assert {file: file.read_bytes() for file in given.rglob('*.*')} == before
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_picture_that_cannot_be_read(segmenter, tmp_path, capsys):
+    given = tmp_path / 'in'
+    given.mkdir()
+    for name in 'abc':
+        Image.fromarray(picture(20, 20)).save(given / f'{name}.png')
+    (given / 'b.png').write_bytes(b'no picture')
+    assert labels(segmenter, given, tmp_path / 'out') == ['a.png', 'c.png']
+    said = capsys.readouterr()
+    assert 'in/b.png cannot be read as an image' in said.err and '(1 that cannot' in said.out
+    with pytest.raises(RequestError, match=r'in/b.png cannot be read'):
+        labels(segmenter, given, tmp_path / 'strict', '--strict')
+    with pytest.raises(RequestError, match='none of its pictures can be read'):
+        labels(segmenter, given / 'b.png', tmp_path / 'none')
+
+
 @pytest.mark.slow
 def test_multiscale(segmenter, tmp_path):
     _, workdir = segmenter

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 
 from flax import nnx
 import jax
@@ -108,6 +109,24 @@ def test_table(classifier, images, tmp_path, capsys):
     np.testing.assert_allclose(third, np.sort(probabilities)[:, -3], atol=1e-5)
     accuracy = np.mean([row['class1'] == row['label'] for row in rows])
     assert f'{accuracy:.4f} of the {COUNT} images' in capsys.readouterr().out
+
+
+def test_pictures_that_cannot_be_read(classifier, images, tmp_path, capsys):
+    """Named, left out and counted; or with --strict the end; of `attention` likewise."""
+    folder = tmp_path / 'folder'
+    shutil.copytree(images[3], folder)
+    (folder / 'bad.png').write_bytes(b'no picture')
+    given = {'checkpoint': classifier[2], 'images': folder}
+    call(predict, **given, output=tmp_path / 'o.csv')
+    assert len(list(csv.DictReader((tmp_path / 'o.csv').open()))) == COUNT
+    call(attention, **given, output=tmp_path / 'a.png', limit=3)
+    assert Image.open(tmp_path / 'a.png').size[1] == TITLE + 3 * (CELL + GAP)
+    said = capsys.readouterr()
+    assert said.err.count('folder/bad.png cannot be read as an image') == 2
+    assert said.out.count(' images (1 that cannot be read left out: see above)') == 2
+    for tool in (predict, attention):
+        with pytest.raises(RequestError, match=r'folder/bad\.png cannot be read'):
+            call(tool, '--strict', **given, output=tmp_path / ('o.csv', 'a.png')[tool is attention])
 
 
 def test_features_and_tokens(pretrained, images, tmp_path):

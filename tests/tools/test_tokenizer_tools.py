@@ -243,15 +243,35 @@ def test_two_hosts_write_a_file_each(fitted, tmp_path):
     np.testing.assert_array_equal(np.concatenate(parts), ids_of(fitted, shapes(37)))
 
 
-def test_bad_images_are_named(fitted, tmp_path, capsys):
+@pytest.mark.parametrize('option', ['--data.path', '--images'])
+def test_bad_images_are_named(option, fitted, tmp_path, capsys):
     write_photos(tmp_path / 'photos')
-    (tmp_path / 'photos' / '3_bad.jpg').write_bytes(b'no picture')
-    data = f'--data.path={tmp_path}/photos'
-    call(tokenize, data, tokenizer=fitted, output=tmp_path / 'ids.npy', batch=4)
+    bad = tmp_path / 'photos' / '3_bad.jpg'
+    bad.write_bytes(b'no picture')
+    given = {'tokenizer': fitted, 'output': tmp_path / 'ids.npy', 'batch': 4}
+    call(tokenize, f'{option}={tmp_path}/photos', **given)
     ids = np.load(tmp_path / 'ids.npy')
     assert json.loads((tmp_path / 'ids.npy.json').read_text())['bad'] == [3]
     assert not ids[3].any() and all(row.any() for i, row in enumerate(ids) if i != 3)
-    assert 'image 3 cannot be read' in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert f'warning: {bad} (image 3) cannot be read; its tokens are 0' in said.err
+    assert 'tokens (1 that cannot be read have tokens 0), uint16' in said.out
+    (tmp_path / 'ids.npy').unlink()
+    with pytest.raises(RequestError, match=rf'{bad} \(image 3\) cannot be read: repair'):
+        call(tokenize, f'{option}={tmp_path}/photos', '--strict', **given)
+
+
+def test_evaluate_leaves_out_aloud(fitted, tmp_path, capsys):
+    write_photos(tmp_path / 'photos')
+    (tmp_path / 'photos' / '3_bad.jpg').write_bytes(b'no picture')
+    given = {'tokenizer': fitted, 'data.path': tmp_path / 'photos'}
+    call(evaluate_tokenizer, **given)
+    said = capsys.readouterr()
+    assert '3_bad.jpg cannot be read. It is left out' in said.err
+    assert '(1 that cannot be read left out: see above)' in said.out
+    assert 'no speed (it takes two whole batches)' in said.out
+    with pytest.raises(RequestError, match=r'3_bad\.jpg cannot be read'):
+        call(evaluate_tokenizer, '--strict', **given)
 
 
 def test_export_of_something_else(fitted, tmp_path):

@@ -1,7 +1,7 @@
 """Pictures for the tools: a folder, a file, or a .npy array, as one array of the size that a model
 takes. No TensorFlow."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import itertools
 from pathlib import Path
 
@@ -13,17 +13,29 @@ from beit_jax.data.stores import storage
 from beit_jax.data.stores.listing import Listing
 from beit_jax.errors import RequestError, check, shown
 
+# gets the name of a picture that cannot be read and why, and leaves it out or raises that
+LeaveOut = Callable[[str, RequestError], None]
+
 
 def load_images(
-    path: str, size: int, limit: int | None = None, crop: float = 1.0
+    path: str,
+    size: int,
+    limit: int | None = None,
+    crop: float = 1.0,
+    leave_out: LeaveOut | None = None,
 ) -> tuple[np.ndarray, list[str]]:
     """All pictures of `image_batches` at once: ([B, size, size, 3], names)."""
-    pictures, names = zip(*image_batches(path, size, 64, limit, crop))
+    pictures, names = zip(*image_batches(path, size, 64, limit, crop, leave_out))
     return np.concatenate(pictures), [name for batch in names for name in batch]
 
 
 def image_batches(
-    path: str, size: int, batch_size: int, limit: int | None = None, crop: float = 1.0
+    path: str,
+    size: int,
+    batch_size: int,
+    limit: int | None = None,
+    crop: float = 1.0,
+    leave_out: LeaveOut | None = None,
 ) -> Iterator[tuple[np.ndarray, list[str]]]:
     """Reads pictures: the central square of each at size x size pixels, bicubic, antialiased.
 
@@ -35,14 +47,15 @@ def image_batches(
       batch_size: pictures that are read at a time.
       limit: read at most so many.
       crop: side of the square over the shorter side of the picture.
+      leave_out: told of pictures that cannot be read; None: the first ends it.
 
     Yields:
       ([B, size, size, 3], names as they can be printed): uint8; of a float array float32 in [0, 1].
 
     Raises:
-      RequestError: nothing there, or not an image.
+      RequestError: nothing there, or nothing that is an image.
     """
-    pictures = whole_images(path, limit)
+    pictures = whole_images(path, limit, leave_out)
 
     def squared(pixels):
         untouched = Path(path).suffix == '.npy' and pixels.shape[:2] == (size, size)
@@ -52,14 +65,28 @@ def image_batches(
         yield np.stack([squared(pixels) for pixels, _ in chunk]), [name for _, name in chunk]
 
 
-def whole_images(path: str, limit: int | None = None) -> Iterator[tuple[np.ndarray, str]]:
+def whole_images(
+    path: str, limit: int | None = None, leave_out: LeaveOut | None = None
+) -> Iterator[tuple[np.ndarray, str]]:
     """(pixels [H, W, 3], name) of each of what `image_batches` takes, of its own size."""
     if Path(path).suffix == '.npy':
         for number, pixels in enumerate(_array(path, limit)):
             yield pixels, f'{shown(Path(path).name)}[{number}]'
         return
-    for file in itertools.islice(image_files(path), limit):
-        yield read_image(file), shown(file)
+    read = 0
+    for file in image_files(path):
+        try:
+            pixels = read_image(file)
+        except RequestError as error:
+            if leave_out is None:
+                raise
+            leave_out(shown(file), error)
+            continue
+        yield pixels, shown(file)
+        read += 1
+        if read == limit:
+            return
+    check(read > 0, f'--images={shown(path)}: none of its pictures can be read.')
 
 
 def image_files(path: str) -> Iterator[str]:
