@@ -46,6 +46,7 @@ def get_config(arg: str = ''):
         save_every=2000,
         compute_dtype='bfloat16',
         auxiliary_weight=0.4,
+        avg_non_ignore=False,
         distort=True,
         data={
             'name': 'folder',
@@ -78,7 +79,7 @@ def get_config(arg: str = ''):
         optimizer={
             'lr': 7e-4,
             'final_lr': 0.0,
-            'schedule': 'linear',
+            'schedule': 'poly',
             'warmup_steps': 1500,
             'beta1': 0.9,
             'beta2': 0.999,

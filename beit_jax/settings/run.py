@@ -8,7 +8,7 @@ from beit_jax.errors import check, one_of
 from beit_jax.settings.intervals import INT32, Count, Interval, Seed, Share, ShareBelow1
 
 COMPUTE_DTYPES = ('float32', 'bfloat16')
-SCHEDULES = ('cosine', 'linear')
+SCHEDULES = ('cosine', 'linear', 'poly')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,8 @@ class OptimizerConfig:
 
     lr: float = 1.5e-3
     final_lr: float = 1e-5
-    # the way down: cosine | linear (mmsegmentation's polynomial of power 1)
+    # the way down: cosine | linear, both from the end of the warm-up; poly: mmcv's of power 1, a
+    # line from step 0 on that the warm-up is a share of
     schedule: str = 'cosine'
     warmup_steps: int = 0  # used where warmup_epochs is 0
     warmup_epochs: float = 0.0

@@ -71,29 +71,29 @@ class Classify(Task):
         return _build(self.config, rngs)
 
     def adapt(self, params, description, classes, source):
-        """The encoder with its positions fitted, and the head where it is for the same classes."""
-        architecture = description['architecture']
-        encoder, notes = adapt_encoder(params, architecture, self.config, source)
-        differences = pixel_differences(architecture, self.config.data, source)
+        """The encoder with its positions fitted, and the head where it is for the same classes;
+        else of the head its norm, where that is of what this one pools."""
+        architecture, config = description['architecture'], self.config
+        encoder, notes = adapt_encoder(params, architecture, config, source)
+        differences = pixel_differences(architecture, config.data, source)
         notes += [f'warning: {difference}' for difference in differences]
-        if not architecture.get('num_classes') or segments(architecture):
-            return {'encoder': encoder}, ('head',), notes
-        head, named = params['head'], description.get('classes') or ()
-        width, problem = head['classes']['bias'].shape[0], problem_type(architecture)
-        one_each = problem == PROBLEM_TYPES[0]
+        head, named = params.get('head', {}), description.get('classes') or ()
+        width = 0 if segments(architecture) else architecture.get('num_classes', 0)
+        one_each = not width or problem_type(architecture) == PROBLEM_TYPES[0]
         check(
-            one_each or self.config.new_head,
-            f'the head of {source} is of {problem}, this run gives each image one class: set '
-            'config.new_head=true to start with a fresh head.',
+            one_each or config.new_head,
+            f'the head of {source} is of {problem_type(architecture)}, this run gives each image '
+            'one class: set config.new_head=true to start with a fresh head.',
         )
-        as_many = one_each and width == self.config.num_classes
+        # the norm of pre-training, of all tokens, is the one that CLS goes through when it is read
+        pooling = architecture.get('pooling', 'cls')
+        as_many = one_each and width == config.num_classes
         differing = first_difference(named, classes) if named else None
-        if as_many and (differing is None or self.config.same_classes):
-            pooling = architecture['pooling']
+        if as_many and (differing is None or config.same_classes):
             check(
-                pooling == self.config.pooling,
-                f'the head of {source} reads {pooling!r}, config.pooling is '
-                f'{self.config.pooling!r}: set it so.',
+                pooling == config.pooling,
+                f'the head of {source} reads {pooling!r}, config.pooling is {config.pooling!r}: '
+                'set it so.',
             )
             if differing is not None:
                 notes.append(
@@ -101,6 +101,20 @@ class Classify(Task):
                     'the same, by config.same_classes'
                 )
             return {'encoder': encoder, 'head': head}, (), notes
+        if width:
+            self._check_new_head(width, named, classes, source)
+            notes.append(
+                f'the head of {source}, for {width} classes, is replaced by a fresh one for '
+                f'{config.num_classes}'
+            )
+        if pooling == config.pooling and head.get('norm'):
+            notes.append(f'the norm before the head is the last one of {source}')
+            return {'encoder': encoder, 'head': {'norm': head['norm']}}, ('head/classes',), notes
+        return {'encoder': encoder}, ('head',), notes
+
+    def _check_new_head(self, width: int, named, classes, source: str) -> None:
+        """Refuses to replace a head for other classes unasked."""
+        differing = first_difference(named, classes) if named else None
         first = ''
         if differing is not None and differing < min(len(named), len(classes)):
             theirs, ours = named[differing], classes[differing]
@@ -109,13 +123,8 @@ class Classify(Task):
             self.config.new_head,
             f'the head of {source} is for {width} classes{first}; this run has '
             f'{self.config.num_classes}: give the classes that it was trained on'
-            f'{SAME_CLASSES * as_many}, or set config.new_head=true to start with a fresh head.',
+            f'{SAME_CLASSES * (width == self.config.num_classes)}, or set config.new_head=true to start with a fresh head.',
         )
-        notes.append(
-            f'the head of {source}, for {width} classes, is replaced by a fresh one for '
-            f'{self.config.num_classes}'
-        )
-        return {'encoder': encoder, 'head': {'norm': head['norm']}}, ('head/classes',), notes
 
     def augment(self, batch, key, keys_B):
         """`image` float32 [B, S, S, 3], normalised, and `target` float32 [B, C] in place of the

@@ -3,9 +3,9 @@ pixel, by UPerNet on the encoder.
 
 The encoder of a checkpoint, its positions fitted to the crop's, feeds four blocks to a feature
 pyramid. The host resizes, crops and flips a picture with its label map; the device changes its
-colours. The loss is the mean over the pixels that have a class of the cross-entropy of the logits,
-resized to the crop, and of 0.4 times that of an auxiliary head. Whole pictures are labelled by
-windows (`train.segmentation`). Shape legend: B images, S side of the crop in pixels, h w of the
+colours. The loss is the mean over pixels (`avg_non_ignore` says which) of the cross-entropy of the
+logits, resized to the crop, and of 0.4 times that of an auxiliary head. Whole pictures are labelled
+by windows (`train.segmentation`). Shape legend: B images, S side of the crop in pixels, h w of the
 logits (a quarter of it), C classes.
 """
 
@@ -68,6 +68,9 @@ class Config(LabelledRunConfig):
     model: EncoderConfig = EncoderConfig(positions='layer_bias')
     head: UperNetConfig = UperNetConfig()
     auxiliary_weight: float = 0.4  # of the auxiliary head's loss
+    # whether the loss is the mean over the pixels that have a class; false: over all, those of none
+    # with 0, as mmsegmentation 0.11
+    avg_non_ignore: bool = True
     new_head: bool = False  # start with fresh heads where `init` has them for other classes
     # the classes of `init` are this run's, in this order, under other names
     same_classes: bool = False
@@ -159,9 +162,12 @@ class Segment(Task):
         if auxiliary_BhwC is not None:
             auxiliary_loss, _ = _pixel_loss(auxiliary_BhwC, labels_BSS, weights_BSS)
         total = loss + config.auxiliary_weight * auxiliary_loss
+        labelled = jnp.sum(weights_BSS)
+        pixels = jnp.sum(batch['valid']) * labels_BSS[0].size
         sums = {
             'loss': total,
-            'weight': jnp.sum(weights_BSS),
+            'weight': labelled if config.avg_non_ignore else pixels,
+            'labelled': labelled,
             'auxiliary_loss': auxiliary_loss,
             'correct': correct,
         }
@@ -170,12 +176,12 @@ class Segment(Task):
         return total, sums
 
     def summarize(self, sums):
-        """`pixel_accuracy` is that of the pixels of the crops; `loss` has the share of
-        `auxiliary_loss` in it."""
+        """`pixel_accuracy` is that of the pixels of the crops that have a class; `loss` has the
+        share of `auxiliary_loss` in it."""
         return {
             'loss': sums['loss'] / sums['weight'],
             'auxiliary_loss': sums['auxiliary_loss'] / sums['weight'],
-            'pixel_accuracy': sums['correct'] / sums['weight'],
+            'pixel_accuracy': sums['correct'] / sums['labelled'],
         }
 
     def label_windows(self, params, images_BSS3):

@@ -19,6 +19,7 @@ _NO_DECAY = re.compile(
 )
 _EMBEDDING = re.compile(r'(^|/)(patch_embedding/\w+|cls_token|mask_token|position_embedding)$')
 _BLOCK = re.compile(r'(^|/)blocks/(\d+)/')
+_WARMUP_RATIO = 1e-6  # of mmcv's warm-up at step 0
 
 
 def decays(path: str) -> bool:
@@ -46,13 +47,21 @@ def learning_rate(
     config: OptimizerConfig, total_steps: int, steps_per_epoch: float
 ) -> optax.Schedule:
     """Linear warm-up from 0, then a cosine or a line to `final_lr` at `total_steps`; a function of
-    the number of steps done."""
+    the number of steps done.
+
+    With schedule 'poly' the line begins at step 0, and the warm-up multiplies it by what grows from
+    1e-6 to 1, as mmcv's poly policy does with linear warm-up (warmup_ratio=1e-6).
+    """
     warmup = config.warmup_steps or round(config.warmup_epochs * steps_per_epoch)
     check(
         warmup < total_steps,
         f'the warm-up takes {warmup} of {total_steps} steps: set config.optimizer.warmup_steps or '
         'warmup_epochs lower, or train longer.',
     )
+    if config.schedule == 'poly':
+        line = optax.linear_schedule(config.lr, config.final_lr, total_steps)
+        share = optax.linear_schedule(_WARMUP_RATIO, 1.0, warmup) if warmup else lambda step: 1.0
+        return lambda step: line(step) * share(step)
     if config.schedule == 'linear':
         down = optax.linear_schedule(config.lr, config.final_lr, total_steps - warmup)
         return optax.join_schedules([optax.linear_schedule(0.0, config.lr, warmup), down], [warmup])

@@ -11,6 +11,7 @@ from beit_jax.errors import RequestError
 from beit_jax.settings.mapping import task_config
 from beit_jax.tasks import make_task
 from beit_jax.train import state as states
+from beit_jax.weights.load import load_weights
 from beit_jax.weights.positions import resize_bias_table
 from tests import tiny
 
@@ -182,14 +183,62 @@ def test_classes_of_other_names():
         make('wxyz', same_classes=True).adapt(theirs, described, tuple('wxyz'), 'C')
 
 
-def test_a_model_without_classes_gives_its_encoder():
-    """As timm's with num_classes=0: the whole head starts fresh."""
-    task = make()
-    described = {'architecture': describe(task)['architecture'] | {'num_classes': 0}}
-    params, prefixes, _ = task.adapt(
-        {'encoder': fresh(task)['encoder'], 'head': {'norm': {}}}, described, CLASSES, 'C'
+@pytest.mark.parametrize('pooling', ['mean', 'cls'])
+def test_the_norm_of_a_model_without_classes(pooling):
+    """As timm's with num_classes=0: it is taken for the pooling that it is of, else drawn."""
+    task, other = make(), make(pooling=pooling)
+    described = {'architecture': describe(other)['architecture'] | {'num_classes': 0}}
+    norm = {'scale': np.full(16, 1.5), 'bias': np.full(16, 0.5)}
+    theirs = {'encoder': fresh(other)['encoder'], 'head': {'norm': norm}}
+    params, prefixes, notes = task.adapt(theirs, described, CLASSES, 'C')
+    if pooling == 'mean':
+        assert prefixes == ('head/classes',) and params['head'] == {'norm': norm} and notes
+    else:
+        assert prefixes == ('head',) and params.keys() == {'encoder'} and not notes
+
+
+def test_a_head_that_is_replaced_keeps_the_norm_of_its_own_pooling():
+    old = make(pooling='cls')
+    for pooling, kept in (('cls', ('head/classes',)), ('mean', ('head',))):
+        task = make((*CLASSES, 'd'), new_head=True, pooling=pooling)
+        params, prefixes, _ = task.adapt(fresh(old), describe(old), (*CLASSES, 'd'), 'C')
+        assert prefixes == kept and ('head' in params) == (pooling == 'cls')
+
+
+def test_cls_after_pretraining_as_in_pytorch(tmp_path):
+    """The official loader gives `norm` of pre-training to a model that reads CLS (timm stands for
+    it, loading with strict=False): what the classes then see is the same."""
+    import torch
+
+    from tests import torch_models
+    from tests.weights.pytorch.small_models import PRETRAINED, SIZES, save
+
+    state = torch_models.make_timm(**PRETRAINED).state_dict()
+    path = save(state, tmp_path / 'pretrained.pth')
+    table = state.pop('rel_pos_bias.relative_position_bias_table')
+    state |= {f'blocks.{i}.attn.relative_position_bias_table': table for i in range(2)}
+    kind = SIZES | {'positions': 'layer_bias', 'classes': 0, 'pooling': 'cls'}
+    theirs = torch_models.make_timm(**kind)
+    assert not theirs.load_state_dict(state, strict=False).missing_keys
+
+    sizes = {name: SIZES[name] for name in ('width', 'depth', 'heads', 'hidden')}
+    task = make(
+        pooling='cls',
+        data={'image_size': 80},
+        model=sizes | {'patch_size': 16, 'positions': 'layer_bias'},
     )
-    assert prefixes == ('head',) and params.keys() == {'encoder'}
+    params, description = load_weights(str(path))
+    params, prefixes, notes = task.adapt(params, description, CLASSES, 'C')
+    assert (
+        prefixes == ('head/classes',) and 'the norm before the head is the last one of C' in notes
+    )
+    params = states.merge(params, states.initial_params(task, 0, below=prefixes))
+    pixels = np.random.default_rng(0).normal(size=(2, 80, 80, 3)).astype(np.float32)
+    model = nnx.merge(task.graphdef, params)
+    found = model.head.norm(model.encoder(pixels)[:, 0])
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(pixels.transpose(0, 3, 1, 2))).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_what_is_no_encoder_is_refused():

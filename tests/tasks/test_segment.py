@@ -65,18 +65,17 @@ def varied(task):
 def test_loss_as_torch(task, batch):
     """The mean over the pixels that count, of the cross-entropy of enlarged logits and 0.4 times
     that of the auxiliary head."""
-    data = task.config.data
+    data, every = task.config.data, make(avg_non_ignore=False)
 
     @jax.jit
     def run(params, batch):
         images = (batch['image'].astype(jnp.float32) / 255 - jnp.array(data.mean)) / jnp.array(
             data.std
         )
-        return task.loss(params, batch, None, progress=0.0, train=False), nnx.merge(
-            task.graphdef, params
-        )(images)[:2]
+        losses = [one.loss(params, batch, None, progress=0.0, train=False) for one in (task, every)]
+        return *losses, nnx.merge(task.graphdef, params)(images)[:2]
 
-    (loss, sums), outputs = run(varied(task), batch)
+    (loss, sums), (_, sums_of_every), outputs = run(varied(task), batch)
     labels, losses, right = torch.tensor(batch['label_map'][:5].astype(np.int64)), [], None
     for logits in outputs:
         large = torch.nn.functional.interpolate(
@@ -92,6 +91,18 @@ def test_loss_as_torch(task, batch):
     assert (
         metrics['pixel_accuracy'] == pytest.approx(right / count, abs=1e-6) and loss == sums['loss']
     )
+    # mmsegmentation 0.11: F.cross_entropy(reduction='none', ignore_index=255).mean()
+    losses = []
+    for logits in outputs:
+        large = torch.nn.functional.interpolate(
+            torch.tensor(np.moveaxis(np.asarray(logits), -1, 1)[:5]), size=(20, 20), mode='bilinear'
+        )
+        each = torch.nn.functional.cross_entropy(large, labels, reduction='none', ignore_index=255)
+        losses.append(each.mean().item())
+    metrics = every.summarize(sums_of_every)
+    assert metrics['loss'] == pytest.approx(losses[0] + 0.4 * losses[1], rel=1e-5)
+    assert metrics['auxiliary_loss'] == pytest.approx(losses[1], rel=1e-5)
+    assert metrics['pixel_accuracy'] == pytest.approx(right / count, abs=1e-6)
 
 
 @pytest.mark.slow  # its compilation

@@ -173,6 +173,17 @@ def test_schedule():
         if step >= 11:
             expected = 1e-5 + (7e-4 - 1e-5) * max(0, 1 - (step - 11) / (47 - 11))
         assert float(schedule(step)) == pytest.approx(expected, rel=1e-5), step
+    poly = optimizers.learning_rate(
+        OptimizerConfig(lr=7e-4, final_lr=1e-5, warmup_steps=11, schedule='poly'), 47, 1
+    )
+    for step in range(47):  # mmcv's PolyLrUpdaterHook and its warm-up, in NumPy
+        regular = (7e-4 - 1e-5) * (1 - step / 47) + 1e-5
+        share = 1 - (1 - min(step, 11) / 11) * (1 - 1e-6)
+        assert float(poly(step)) == pytest.approx(regular * share, rel=1e-5, abs=1e-9), step
+    # the figures of the official ADE20K runs: no restart after the warm-up
+    recipe = OptimizerConfig(lr=7e-4, final_lr=0.0, warmup_steps=1500, schedule='poly')
+    rates = optimizers.learning_rate(recipe, 160_000, 1)
+    assert float(rates(1500)) == pytest.approx(7e-4 * (1 - 1500 / 160_000), rel=1e-6)
     without_warmup = OptimizerConfig(lr=7e-4, schedule='linear')
     assert float(optimizers.learning_rate(without_warmup, 47, 1)(0)) == pytest.approx(7e-4)
     with pytest.raises(RequestError, match='warm-up takes 50 of 47 steps'):

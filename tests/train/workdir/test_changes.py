@@ -53,6 +53,24 @@ def test_a_setting_that_came_later(tokenizer_dir, tmp_path):
         config_changes(config(ema_decay=0.5), tmp_path)
 
 
+def test_a_run_of_before_keeps_its_loss(tmp_path):
+    """The recipe of ADE20K has since another loss and schedule: it does not go on with them."""
+    config = lambda **changed: task_config(tiny.segment_settings(**changed))
+    linear = {'schedule': 'linear', 'warmup_steps': 1}
+    write_config(config(optimizer=linear), tmp_path)
+    settings = json.loads((tmp_path / FILE).read_text())
+    del settings['avg_non_ignore']
+    (tmp_path / FILE).write_text(json.dumps(settings))
+    assert config_changes(config(optimizer=linear), tmp_path) == []
+    message = (
+        r'\(config.avg_non_ignore was True, is False; '
+        r"config.optimizer.schedule was 'linear', is 'poly'\)"
+    )
+    with pytest.raises(RequestError, match=message):
+        new = {'schedule': 'poly', 'warmup_steps': 1}
+        config_changes(config(optimizer=new, avg_non_ignore=False), tmp_path)
+
+
 def test_settings_that_cannot_train(tokenizer_dir):
     for changed, message in (
         ({'lr': -1.0}, r'config.optimizer.lr is -1.0: it takes a number in \[0, 1000000\]'),
