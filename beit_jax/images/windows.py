@@ -49,7 +49,7 @@ def axis_maps(
     return maps
 
 
-def fitted_size(height: int, width: int, short: int, long: int) -> tuple[int, int]:
+def fitted_size(height: int, width: int, short: int, long: float) -> tuple[int, int]:
     """(height, width) to which a picture is brought before it is cut into windows.
 
     Its shorter side becomes `short`, but the longer one `long` at most.

@@ -123,7 +123,8 @@ class Classify(Task):
             self.config.new_head,
             f'the head of {source} is for {width} classes{first}; this run has '
             f'{self.config.num_classes}: give the classes that it was trained on'
-            f'{SAME_CLASSES * (width == self.config.num_classes)}, or set config.new_head=true to start with a fresh head.',
+            f'{SAME_CLASSES * (width == self.config.num_classes)}, or set config.new_head=true to '
+            'start with a fresh head.',
         )
 
     def augment(self, batch, key, keys_B):

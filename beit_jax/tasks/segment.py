@@ -36,7 +36,8 @@ MODES = ('slide', 'whole')
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InferenceConfig:
     """How a whole picture is labelled. Its shorter side is brought to `data.image_size`, its longer
-    one to four times that at most."""
+    one to four times that at most; with several scales the shorter one to the larger of that and of
+    `scale` times that, the longer one as far as it comes (the official SETR_Resize)."""
 
     # slide: windows of the crop's size, their logits averaged | whole: the picture squeezed into
     # one window

@@ -8,6 +8,7 @@ pixels, h w of their logits, H V of a picture (padded, so that few programs are 
 classes.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import csv
 import dataclasses
@@ -40,16 +41,16 @@ _PADDED = 64  # sides of pictures are padded to multiples of it
 class _Picture:
     key: Any
     image: np.ndarray
-    passes: int
     missing: int  # passes that are still to come
     scores_HVC: Any = 0.0
 
 
 @dataclasses.dataclass
 class _Pass:
-    """One look at a picture: at one scale, turned round or not."""
+    """One look at a picture: at one size, turned round or not."""
 
     picture: _Picture
+    share: float  # of what is said of the picture
     missing: int  # windows that are still to come
     logits_HVC: Any = None
 
@@ -91,7 +92,7 @@ class PictureLabeller:
         )
         self._add = jax.jit(_add_window, donate_argnums=0, out_shardings=self._rows)
         self._average = jax.jit(
-            lambda total, logits_HVC, passes: total + jax.nn.softmax(logits_HVC) / passes
+            lambda total, logits_HVC, share: total + share * jax.nn.softmax(logits_HVC)
         )
         self._classify = jax.jit(_classify, out_shardings=self._whole)
 
@@ -102,9 +103,9 @@ class PictureLabeller:
         the picture's own pixels lie in the upper left corner. Images are all uint8, or all float32
         in [0, 1].
 
-        Scores are the windows' logits, averaged and resized to the picture; with several scales or
-        flips, the mean of their probabilities. A picture that is smaller than a window is filled up
-        on the right and at the bottom, and what is said of that is dropped.
+        Scores are the windows' logits, averaged and resized to the picture; of several looks, the
+        mean of their probabilities. A picture that is smaller than a window is filled up on the
+        right and at the bottom, and what is said of that is dropped.
         """
         params, waiting = jax.device_put(params, self._whole), []
         windows = jax.ShapeDtypeStruct((self._count, self._side, self._side, 3), jnp.uint8)
@@ -133,15 +134,14 @@ class PictureLabeller:
         """All looks at a picture. `sides`: h and w."""
         config, side = self._config, self._side
         (height, width), (H, V) = image.shape[:2], self._padded(image)
-        flips = (False, True) if config.flip else (False,)
-        passes = len(config.scales) * len(flips)
-        picture = _Picture(key, image, passes, passes)
-        for scale in config.scales:
-            resized = self._resized(image, scale)
+        flips, sizes_seen = (False, True) if config.flip else (False,), self._sizes(height, width)
+        picture = _Picture(key, image, len(sizes_seen) * len(flips))
+        for size, scales in sizes_seen.items():
+            resized, share = _resized(image, size), scales / len(config.scales) / len(flips)
             rows = axis_maps(resized.shape[0], height, side, self._stride, sides[0])
             columns = axis_maps(resized.shape[1], width, side, self._stride, sides[1])
             for flip in flips:
-                owner = _Pass(picture, len(rows) * len(columns))
+                owner = _Pass(picture, share, len(rows) * len(columns))
                 turned = resized[:, ::-1] if flip else resized
                 padded = [(left, _pad(map_[::-1] if flip else map_, V)) for left, map_ in columns]
                 for top, map_ in rows:
@@ -150,16 +150,17 @@ class PictureLabeller:
                         pixels = turned[top : top + side, left : left + side]
                         yield _Window(owner, pixels, rows_Hh, columns_Vw)
 
-    def _resized(self, image, scale: float) -> np.ndarray:
-        """The picture at the size at which windows are cut out of it."""
-        height, width = image.shape[:2]
-        size = (self._side, self._side)
-        if self._config.mode != 'whole':
-            short = scale * self._side
-            size = fitted_size(height, width, round(short), round(short * LONG))
-        if size == (height, width):
-            return image
-        return resize(image, size, Image.Resampling.BILINEAR)
+    def _sizes(self, height: int, width: int) -> Counter:
+        """At which sizes windows are cut out of a picture, and for how many of the scales each."""
+        side, scales = self._side, self._config.scales
+        if self._config.mode == 'whole':
+            return Counter([(side, side)])
+        if len(scales) == 1:
+            short, long = int(scales[0] * side), int(scales[0] * side * LONG)
+            return Counter([fitted_size(height, width, short, long)])
+        # as the official SETR_Resize: not smaller than a window, however long
+        shorts = [max(side, int(scale * side)) for scale in scales]
+        return Counter(fitted_size(height, width, short, math.inf) for short in shorts)
 
     def _take(
         self, params, windows: list[_Window], num_classes: int
@@ -184,15 +185,21 @@ class PictureLabeller:
             owner.missing -= 1
             if owner.missing:
                 continue
-            if picture.passes == 1:
+            if owner.share == 1:
                 picture.scores_HVC = owner.logits_HVC
             else:
                 picture.scores_HVC = self._average(
-                    picture.scores_HVC, owner.logits_HVC, picture.passes
+                    picture.scores_HVC, owner.logits_HVC, owner.share
                 )
             picture.missing -= 1
             if not picture.missing:
                 yield picture.key, picture.image, picture.scores_HVC
+
+
+def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    if size == image.shape[:2]:
+        return image
+    return resize(image, size, Image.Resampling.BILINEAR)
 
 
 def _pad(map_, rows: int) -> np.ndarray:

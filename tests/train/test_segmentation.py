@@ -121,9 +121,10 @@ def test_sliding_windows(params, devices, sizes):
 
 
 def test_scales_and_flips(params):
-    """Probabilities are averaged; at scale 0.5 every picture is smaller than a window."""
+    """Probabilities are averaged; at scale 0.5 as at 1 the shorter side is a window's, as the
+    official SETR_Resize has it."""
     image, total = picture(31, 59), 0.0
-    for size in ((6, 11), (12, 23), (21, 40)):
+    for size in ((12, 23), (12, 23), (21, 40)):
         for flip in (False, True):
             total += (
                 torch.softmax(torch.tensor(expected(params, image, size, 5, flip)), dim=-1).numpy()
@@ -134,6 +135,31 @@ def test_scales_and_flips(params):
     )
     np.testing.assert_allclose(np.asarray(scores)[:31, :59], total, atol=1e-5)
     np.testing.assert_allclose(np.asarray(other)[:13, :17].sum(-1), 1, atol=1e-5)
+
+
+def setr_size(height, width, scale, side):
+    """By the arithmetic of SETR_Resize and mmcv.imrescale: a scale of two floats, of which the
+    longer is for the longer side."""
+    short = max(side, min(int(4 * side * scale), int(side * scale)))
+    wanted = (short * height / width, short) if height > width else (short, short * width / height)
+    factor = min(max(wanted) / max(height, width), min(wanted) / min(height, width))
+    return int(height * factor + 0.5), int(width * factor + 0.5)
+
+
+@pytest.mark.parametrize('side', [512, 640])
+@pytest.mark.parametrize('size', [(512, 683), (683, 512), (300, 1301), (97, 101), (2112, 2816)])
+def test_sizes_of_six_scales(size, side):
+    scales = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+    config = InferenceConfig(scales=scales, flip=True)
+    found = PictureLabeller(label_windows, side, config, jax.devices()[:1])._sizes(*size)
+    assert list(found.elements()) == [setr_size(*size, scale, side) for scale in scales]
+    if (*size, side) == (512, 683, 512):
+        assert found[512, 683] == 3 and set(found) == {
+            (512, 683),
+            (640, 854),
+            (768, 1025),
+            (896, 1195),
+        }
 
 
 def test_whole(params):
