@@ -15,7 +15,14 @@ from beit_jax.data import parallel
 from beit_jax.data.config import IGNORED, DataConfig, SegmentDataConfig, View
 from beit_jax.data.parallel import Batch
 from beit_jax.data.pictures import label_maps
-from beit_jax.data.pictures.boxes import DRAWS, center_box, flipped, random_box, whole_box
+from beit_jax.data.pictures.boxes import (
+    DRAWS,
+    center_box,
+    flipped,
+    pixel_box,
+    random_box,
+    whole_box,
+)
 from beit_jax.data.pictures.decode import image_ops
 from beit_jax.data.pictures.rand_augment import fill_color, parse_policy, rand_augment
 from beit_jax.data.sampler import Sampler, random_bits
@@ -119,13 +126,15 @@ def evaluate_batches(
     share: float = 224 / 256,
 ) -> Iterator[Batch]:
     """One pass over `source` in order, in batches as `train_batches` makes them, of the central
-    square of `share` of the shorter side.
+    square of `share` of the shorter side (`center_box` of the first view; with label maps in whole
+    pixels).
 
     The last batch is filled up with example 0. `valid` is 0 there, and for a bad example, whose
     pixels and label are 0 (label map: 255) and `substituted` true, `used` -1. Every host yields
     ceil(N / batch_size) batches. For the whole of each picture: `segmentation_examples`.
     """
-    images, box_of = image_ops(config), functools.partial(center_box, share=share)
+    images = image_ops(config)
+    box_of = functools.partial(center_box, size=views[0].size, share=share)
 
     def examples(step):
         positions = step * batch_size + np.asarray(rows, np.int64)
@@ -134,11 +143,11 @@ def evaluate_batches(
     def make(_, used, example):
         if config.label_maps:
             return show_window(source, used, example, views, config, window_of), 0
-        crop = images.decode_crop(example.image, box_of, config.max_pixels)
-        return images.resize(crop, views), example.label
+        pixels = images.decode_crop(example.image, whole_box, config.max_pixels)
+        return images.resize(pixels, views, box=box_of(*pixels.shape[:2])), example.label
 
     def window_of(label_map):
-        box = box_of(*label_map.shape)
+        box = pixel_box(box_of(*label_map.shape))
         return box, label_maps.resize(label_map, box, views[0].shape[:2])
 
     load = functools.partial(_load, source, lambda _, index: [index], make, views)

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from beit_jax.data.config import View
-from beit_jax.data.pictures.boxes import DRAWS, center_box, random_box
+from beit_jax.data.pictures.boxes import DRAWS, random_box, whole_box
 from beit_jax.data.sampler import Sampler
 from beit_jax.data.sources.choice import open_source
 from beit_jax.data.sources.source import Source
@@ -112,7 +112,7 @@ def _usable_files(source: Source, images: int, ops) -> tuple[Source, list[bytes]
 
     def usable(index):
         try:
-            return ops.decode_crop(chosen.read(index).image, center_box) is not None
+            return ops.decode_crop(chosen.read(index).image, whole_box) is not None
         except OSError:
             return False
 

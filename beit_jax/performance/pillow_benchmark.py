@@ -103,10 +103,11 @@ def evaluation_peer(config: RunConfig, views: Sequence[View]) -> Callable:
 
     def picture(image: Image.Image, _):
         image = image.convert('RGB')
-        scale = round(view.size / data.evaluate_crop) / min(image.size)
-        size = round(image.width * scale), round(image.height * scale)
-        image = image.resize(size, FILTERS[view.method])
-        left, top = (image.width - view.size) // 2, (image.height - view.size) // 2
+        short, shorter = int(view.size / data.evaluate_crop), min(image.size)
+        image = image.resize(
+            [int(short * side / shorter) for side in image.size], FILTERS[view.method]
+        )
+        left, top = (round((side - view.size) / 2) for side in image.size)
         square = image.crop((left, top, left + view.size, top + view.size))
         return [to_float(square, data.mean, data.std)]
 

@@ -10,7 +10,7 @@ import pytest
 
 from beit_jax.data.config import DataConfig, View
 from beit_jax.data.pictures import decode_simd
-from beit_jax.data.pictures.boxes import DRAWS, center_box, random_box
+from beit_jax.data.pictures.boxes import DRAWS, center_box, random_box, whole_box
 from beit_jax.data.pictures.rand_augment import parse_policy, rand_augment
 from beit_jax.data.pipeline import evaluate_batches, train_batches
 from beit_jax.data.sampler import Sampler
@@ -150,8 +150,10 @@ def test_evaluation_sees_each_example_once(spoiled, bad, num_hosts):
                 assert index in bad or index == 0
                 continue
             seen.append(index)
-            crop = decode_simd.decode_crop(spoiled.read(index).image, center_box)
-            (expected,) = decode_simd.resize(crop, VIEWS[1:])
+            pixels = decode_simd.decode_crop(spoiled.read(index).image, whole_box)
+            # of the first view, for all show one and the same crop
+            box = center_box(*pixels.shape[:2], VIEWS[0].size)
+            (expected,) = decode_simd.resize(pixels, VIEWS[1:], box=box)
             np.testing.assert_array_equal(batch['tokens'][row], expected)
             assert batch['label'][row] == spoiled.read(index).label
     assert sorted(seen) == sorted(set(range(12)) - bad)

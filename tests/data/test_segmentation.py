@@ -12,6 +12,7 @@ import pytest
 
 from beit_jax.data.config import IGNORED, SegmentDataConfig
 from beit_jax.data.pictures import label_maps
+from beit_jax.data.pictures.boxes import center_box, pixel_box
 from beit_jax.data.pictures.rand_augment import fill_color
 from beit_jax.data.pipeline import check_source, evaluate_batches, segmentation_examples
 from beit_jax.data.segmentation import classes_in_words, count_pixels
@@ -133,8 +134,7 @@ def test_central_squares(spoiled):
             if valid:
                 seed = number(spoiled, index)
                 _, classes = pair(seed, *SIZES[seed % 7])
-                side = min(classes.shape)
-                box = ((classes.shape[0] - side) // 2, (classes.shape[1] - side) // 2, side, side)
+                box = pixel_box(center_box(*classes.shape, SIZE, 1.0))
                 expected = label_maps.resize(classes, box, (SIZE, SIZE))
                 np.testing.assert_array_equal(label_map, expected)
 

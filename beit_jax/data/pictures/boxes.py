@@ -1,6 +1,7 @@
 """Which pixels of an image are used, and which images cannot be: torchvision's laws. No TensorFlow.
 
-A box is four int: top, left, height, width in pixels.
+A box is top, left, height and width in pixels: four int where pixels are cut out, four float where
+they are resampled.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 Box = tuple[int, int, int, int]
+FloatBox = tuple[float, float, float, float]
 
 ATTEMPTS = 10  # of a random crop, as torchvision
 DRAWS = 4 * ATTEMPTS  # that a random box takes
@@ -52,10 +54,24 @@ def random_box(
     return (height - rows) // 2, (width - columns) // 2, rows, columns
 
 
-def center_box(height: int, width: int, share: float = 224 / 256) -> Box:
-    """The central square of `share` times the shorter side: a resize to 256, cropped to 224."""
-    side = max(1, round(share * min(height, width)))
-    return (height - side) // 2, (width - side) // 2, side, side
+def center_box(height: int, width: int, size: int, share: float = 224 / 256) -> FloatBox:
+    """What torchvision's Resize(size / share) and CenterCrop(size) show of a picture.
+
+    Both round, to pixels of the resized picture: so the box is only about square, and only about in
+    the middle. To resample it to size x size does both in one step.
+    """
+    short, shorter = int(size / share), min(height, width)
+    # where it is the shorter side, int(short * side / side) is that
+    resized = [int(short * side / shorter) for side in (height, width)]
+    starts = [round((side - size) / 2) for side in resized]
+    top, left = (start * side / new for start, side, new in zip(starts, (height, width), resized))
+    return top, left, size * height / resized[0], size * width / resized[1]
+
+
+def pixel_box(box: FloatBox) -> Box:
+    """The box of whole pixels that is nearest, inside of the picture."""
+    top, left, height, width = box
+    return int(top), int(left), max(1, round(height)), max(1, round(width))
 
 
 def whole_box(height: int, width: int) -> Box:

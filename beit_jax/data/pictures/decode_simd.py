@@ -9,13 +9,21 @@ processor.
 from collections.abc import Callable, Sequence
 import threading
 
-from cykooz_resizer import FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions, Resizer
+from cykooz_resizer import (
+    CropBox,
+    FilterType,
+    ImageData,
+    PixelType,
+    ResizeAlg,
+    ResizeOptions,
+    Resizer,
+)
 import numpy as np
 import simplejpeg
 
 from beit_jax.data.config import MAX_PIXELS, View
 from beit_jax.data.pictures import decode_tensorflow
-from beit_jax.data.pictures.boxes import Box, check_pixels, crop, is_jpeg, whole_box
+from beit_jax.data.pictures.boxes import Box, FloatBox, check_pixels, crop, is_jpeg, whole_box
 
 _FILTERS = {'bicubic': FilterType.catmull_rom, 'lanczos3': FilterType.lanczos3}
 _OPTIONS = {
@@ -43,7 +51,10 @@ def decode_crop(
 
 
 def resize(
-    pixels: np.ndarray, views: Sequence[View], shape: tuple[int, int] | None = None
+    pixels: np.ndarray,
+    views: Sequence[View],
+    shape: tuple[int, int] | None = None,
+    box: FloatBox | None = None,
 ) -> list[np.ndarray]:
     """As `decode_tensorflow.resize`, by Pillow's integer arithmetic."""
     if not hasattr(_own, 'resizer'):
@@ -52,7 +63,12 @@ def resize(
     shapes = [shape or (view.size, view.size) for view in views]
     made = [ImageData(width, height, PixelType.U8x3) for height, width in shapes]
     for view, target in zip(views, made):
-        _own.resizer.resize(source, target, _OPTIONS[view.method])
+        options = _OPTIONS[view.method]
+        if box:
+            top, left, height, width = box
+            options = options.copy()
+            options.crop_box = CropBox(left, top, width, height)
+        _own.resizer.resize(source, target, options)
     return [
         np.frombuffer(target.get_buffer(), np.uint8).reshape(*shape, 3)
         for shape, target in zip(shapes, made)

@@ -10,6 +10,7 @@ from beit_jax.data.config import MAX_PIXELS, View
 from beit_jax.data.pictures.boxes import (
     BadImageError,
     Box,
+    FloatBox,
     box_inside,
     check_pixels,
     crop,
@@ -54,25 +55,33 @@ def decode_crop(
 
 
 def resize(
-    pixels: np.ndarray, views: Sequence[View], shape: tuple[int, int] | None = None
+    pixels: np.ndarray,
+    views: Sequence[View],
+    shape: tuple[int, int] | None = None,
+    box: FloatBox | None = None,
 ) -> list[np.ndarray]:
     """uint8 [H, W, 3] -> uint8 [size, size, 3], or of `shape`, for each view, antialiased as by
-    Pillow; pixels of that size come out as they went in."""
-    shapes = [shape or (view.size, view.size) for view in views]
+    Pillow; pixels of that size come out as they went in.
+
+    Args:
+      box: what is shown; the pixels around it have a part in those at its edge. None: all.
+    """
+    whole = (0, 0, *pixels.shape[:2])
+    shapes, box = [shape or (view.size, view.size) for view in views], box or whole
     return [
-        pixels if pixels.shape[:2] == shape else _resize(pixels, shape, view.method)
+        pixels if box == whole == (0, 0, *shape) else _resize(pixels, shape, view.method, box)
         for shape, view in zip(shapes, views)
     ]
 
 
-def _resize(pixels, shape, method):
+def _resize(pixels, shape, method, box):
     # what tf.image.resize does, without its casts of the whole image
-    scale = [new / side for new, side in zip(shape, pixels.shape)]
+    scale = [new / side for new, side in zip(shape, box[2:])]
     resized = tf.raw_ops.ScaleAndTranslate(
         images=pixels[None],
         size=shape,
         scale=scale,
-        translation=[0.0, 0.0],
+        translation=[-start * each for start, each in zip(box, scale)],
         kernel_type=_KERNELS[method],
         antialias=True,
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from beit_jax.data.pictures.boxes import center_box
 from beit_jax.data.pictures.read import read_image
 from beit_jax.data.stores import storage
 from beit_jax.data.stores.listing import Listing
@@ -131,12 +132,8 @@ def _array(path, limit):
 def square(pixels: np.ndarray, size: int, crop: float = 1.0) -> np.ndarray:
     """[size, size, 3]: the central square, of `crop` times the shorter side, of a picture [H, W,
     3], uint8 or float32 in [0, 1]."""
-    height, width, _ = pixels.shape
-    side = max(1, round(crop * min(height, width)))
-    if (height, width) == (size, size) == (side, side):
-        return pixels
-    left, top = (width - side) / 2, (height - side) / 2
-    box = left, top, left + side, top + side
+    top, left, height, width = center_box(*pixels.shape[:2], size, crop)
+    box = left, top, left + width, top + height
     return resize(pixels, (size, size), Image.Resampling.BICUBIC, box)
 
 

@@ -76,13 +76,30 @@ def test_random_box_is_the_first_that_fits():
 
 
 @pytest.mark.parametrize(
-    'size, share, expected',
+    'shape, size, share, expected',
     [
-        ((256, 256), 224 / 256, (16, 16, 224, 224)),
-        ((375, 500), 224 / 256, (23, 86, 328, 328)),
-        ((331, 199), 1.0, (66, 0, 199, 199)),
-        ((1, 7), 0.1, (0, 3, 1, 1)),
+        ((256, 256), 224, 224 / 256, (16, 16, 224, 224)),
+        # resized to 256 x 341, of which rows from 16 and columns from 58 are shown
+        (
+            (375, 500),
+            224,
+            224 / 256,
+            (16 * 375 / 256, 58 * 500 / 341, 224 * 375 / 256, 224 * 500 / 341),
+        ),
+        ((331, 199), 67, 1.0, (22 * 331 / 111, 0, 67 * 331 / 111, 199)),
+        ((67, 67), 67, 1.0, (0, 0, 67, 67)),
     ],
 )
-def test_center_box(size, share, expected):
-    assert boxes.center_box(*size, share) == expected
+def test_center_box(shape, size, share, expected):
+    assert boxes.center_box(*shape, size, share) == pytest.approx(expected, rel=1e-12)
+
+
+def test_center_boxes_lie_inside():
+    """To the last bit, for Pillow refuses what does not; and so do their whole pixels."""
+    random = np.random.default_rng(0)
+    for height, width, size in random.integers(8, 700, (2000, 3)).tolist():
+        box = boxes.center_box(height, width, size, random.choice([0.1, 224 / 256, 0.9, 1.0]))
+        top, left, rows, columns = box
+        assert min(top, left) >= 0 and top + rows <= height and left + columns <= width
+        top, left, rows, columns = boxes.pixel_box(box)
+        assert min(rows, columns) > 0 and top + rows <= height and left + columns <= width
