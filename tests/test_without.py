@@ -21,7 +21,7 @@ mesh = sharding.make_mesh(MeshConfig())
 views = task.views + task.prepare_views
 batch = {view.name: np.zeros((8, view.size, view.size, 3), np.uint8) for view in views}
 batch |= {'valid': np.ones(8, np.float32), 'substituted': np.zeros(8, bool)}
-batch |= {'view': np.arange(8, dtype=np.uint32)}
+batch |= {'view': np.arange(8, dtype=np.uint32), 'grey': np.full(8, 0.4, np.float32)}
 batch = sharding.put_batch(mesh, batch, 8)
 batch |= step.make_prepare(task, mesh, train=True)(task.frozen, batch)
 state = states.initial_state(task, rule, mesh, states.initial_params(task, 0))

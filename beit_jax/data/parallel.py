@@ -29,11 +29,12 @@ def batches(
 
     Args:
       examples: step -> the number of each row's view and the index of its example, int64 [R] each.
-      load: (number, index) -> what the row shows in each view, its label, the example used.
+      load: (number, index) -> what the row shows in each view, its mean grey, its label, the
+        example used.
 
     Yields:
-      each view's name: uint8 [R, ...]; `label` int32 [R]; `used` int64 [R]; `index` int64 [R] and
-        `view` uint32 [R] as `examples` gave them.
+      each view's name: uint8 [R, ...]; `grey` float32 [R]; `label` int32 [R]; `used` int64 [R];
+        `index` int64 [R] and `view` uint32 [R] as `examples` gave them.
     """
     workers, failures = config.num_workers, []
     pool = concurrent.futures.ThreadPoolExecutor(workers)
@@ -42,7 +43,7 @@ def batches(
     def make(step):
         numbers, indices = examples(step)
         arrays = [_aligned([num_rows, *view.shape]) for view in views]
-        arrays += [np.empty(num_rows, np.int32), np.empty(num_rows, np.int64)]
+        arrays += [np.empty(num_rows, dtype) for dtype in (np.float32, np.int32, np.int64)]
 
         def fill(rows):
             for row in rows.tolist():
@@ -56,8 +57,8 @@ def batches(
             raise
         return [*arrays, indices, numbers.astype(np.uint32)]
 
-    names = [*(view.name for view in views), 'label', 'used', 'index', 'view']
-    types = [tf.uint8] * len(views) + [tf.int32, tf.int64, tf.int64, tf.uint32]
+    names = [*(view.name for view in views), 'grey', 'label', 'used', 'index', 'view']
+    types = [tf.uint8] * len(views) + [tf.float32, tf.int32, tf.int64, tf.int64, tf.uint32]
     dataset = tf.data.Dataset.range(steps.start, steps.stop).map(
         lambda step: tf.numpy_function(make, [step], types),
         num_parallel_calls=_BEGUN,

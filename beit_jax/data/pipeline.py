@@ -18,6 +18,7 @@ from beit_jax.data.pictures import label_maps
 from beit_jax.data.pictures.boxes import (
     DRAWS,
     center_box,
+    crop,
     flipped,
     pixel_box,
     random_box,
@@ -51,11 +52,12 @@ def train_batches(
       rows: int [R], those of each global batch that are made.
 
     Yields:
-      each view's name: uint8 [R, size, size, 3], one and the same crop; `label` int32 [R], 0 where
-        labels are maps; `index` int64 [R], the example that the sampler asked for; `view` uint32
-        [R], the number that seeds what is drawn for the picture (modulo 2 ** 32); `substituted`
-        bool [R], true where that example was bad; `used` int64 [R], the one that is there instead;
-        `valid` float32 [R], ones.
+      each view's name: uint8 [R, size, size, 3], one and the same crop; `grey` float32 [R], the
+        mean grey of the whole picture in [0, 1], which the contrast of `config.color_jitter` needs,
+        else 0; `label` int32 [R], 0 where labels are maps; `index` int64 [R], the example that the
+        sampler asked for; `view` uint32 [R], the number that seeds what is drawn for the picture
+        (modulo 2 ** 32); `substituted` bool [R], true where that example was bad; `used` int64 [R],
+        the one that is there instead; `valid` float32 [R], ones.
 
     With label maps (`SegmentDataConfig`) the crop is `label_maps.random_window`, flipped before it
     is padded: with the mean of the pixels, which is 0 once they are normalised, and with 255 in the
@@ -84,14 +86,18 @@ def train_batches(
         if config.label_maps:
             size, scale = views[0].size, config.segment_scale
             window_of = functools.partial(label_maps.random_window, draws, size=size, scale=scale)
-            return show_window(source, used, example, views, config, window_of, flip), 0
-        scale, ratio = config.crop_scale, config.crop_ratio
+            return show_window(source, used, example, views, config, window_of, flip), 0.0, 0
+        scale, ratio, grey = config.crop_scale, config.crop_ratio, 0.0
         box_of = functools.partial(random_box, draws, scale=scale, ratio=ratio)
-        crop = images.decode_crop(example.image, box_of, config.max_pixels)
-        pictures = images.resize(crop, views)
+        if any(config.color_jitter):
+            whole = images.decode_crop(example.image, whole_box, config.max_pixels)
+            cropped, grey = crop(whole, box_of), _mean_grey(whole)
+        else:
+            cropped = images.decode_crop(example.image, box_of, config.max_pixels)
+        pictures = images.resize(cropped, views)
         if flip:  # after resizing: there is less to turn
             pictures = [flipped(picture) for picture in pictures]
-        return [augment(*each, number) for each in zip(pictures, views)], example.label
+        return [augment(*each, number) for each in zip(pictures, views)], grey, example.label
 
     def augment(picture, view, number):
         if not view.rand_augment:
@@ -142,9 +148,9 @@ def evaluate_batches(
 
     def make(_, used, example):
         if config.label_maps:
-            return show_window(source, used, example, views, config, window_of), 0
+            return show_window(source, used, example, views, config, window_of), 0.0, 0
         pixels = images.decode_crop(example.image, whole_box, config.max_pixels)
-        return images.resize(pixels, views, box=box_of(*pixels.shape[:2])), example.label
+        return images.resize(pixels, views, box=box_of(*pixels.shape[:2])), 0.0, example.label
 
     def window_of(label_map):
         box = pixel_box(box_of(*label_map.shape))
@@ -215,23 +221,32 @@ def _uniform(seed: int, number: int) -> list[float]:
     return ((bits >> np.uint64(11)) * 2.0**-53).tolist()
 
 
+def _mean_grey(pixels: np.ndarray) -> float:
+    """The mean in [0, 1] of what Pillow's convert('L') makes of uint8 [H, W, 3]."""
+    height, width, _ = pixels.shape
+    # down the rows first: sums of three numbers at a time would be slow
+    sums = pixels.reshape(height, -1).sum(axis=0, dtype=np.uint32).reshape(width, 3).sum(axis=0)
+    return float(sums @ (0.299, 0.587, 0.114)) / (255 * height * width)
+
+
 def _load(
     source: Source,
     candidates: Callable[[int, int], Iterable[int]],
-    make: Callable[..., tuple[list, int]],
+    make: Callable[..., tuple[list, float, int]],
     views: Sequence[View],
     number: int,
     index: int,
 ) -> list:
-    """The pictures and the label that `make(number, used, example)` gives for the first readable
-    of `candidates(number, index)`, and its index `used`; where none is, black pictures, 0, -1."""
+    """The pictures, the grey and the label that `make(number, used, example)` gives for the first
+    readable of `candidates(number, index)`, and its index `used`; where none is, black pictures, 0,
+    0, -1."""
     for used in candidates(number, index):
         try:
-            pictures, label = make(number, used, source.read(used))
-            return [*pictures, label, used]
+            pictures, grey, label = make(number, used, source.read(used))
+            return [*pictures, grey, label, used]
         except OSError:
             continue
-    return [*(IGNORED if view.method == 'nearest' else 0 for view in views), 0, -1]
+    return [*(IGNORED if view.method == 'nearest' else 0 for view in views), 0.0, 0, -1]
 
 
 def _checked_used(batch, source):

@@ -48,37 +48,40 @@ def draw_jitter(key, strengths: tuple[float, float, float]):
     return jnp.asarray(_ORDERS)[jax.random.randint(order_key, (), 0, len(_ORDERS))], factors
 
 
-def apply_jitter(image_HWC, order, factors):
-    """Blends one picture with black, its mean grey and its grey picture, in the given order.
+def apply_jitter(image_HWC, order, factors, grey):
+    """Blends one picture with black, a mean grey and its grey picture, in the given order.
 
     Clips to [0, 1] after each. The arithmetic of torchvision's ColorJitter without hue, in float
-    instead of rounded bytes.
+    instead of rounded bytes, on a part of a picture whose mean grey is `grey`.
     """
     for operation in order:
-        grey_HW1 = (image_HWC @ LUMA)[..., None]
         brightness, contrast = operation == 0, operation == 1
-        greys = jnp.where(contrast, jnp.mean(grey_HW1), grey_HW1)
+        greys = jnp.where(contrast, grey, (image_HWC @ LUMA)[..., None])
         other = jnp.where(brightness, 0.0, greys)
         image_HWC = jnp.clip(other + factors[operation] * (image_HWC - other), 0, 1)
+        # that of the whole picture after it, but for what it clips there
+        grey = jnp.where(brightness, jnp.minimum(grey * factors[0], 1), grey)
     return image_HWC
 
 
-def jitter_views(seed: int, views_B, images_BHWC, strengths: tuple[float, float, float]):
-    """`jitter` by the number of each view (uint32 [B]) alone, neither by its row nor by the step.
+def jitter_views(seed: int, batch: dict, images_BHWC, strengths: tuple[float, float, float]):
+    """`jitter` by the number of each view (`view` of the batch, uint32 [B]) alone, neither by its
+    row nor by the step, and the mean grey of the picture that it shows a part of (`grey`).
 
     So all pictures of a view agree.
     """
-    key = jax.random.fold_in(jax.random.key(seed), _JITTER)
-    keys_B = jax.vmap(lambda view: jax.random.fold_in(key, view))(views_B)
-    return jitter(keys_B, images_BHWC, strengths)
-
-
-def jitter(keys_B, images_BHWC, strengths: tuple[float, float, float]):
-    """Pixels in [0, 1] -> the same, jittered as each image's key decides.
-
-    Pictures of any size with one key are jittered alike.
-    """
     if not any(strengths):
         return images_BHWC
+    key = jax.random.fold_in(jax.random.key(seed), _JITTER)
+    keys_B = jax.vmap(lambda view: jax.random.fold_in(key, view))(batch['view'])
+    return jitter(keys_B, images_BHWC, strengths, batch['grey'])
+
+
+def jitter(keys_B, images_BHWC, strengths: tuple[float, float, float], greys_B):
+    """Pixels in [0, 1] -> the same, jittered as each image's key decides.
+
+    Pictures of any size with one key are jittered alike. `greys_B`: float32, the mean of
+    0.299 R + 0.587 G + 0.114 B in [0, 1] of the whole picture that each is a part of.
+    """
     orders, factors = jax.vmap(lambda key: draw_jitter(key, strengths))(keys_B)
-    return jax.vmap(apply_jitter)(images_BHWC, orders, factors)
+    return jax.vmap(apply_jitter)(images_BHWC, orders, factors, greys_B)

@@ -91,6 +91,7 @@ def _seconds_of_a_step(repeats: int) -> float:
         'image': rng.integers(0, 256, (STEP_BATCH, 224, 224, 3), np.uint8),
         'tokens': rng.integers(0, 8192, (STEP_BATCH, 196), np.uint16),
         'view': np.arange(STEP_BATCH, dtype=np.uint32),
+        'grey': np.full(STEP_BATCH, 0.5, np.float32),
         'valid': np.ones(STEP_BATCH, np.float32),
     }
     keys_B = jax.random.split(jax.random.key(0), STEP_BATCH)

@@ -132,6 +132,7 @@ def _batch(size: int, views) -> dict:
     return batch | {
         'label': _shape(size, dtype=jnp.int32),
         'view': _shape(size, dtype=jnp.uint32),
+        'grey': _shape(size, dtype=jnp.float32),
         'valid': _shape(size, dtype=jnp.float32),
         'substituted': _shape(size, dtype=jnp.bool_),
     }

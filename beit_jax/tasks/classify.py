@@ -133,7 +133,7 @@ class Classify(Task):
         config = self.config
         data, images_BSS3 = config.data, to_float(batch['image'])
         if not config.rand_augment:
-            images_BSS3 = jitter_views(config.seed, batch['view'], images_BSS3, data.color_jitter)
+            images_BSS3 = jitter_views(config.seed, batch, images_BSS3, data.color_jitter)
         images_BSS3 = normalize(images_BSS3, data.mean, data.std)
         erase_keys_B = jax.vmap(lambda row_key: jax.random.fold_in(row_key, _ERASE))(keys_B)
         images_BSS3 = erase(erase_keys_B, images_BSS3, config.erase)

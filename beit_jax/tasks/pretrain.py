@@ -145,7 +145,7 @@ class Pretrain(Task):
         images_BSS3, config = to_float(batch[name]), self.config
         if not train:
             return images_BSS3
-        return jitter_views(config.seed, batch['view'], images_BSS3, config.data.color_jitter)
+        return jitter_views(config.seed, batch, images_BSS3, config.data.color_jitter)
 
     def draw_masks(self, keys_B) -> Masks:
         """What is hidden, and in the slots what is predicted: that, or every patch."""

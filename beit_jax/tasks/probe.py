@@ -85,8 +85,7 @@ class Probe(Task):
         """{'cls', 'mean': float32 [B, L, D]} after each block of the encoder."""
         data, images_BSS3 = self.config.data, to_float(batch['image'])
         if train:
-            seed, views_B = self.config.seed, batch['view']
-            images_BSS3 = jitter_views(seed, views_B, images_BSS3, data.color_jitter)
+            images_BSS3 = jitter_views(self.config.seed, batch, images_BSS3, data.color_jitter)
         encoder = nnx.merge(self.encoder, frozen['encoder'])
         pixels_BSS3 = normalize(images_BSS3, data.mean, data.std)
         features = encoder(pixels_BSS3, every_layer=pool_both)

@@ -113,7 +113,7 @@ class Batches:
         """
         names = {view.name for view in self._task.prepare_views}
         if names <= batch.keys():
-            made = compute(self.frozen, {name: batch[name] for name in (*names, 'view')})
+            made = compute(self.frozen, {name: batch[name] for name in (*names, 'view', 'grey')})
             if cache:
                 cache.put(*gather(self._mesh)((batch['view'], made['tokens'])))
         else:

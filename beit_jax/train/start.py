@@ -97,6 +97,8 @@ def open_cache(
         'flip': data.flip,
         'color_jitter': data.color_jitter,
     }
+    if any(data.color_jitter):
+        fingerprint['contrast'] = 'about the grey of the whole picture'
     cache = closed_later(
         TokenCache(
             directory,

@@ -2,10 +2,12 @@
 
 import dataclasses
 import functools
+import io
 import itertools
 import sys
 
 import numpy as np
+from PIL import Image
 import pytest
 
 from beit_jax.data.config import DataConfig, View
@@ -26,6 +28,7 @@ def test_batches_have_the_promised_form(good):
         assert forms == {
             'image': (np.uint8, (7, 67, 67, 3)),
             'tokens': (np.uint8, (7, 31, 31, 3)),
+            'grey': (np.float32, (7,)),
             'label': (np.int32, (7,)),
             'index': (np.int64, (7,)),
             'view': (np.uint32, (7,)),
@@ -55,6 +58,21 @@ def test_pixels_follow_from_seed_and_position_alone(good):
                 turned = expected[:, :: -1 if flip < 0.5 else 1]
                 np.testing.assert_array_equal(batch[view.name][row], turned)
     assert 27 <= flips <= 57
+
+
+@pytest.mark.parametrize('image_ops', ['simd', 'tensorflow'])
+def test_grey_of_the_whole_picture(spoiled, image_ops):
+    """Of that which is shown, as Pillow has it; the crops stay as they are without it."""
+    config = dataclasses.replace(CONFIG, image_ops=image_ops, color_jitter=(0.0, 0.4, 0.0))
+    plain = dataclasses.replace(config, color_jitter=(0.0, 0.0, 0.0))
+    for batch, other in zip(train(spoiled, 3, config=config), train(spoiled, 3, config=plain)):
+        for grey, used in zip(batch['grey'], batch['used']):
+            with Image.open(io.BytesIO(spoiled.read(used).image)) as image:
+                expected = np.asarray(image.convert('RGB').convert('L')).mean() / 255
+            assert grey == pytest.approx(expected, abs=1e-3)
+        assert not other['grey'].any()
+        if image_ops == 'simd':
+            np.testing.assert_array_equal(batch['image'], other['image'])
 
 
 def uniform(seed, number, count):

@@ -38,6 +38,7 @@ def batch():
         'image': random.integers(0, 256, (6, 20, 20, 3), np.uint8),
         'label': np.array([0, 2, 1, 1, 0, 2], np.int32),
         'view': np.arange(6, dtype=np.uint32),
+        'grey': np.full(6, 0.4, np.float32),
         'valid': np.ones(6, np.float32),
     }
 

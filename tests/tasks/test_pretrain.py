@@ -48,6 +48,7 @@ def batch(task):
     batch = pictures | {
         'valid': np.ones(7, np.float32),
         'view': random.integers(0, 2**32, 7, np.uint32),
+        'grey': random.uniform(size=7).astype(np.float32),
     }
     return batch | task.prepare(task.frozen, batch, train=False)
 
@@ -140,14 +141,14 @@ def test_loss_is_the_squared_error_of_normalized_pixels(switches, train, pixel_p
     images[3, :8, 4:16] = 0
     loss, sums = task.loss(
         pixel_params,
-        {'image': images, 'valid': batch['valid'], 'view': batch['view']},
+        batch | {'image': images},
         keys,
         progress=0.0,
         train=train,
     )
     seen = images.astype(np.float32) / 255
     if train:
-        seen = np.asarray(jitter_views(0, batch['view'], seen, task.config.data.color_jitter))
+        seen = np.asarray(jitter_views(0, batch, seen, task.config.data.color_jitter))
         assert np.abs(seen - images / 255).mean() > 0.01
     mask = hidden(task, keys)
     outputs = outputs_everywhere(task, pixel_params, seen, mask)
@@ -235,7 +236,8 @@ def test_padding_does_not_count(switches, batch, tokenizer_dir):
 def test_both_pictures_of_a_view_are_jittered_alike(task, batch):
     """By its number alone: not by its row, nor by the step."""
     picture = np.repeat(batch['token_image'][:1], 3, axis=0)
-    same = {'image': picture, 'token_image': picture, 'view': np.array([5, 11, 5], np.uint32)}
+    same = {'image': picture, 'token_image': picture, 'grey': np.full(3, 0.4, np.float32)}
+    same['view'] = np.array([5, 11, 5], np.uint32)
     first, other = task._picture(same, 'token_image', True), task._picture(same, 'image', True)
     np.testing.assert_array_equal(first, other)
     np.testing.assert_array_equal(first[0], first[2])

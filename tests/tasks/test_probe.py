@@ -90,6 +90,7 @@ def test_features_of_every_layer(task):
     batch = {
         'image': random.integers(0, 256, (5, 20, 20, 3), np.uint8),
         'view': np.arange(5, dtype=np.uint32),
+        'grey': np.full(5, 0.4, np.float32),
     }
     raw = task.prepare(task.frozen, batch, train=False)
     data = task.config.data

@@ -85,6 +85,7 @@ def test_every_step_draws_anew(tmp_path):
         'label': np.arange(8, dtype=np.int32),
         'valid': np.ones(8, np.float32),
         'view': np.arange(8, dtype=np.uint32),
+        'grey': np.full(8, 0.4, np.float32),
         'substituted': np.zeros(8, bool),
     }
     losses = []

@@ -47,6 +47,7 @@ def run_steps(task, mesh, steps: int = STEPS, pictures=None):
             'valid': np.ones(len(rows), np.float32),
             'substituted': np.zeros(len(rows), bool),
             'view': rows + number * len(rows),
+            'grey': np.full(len(rows), 0.4, np.float32),
         }
         batch = sharding.put_batch(mesh, batch, config.batch_size)
         state, metrics = train_step(state, batch | prepare(task.frozen, batch))
