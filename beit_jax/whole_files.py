@@ -45,14 +45,47 @@ def read_json(path: Path, remedy: str, largest: int = _LARGEST) -> dict:
     try:
         if len(data) > largest:
             raise ValueError(f'it is larger than {largest} bytes')
-        content = json.loads(data, parse_int=_integer)
-        if not isinstance(content, dict):
-            raise ValueError('it is not a JSON object')
-        _check_depth(content)
-        # refuses infinity, NaN and halves of a pair of surrogates
-        json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
+        return _json_object(data)
     except (ValueError, RecursionError) as error:
         raise RequestError(f'{path} is damaged ({str(error)[:200]}): {remedy}.') from error
+
+
+def metric_lines(path: Path) -> tuple[list[dict], list[bytes]]:
+    """([{'step': int, NAME: number or None}], [line that is none]) of a metrics.jsonl; a last line
+    that a killed run left without its end is neither, and no file has none.
+
+    Raises:
+      StorageError: it cannot be read now.
+    """
+    try:
+        *lines, _ = path.read_bytes().split(b'\n') if path.is_file() else [b'']
+    except OSError as error:
+        raise StorageError(f'{path} cannot be read: {error.strerror}.') from error
+    rows, others = [], []
+    for line in lines:
+        try:
+            rows.append(_metrics(line))
+        except (ValueError, RecursionError):
+            others.append(line + b'\n')
+    return rows, others
+
+
+def _metrics(line: bytes) -> dict:
+    row = _json_object(line)
+    numbers = all(value is None or type(value) in (int, float) for value in row.values())
+    if not numbers or type(row.get('step')) is not int:
+        raise ValueError('no metrics of a step')
+    return row
+
+
+def _json_object(data: bytes) -> dict:
+    """ValueError or RecursionError where it is none that `read_json` takes."""
+    content = json.loads(data, parse_int=_integer)
+    if not isinstance(content, dict):
+        raise ValueError('it is not a JSON object')
+    _check_depth(content)
+    # refuses infinity, NaN and halves of a pair of surrogates
+    json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
     return content
 
 
@@ -77,16 +110,6 @@ def differences(saved: Mapping, wanted: Mapping) -> list[str]:
         f'{name} was {saved.get(name)}, is {value}'
         for name, value in wanted.items()
         if saved.get(name) != value
-    ]
-
-
-def whole_lines(path: Path) -> list[str]:
-    """The lines of a file with their ends, but for a last one that a killed run left without; []
-    where there is no file."""
-    return [
-        line
-        for line in (path.read_text().splitlines(keepends=True) if path.is_file() else ())
-        if line.endswith('\n')
     ]
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import json
 import os
 from pathlib import Path
 import shlex
@@ -71,12 +70,11 @@ def _train(settings: dict, folder: Path) -> dict:
     if status:
         sys.exit(status)
 
-    def evaluated(line):
-        row = json.loads(line)
+    def evaluated(row):
         return {name: value for name, value in row.items() if name.startswith('eval/')}
 
-    lines = whole_files.whole_lines(folder / 'metrics.jsonl')
-    return next(filter(None, map(evaluated, reversed(lines))))
+    rows, _ = whole_files.metric_lines(folder / 'metrics.jsonl')
+    return next(filter(None, map(evaluated, reversed(rows))))
 
 
 def _fit(settings: dict, folder: Path) -> dict:

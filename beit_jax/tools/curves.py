@@ -2,17 +2,17 @@
 evaluations are dots. With --reference, another run's curves lie beside them:
 docs/results/quickstart has those of a normal run of the quickstart."""
 
-import json
 import math
 import os
 from pathlib import Path
+import sys
 
 import matplotlib
 from matplotlib.figure import Figure
 
 from beit_jax.errors import check
 from beit_jax.tools import arguments, outputs
-from beit_jax.whole_files import whole_lines
+from beit_jax.whole_files import metric_lines
 
 matplotlib.use('Agg')
 FILE = 'metrics.jsonl'
@@ -22,8 +22,10 @@ LEFT_OUT = ('step', 'bad_records', 'skipped_steps', 'skipped_in_a_row')
 def read_metrics(path: Path) -> dict[str, tuple[list[int], list[float]]]:
     """{metric: (steps, values)} of a metrics.jsonl."""
     series = {}
-    for line in whole_lines(path):
-        row = json.loads(line)
+    rows, others = metric_lines(path)
+    if others:
+        print(f'{path}: {len(others)} lines are damaged and left out', file=sys.stderr)
+    for row in rows:
         for name in row.keys() - set(LEFT_OUT):
             steps, values = series.setdefault(name, ([], []))
             not_finite = row[name] is None

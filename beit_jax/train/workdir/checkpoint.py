@@ -191,12 +191,19 @@ class Checkpoints:
         return None, []
 
     def _restore_patiently(self, step: int, abstract, accept):
-        for seconds in PATIENCE:
+        waits, doubted = iter(PATIENCE), False
+        while True:
             try:
                 return self.restore(step, abstract, accept)
-            except StorageError:  # told if it stays so
+            except DamagedError:  # as storage that failed for a moment looks, too
+                if doubted:
+                    raise
+                doubted = True
+            except StorageError:
+                seconds = next(waits, None)
+                if seconds is None:
+                    raise
                 time.sleep(seconds)
-        return self.restore(step, abstract, accept)
 
     def _free_name(self, name: str) -> str:
         """`name`, or `name`.2 and so on where that is there."""

@@ -17,7 +17,7 @@ from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from beit_jax.train.workdir.directory import writing
-from beit_jax.whole_files import replace, whole_lines
+from beit_jax.whole_files import metric_lines, replace
 
 SHOWN = (
     'loss',
@@ -34,7 +34,7 @@ SHOWN = (
 
 class MetricsWriter:
     """Writes the metrics of a run from step `start` on; lines of later steps, left by a run that
-    was stopped, are dropped first.
+    was stopped, are dropped first, and what is damaged is set aside.
 
     Where the storage fails, a line says so, the run goes on, and what could not be written is
     written later.
@@ -45,15 +45,17 @@ class MetricsWriter:
         self._active, self.evaluated = active, False  # of step `start`
         if not active:
             return
-        path, kept = workdir / 'metrics.jsonl', []
-        for line in whole_lines(path):
-            row = json.loads(line)
-            if row['step'] <= start:
-                kept.append(line)
-            if row['step'] == start and any(name.startswith('eval/') for name in row):
-                self.evaluated = True
+        path = workdir / 'metrics.jsonl'
+        rows, damaged = metric_lines(path)
+        kept = [row for row in rows if row['step'] <= start]
+        self.evaluated = any(
+            name.startswith('eval/') for row in kept if row['step'] == start for name in row
+        )
         with writing(workdir):
-            replace(path, ''.join(kept))
+            if damaged:  # aside first: whoever is killed in between has them twice
+                with path.with_suffix('.jsonl.damaged').open('ab') as file:
+                    file.writelines(damaged)
+            replace(path, ''.join(json.dumps(row) + '\n' for row in kept))
             self._file = path.open('ab', buffering=0)
         self._unwritten, self._warned, self._start = b'', False, start
         self._events, self._directory = None, workdir / 'tensorboard'
@@ -64,6 +66,11 @@ class MetricsWriter:
             disable=not sys.stderr.isatty(),
             dynamic_ncols=True,
         )
+        if damaged:
+            self.say(
+                f'WARNING: {len(damaged)} lines of {path} are damaged: they are set aside in '
+                f'{path.name}.damaged, the others stay'
+            )
 
     def write(self, step: int, metrics: dict) -> None:
         """Logs the scalars of a step."""

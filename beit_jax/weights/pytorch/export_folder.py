@@ -16,7 +16,7 @@ from beit_jax.weights.pytorch.card import model_card
 from beit_jax.weights.pytorch.facts import metadata
 from beit_jax.weights.pytorch.files import METADATA
 from beit_jax.weights.pytorch.torch_writer import write_torch_file
-from beit_jax.whole_files import sha256, whole_directory, whole_lines
+from beit_jax.whole_files import metric_lines, sha256, whole_directory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +96,8 @@ def held_out_metrics(path: str) -> dict[str, float]:
     if not is_checkpoint(path):
         return {}
     checkpoint, found = find_checkpoint(path), {}
-    for line in whole_lines(checkpoint.parents[1] / 'metrics.jsonl'):
-        row = json.loads(line)
+    rows, _ = metric_lines(checkpoint.parents[1] / 'metrics.jsonl')
+    for row in rows:
         held_out = row if str(row['step']) == checkpoint.name else {}
         for name, value in held_out.items():
             if name.startswith('eval/') and value is not None:
