@@ -8,14 +8,15 @@ saving; 74 something could not be read or saved, 70 a step hung. After 70, 74, 7
 same command goes on.
 """
 
-from logging import CRITICAL, getLogger
+import logging
 import sys
 
-from absl import app, flags, logging
+from absl import app, flags
+import absl.logging
 from ml_collections import config_flags
 
 from beit_jax.errors import RequestError, StorageError
-from beit_jax.runtime import keep_programs, set_xla_flags
+from beit_jax.runtime import keep_programs, machine_named, set_xla_flags
 from beit_jax.settings.mapping import task_config
 from beit_jax.settings.recipes import parse_flags
 from beit_jax.train.evaluation import evaluate
@@ -47,22 +48,28 @@ _HEARTBEAT = flags.DEFINE_integer(
 )
 
 
+def _run() -> None:
+    """Ends the process where all is well."""
+    distributed.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _HEARTBEAT.value)
+    with together():
+        config, workdir = task_config(_CONFIG.value), local_path('--workdir', _WORKDIR.value)
+        check_workdir(workdir)
+    keep_programs(workdir)
+    run = {'train': train, 'evaluate': evaluate}[_MODE.value]
+    distributed.leave(run(config, workdir))
+
+
 def main(_) -> int | None:
     # Orbax tells what it does to every file, and prints many stacks of what it raises anyway; so
     # does asyncio of the threads of a save that failed
-    logging.set_verbosity(logging.FATAL)
-    getLogger('asyncio').setLevel(CRITICAL)
+    absl.logging.set_verbosity(absl.logging.FATAL)
+    logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+    # JAX tells where there is an accelerator and it takes the CPU
+    logging.getLogger('jax').setLevel(logging.WARNING)
     set_xla_flags()
     try:
-        distributed.start(
-            _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _HEARTBEAT.value
-        )
-        with together():
-            config, workdir = task_config(_CONFIG.value), local_path('--workdir', _WORKDIR.value)
-            check_workdir(workdir)
-        keep_programs(workdir)
-        run = {'train': train, 'evaluate': evaluate}[_MODE.value]
-        distributed.leave(run(config, workdir))
+        with machine_named():
+            _run()
     except (RequestError, StorageError, OSError) as error:
         status = status_of(error)
         if status is None:

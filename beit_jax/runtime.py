@@ -1,13 +1,22 @@
-"""What a process does before JAX starts: flags for XLA, memory that a step on a CPU keeps, programs
-that are compiled once."""
+"""What a process has of its machine: flags for XLA before JAX starts, memory that a step on a CPU
+keeps, programs that are compiled once; and a line where it has too little."""
 
+from collections.abc import Iterator
+import contextlib
 import ctypes
 from importlib.metadata import version
 import os
 from pathlib import Path
+import re
+
+from beit_jax.errors import RequestError, check
 
 _LIBRARY = 'xla_cpu_experimental_ynn_fusion_type'
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+LESS_MEMORY = (
+    'lower config.batch_size (of a tool: --batch_size), raise config.accumulate_steps or '
+    'config.mesh.fsdp, or set config.model.remat=true'
+)
 
 
 def set_xla_flags() -> None:
@@ -32,6 +41,10 @@ def keep_memory() -> None:
     """
     import jax
 
+    check(
+        not jax.config.jax_enable_x64,
+        'JAX_ENABLE_X64 is set: unset it; a run computes in config.compute_dtype and float32.',
+    )
     jax.config.update('jax_cpu_enable_async_dispatch', False)
     libc = ctypes.CDLL(None)
     if jax.default_backend() == 'cpu' and hasattr(libc, 'mallopt'):
@@ -46,3 +59,43 @@ def keep_programs(workdir: Path) -> None:
 
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update('jax_compilation_cache_dir', str(workdir / 'compiled'))
+
+
+@contextlib.contextmanager
+def machine_named() -> Iterator[None]:
+    """Raises RequestError where what the block raises is the machine's fault: memory that runs out,
+    an accelerator that is not there."""
+    try:
+        yield
+    except (AssertionError, MemoryError, RuntimeError) as error:
+        line = _out_of_memory(error) or _no_device()
+        if not line:
+            raise
+        raise RequestError(line) from error
+
+
+def _out_of_memory(error: Exception) -> str:
+    import jax
+
+    text = ' '.join(str(error).split())
+    exhausted = isinstance(error, jax.errors.JaxRuntimeError) and 'RESOURCE_EXHAUSTED' in text
+    if not (isinstance(error, MemoryError) or (exhausted and 'memory' in text.lower())):
+        return ''
+    # XLA's bytes, in GB
+    text = re.sub(r'(\d{7,}) bytes', lambda found: f'{int(found[1]) / 1e9:.2f} GB', text)
+    return f'memory does not suffice ({text[:300] or "an allocation failed"}): {LESS_MEMORY}.'
+
+
+def _no_device() -> str:
+    import jax
+
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:
+        wanted, reason = os.environ.get('JAX_PLATFORMS', ''), ' '.join(str(error).split())
+        return (
+            f'JAX has no device for JAX_PLATFORMS={wanted}{reason and f" ({reason[:300]})"}: '
+            'pip install "jax[cuda13]" or "jax[tpu]" on a machine that has one, or unset '
+            'JAX_PLATFORMS to take what there is.'
+        )
+    return ''

@@ -6,9 +6,13 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from beit_jax import runtime
+from beit_jax.errors import RequestError
+from tests import tiny
 
 
 def output(program: str, *arguments: str, **environment) -> str:
@@ -21,6 +25,8 @@ def output(program: str, *arguments: str, **environment) -> str:
 _SUM = """
 import sys
 import jax
+import jax.numpy as jnp
+import numpy as np
 import jax.numpy as jnp
 from beit_jax.runtime import set_xla_flags
 if sys.argv[1] == 'set':
@@ -67,6 +73,8 @@ _STEP = """
 import ctypes, resource, statistics, sys
 import jax
 import jax.numpy as jnp
+import numpy as np
+import jax.numpy as jnp
 from beit_jax.runtime import keep_memory
 ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: pages of one size
 if sys.argv[1] == 'kept':
@@ -102,3 +110,49 @@ def test_programs_are_kept_for_the_next_start(tmp_path):
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / 'compiled')
     finally:
         jax.config.update('jax_compilation_cache_dir', kept)
+
+
+@pytest.mark.parametrize(
+    ('variable', 'value', 'message'),
+    [
+        ('JAX_PLATFORMS', 'tpu', 'error: JAX has no device for JAX_PLATFORMS=tpu ('),
+        ('JAX_PLATFORMS', 'nothing', 'error: JAX has no device for JAX_PLATFORMS=nothing ('),
+        ('JAX_ENABLE_X64', '1', 'error: JAX_ENABLE_X64 is set: unset it'),
+    ],
+)
+def test_a_machine_that_has_not_what_is_asked_for(variable, value, message, tmp_path):
+    """A line and status 2, with which the loop that starts runs again ends."""
+    result = tiny.run(tiny.arguments(tmp_path / 'run', tmp_path), **{variable: value})
+    assert result.returncode == 2 and result.stderr.startswith(message), result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    if variable == 'JAX_PLATFORMS':
+        tool = ['-m', 'beit_jax.tools.fit_tokenizer', '--kind=random_projection']
+        result = tiny.run([*tool, f'--output={tmp_path / "tokenizer"}'], JAX_PLATFORMS=value)
+        assert result.returncode == 2 and result.stderr.startswith(message), result.stderr
+
+
+# as on a machine with a GPU and the JAX for CPUs
+_FALLBACK = """
+import runpy, sys
+from jax._src import hardware_utils
+hardware_utils.has_visible_nvidia_gpu = lambda: True
+sys.argv = sys.argv[1:]
+runpy.run_path('main.py', run_name='__main__')
+"""
+
+
+def test_that_jax_took_the_cpu_is_said(tmp_path):
+    command = tiny.arguments(tmp_path / 'run', tmp_path / 'nothing')
+    result = tiny.run(['-c', _FALLBACK, *command], JAX_PLATFORMS='')
+    assert result.returncode == 2 and 'Falling back to cpu' in result.stderr, result.stderr
+
+
+def test_memory_that_runs_out():
+    wanted = r'memory does not suffice \(.* allocating 4000\.00 GB.*\): lower config.batch_size'
+    with pytest.raises(RequestError, match=wanted), runtime.machine_named():
+        jnp.ones((10**6, 10**6)).block_until_ready()
+    wanted = r'\(Unable to allocate 728. TiB.*\): lower config'
+    with pytest.raises(RequestError, match=wanted), runtime.machine_named():
+        np.ones((10**7, 10**7))
+    with pytest.raises(RuntimeError, match='other'), runtime.machine_named():
+        raise RuntimeError('other')

@@ -10,7 +10,7 @@ import typing
 
 from beit_jax.data.config import DataConfig
 from beit_jax.errors import RequestError, StorageError, check
-from beit_jax.runtime import set_xla_flags
+from beit_jax.runtime import machine_named, set_xla_flags
 from beit_jax.settings.mapping import from_mapping
 from beit_jax.train.processes.exit_status import REFUSED, status_of
 
@@ -102,7 +102,8 @@ def main(run: Callable[[argparse.Namespace], None], arguments: argparse.Argument
         if overrides and 'config' not in options:
             arguments.error(f'unrecognized arguments: {" ".join(overrides)}')
         options.overrides = overrides
-        run(options)
+        with machine_named():
+            run(options)
     except (RequestError, StorageError) as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(status_of(error))

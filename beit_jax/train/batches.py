@@ -18,6 +18,7 @@ from beit_jax.errors import StorageError, check
 from beit_jax.models.platform import host_memory
 from beit_jax.settings.run import RunConfig
 from beit_jax.train import step as steps
+from beit_jax.train.memory import compiled_when_called
 from beit_jax.train.sharding import gather, local_rows, put_batch, replicated
 from beit_jax.train.workdir.token_cache import TokenCache
 
@@ -95,7 +96,9 @@ class Batches:
             read(views=self._views, start_step=start), max(0, cached_from - start)
         )
         without = read(views=task.views, start_step=max(start, cached_from))
-        compute = steps.make_prepare(task, self._mesh, train=True)
+        compute = compiled_when_called(
+            steps.make_prepare(task, self._mesh, train=True), 'the tokenizer'
+        )
 
         def placed():
             batches = itertools.chain(with_tokenizer, without)
@@ -112,7 +115,9 @@ class Batches:
         views: the numbers of this process's views.
         """
         names = {view.name for view in self._task.prepare_views}
-        if names <= batch.keys():
+        if not names:
+            made = {}
+        elif names <= batch.keys():
             made = compute(self.frozen, {name: batch[name] for name in (*names, 'view', 'grey')})
             if cache:
                 cache.put(*gather(self._mesh)((batch['view'], made['tokens'])))

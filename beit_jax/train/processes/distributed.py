@@ -8,7 +8,9 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from beit_jax.errors import check
+from beit_jax.errors import RequestError, check
+
+_TASKS = ('SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE')  # how many processes there are
 
 
 def start(
@@ -20,23 +22,47 @@ def start(
     pod, SLURM, Open MPI). heartbeat_seconds: after which a process that is not heard of counts as
     dead; the others then end.
     """
+    check(heartbeat_seconds > 0, f'--heartbeat_seconds={heartbeat_seconds}: use at least 1 second.')
     if coordinator:
+        host, _, port = coordinator.rpartition(':')
+        check(
+            bool(host) and port.isdecimal() and 0 < int(port) < 2**16,
+            f'--coordinator={coordinator}: give HOST:PORT of process 0, a port up to 65535.',
+        )
         check(
             0 <= process_id < num_processes,
             f'--process_id={process_id} is not in 0 ... --num_processes={num_processes} - 1.',
         )
+        # where one never comes, the runtime ends this process with its own stacks
+        print(
+            f'process {process_id} of {num_processes} meets the others at {coordinator}',
+            file=sys.stderr,
+        )
         jax.distributed.initialize(
             coordinator, num_processes, process_id, heartbeat_timeout_seconds=heartbeat_seconds
         )
-    elif _is_cluster(os.environ):
+        return
+    check(
+        (num_processes, process_id) == (1, 0),
+        f'--num_processes={num_processes} --process_id={process_id} take --coordinator=HOST:PORT.',
+    )
+    if not _is_cluster(os.environ):
+        return
+    try:
         jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat_seconds)
+    except (KeyError, ValueError) as error:  # of what the scheduler should have set
+        given = ', '.join(f'{name}={os.environ[name]}' for name in _TASKS if name in os.environ)
+        raise RequestError(
+            f'the environment ({given}) is that of several processes and does not say how they '
+            f'meet ({error}): start them with srun or mpirun, or give --coordinator, '
+            '--num_processes and --process_id; to run alone, unset these variables.'
+        ) from error
 
 
 def _is_cluster(environment) -> bool:
     """Whether the scheduler started several processes of this program."""
-    tasks = max(
-        int(environment.get(name) or 1) for name in ('SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE')
-    )
+    counts = [environment.get(name) or '1' for name in _TASKS]
+    tasks = max(int(count) if count.isdecimal() else 1 for count in counts)
     # An interactive `srun --pty` shell or `salloc` has SLURM_NTASKS too, but no step of its own
     # with that many tasks.
     in_step = (
