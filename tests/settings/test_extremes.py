@@ -39,6 +39,39 @@ def test_every_setting(opened, tokenizer_dir):
     assert int(done.stdout.split()[0]) > (20_000 if opened else 3_000)
 
 
+WIDE = {'width': 2**14, 'depth': 3, 'heads': 1, 'hidden': 2**16}
+
+
+@pytest.mark.parametrize(
+    ('changed', 'message'),
+    [
+        ({'total_steps': 60, 'epochs': -1}, r'config.epochs is -1: it takes a number in \[0, '),
+        ({'total_steps': 60, 'epochs': 1.5}, 'set exactly one of them'),
+        ({'total_steps': 0, 'epochs': 1e-3}, 'of 37 images that is not one'),
+        (
+            {'total_steps': 0, 'epochs': 1e6, 'data': {'num_examples': 10**8}},
+            'more than 2147483647',
+        ),
+        ({'step_timeout': 1e-30}, 'use a second or more, or 0'),
+        ({'optimizer': {'lr': math.nan}}, 'config.optimizer.lr is nan: it takes a number in'),
+        ({'optimizer': {'eps': 10**400}}, r'eps is 10*\.\.\.0*: it takes a number in \[0, 1\]'),
+        ({'data': {'std': (0.5, math.inf, 0.5)}}, r'config.data.std\[1\] is inf'),
+        ({'data': {'image_size': 400}}, 'has 10000 patches of 4, more than 8192'),
+        ({'model': WIDE}, 'parameters and optimizer take .* GB on each device, which has'),
+        (
+            {'batch_size': 2**20, 'data': {'image_size': 256}},
+            'config.data.prefetch=2 take .* GB for batches, this machine has',
+        ),
+    ],
+)
+def test_refused_before_anything_is_made(changed, message, tmp_path):
+    from beit_jax.train.loop import train
+
+    with pytest.raises(RequestError, match=message):
+        train(task_config(tiny.classify_settings(**changed)), tmp_path / 'run')
+    assert not (tmp_path / 'run' / 'config.json').exists()
+
+
 def cases(recipe: Path, tokenizer: str) -> Iterator[tuple[str, dict, bool]]:
     """(what is changed, all settings, whether of no variant) of each setting."""
     module = runpy.run_path(str(recipe))
