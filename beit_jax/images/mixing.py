@@ -1,4 +1,4 @@
-"""Mixup, CutMix and random erasing on the device, as timm defines them.
+"""Mixup, CutMix and random erasing on the device, as timm 0.3.2, the official code's, defines them.
 
 Pictures are normalised, float [B, H, W, C] or [H, W, C].
 """
@@ -19,7 +19,8 @@ MIN_ASPECT = 0.3
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MixConfig:
-    """Mixing of pairs of pictures and of their targets; one draw a batch."""
+    """Mixing of pairs of pictures and of their targets; one draw a global batch, whatever the mesh
+    and the parts it is accumulated in (timm, of a process each, draws once a process)."""
 
     mixup: float = 0.8  # alpha of the beta distribution of mixup's share; 0: no mixup
     cutmix: float = 1.0  # alpha of CutMix; 0: no CutMix
@@ -57,12 +58,13 @@ def draw_weights(key, config: MixConfig, height: int, width: int):
 def _inside(size, side, centre):
     """Which pixels of an axis lie in a box of length `side` around `centre`, bool [size].
 
-    Both are shares of the axis.
+    Both are shares of the axis. Half of the length is rounded down on both sides: of an odd one a
+    pixel is missing (not so in later timm).
     """
-    length = jnp.floor(size * side).astype(jnp.int32)
+    half = jnp.floor(size * side).astype(jnp.int32) // 2
     middle = jnp.floor(size * centre).astype(jnp.int32)
     pixel = jnp.arange(size)
-    return (pixel >= middle - length // 2) & (pixel < middle + (length + 1) // 2)
+    return (pixel >= middle - half) & (pixel < middle + half)
 
 
 def mix(weights_HW, images_BHWC, targets_BC):

@@ -11,7 +11,7 @@ from scipy import stats
 import torch
 
 from beit_jax.errors import RequestError
-from beit_jax.images.mixing import MixConfig, draw_rectangle, draw_weights, erase, mix
+from beit_jax.images.mixing import MixConfig, _inside, draw_rectangle, draw_weights, erase, mix
 
 HEIGHT, WIDTH = 23, 29
 
@@ -36,15 +36,25 @@ def test_mixup_shares():
     assert stats.kstest(drawn[:, 0, 0], stats.beta(0.8, 0.8).cdf).pvalue > 0.01
 
 
-def test_cutmix_boxes(timm):
+def cutmix_box(share, centre, height, width):
+    """timm 0.3.2's, which the official code takes: (top, bottom, left, right). Later ones (1.0.31)
+    make an odd side a pixel longer."""
+    edges = []
+    for size, middle in zip((height, width), centre):
+        half = int(size * np.sqrt(1 - share)) // 2
+        edges += [max(0, middle - half), min(size, middle + half)]
+    return edges
+
+
+def test_cutmix_boxes():
     """The area of the box, cut off at the border, is distributed as timm's."""
     drawn = weights(MixConfig(mixup=0.0))
     assert set(np.unique(drawn)) <= {0.0, 1.0}
-    np.random.seed(0)
-    shape, theirs = (1, 3, HEIGHT, WIDTH), []
+    random, theirs = np.random.default_rng(0), []
     for _ in drawn:
-        _, share = timm.cutmix_bbox_and_lam(shape, np.random.beta(1.0, 1.0))
-        theirs.append(share)
+        centre = random.integers((HEIGHT, WIDTH))
+        top, bottom, left, right = cutmix_box(random.beta(1.0, 1.0), centre, HEIGHT, WIDTH)
+        theirs.append(1 - (bottom - top) * (right - left) / (HEIGHT * WIDTH))
     assert stats.ks_2samp(drawn.mean((1, 2)), theirs).pvalue > 0.01
     outside = np.stack([np.any(drawn == 0, axis=2), np.any(drawn == 0, axis=1)[:, :HEIGHT]])
     assert outside.any(), 'no box at all'
@@ -52,6 +62,17 @@ def test_cutmix_boxes(timm):
         np.testing.assert_array_equal(inside, np.outer(inside.any(axis=1), inside.any(axis=0)))
     corners = np.mean(drawn[:, [0, 0, -1, -1], [0, -1, 0, -1]] == 0, axis=0)
     assert corners.max() - corners.min() < 0.05
+
+
+def test_sides_of_cutmix():
+    """To the pixel: of an odd side one is left out (172 where 173 would fit)."""
+    random = np.random.default_rng(0)
+    draws = [(1 - (173.5 / 224) ** 2, 112.5), *random.uniform((0, 0), (1, 224), (99, 2)).tolist()]
+    for share, place in draws:
+        top, bottom, *_ = cutmix_box(share, [int(place)] * 2, 224, 224)
+        ours = np.flatnonzero(_inside(224, np.sqrt(1 - share), place / 224))
+        assert ours.tolist() == list(range(top, bottom))
+        assert place != 112.5 or len(ours) == 172
 
 
 def test_switch_and_probability():
