@@ -4,13 +4,9 @@
 """
 
 from collections.abc import Callable
-import math
-import os
 
 import jax
 from jax.sharding import PartitionSpec as P
-
-from beit_jax.errors import check
 
 # the axes of the mesh over which images and heads lie (`train.sharding`)
 ROWS, HEADS = ('slice', 'data', 'fsdp'), 'tensor'
@@ -20,34 +16,6 @@ def target_platform() -> str:
     """'tpu', 'gpu' or 'cpu': of the mesh in use (`train.sharding.on_mesh`), else JAX's default."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device else jax.default_backend()
-
-
-def host_memory() -> int:
-    """Bytes that this machine has."""
-    return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-
-
-def check_memory(abstract, what: str) -> None:
-    """Refuses arrays that are larger than a device of this process, before they are made.
-
-    Args:
-      abstract: a tree of their shapes, dtypes and shardings (None: whole on each device).
-      what: they are, in words, a plural.
-
-    Raises:
-      RequestError: there is no such memory. Devices that are the CPU share the machine's.
-    """
-    size = 0
-    for leaf in jax.tree.leaves(abstract):
-        shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
-        size += math.prod(shape) * leaf.dtype.itemsize
-    shared = host_memory() // jax.local_device_count()
-    limit = (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit', shared)
-    check(
-        size <= limit,
-        f'{what} take {size / 1e9:,.1f} GB on each device, which has {limit / 1e9:,.1f} GB: make '
-        'config.model smaller, or raise config.mesh.fsdp.',
-    )
 
 
 def row_axes() -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from beit_jax.errors import check
 from beit_jax.images.color import jitter_views, normalize, to_float
 from beit_jax.models.encoder import Encoder
 from beit_jax.models.heads import KINDS, LayerProbes, pool_both
-from beit_jax.models.platform import check_memory
+from beit_jax.models.memory import check_arrays
 from beit_jax.tasks import LabelledRunConfig, Task
 from beit_jax.tasks.classify import adapt_encoder, pixel_differences
 from beit_jax.tasks.neighbours import NeighboursConfig, nearest_neighbours
@@ -225,7 +225,7 @@ def make(config: Config) -> Probe:
         )
         check_params(nnx.to_pure_dict(abstract), frozen, config.encoder)
     else:
-        check_memory(nnx.to_pure_dict(abstract), 'random weights of the encoder')
+        check_arrays(nnx.to_pure_dict(abstract), 'random weights of the encoder')
         frozen = nnx.to_pure_dict(nnx.state(build()))
     heads = nnx.graphdef(nnx.eval_shape(lambda: _heads(config, nnx.Rngs(0))))
     return Probe(config, encoder, heads, {'encoder': jax.device_get(frozen), 'statistics': {}})

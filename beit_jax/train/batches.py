@@ -15,10 +15,9 @@ from beit_jax.data.sources.chunks import chunked
 from beit_jax.data.sources.source import Source
 from beit_jax.data.sources.subset import Subset
 from beit_jax.errors import StorageError, check
-from beit_jax.models.platform import host_memory
+from beit_jax.models.memory import available, compiled_when_called
 from beit_jax.settings.run import RunConfig
 from beit_jax.train import step as steps
-from beit_jax.train.memory import compiled_when_called
 from beit_jax.train.sharding import gather, local_rows, put_batch, replicated
 from beit_jax.train.workdir.token_cache import TokenCache
 
@@ -58,10 +57,10 @@ class Batches:
         values = sum(math.prod(view.shape) for view in self._views)
         size = (_AHEAD + data.prefetch) * len(self._rows) * values
         check(
-            size <= host_memory(),
+            size <= available(),
             f'config.batch_size={config.batch_size}, config.data.image_size={data.image_size} and '
             f'config.data.prefetch={data.prefetch} take {size / 1e9:,.1f} GB for batches, this '
-            f'machine has {host_memory() / 1e9:,.1f} GB: lower one of them.',
+            f'machine has {available() / 1e9:,.1f} GB: lower one of them.',
         )
 
     def check_source(self) -> list[str]:

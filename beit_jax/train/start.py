@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 
 from beit_jax import whole_files
-from beit_jax.models.platform import check_memory
+from beit_jax.models.memory import check_arrays
 from beit_jax.train import optimizer as optimizers
 from beit_jax.train import state as states
 from beit_jax.train.processes.agreement import together
@@ -37,7 +37,7 @@ def restore_or_init(run: Run, checkpoints: Checkpoints):
         abstract,
         shardings,
     )
-    check_memory(placed, 'parameters and optimizer')
+    check_arrays(placed, 'parameters and optimizer')
     state, lines = checkpoints.restore_newest(placed, functools.partial(_check_data, run))
     run.notes += lines
     if state is not None:

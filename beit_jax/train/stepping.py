@@ -10,8 +10,8 @@ import numpy as np
 
 import beit_jax
 from beit_jax.errors import RequestError, StorageError
+from beit_jax.models.memory import check_program
 from beit_jax.train import step as steps
-from beit_jax.train.memory import check_memory
 from beit_jax.train.processes.distributed import Stop, anywhere
 from beit_jax.train.processes.exit_status import STOPPED
 from beit_jax.train.processes.watchdog import Watchdog
@@ -83,7 +83,7 @@ class Stepper:
                 # an orderly exit would wait for the compiler, which takes minutes
                 os._exit(STOPPED)
         self._step = compiling.result()
-        check_memory(self._step, 'a step')
+        check_program(self._step, 'a step')
         line = f'compiled the step in {time.perf_counter() - began:.1f} s'
         memory = self._step.memory_analysis()
         if memory:

@@ -225,7 +225,7 @@ def test_truncated_files(folder, tmp_path):
     (tmp_path / 'a.safetensors').write_bytes(whole[:-5])
     with pytest.raises(RequestError, match=r'cannot be read as safetensors .*truncated'):
         examine(tmp_path / 'a.safetensors')
-    with pytest.raises(RequestError, match='there is no such .*file or folder'):
+    with pytest.raises(RequestError, match=r'there is no such .*file or folder'):
         examine(tmp_path / 'nowhere')
 
 

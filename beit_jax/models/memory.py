@@ -1,6 +1,5 @@
-"""Whether a compiled program fits the memory of this machine. Asked before it runs on a CPU, for
-Linux ends a process that takes more than there is, without a word; accelerators say it by
-themselves."""
+"""Whether arrays and compiled programs fit the memory there is, before it is taken: Linux ends a
+process that takes more, without a word."""
 
 from collections.abc import Callable
 import math
@@ -32,7 +31,30 @@ def _kilobytes(file: str, name: str) -> float:
     return 1024 * float(found[1]) if found else math.inf
 
 
-def check_memory(compiled: jax.stages.Compiled, what: str) -> None:
+def check_arrays(abstract, what: str) -> None:
+    """Refuses arrays that are larger than a device of this process, before they are made.
+
+    Args:
+      abstract: a tree of their shapes, dtypes and shardings (None: whole on each device).
+      what: they are, in words, a plural.
+
+    Raises:
+      RequestError: there is no such memory. Devices that are the CPU share the machine's.
+    """
+    size = 0
+    for leaf in jax.tree.leaves(abstract):
+        shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
+        size += math.prod(shape) * leaf.dtype.itemsize
+    shared = available() // jax.local_device_count()
+    limit = (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit', shared)
+    check(
+        size <= limit,
+        f'{what} take {size / 1e9:,.1f} GB on each device, which has {limit / 1e9:,.1f} GB: make '
+        'config.model smaller, or raise config.mesh.fsdp.',
+    )
+
+
+def check_program(compiled: jax.stages.Compiled, what: str) -> None:
     """Raises RequestError where a program takes more memory, on all devices of this process, than
     the machine has."""
     memory = compiled.memory_analysis()
@@ -57,7 +79,7 @@ def compiled_when_called(function, what: str) -> Callable:
         nonlocal compiled
         if compiled is None:
             compiled = function.lower(*arguments).compile()
-            check_memory(compiled, what)
+            check_program(compiled, what)
         return compiled(*arguments)
 
     return call

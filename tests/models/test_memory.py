@@ -33,10 +33,10 @@ def test_what_a_program_takes(monkeypatch):
     takes = compiled.memory_analysis().temp_size_in_bytes + 2 * 4 * 5003
     assert takes > 4 * 5003**2
     monkeypatch.setattr(memory, 'available', lambda: 8 * takes)
-    memory.check_memory(compiled, 'it')
+    memory.check_program(compiled, 'it')
     monkeypatch.setattr(memory, 'available', lambda: 8 * takes - 1)
     with pytest.raises(RequestError, match=rf'it takes {8 * takes / 1e9:.1f} GB'):
-        memory.check_memory(compiled, 'it')
+        memory.check_program(compiled, 'it')
 
 
 def test_available(tmp_path, monkeypatch):
