@@ -1,13 +1,16 @@
 """What a process has of its machine: flags for XLA before JAX starts, memory that a step on a CPU
-keeps, programs that are compiled once; and a line where it has too little."""
+keeps, programs that are compiled once, streams that nobody need hear; and a line where it has too
+little."""
 
 from collections.abc import Iterator
 import contextlib
 import ctypes
 from importlib.metadata import version
+import io
 import os
 from pathlib import Path
 import re
+import sys
 
 from beit_jax.errors import RequestError, check
 
@@ -59,6 +62,36 @@ def keep_programs(workdir: Path) -> None:
 
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update('jax_compilation_cache_dir', str(workdir / 'compiled'))
+
+
+class _Unheard(io.FileIO):
+    """A stream whose reader may be gone or whose disk may be full: what it does not take is
+    dropped."""
+
+    def write(self, data) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+def run_unheard() -> None:
+    """What a run says is not what it does: stdout and stderr may be closed (`>&-`), full, or a pipe
+    to what has ended, and names that are not UTF-8 are written with backslashes."""
+    for number, name in enumerate(('stdin', 'stdout', 'stderr')):
+        try:
+            os.fstat(number)
+        except OSError:  # the next file that is opened would get what is said
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+        if number:
+            said = getattr(sys, name)
+            buffer = io.BufferedWriter(_Unheard(number, 'w', closefd=False))
+            encoding = said.encoding if said else 'utf-8'
+            stream = io.TextIOWrapper(buffer, encoding, 'backslashreplace', line_buffering=True)
+            setattr(sys, name, stream)
 
 
 @contextlib.contextmanager

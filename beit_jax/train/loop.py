@@ -22,6 +22,8 @@ from beit_jax.train.start import open_cache, restore_or_init
 from beit_jax.train.stepping import Stepper
 from beit_jax.train.workdir.changes import config_changes, write_config
 from beit_jax.train.workdir.checkpoint import Checkpoints
+from beit_jax.train.workdir.directory import writing
+from beit_jax.train.workdir.lock import Lock
 from beit_jax.train.workdir.metrics import MetricsWriter
 
 
@@ -33,6 +35,8 @@ def train(config: RunConfig, workdir: Path) -> int:
 
     Raises:
       RequestError: the config, the data, the work directory or a checkpoint do not fit one another.
+      StorageError: data or a checkpoint cannot be read now, the work directory cannot be written,
+        or another run has it.
     """
     stop = Stop()
     stop.listen()
@@ -42,10 +46,10 @@ def train(config: RunConfig, workdir: Path) -> int:
     check_shared(workdir)
     with contextlib.ExitStack() as stack:  # however the run ends, a save under way is finished
         closed_later = lambda resource: stack.enter_context(contextlib.closing(resource))
-        return _train(run, stop, closed_later)
+        return _train(run, stop, closed_later, closed_later(Lock(workdir)))
 
 
-def _train(run: Run, stop: Stop, closed_later: Callable) -> int:
+def _train(run: Run, stop: Stop, closed_later: Callable, lock: Lock) -> int:
     config, total = run.config, run.config.total_steps
     watchdog = closed_later(Watchdog(config.step_timeout))  # closed last: it sees the others close
     checkpoints = closed_later(Checkpoints(run.workdir, config.keep_checkpoints))
@@ -72,6 +76,7 @@ def _train(run: Run, stop: Stop, closed_later: Callable) -> int:
         return metrics is not None
 
     def save(step: int, must: bool) -> None:
+        lock.check()
         if cache:
             log.say_all(cache.flush(step * config.batch_size))
         checkpoints.save(state, step, run.description(), must)
@@ -124,7 +129,8 @@ def _finish(run: Run, params, metrics: dict) -> None:
     """Has the task write what else it owes; metrics: of the last evaluation."""
     whole = jax.device_get(gather(run.mesh)(params))
     batches = functools.partial(run.batches.on_host, run.batches.frozen)
-    run.task.finish(whole, run.workdir, batches, metrics)
+    with writing(run.workdir):
+        run.task.finish(whole, run.workdir, batches, metrics)
 
 
 def _end(status: int, step: int, log: MetricsWriter, checkpoints: Checkpoints) -> int:
