@@ -36,7 +36,7 @@ class EncoderConfig:
     size: str = 'base'  # tiny | small | base | large
     patch_size: Count = 16
     width: Annotated[int, Interval(0, 2**14)] = 0
-    depth: Annotated[int, Interval(0, 1000)] = 0
+    depth: Annotated[int, Interval(0, 200)] = 0
     heads: int = 0
     hidden: Annotated[int, Interval(0, 2**16)] = 0  # of the MLP
     positions: str = 'shared_bias'  # absolute | shared_bias | layer_bias

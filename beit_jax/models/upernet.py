@@ -40,7 +40,7 @@ class UperNetConfig:
 
     # four blocks from 0 (-1: what the first one gets); (): 3, 5, 7, 11 of 12, at the same shares of
     # other depths
-    taps: tuple[Annotated[int, Interval(-1, 1000)], ...] = ()
+    taps: tuple[Annotated[int, Interval(-1, 200)], ...] = ()
     channels: Annotated[int, Interval(0, 2**12)] = 0  # 0: the width of the encoder
     # rows and columns that the last level is pooled to
     pool_scales: tuple[Annotated[int, Interval(1, 1000)], ...] = (1, 2, 3, 6)
