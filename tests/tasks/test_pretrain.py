@@ -273,7 +273,7 @@ def test_both_pictures_of_a_view_are_jittered_alike(task, batch):
         ({'model': {'depth': 2.5}}, r'config.model.depth is 2.5 \(float\): it takes int'),
         (
             {'batch_size': 9, 'accumulate_steps': 2},
-            r'batch_size 9 is not a multiple of accumulate_steps 2',
+            r'batch_size 9 is not a multiple of config.accumulate_steps 2',
         ),
         (
             {'data': {'name': 'tfds', 'evaluate_path': '/x'}},
