@@ -4,10 +4,14 @@ words), directories, lines, checksums; and where files are written."""
 from collections.abc import Iterator, Mapping
 import contextlib
 import hashlib
+import io
 import json
+import math
 import os
 from pathlib import Path
 import tempfile
+
+import numpy as np
 
 from beit_jax.errors import RequestError, StorageError, check
 
@@ -102,6 +106,23 @@ def _check_depth(content: dict) -> None:
         level = [item for group in groups for item in group if isinstance(item, dict | list)]
     if level:
         raise ValueError(f'it is nested more than {_DEEPEST} levels deep')
+
+
+def rows_offset(path: Path, dtype, shape: tuple[int, ...]) -> int:
+    """Where the numbers begin in a .npy file that NumPy wrote; ValueError where it is not one of
+    this dtype and shape, or cut off. Its header is compared and not parsed: what is damaged would
+    make NumPy stumble over the syntax of Python."""
+    header = io.BytesIO()
+    entries = {'descr': np.dtype(dtype).str, 'fortran_order': False, 'shape': shape}
+    np.lib.format.write_array_header_1_0(header, entries)
+    offset, count = len(header.getvalue()), math.prod(shape)
+    with path.open('rb') as file:
+        if file.read(offset) != header.getvalue():
+            raise ValueError(f'{path.name} does not begin as a {np.dtype(dtype)}{list(shape)}')
+        size = os.fstat(file.fileno()).st_size
+    if size != offset + np.dtype(dtype).itemsize * count:
+        raise ValueError(f'{path.name} has {size:,} bytes, too few or too many')
+    return offset
 
 
 def differences(saved: Mapping, wanted: Mapping) -> list[str]:

@@ -18,7 +18,7 @@ from beit_jax.data.config import DataConfig, View
 from beit_jax.data.pictures.load import image_batches
 from beit_jax.data.sources.choice import open_source
 from beit_jax.data.sources.subset import Subset
-from beit_jax.errors import check
+from beit_jax.errors import RequestError, check
 from beit_jax.images.color import to_float
 from beit_jax.train.sharding import batch_sharding, replicated
 
@@ -111,18 +111,13 @@ class Export:
 
     def _reopen(self, tokens: int) -> np.memmap:
         """The rows of a file that is not complete."""
-        wanted = (self.rows, tokens), np.dtype(np.uint16)
-        try:
-            # only read at first: to be written, a file that was cut short would be filled with 0
-            ids = np.lib.format.open_memmap(self._partial, 'r')
-            whole = (ids.shape, ids.dtype) == wanted
-        except (ValueError, TypeError, RecursionError):  # NumPy's, of a header
-            whole = False
+        message = f'{self._partial} or {self._progress} is damaged: remove both.'
         numbers = [self.done, *self.bad] if type(self.bad) is list else [None]
-        check(
-            whole and all(type(one) is int and 0 <= one <= self.rows for one in numbers),
-            f'{self._partial} or {self._progress} is damaged: remove both.',
-        )
+        check(all(type(one) is int and 0 <= one <= self.rows for one in numbers), message)
+        try:  # a file that was cut short would be filled up with 0
+            whole_files.rows_offset(self._partial, np.uint16, (self.rows, tokens))
+        except ValueError as error:
+            raise RequestError(message) from error
         return np.lib.format.open_memmap(self._partial, 'r+')
 
     def _refuse_other(self, file: Path) -> dict:

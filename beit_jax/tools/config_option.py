@@ -1,13 +1,13 @@
 """--config of the tools: a recipe, or the config.json of a run, changed by --config.KEY=VALUE."""
 
 import argparse
-import json
 from pathlib import Path
 
-from beit_jax.errors import RequestError, check
+from beit_jax.errors import check
 from beit_jax.settings.mapping import task_config
 from beit_jax.settings.overrides import override
 from beit_jax.tools import arguments
+from beit_jax.whole_files import read_json
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +28,7 @@ def read(options: argparse.Namespace):
     Raises:
       RequestError: no such file, variant or setting.
     """
-    config = _saved(options.config) if options.config.endswith('.json') else _recipe(options.config)
+    config = _config(options.config)
     for argument in options.overrides:
         key, equals, value = argument.removeprefix('--config.').partition('=')
         check(
@@ -39,17 +39,10 @@ def read(options: argparse.Namespace):
     return task_config(config)
 
 
-def _recipe(text: str):
+def _config(text: str):
+    if text.endswith('.json'):
+        return read_json(Path(text), 'give a recipe or the config.json of a run')
     from beit_jax.settings.recipes import load_recipe
 
     path, _, variant = text.partition(':')
     return load_recipe(path, variant)
-
-
-def _saved(path: str) -> dict:
-    try:
-        return json.loads(Path(path).read_text())
-    except ValueError as error:
-        raise RequestError(
-            f'--config={path} is not JSON ({error}): give a recipe or the config.json of a run.'
-        ) from error

@@ -8,7 +8,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from beit_jax.errors import RequestError, StorageError, check
+from beit_jax.errors import RequestError, check, of_storage
 
 # how files begin that are downloaded in the place of another one
 _STRANGERS = (
@@ -29,7 +29,7 @@ def check_weights(path: str | Path) -> None:
         with open(path, 'rb') as file:
             start = file.read(100)
     except OSError as error:
-        raise StorageError(f'{path} cannot be read: {error.strerror}.') from error
+        raise of_storage(error, f'{path} cannot be read: {error.strerror}.') from error
     for pattern, what in _STRANGERS:
         check(not re.match(pattern, start, re.IGNORECASE), f'{path} is {what}.')
 
@@ -51,7 +51,7 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             f'{path} holds numbers of a type that is no type of weights ({error}).'
         ) from error
     except OSError as error:
-        raise StorageError(f'{path} cannot be read: {error}.') from error
+        raise of_storage(error, f'{path} cannot be read: {error}.') from error
     except (safetensors.SafetensorError, TypeError, ValueError) as error:
         raise RequestError(
             f'{path} cannot be read as safetensors ({str(error)[:200]}): it is damaged or '

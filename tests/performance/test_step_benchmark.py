@@ -174,7 +174,7 @@ def test_a_damaged_config(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr('sys.argv', ['benchmark', 'step', f'--config={tmp_path}/config.json'])
     with pytest.raises(SystemExit, match='2'):
         arguments.main(benchmark.run, benchmark._arguments())
-    assert 'is not JSON' in capsys.readouterr().err
+    assert 'is damaged' in capsys.readouterr().err
 
 
 def test_settings_of_a_run_as_those_of_a_recipe():

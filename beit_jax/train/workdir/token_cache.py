@@ -92,9 +92,9 @@ class TokenCache:
             'it.',
         )
         try:
-            self._offset = _offset(self._file, np.uint16, self._shape)
-            count, start = self._shape[0], _offset(self._crc_file, np.uint32, self._shape[:1])
-            self._crc = np.fromfile(self._crc_file, np.uint32, count, offset=start)
+            self._offset = whole_files.rows_offset(self._file, np.uint16, self._shape)
+            start = whole_files.rows_offset(self._crc_file, np.uint32, self._shape[:1])
+            self._crc = np.fromfile(self._crc_file, np.uint32, offset=start)
         except (FileNotFoundError, ValueError) as error:
             print(
                 f'WARNING: the token cache {self._json.parent} is not what was written ({error}): '
@@ -203,15 +203,6 @@ class TokenCache:
                 f'the token cache {self._json.parent} cannot be used: {error.strerror}. Mend its '
                 'storage: the same command goes on.'
             ) from error
-
-
-def _offset(path: Path, dtype, shape: tuple[int, ...]) -> int:
-    """Where the rows begin in a .npy file; ValueError where it is not one of this shape, or cut
-    off."""
-    found = np.lib.format.open_memmap(path, 'r')  # whose pages nobody touches
-    if (found.dtype, found.shape, found.flags.c_contiguous) != (dtype, shape, True):
-        raise ValueError(f'{path.name} holds {found.dtype}{list(found.shape)}')
-    return found.offset
 
 
 def _checksums(views, rows) -> np.ndarray:

@@ -16,7 +16,7 @@ import zipfile
 
 import numpy as np
 
-from beit_jax.errors import RequestError, StorageError, check
+from beit_jax.errors import RequestError, check, of_storage
 from beit_jax.weights.arrays import check_weights
 from beit_jax.weights.pytorch.pickles import Record, Storage, Tensor, load, printable
 
@@ -50,7 +50,7 @@ def read_torch_file(path: str | Path) -> tuple[dict[str, np.ndarray], dict, tupl
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise StorageError(f'{path} cannot be read: {error.strerror}.') from error
+        raise of_storage(error, f'{path} cannot be read: {error.strerror}.') from error
     try:
         return _read(data)
     except RequestError as error:
