@@ -16,7 +16,13 @@ import absl.logging
 from ml_collections import config_flags
 
 from beit_jax.errors import RequestError, StorageError
-from beit_jax.runtime import keep_programs, machine_named, run_unheard, set_xla_flags
+from beit_jax.runtime import (
+    keep_programs,
+    machine_named,
+    print_any_name,
+    run_unheard,
+    set_xla_flags,
+)
 from beit_jax.settings.mapping import task_config
 from beit_jax.settings.recipes import parse_flags
 from beit_jax.train.evaluation import evaluate
@@ -60,6 +66,7 @@ def _run() -> None:
 
 
 def main(_) -> int | None:
+    print_any_name()
     if _MODE.value == 'train':  # an evaluation is there to be heard
         run_unheard()
     # Orbax tells what it does to every file, and prints many stacks of what it raises anyway; so

@@ -1,6 +1,6 @@
-"""What a process has of its machine: flags for XLA before JAX starts, memory that a step on a CPU
-keeps, programs that are compiled once, streams that nobody need hear; and a line where it has too
-little."""
+"""What a process has of its machine: names that it can print, flags for XLA before JAX starts,
+memory that a step on a CPU keeps, programs that are compiled once, streams that nobody need hear;
+and a line where it has too little."""
 
 from collections.abc import Iterator
 import contextlib
@@ -20,6 +20,13 @@ LESS_MEMORY = (
     'lower config.batch_size (of a tool: --batch_size), raise config.accumulate_steps or '
     'config.mesh.fsdp, or set config.model.remat=true'
 )
+
+
+def print_any_name() -> None:
+    """Has stdout take names of files that are no text, given on the command line, as stderr does:
+    what cannot be encoded is printed as an escape."""
+    if sys.stdout is not None:
+        sys.stdout.reconfigure(errors='backslashreplace')
 
 
 def set_xla_flags() -> None:

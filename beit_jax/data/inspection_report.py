@@ -8,6 +8,7 @@ import shlex
 
 from beit_jax.data.config import DataConfig
 from beit_jax.data.inspection import SIDE
+from beit_jax.errors import shown
 
 SHOWN = 20  # names on the terminal; the JSON has all
 
@@ -55,7 +56,7 @@ def command(
         # a percent more: shares vary from step to step
         chosen['max_bad_share'] = min(1.0, math.ceil(100 * corrupt_share + 1) / 100)
     settings = [f'--config.data.{name}={value}' for name, value in chosen.items()]
-    return shlex.join(['python', 'main.py', *start.split(), *settings, *more])
+    return shown(shlex.join(['python', 'main.py', *start.split(), *settings, *more]))
 
 
 def report(figures: dict, path: str) -> str:

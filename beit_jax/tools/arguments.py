@@ -10,7 +10,7 @@ import typing
 
 from beit_jax.data.config import DataConfig
 from beit_jax.errors import RequestError, StorageError, check
-from beit_jax.runtime import machine_named, set_xla_flags
+from beit_jax.runtime import machine_named, print_any_name, set_xla_flags
 from beit_jax.settings.mapping import from_mapping
 from beit_jax.train.processes.exit_status import REFUSED, status_of
 
@@ -96,6 +96,7 @@ def true_or_false(text: str) -> bool:
 
 def main(run: Callable[[argparse.Namespace], None], arguments: argparse.ArgumentParser) -> None:
     """Runs a tool on the command line and exits with its status."""
+    print_any_name()
     set_xla_flags()
     try:
         options, overrides = arguments.parse_known_args()

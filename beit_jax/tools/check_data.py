@@ -12,7 +12,7 @@ from beit_jax.data.inspection import empty_folders, measure
 from beit_jax.data.inspection_report import command, problems, report
 from beit_jax.data.pictures.boxes import whole_box
 from beit_jax.data.sources.choice import open_source
-from beit_jax.errors import check
+from beit_jax.errors import check, shown
 from beit_jax.tools import arguments, outputs
 
 PRETRAIN = '--config=configs/pretrain_imagenet1k.py:base --workdir=W'
@@ -47,7 +47,7 @@ def run(options) -> None:
     train_with = functools.partial(command, data, arguments.DATA, figures['corrupt_share'])
     figures['command'] = train_with(PRETRAIN, '--config.tokenizer.path=TOKENIZER')
     figures['finetune_command'] = train_with(FINETUNE) if source.class_names else None
-    print(report(figures, data.path or data.name))
+    print(report(figures, shown(data.path or data.name)))
     outputs.write(json_file, figures, indent=1)
     check(figures['usable'], '\n'.join(figures['problems']))
 

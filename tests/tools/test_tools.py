@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 
 import jax
 import numpy as np
@@ -122,6 +123,17 @@ def test_a_path_that_cannot_be_written(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith('error: ') and 'file' in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_paths_that_are_not_unicode(tmp_path):
+    """Given on the command line, they are read, written and printed."""
+    folder = tmp_path / os.fsdecode(b'\xff')
+    write_photos(folder)
+    tool = ['-m', 'beit_jax.tools.check_data', '--data.path', str(folder), '--data.workers=1']
+    done = tiny.run([*tool, '--json', str(folder / 'out.json')], PYTHONIOENCODING='utf-8')
+    assert done.returncode == 0, done.stderr
+    assert r'/\xff: 8 examples' in done.stdout
+    assert r'\xff' in json.loads((folder / 'out.json').read_text())['command']
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """import_weights, export_weights, inspect_weights and beit_jax.load as a person uses them."""
 
 import csv
+import functools
 import hashlib
 import json
 
@@ -11,6 +12,8 @@ import pytest
 import torch
 
 import beit_jax
+from beit_jax.data.pictures import decode_tensorflow
+from beit_jax.data.pictures.boxes import center_box
 from beit_jax.errors import RequestError
 from beit_jax.models.presets import RELEASED, find_released
 from beit_jax.settings.mapping import task_config
@@ -244,6 +247,22 @@ def test_load(finetuned, pictures):
     ):
         with pytest.raises(RequestError, match=message):
             wrong()
+
+
+def test_load_sees_16_bits_as_training_does(finetuned, tmp_path):
+    """Of a path and of Pillow's modes I;16 and I; a mode whose range nobody knows is refused."""
+    model, path = beit_jax.load(finetuned), tmp_path / 'deep.png'
+    values = np.random.default_rng(0).integers(0, 65536, (64, 64), np.uint16)
+    image = Image.fromarray(values)
+    image.save(path)
+    box_of = functools.partial(center_box, share=1.0)
+    trained = decode_tensorflow.decode_crop(path.read_bytes(), box_of)
+    assert np.ptp(trained) > 200
+    expected = model.preprocess([Image.fromarray(trained)])
+    for given in (path, image, Image.open(path), Image.fromarray(values.astype(np.int32))):
+        np.testing.assert_array_equal(model.preprocess([given]), expected)
+    with pytest.raises(RequestError, match=r"mode F has values of no known range: make it 'L'"):
+        model.preprocess([Image.fromarray(values.astype(np.float32))])
 
 
 def test_older_checkpoints(tmp_path):
