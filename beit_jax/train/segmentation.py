@@ -80,7 +80,7 @@ class PictureLabeller:
         fill: the colour, in [0, 1], of a window where a picture is smaller.
         """
         self._config, self._side, self._stride = config, side, config.stride or 2 * side // 3
-        self._fill = np.array(fill, np.float32)
+        self._fill = np.array(fill)
         self._mesh = make_mesh(MeshConfig(), list(devices))
         self._count = -(-config.windows // len(devices)) * len(devices)
         self._rows, self._whole = batch_sharding(self._mesh), replicated(self._mesh)
