@@ -63,14 +63,27 @@ def make_train_step(task, optimizer, schedule, mesh, total_steps: int):
             (_, sums), gradients = jax.value_and_grad(loss, has_aux=True)(params)
             return gradients, sums
 
-        inputs = task.augment(model_inputs(batch), batch_key, keys_B)
+        views = task.augment(model_inputs(batch), batch_key, keys_B)
         gradients, sums = _accumulate(
-            gradients_and_sums, params, (inputs, keys_B), config.accumulate_steps, mesh
+            gradients_and_sums, params, (views, keys_B), config.accumulate_steps, mesh
         )
         # of norms, summed over parts and replicas
         statistics, count = sums.pop('statistics', ({}, 1.0))
         gradients = jax.tree.map(lambda gradient: gradient / sums['weight'], gradients)
-        updates, optimizer_state = optimizer.update(gradients, state['optimizer'], params)
+
+        def update(gradients, optimizer_state, params):
+            updates, optimizer_state = optimizer.update(gradients, optimizer_state, params)
+            params = optax.apply_updates(params, updates)
+            if statistics:
+                means = jax.tree.map(lambda total: total / count, statistics)
+                params = merge(params, means)
+            return {'params': params, 'optimizer': optimizer_state}
+
+        inputs = gradients, state['optimizer'], params
+        learned = update(*inputs)
+        # Computed once more, in the pass that adds up the norm: no array is kept for it, and the
+        # update is compiled as if it were not checked.
+        checked = update(*jax.lax.optimization_barrier(inputs))['params']
         bad_records = state['bad_records'] + jnp.sum(batch['substituted'], dtype=jnp.int32)
         metrics = task.summarize(sums) | {
             'lr': schedule(step),
@@ -78,14 +91,8 @@ def make_train_step(task, optimizer, schedule, mesh, total_steps: int):
             'param_norm': optax.tree.norm(params),
             'bad_records': bad_records,
         }
-        learned = {'params': optax.apply_updates(params, updates), 'optimizer': optimizer_state}
-        if statistics:
-            learned['params'] = merge(
-                learned['params'], jax.tree.map(lambda total: total / count, statistics)
-            )
-        # a finite gradient may make an update that is not
-        norms = metrics['loss'], metrics['grad_norm'], optax.tree.norm(learned['params'])
-        finite = jnp.isfinite(jnp.stack(norms)).all()
+        norms = metrics['loss'], metrics['grad_norm'], optax.tree.norm(checked)
+        finite = functools.reduce(jnp.logical_and, map(jnp.isfinite, norms))
         skipped = {
             'skipped_steps': state['skipped_steps'] + ~finite,
             'skipped_in_a_row': jnp.where(finite, 0, state['skipped_in_a_row'] + 1),
