@@ -43,7 +43,7 @@ class UperNetConfig:
     taps: tuple[Annotated[int, Interval(-1, 200)], ...] = ()
     channels: Annotated[int, Interval(0, 2**12)] = 0  # 0: the width of the encoder
     # rows and columns that the last level is pooled to
-    pool_scales: tuple[Annotated[int, Interval(1, 1000)], ...] = (1, 2, 3, 6)
+    pool_scales: tuple[Annotated[int, Interval(1, 64)], ...] = (1, 2, 3, 6)
     auxiliary_channels: Annotated[int, Interval(0, 2**12)] = 256  # 0: no auxiliary head
     # the level, from 0, that the auxiliary head reads
     auxiliary_tap: Annotated[int, Interval(0, LEVELS - 1)] = 2

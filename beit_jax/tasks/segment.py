@@ -48,7 +48,7 @@ class InferenceConfig:
     # of the sides; with several, or with flip, probabilities are averaged (as mmsegmentation)
     scales: tuple[Annotated[float, Interval(0.1, 10)], ...] = (1.0,)
     flip: bool = False  # also turned round
-    windows: Annotated[int, Interval(1, 2**10)] = 16  # in one program
+    windows: Annotated[int, Interval(1, 256)] = 16  # in one program
 
     def __post_init__(self):
         one_of('config.inference.mode', self.mode, MODES)

@@ -141,6 +141,7 @@ def try_all(tokenizer: str, recipes: list[str]) -> bool:
                 used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
                 limit = used + BYTES
                 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        print(f'after {recipe.stem}: {dict(counts)}', file=sys.stderr, flush=True)
     faulthandler.cancel_dump_traceback_later()
     print(f'{counts.total()} cases: {dict(counts)}')
     return not counts['failed']
