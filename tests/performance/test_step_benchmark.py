@@ -151,7 +151,7 @@ def one_device(mesh):
             [f'--config={CONFIG}', '--config.batch_sise=3'],
             'config.batch_sise is not a setting. Did you mean batch_size?',
         ),
-        (['--config=README.json'], 'README.json: No such file'),
+        (['--config=README.json'], 'README.json is not a file that is there'),
     ],
 )
 def test_bad_requests(given, message, monkeypatch, capsys):
