@@ -25,8 +25,9 @@ from beit_jax.errors import RequestError, StorageError
 from beit_jax.inference.tokenizing import Export
 from beit_jax.settings.mapping import task_config
 from beit_jax.tasks import make_task
-from beit_jax.tools import config_option, export_weights
+from beit_jax.tools import config_option, curves, export_weights
 from beit_jax.train.workdir.changes import config_changes
+from beit_jax.train.workdir.metrics import MetricsWriter
 from beit_jax.train.workdir.token_cache import TokenCache
 from beit_jax.weights.checkpoint import load_params
 from beit_jax.weights.load import load_weights
@@ -88,6 +89,11 @@ def read_config(folder):
 
 def read_config_of_tool(folder):
     config_option.read(SimpleNamespace(config=str(folder / 'config.json'), overrides=[]))
+
+
+def read_metrics(folder):
+    MetricsWriter(folder, 3, 5, active=True).close()
+    curves.read_metrics(folder / 'metrics.jsonl')
 
 
 def read_source(config, split='train'):
@@ -153,6 +159,7 @@ CASES = {
     'tree of a checkpoint': Case('run', 'checkpoints/1/state/_METADATA', read_checkpoint),
     'arrays of a checkpoint': Case('run', 'checkpoints/1/state/array_meta*/*', read_checkpoint),
     'manifest': Case('run', 'checkpoints/1/state/manifest.ocdbt', read_checkpoint),
+    'metrics': Case('trained', 'metrics.jsonl', read_metrics),
     'config of a run': Case('trained', 'config.json', read_config),
     'config of a tool': Case('trained', 'config.json', read_config_of_tool),
 }
@@ -184,6 +191,9 @@ def good(tmp_path_factory, tokenizer_dir):
     (root / 'trained').mkdir()
     settings = json.dumps(dataclasses.asdict(task_config(tiny.classify_settings())))
     (root / 'trained' / 'config.json').write_text(settings)
+    rows = [{'step': step, 'loss': 1 / step, 'eval/loss': None} for step in range(1, 6)]
+    lines = ''.join(json.dumps(row) + '\n' for row in rows)
+    (root / 'trained' / 'metrics.jsonl').write_text(lines)
     (root / 'cache').mkdir()
     cache = TokenCache(root / 'cache', {'of': {'seed': 3}}, 7, 2, 5, 0)
     cache.put(np.arange(14), np.arange(70, dtype=np.uint16).reshape(14, 5))
