@@ -84,6 +84,11 @@ def _check_overrides(argv):
     keys = flat(load_recipe(path, variant))
     for argument in argv:
         key = argument.partition('=')[0].removeprefix('--config.')
+        name = key.removeprefix('--')
+        check(
+            name not in keys or key == name or name in flags.FLAGS,
+            f'--{name} is not a flag, but a setting: --config.{name}.',
+        )
         check(
             key in keys or not argument.startswith('--config.'),
             f'config.{key} is not a setting of this recipe.{nearest(key, keys)}',

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from beit_jax.errors import check
 from beit_jax.settings.mapping import task_config
-from beit_jax.settings.overrides import override
+from beit_jax.settings.overrides import flat, override
 from beit_jax.tools import arguments
 from beit_jax.whole_files import read_json
 
@@ -31,9 +31,11 @@ def read(options: argparse.Namespace):
     config = _config(options.config)
     for argument in options.overrides:
         key, equals, value = argument.removeprefix('--config.').partition('=')
+        setting = key.removeprefix('--')
+        known = f'--config.{setting}={value}' if setting in flat(config) else '--config.KEY=VALUE'
         check(
             argument.startswith('--config.') and bool(equals),
-            f'{argument} is not an option: settings are given as --config.KEY=VALUE.',
+            f'{argument} is not an option: settings are given as {known}.',
         )
         override(config, key, value)
     return task_config(config)

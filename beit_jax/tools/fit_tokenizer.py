@@ -1,9 +1,12 @@
 """Makes a tokenizer that takes no training: k-means on normalised patches of some pictures, or a
 random projection, which needs no pictures."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
 from beit_jax.data.config import DataConfig, View
 from beit_jax.data.sampler import Sampler
@@ -31,11 +34,13 @@ def random_patches(data: DataConfig, patch_size: int, count: int, seed: int) -> 
     )
     batches = pipeline.train_batches(source, sampler, views, data, np.arange(BATCH))
     patches, missing = [], count
-    while missing > 0:
-        for patches_PD in np.asarray(patchify(next(batches)['image'], patch_size)):
-            chosen = random.permutation(len(patches_PD))[: min(per_picture, missing)]
-            patches.append(patches_PD[chosen])
-            missing -= len(chosen)
+    with tqdm(total=count, unit='patch', disable=None, dynamic_ncols=True) as progress:
+        while missing > 0:
+            for patches_PD in np.asarray(patchify(next(batches)['image'], patch_size)):
+                chosen = random.permutation(len(patches_PD))[: min(per_picture, missing)]
+                patches.append(patches_PD[chosen])
+                missing -= len(chosen)
+                progress.update(len(chosen))
     return np.asarray(to_float(np.concatenate(patches)))
 
 
@@ -52,8 +57,15 @@ def run(options) -> None:
             options.patches >= options.vocabulary,
             f'--patches {options.patches} are too few for --vocabulary {options.vocabulary}.',
         )
+        print(f'cutting {options.patches:,} patches out of pictures', file=sys.stderr)
         patches_ND = random_patches(data, patch_size, options.patches, options.seed)
-        params = kmeans.fit(key, jnp.asarray(patches_ND), config)
+        print(f'fitting {options.vocabulary:,} tokens to them', file=sys.stderr)
+        params = kmeans.fit(
+            key,
+            jnp.asarray(patches_ND),
+            config,
+            watched=lambda keys: tqdm(keys, unit='iteration', disable=None, dynamic_ncols=True),
+        )
     else:
         params = random_projection.draw(key, config)
     save_tokenizer(output, kind, config, image_size, params)

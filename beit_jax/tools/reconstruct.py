@@ -24,10 +24,7 @@ from beit_jax.weights.trees import check_params
 
 
 def load_run(workdir: str, tokenizer: str = ''):
-    """(task, parameters) of a pre-training work directory.
-
-    tokenizer: where that has moved since.
-    """
+    """(task, parameters) of a pre-training work directory. tokenizer: where that has moved."""
     path = Path(workdir) / 'config.json'
     check(
         path.is_file(),
@@ -39,8 +36,11 @@ def load_run(workdir: str, tokenizer: str = ''):
         config['task'] == 'pretrain',
         f'--workdir={workdir} is a {config["task"]} run: give that of a pre-training run.',
     )
-    if tokenizer:
-        config['tokenizer']['path'] = tokenizer
+    path = config['tokenizer']['path'] = tokenizer or config['tokenizer']['path']
+    check(
+        not path or Path(path).is_dir(),
+        f'--workdir={workdir}: the tokenizer of this run is not at {path}: give --tokenizer=DIR.',
+    )
     task = make_task(task_config(config))
     params, description = load_weights(workdir)
     params, _, _ = task.adapt(params, description, (), workdir)

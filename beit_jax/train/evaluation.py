@@ -19,6 +19,7 @@ from beit_jax.train.sharding import gather, state_shardings
 from beit_jax.train.start import load_params
 from beit_jax.train.workdir.metrics import add_sums
 from beit_jax.train.workdir.prediction_table import PredictionsWriter, class_name
+from beit_jax.weights.checkpoint import is_checkpoint
 
 WriteRows = Callable[[dict], None]  # gets the rows of each batch
 Interrupted = Callable[[int], bool]  # asked before each batch whether to stop
@@ -30,6 +31,11 @@ def evaluate(config: RunConfig, workdir: Path) -> int:
 
     Writes `predictions.csv` to the work directory where the task predicts classes.
     """
+    check(
+        bool(config.init) or is_checkpoint(workdir),
+        f'{workdir} holds no checkpoint to evaluate: give --config.init=CHECKPOINT, or the '
+        '--workdir of a run that has saved one.',
+    )
     run = open_run(config, workdir, 'evaluate')
     check(run.held_out is not None, f'there are no held-out images: {HELD_OUT}.')
     path = config.init or str(workdir)

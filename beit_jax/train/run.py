@@ -55,6 +55,11 @@ class Run:
             self.held_out is not None or not self.task.needs_held_out,
             f'config.task={config.task} needs held-out images: {HELD_OUT}.',
         )
+        if self.held_out is not None and self.held_out.fingerprint == self.source.fingerprint:
+            self.notes.append(
+                'WARNING: the held-out images are the training images (config.data.evaluate_path, '
+                'or evaluate_split of tfds, names them): what eval/ says is no test'
+            )
 
     @functools.cached_property
     def schedule(self):

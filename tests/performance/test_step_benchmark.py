@@ -151,6 +151,7 @@ def one_device(mesh):
             [f'--config={CONFIG}', '--config.batch_sise=3'],
             'config.batch_sise is not a setting. Did you mean batch_size?',
         ),
+        ([f'--config={CONFIG}', '--batch_size=3'], 'settings are given as --config.batch_size=3'),
         (['--config=README.json'], 'README.json is not a file that is there'),
     ],
 )

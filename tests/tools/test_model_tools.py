@@ -194,6 +194,12 @@ def test_bad_requests(tool, arguments, message, classifier, images):
         call(tool, '--checkpoint', classifier[2], '--images', images[2], *arguments)
 
 
+def test_a_tokenizer_is_no_encoder(tokenizer_dir, images, tmp_path):
+    given = {'checkpoint': tokenizer_dir, 'images': images[2], 'output': tmp_path / 'o.png'}
+    with pytest.raises(RequestError, match='is a tokenizer, not an encoder: give a checkpoint'):
+        call(attention, **given)
+
+
 def test_a_model_without_classes(pretrained, images):
     with pytest.raises(RequestError, match='has no classes: fine-tune it first'):
         call(predict, checkpoint=pretrained[2], images=images[2])

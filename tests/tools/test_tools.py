@@ -108,6 +108,10 @@ def test_curves(workdir, tmp_path):
             r'there is no config.json',
         ),
         (['--images', 'shapes', '--limit', '0'], r'--limit is 0'),
+        (
+            ['--images', 'shapes', '--tokenizer', '/nowhere'],
+            r'the tokenizer of this run is not at /nowhere: give --tokenizer=DIR',
+        ),
     ],
 )
 def test_bad_requests(arguments, message, workdir, tmp_path):

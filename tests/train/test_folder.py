@@ -14,6 +14,7 @@ from beit_jax.errors import RequestError
 from beit_jax.settings.mapping import task_config
 from beit_jax.train import loop
 from beit_jax.train.processes.distributed import Stop
+from beit_jax.train.run import Run
 from tests import tiny
 from tests.data.pictures.test_read import promising
 from tests.photos import write_photos
@@ -46,6 +47,19 @@ def test_photographs(tokenizer_dir, tmp_path):
     *steps, evaluation = rows(tmp_path / 'run')
     assert [row['step'] for row in steps] == [1, 2, 3, 4, 5] and steps[-1]['bad_records'] == 0
     assert evaluation['eval/loss'] > 0
+
+
+def test_held_out_images_that_are_trained_on(tokenizer_dir, tmp_path):
+    write_photos(tmp_path / 'photos')
+    (tmp_path / 'link').symlink_to(tmp_path / 'photos')
+    for name, said in (('photos', True), ('link', True), ('other', False)):
+        if name == 'other':
+            shutil.copytree(tmp_path / 'photos', tmp_path / name)
+            next((tmp_path / name).iterdir()).unlink()
+        held = str(tmp_path / name)
+        config = folder_settings(tokenizer_dir, tmp_path / 'photos', evaluate_path=held)
+        notes = Run(config, tmp_path / 'run').notes
+        assert any('held-out images are the training images' in note for note in notes) == said
 
 
 def test_bad_records_are_replaced_and_counted(tokenizer_dir, tmp_path, capsys):

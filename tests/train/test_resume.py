@@ -172,7 +172,7 @@ def test_evaluate_alone(uninterrupted, tokenizer_dir, tmp_path, capsys):
     again = json.loads(capsys.readouterr().out.splitlines()[-1])
     again.pop('eval/images_per_second')
     assert again == figures and not (tmp_path / 'new').exists()
-    with pytest.raises(RequestError, match='no such checkpoint, work directory or file'):
+    with pytest.raises(RequestError, match=r'holds no checkpoint .*: give --config.init'):
         evaluation.evaluate(task_config(config), tmp_path / 'new')
 
 

@@ -37,6 +37,12 @@ def _open(config: DataConfig, train: bool) -> Source | None:
 def _shapes(config, train):
     from beit_jax.data.sources.shapes import ShapesSource
 
+    for name in ('path', 'evaluate_path'):
+        check(
+            not getattr(config, name),
+            f'config.data.{name}={getattr(config, name)!r} is not read where config.data.name is '
+            "'shapes', which are drawn: set config.data.name=folder (or tfds), or leave it out.",
+        )
     count = config.num_examples if train else config.num_evaluate_examples
     split = 'train' if train else config.evaluate_split or 'evaluate'
     check(

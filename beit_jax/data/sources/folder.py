@@ -1,5 +1,7 @@
 """A folder of image files, one sub-folder a class where there are classes."""
 
+import unicodedata
+
 from beit_jax.data.sources.source import Example, or_error
 from beit_jax.data.stores import storage
 from beit_jax.data.stores.listing import Listing
@@ -38,6 +40,10 @@ class FolderSource:
         found = tuple(map(shown, sorted(set(classes))))
         classes = list(map(shown, classes))
         self.class_names = found if class_names is None else class_names
+        # macOS stores an accent as a letter of its own, other systems do not
+        composed = {unicodedata.normalize('NFC', name): name for name in class_names or ()}
+        if class_names and not set(classes) <= set(class_names):
+            classes = [composed.get(unicodedata.normalize('NFC', name), name) for name in classes]
         unknown = sorted(set(classes) - set(self.class_names)) if self.class_names else ()
         check(
             not unknown,

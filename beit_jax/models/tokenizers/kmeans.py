@@ -5,6 +5,7 @@ legend: B images, S side in pixels, f patch side, P patches, D = 3 f f values of
 to learn from, V vocabulary.
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
 import math
@@ -51,7 +52,7 @@ def nearest(x, centroids_VD, precision: str):
     return jnp.argmax(scores, axis=-1).astype(jnp.int32)
 
 
-def fit(key, patches_ND, config: Config, iterations: int = 30) -> dict:
+def fit(key, patches_ND, config: Config, iterations: int = 30, watched: Callable = iter) -> dict:
     """Lloyd's algorithm from random patches.
 
     A centroid that nobody is nearest to starts anew at a random patch.
@@ -61,6 +62,7 @@ def fit(key, patches_ND, config: Config, iterations: int = 30) -> dict:
       patches_ND: pixels in [0, 1], float32; N at least the vocabulary.
       config: the architecture.
       iterations: of the algorithm.
+      watched: a list -> the same, one by one, as iterations are done (a bar).
 
     Returns:
       the parameters of a `Tokenizer`.
@@ -73,10 +75,11 @@ def fit(key, patches_ND, config: Config, iterations: int = 30) -> dict:
     x_ND = normalize_patches(patches_ND, config.contrast_floor)
     start_key, *keys = jax.random.split(key, iterations + 1)
     centroids_VD = jax.random.choice(start_key, x_ND, (config.vocabulary,), replace=False)
-    for anew_key in keys:
+    for anew_key in watched(keys):
         sums_VD, counts_V = _sum_by_centroid(x_ND, x_ND, centroids_VD)
         anew_VD = jax.random.choice(anew_key, x_ND, (config.vocabulary,), replace=False)
-        centroids_VD = _means(sums_VD, counts_V, anew_VD)
+        # else all iterations count as done while the first one runs
+        centroids_VD = jax.block_until_ready(_means(sums_VD, counts_V, anew_VD))
     pictures_VD = _means(*_sum_by_centroid(x_ND, patches_ND, centroids_VD), 0.5)
     return {'encoder': {'centroids': centroids_VD}, 'decoder': {'patches': pictures_VD}}
 

@@ -4,10 +4,12 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 from beit_jax.data.config import DataConfig
 from beit_jax.data.sources.choice import open_source
 from beit_jax.data.sources.folder import FolderSource
+from beit_jax.errors import RequestError
 from tests.data.files import write
 
 
@@ -30,6 +32,13 @@ def test_shapes():
     assert image.shape == (37, 37, 3) and image.dtype == np.uint8
     assert 0 <= label < len(train.class_names)
     assert open_source(DataConfig(name='shapes', num_evaluate_examples=0), 'evaluate') is None
+
+
+@pytest.mark.parametrize('name', ['path', 'evaluate_path'])
+def test_shapes_read_no_folder(name):
+    config = DataConfig(name='shapes', **{name: '/imagenet'})
+    with pytest.raises(RequestError, match=rf"config.data.{name}='/imagenet' is not read where"):
+        open_source(config, 'train')
 
 
 def test_no_tensorflow():

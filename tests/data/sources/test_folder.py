@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import unicodedata
 
 import pytest
 
@@ -109,3 +110,22 @@ def test_evaluation_folder_counts_classes_as_training_does(tmp_path):
         evaluation('other', 'fox/1.jpg')
     with pytest.raises(RequestError, match=r'evaluate_path.*outside class folders'):
         evaluation('flat', '1.jpg')
+
+
+def test_accents_of_two_systems(tmp_path):
+    """Folders of macOS, whose accents are letters of their own, are those of another system; two
+    that a system tells apart stay two."""
+    forms = [unicodedata.normalize(form, 'B\u00e4r') for form in ('NFC', 'NFD')]
+    for ours, theirs in (forms, forms[::-1]):
+        write(tmp_path / ours / 'train', f'{ours}/1.jpg', 'Zebra/1.jpg')
+        write(tmp_path / ours / 'held', f'{theirs}/1.jpg', 'Zebra/1.jpg')
+        train = FolderSource(str(tmp_path / ours / 'train'))
+        held = FolderSource(str(tmp_path / ours / 'held'), train.class_names)
+        labels = [
+            {held.name(i).split('/')[-2]: held.label(i) for i in range(2)}[name]
+            for name in (theirs, 'Zebra')
+        ]
+        assert train.class_names == held.class_names == (ours, 'Zebra') and labels == [0, 1]
+    both = FolderSource(write(tmp_path / 'both', *(f'{name}/1.jpg' for name in forms)))
+    again = FolderSource(str(tmp_path / 'both'), both.class_names)
+    assert len(both.class_names) == 2 and [again.label(i) for i in range(2)] == [0, 1]
