@@ -22,7 +22,7 @@ from beit_jax.data.sources.subset import spread
 SMALL, LONG = 32, 10  # a shorter side in pixels and an aspect ratio to wonder about
 SIDE = 224  # pixels, what models are shown
 BLOCK = 1024  # examples handed to the threads at a time, so that millions do not wait in a queue
-FORMATS = {'JPEG': ('.jpg', '.jpeg'), 'PNG': ('.png',)}
+FORMATS = {'JPEG': ('.jpg', '.jpeg', '.jfif', '.jpe'), 'PNG': ('.png',)}
 ROW = np.dtype(
     [
         ('good', '?'),

@@ -114,7 +114,36 @@ def report(figures: dict, path: str) -> str:
             copies,
         )
     commands = filter(None, (figures['command'], figures['finetune_command']))
-    return '\n'.join([*lines, 'train with', *_listed(commands)])
+    return '\n'.join([*lines, *_of_layout(figures), 'train with', *_listed(commands)])
+
+
+def _of_layout(figures: dict) -> list[str]:
+    """What `layout` found, in words."""
+    lines = []
+    if figures['left_out']:
+        ends = (f'{end or "no ending"} {count:,}' for end, count in figures['left_out'].items())
+        lines.append(f'{"not read":12}{", ".join(ends)}')
+    if strays := figures['strays']:
+        lines.append(
+            f'{"strays":12}{len(strays):,} pictures beside the folders, which are no classes '
+            f'therefore: {_first(strays)}'
+        )
+    lines += [f'{"doubtful":12}{doubt}' for doubt in figures['doubts']]
+    if found := figures['annotations']:
+        values = found['values']
+        lines.append(
+            f'{"annotations":12}{found["examined"]:,}, {len(values)} values'
+            + (f' from {values[0]} to {values[-1]}' if values else '')
+            + f'; 0 is {found["share_of_0"]:.1%} and 255 (of no class) {found["share_of_255"]:.1%} '
+            'of the pixels'
+        )
+        for title, missing in (('false', found['missing']), ('true', found['missing_reduced'])):
+            lines.append(
+                f'{"":12}with config.data.reduce_zero_label={title} no pixel has {len(missing)} of '
+                f'{found["classes"]} classes' + (f': {_first(missing)}' if missing else '')
+            )
+        lines += _listed(found['wrong'])
+    return lines
 
 
 def _copies(entries: list[dict]) -> list[str]:

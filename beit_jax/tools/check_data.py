@@ -3,19 +3,23 @@ says what is there, what is wrong, how fast that was, and how to train on it. Ex
 not usable as it is."""
 
 import functools
+import os
 import warnings
 
 from PIL import Image
 
+from beit_jax.data import layout
 from beit_jax.data.config import DataConfig
 from beit_jax.data.inspection import empty_folders, measure
 from beit_jax.data.inspection_report import command, problems, report
 from beit_jax.data.pictures.boxes import whole_box
+from beit_jax.data.sources.annotated_folder import TRAINING, AnnotatedFolder
 from beit_jax.data.sources.choice import open_source
 from beit_jax.errors import check, shown
 from beit_jax.tools import arguments, outputs
 
 PRETRAIN = '--config=configs/pretrain_imagenet1k.py:base --workdir=W'
+SEGMENT = '--config=configs/segment_ade20k.py:base --workdir=S --config.init=W'
 # in1k: the mean and deviation of that pre-training
 FINETUNE = '--config=configs/finetune_imagenet1k.py:base,in1k --workdir=F --config.init=W'
 
@@ -32,21 +36,36 @@ def run(options) -> None:
     json_file = outputs.file('--json', options.json, [data.path, data.evaluate_path])
     Image.MAX_IMAGE_PIXELS = None  # only headers are read with Pillow,
     warnings.filterwarnings('ignore', module='PIL')  # and what it says of them names no file
-    source = open_source(data, 'train')
+    annotated = None
+    local = data.name == 'folder' and os.path.isdir(data.path)
+    if local and layout.is_annotated(data.path):
+        annotated = AnnotatedFolder(data.path, TRAINING, index=data.index)
+        source, held_out = annotated.images, None
+    else:
+        source, held_out = open_source(data, 'train'), open_source(data, 'evaluate')
     from beit_jax.data.pictures.decode import image_ops  # here, because it starts TensorFlow
 
     decode = functools.partial(
         image_ops(data).decode_crop, box_of=whole_box, max_pixels=data.max_pixels
     )
-    held_out = open_source(data, 'evaluate')
     figures = measure(source, held_out, options.limit, data.num_workers, decode)
     if data.name == 'folder':
         figures['empty_classes'] += empty_folders(data.path, source)
+    figures |= {'left_out': {}, 'strays': [], 'doubts': [], 'annotations': None}
+    if local:
+        figures['left_out'] = layout.left_out(data.path)
+        figures['strays'] = layout.strays(source, data.path)
+        figures['doubts'] = layout.doubts(source.class_names, data.path)
+    if annotated:
+        look = layout.annotations(annotated, options.limit, data.num_workers)
+        figures['annotations'] = look
     figures['problems'] = problems(figures, options.max_bad_share)
     figures['usable'] = not figures['problems']
     train_with = functools.partial(command, data, arguments.DATA, figures['corrupt_share'])
     figures['command'] = train_with(PRETRAIN, '--config.tokenizer.path=TOKENIZER')
     figures['finetune_command'] = train_with(FINETUNE) if source.class_names else None
+    if annotated:
+        figures['command'] = train_with(SEGMENT)
     print(report(figures, shown(data.path or data.name)))
     outputs.write(json_file, figures, indent=1)
     check(figures['usable'], '\n'.join(figures['problems']))

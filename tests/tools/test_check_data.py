@@ -17,6 +17,7 @@ from beit_jax.settings.mapping import task_config
 from beit_jax.settings.recipes import load_recipe
 from beit_jax.tools import arguments, check_data
 from tests import tiny
+from tests.data.pairs import write_pairs
 from tests.data.pictures.test_read import promising
 from tests.photos import write_photos
 
@@ -143,6 +144,50 @@ def test_agrees_with_pillow(tmp_path, monkeypatch, capsys):
         'error: 7 of 24 examples (29.17%) are corrupt, more than --max_bad_share (1.00%): '
         'remove or repair them, or raise it.\n'
     )
+
+
+def test_what_lies_beside(tmp_path, monkeypatch, capsys):
+    """Files that are not read, by ending; pictures beside folders of classes; parts of a set."""
+    root = tmp_path / 'images'
+    for name in ('train/a.jpg', 'train/b.jfif', 'val/c.JPE', 'val/d.png'):
+        noise(root / name, 41, 43, format='PNG' if name.endswith('png') else 'JPEG')
+    for name in ('train/x.webp', 'val/y.WEBP', 'z.tif', 'LICENSE', '.hidden', '.git/config'):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text('')
+    (root / 'val' / 'back').symlink_to(root)
+    status, figures = check(monkeypatch, tmp_path, '--data.path', root)
+    assert status == 0 and figures['examples'] == 4 and not figures['suspicious']
+    assert figures['left_out'] == {'.webp': 2, 'hidden': 2, '.tif': 1, '': 1}
+    said = capsys.readouterr().out
+    assert 'not read    .webp 2, hidden 2, ' in said and 'no ending 1' in said
+    assert (
+        f'the classes are train, val, which are parts of a set: give --data.path={root}/tr' in said
+    )
+    assert f'--data.evaluate_path={root}/val' in said
+
+    noise(root / 'stray.png', 41, 43)
+    figures = check(monkeypatch, tmp_path, '--data.path', root)[1]
+    assert figures['strays'] == [f'{root}/stray.png'] and not figures['doubts']
+    assert 'strays      1 pictures beside the folders' in capsys.readouterr().out
+
+
+def test_images_with_annotations(tmp_path, monkeypatch, capsys):
+    """Counted as they are stored, whatever is a class; an image without one is the end."""
+    path = Path(write_pairs(tmp_path / 'set', 3, offset=1))
+    (path / 'classes.txt').write_text(''.join(f'{name}\n' for name in 'abcde'))
+    status, figures = check(monkeypatch, tmp_path, '--data.path', path)
+    pixels = [np.asarray(Image.open(file)) for file in (path / 'annotations').iterdir()]
+    found = figures['annotations']
+    assert status == 0 and figures['examples'] == found['examined'] == 3 and not figures['classes']
+    assert found['values'] == np.unique(np.concatenate([each.ravel() for each in pixels])).tolist()
+    assert found['share_of_0'] == found['share_of_255'] == 0
+    assert (found['missing'], found['missing_reduced']) == (['a'], [])
+    said = capsys.readouterr().out
+    assert 'annotations 3, 5 values from 1 to 5' in said and 'configs/segment_ade20k.py' in said
+    assert 'reduce_zero_label=false no pixel has 1 of 5 classes: a' in said
+    (path / 'annotations' / '1.png').unlink()
+    assert check(monkeypatch, tmp_path, '--data.path', path)[0] == 2
+    assert '1 of 3 images have no annotation' in capsys.readouterr().err
 
 
 def test_commands_are_accepted(tmp_path, monkeypatch):

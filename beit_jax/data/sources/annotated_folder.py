@@ -23,6 +23,7 @@ class AnnotatedFolder:
 
     Attributes:
       parts: `training` and `validation`, if they are there.
+      images: the pictures alone.
 
     Raises:
       RequestError: not such a folder, an image without annotation.
@@ -53,10 +54,10 @@ class AnnotatedFolder:
             f'{key}={path!r} holds images/{"".join(self.parts)}, but no images/{part}.',
         )
         part = part if self.parts else ''
-        self._images = FolderSource(storage.join(path, 'images', part), (), key, index)
+        self.images = FolderSource(storage.join(path, 'images', part), (), key, index)
         self._folder = storage.join(path, 'annotations', part)
         annotations = Listing(self._folder, key, index)
-        fingerprints = self._images.fingerprint + annotations.fingerprint
+        fingerprints = self.images.fingerprint + annotations.fingerprint
         self.fingerprint = hashlib.sha256(fingerprints.encode()).hexdigest()
         self.class_names = read_class_names(path, key) if class_names is None else class_names
         there = {storage.join(self._folder, annotations.file(i)) for i in range(len(annotations))}
@@ -69,18 +70,18 @@ class AnnotatedFolder:
         )
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self.images)
 
     def name(self, index: int) -> str:
-        return self._images.name(index)
+        return self.images.name(index)
 
     def annotation(self, index: int) -> str:
         """Where the annotation of example `index` is stored."""
-        below = self._images.file(index)[len(self._images.path) :].lstrip('/')
+        below = self.images.file(index)[len(self.images.path) :].lstrip('/')
         return storage.join(self._folder, below.rpartition('.')[0] + '.png')
 
     def read(self, index: int) -> Example:
-        image = storage.read(self._images.file(index))
+        image = storage.read(self.images.file(index))
         return Example(image, storage.read(self.annotation(index)))
 
     def label(self, index: int) -> int:

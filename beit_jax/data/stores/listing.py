@@ -9,13 +9,13 @@ import numpy as np
 from beit_jax.data.stores import manifest, storage
 from beit_jax.errors import check, of_storage, shown
 
-EXTENSIONS = ('.jpg', '.jpeg', '.png')
+EXTENSIONS = ('.jpg', '.jpeg', '.png', '.jfif', '.jpe')
 
 
 class Listing:
-    """All .jpg, .jpeg and .png files below `path`, sorted by folder, then by name; hidden files and
-    folders are left out, links followed, but one that leads to a folder that it lies in is named on
-    stderr and not entered.
+    """All files with one of the `EXTENSIONS` below `path`, sorted by folder, then by name; hidden
+    files and folders are left out, links followed, but one that leads to a folder that it lies in
+    is named on stderr and not entered.
 
     Attributes:
       folders: the paths below `path` of those folders that hold images, sorted; '' is `path`

@@ -1,0 +1,93 @@
+"""What a folder holds besides the pictures that are read, and what makes one wonder at it."""
+
+from collections import Counter
+from collections.abc import Sequence
+import os
+
+import numpy as np
+
+from beit_jax.data.config import IGNORED
+from beit_jax.data.inspection import in_threads
+from beit_jax.data.pictures import label_maps
+from beit_jax.data.sources.source import Source
+from beit_jax.data.sources.subset import spread
+from beit_jax.data.stores import storage
+from beit_jax.data.stores.listing import EXTENSIONS
+from beit_jax.errors import RequestError, shown
+
+# folders that are parts of a set and no classes
+PARTS = {'train', 'training', 'val', 'valid', 'validation', 'test', 'testing'}
+
+
+def left_out(path: str) -> dict[str, int]:
+    """How many files below a local folder are not read, by their ending ('' where they have none),
+    most first; 'hidden': files and folders."""
+    found, waiting = Counter(), ['']
+    while waiting:
+        folder = waiting.pop()
+        if storage.leads_back(os.path.realpath(path), folder):
+            continue
+        below, files = storage.list_folder(storage.join(path, folder))
+        hidden = len(os.listdir(storage.join(path, folder))) - len(below) - len(files)
+        found['hidden'] += hidden
+        found.update(os.path.splitext(name)[1].lower() for name, _ in files)
+        waiting += [storage.join(folder, name) for name in below]
+    order = sorted(found.items(), key=lambda entry: (-entry[1], entry[0]))
+    return {end: count for end, count in order if count and end not in EXTENSIONS}
+
+
+def strays(source: Source, path: str) -> list[str]:
+    """The pictures that lie beside folders of pictures, which are no classes therefore."""
+    names = [source.name(index) for index in range(len(source))] if not source.class_names else []
+    root = shown(path).rstrip('/')
+    beside = [name for name in names if os.path.dirname(name) == root]
+    return beside if len(beside) < len(names) else []
+
+
+def doubts(classes: Sequence[str], path: str) -> list[str]:
+    """What the names of the classes make one wonder about."""
+    parts = [name for name in classes if name.lower() in PARTS]
+    if not parts or len(parts) < len(classes):
+        return []
+    train = next((name for name in parts if name.lower().startswith('train')), parts[0])
+    held = next((name for name in parts if name != train), '')
+    given = f'--data.path={shown(path)}/{train}'
+    given += f' --data.evaluate_path={shown(path)}/{held}' if held else ''
+    return [f'the classes are {", ".join(parts)}, which are parts of a set: give {given}']
+
+
+def is_annotated(path: str) -> bool:
+    """Whether a folder holds images and annotations, for segmentation."""
+    parts = (storage.join(path, name) for name in ('images', 'annotations'))
+    return all(storage.kind(part) == 'folder' for part in parts)
+
+
+def annotations(source: Source, limit: int, workers: int) -> dict:
+    """The values of the pixels of at most `limit` annotations (0: all), before any is a class."""
+
+    def count(index):
+        try:
+            label = source.read(index).label
+            values = label_maps.decode(label, source.name(index), IGNORED + 1, False)
+        except (OSError, RequestError) as error:
+            return f'{source.name(index)}: {error}'
+        return np.bincount(values.ravel(), minlength=IGNORED + 1)
+
+    found = list(in_threads(count, spread(source, limit), workers, 'annotations'))
+    wrong = [one for one in found if isinstance(one, str)]
+    counts = [one for one in found if not isinstance(one, str)]
+    pixels = np.sum(counts, axis=0, dtype=np.int64, initial=0) * np.ones(IGNORED + 1, np.int64)
+    values = np.flatnonzero(pixels[:IGNORED]).tolist()
+    return {
+        'examined': len(found),
+        'wrong': wrong,
+        'values': values,
+        'share_of_0': float(pixels[0] / max(1, pixels.sum())),
+        'share_of_255': float(pixels[IGNORED] / max(1, pixels.sum())),
+        'classes': len(source.class_names),
+        # the classes that no pixel has, with config.data.reduce_zero_label=false and true
+        'missing': [name for i, name in enumerate(source.class_names) if i not in values],
+        'missing_reduced': [
+            name for i, name in enumerate(source.class_names, 1) if i not in values
+        ],
+    }
