@@ -53,8 +53,15 @@ def examine(path: str | Path, mean: tuple | None = None, std: tuple | None = Non
     dialect, tensors = identify(source)
     if dialect == 'huggingface':
         source, tensors = without_empty_block(source, tensors)
-    head = find_head(dialect, tensors)
     notes, problems, architecture, classes = [], [], {}, ()
+    beside = [name for name in tensors if name.startswith(names.CLS_PRETRAINING)]
+    if beside:
+        tensors = {name: array for name, array in tensors.items() if name not in set(beside)}
+        notes.append(
+            f'the {len(beside)} tensors {names.CLS_PRETRAINING}* of BEiT v2, which only its '
+            'pre-training of CLS uses, are left out'
+        )
+    head = find_head(dialect, tensors)
     mask_token = names.to_name('encoder/mask_token', dialect, head)
     if head != 'tokens' and tensors.pop(mask_token, None) is not None:
         notes.append('the mask token is left out: a classifier hides nothing')

@@ -17,6 +17,8 @@ DIALECTS = ('unilm', 'timm', 'huggingface')
 INDEX = '.relative_position_index'  # the end of a buffer that follows from the grid
 # the end of a buffer of batch norm that does nothing where its momentum is a number
 COUNTER = '.num_batches_tracked'
+# what BEiT v2 pre-trains CLS with: layers beside the encoder, and perhaps a norm and a head
+CLS_PRETRAINING = 'cls_pt_'
 
 # fmt: off
 ENCODER = (

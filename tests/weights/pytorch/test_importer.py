@@ -71,6 +71,21 @@ def test_other_numbers_are_converted_with_a_line(state, kind, tmp_path):
     np.testing.assert_array_equal(params['head']['norm']['scale'], expected)
 
 
+def test_pretraining_of_beit_v2(state, tmp_path):
+    """Its layers for CLS are left out aloud, as the official loader leaves them out; the rest is
+    what it is without them."""
+    expected, _ = convert(examine(save(state, tmp_path / 'plain.pth')))
+    beside = {'cls_pt_norm.weight': torch.ones(128), 'cls_pt_lm_head.bias': torch.ones(101)}
+    for name, value in state.items():
+        if name.startswith('blocks.1.'):
+            beside[name.replace('blocks.1.', 'cls_pt_layers.0.')] = torch.randn(value.shape)
+    found = examine(save(state | beside, tmp_path / 'beitv2_base_patch16_224_pt1k.pth'))
+    assert not found.problems and found.architecture['mean'] == [0.485, 0.456, 0.406]
+    note = f'the {len(beside)} tensors cls_pt_* of BEiT v2'
+    assert any(one.startswith(note) for one in found.notes)
+    np.testing.assert_equal(convert(found)[0], expected)
+
+
 def test_numbers_of_several_kinds(state, tmp_path):
     arrays = {name: value.numpy() for name, value in state.items()}
     arrays['lm_head.bias'] = np.ones(101, ml_dtypes.bfloat16)
