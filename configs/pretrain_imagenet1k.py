@@ -1,5 +1,5 @@
 """BEiT pre-training on ImageNet-1k, 800 epochs (paper, section 3.1 and Table 9; official
-get_started_for_pretraining.md).
+beit/README.md).
 
     python main.py --config=configs/pretrain_imagenet1k.py:base,vanilla --workdir=DIR \\
         --config.data.path=/imagenet/train --config.data.evaluate_path=/imagenet/val \\

@@ -1,5 +1,5 @@
-"""BEiT pre-training on ImageNet-22k, 150 epochs (official get_started_for_pretraining.md): how the
-released `pt22k` weights were made.
+"""BEiT pre-training on ImageNet-22k, 150 epochs (official beit/README.md): how the released `pt22k`
+weights were made.
 
     python main.py --config=configs/pretrain_imagenet22k.py:large --workdir=DIR \\
         --config.data.path=/imagenet22k --config.tokenizer.path=TOKENIZER

@@ -120,10 +120,12 @@ def make_timm(
     pooling='mean',
     layer_scale=0.1,
     vocabulary=0,
+    qkv_bias=True,
 ) -> Beit:
     """A classifier (classes = 0: without a head), or with a vocabulary the official pre-training
     model."""
     sizes = timm_sizes(positions, width, depth, heads, hidden, side, patch_size, layer_scale)
+    sizes['qkv_bias'] = qkv_bias
     if vocabulary:
         return randomize(OfficialMaskedImageModel(vocabulary, **sizes))
     sizes['global_pool'] = {'mean': 'avg', 'cls': 'token'}[pooling]
@@ -139,9 +141,9 @@ def timm_sizes(positions, width, depth, heads, hidden, side, patch_size, layer_s
         'num_heads': heads,
         'mlp_ratio': hidden / width,
         'init_values': layer_scale,
-        'use_abs_pos_emb': positions == 'absolute',
-        'use_rel_pos_bias': positions == 'layer_bias',
-        'use_shared_rel_pos_bias': positions == 'shared_bias',
+        'use_abs_pos_emb': 'absolute' in positions,
+        'use_rel_pos_bias': 'layer_bias' in positions,
+        'use_shared_rel_pos_bias': 'shared_bias' in positions,
     }
 
 
@@ -182,9 +184,9 @@ def transformers_sizes(positions, width, depth, heads, hidden, side, patch_size)
         'intermediate_size': hidden,
         'image_size': side,
         'patch_size': patch_size,
-        'use_absolute_position_embeddings': positions == 'absolute',
-        'use_relative_position_bias': positions == 'layer_bias',
-        'use_shared_relative_position_bias': positions == 'shared_bias',
+        'use_absolute_position_embeddings': 'absolute' in positions,
+        'use_relative_position_bias': 'layer_bias' in positions,
+        'use_shared_relative_position_bias': 'shared_bias' in positions,
     }
 
 

@@ -22,7 +22,14 @@ from beit_jax.models.presets import PRESETS
 from beit_jax.settings.intervals import Count, Interval, Share, ShareBelow1
 
 MAX_PATCHES = 2**13  # each has a bias to each other one
-POSITIONS = ('absolute', 'shared_bias', 'layer_bias')
+# an embedding, biases of all layers or of each; the official --abs_pos_emb alone gives two of them
+POSITIONS = (
+    'absolute',
+    'shared_bias',
+    'layer_bias',
+    'absolute+shared_bias',
+    'absolute+layer_bias',
+)
 REMAT_POLICIES = {
     'nothing': None,  # save the input of a block only
     'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -39,7 +46,8 @@ class EncoderConfig:
     depth: Annotated[int, Interval(0, 200)] = 0
     heads: int = 0
     hidden: Annotated[int, Interval(0, 2**16)] = 0  # of the MLP
-    positions: str = 'shared_bias'  # absolute | shared_bias | layer_bias
+    positions: str = 'shared_bias'  # see POSITIONS
+    qkv_bias: bool = True  # of queries and values; keys have none
     layer_scale: float = 0.1  # initial value; 0 leaves LayerScale out
     norm_eps: Share = 1e-6  # of the LayerNorms; weights from Hugging Face's hub run with 1e-12
     drop_path: ShareBelow1 = 0.1  # of the last block; grows linearly from 0
@@ -115,7 +123,7 @@ class Encoder(nnx.Module):
         )
         self.cls_token = parameter(kernel_init, (width,), rngs)
         self.mask_token = parameter(kernel_init, (width,), rngs) if masked else None
-        absolute, shared, own = (config.positions == kind for kind in POSITIONS)
+        absolute, shared, own = (kind in config.positions for kind in POSITIONS[:3])
         places = 1 + grid[0] * grid[1], width
         self.position_embedding = parameter(kernel_init, places, rngs) if absolute else None
         self.position_bias = RelativePositionBias(grid, config.heads, rngs=rngs) if shared else None
@@ -128,6 +136,7 @@ class Encoder(nnx.Module):
                 config.hidden,
                 layer_scale=config.layer_scale,
                 norm_eps=config.norm_eps,
+                qkv_bias=config.qkv_bias,
                 kernel_init=kernel_init,
                 grid=grid if own else None,
                 dtype=dtype,

@@ -113,14 +113,16 @@ class Attention(nnx.Module):
         out_init,
         *,
         grid: tuple[int, int] | None,
+        qkv_bias: bool,
         dtype,
         rngs: nnx.Rngs,
     ):
-        """`grid`: rows and columns of patches if the layer has a bias table of its own."""
-        self.heads = heads
-        self.query = linear(width, width, kernel_init, dtype=dtype, rngs=rngs)
+        """`grid`: rows and columns of patches if the layer has a bias table of its own; `qkv_bias`:
+        whether queries and values have biases."""
+        self.heads, biased = heads, {'use_bias': qkv_bias}
+        self.query = linear(width, width, kernel_init, dtype=dtype, rngs=rngs, **biased)
         self.key = linear(width, width, kernel_init, dtype=dtype, rngs=rngs, use_bias=False)
-        self.value = linear(width, width, kernel_init, dtype=dtype, rngs=rngs)
+        self.value = linear(width, width, kernel_init, dtype=dtype, rngs=rngs, **biased)
         self.out = linear(width, width, out_init, dtype=dtype, rngs=rngs)
         self.position_bias = RelativePositionBias(grid, heads, rngs=rngs) if grid else None
 
@@ -136,8 +138,9 @@ class Attention(nnx.Module):
         v_BND = product(x_BND, self.value.kernel[...].astype(x_BND.dtype))
         read_BND = attend(q_BND, k_BND, v_BND, query_bias_D, self._bias(x_BND, bias_HNN))
         # The weights of a token add up to 1: the values' bias can as well be added after them.
-        kernel_DD = self.out.kernel[...]
-        bias_D = self.out.bias[...] + self.value.bias[...] @ kernel_DD
+        kernel_DD, bias_D = self.out.kernel[...], self.out.bias[...]
+        if self.value.bias is not None:
+            bias_D = bias_D + self.value.bias[...] @ kernel_DD
         kernel_DD, bias_D = scaled(scale_D, kernel_DD, bias_D)
         return product(read_BND, kernel_DD.astype(x_BND.dtype)) + bias_D.astype(x_BND.dtype)
 
@@ -156,6 +159,8 @@ class Attention(nnx.Module):
         scale = (x_BND.shape[-1] // self.heads) ** -0.5
         kernels = self.query.kernel[...] * scale, self.key.kernel[...]
         q_BND, k_BND = (product(x_BND, kernel_DD.astype(x_BND.dtype)) for kernel_DD in kernels)
+        if self.query.bias is None:
+            return q_BND, k_BND, jnp.zeros(x_BND.shape[-1])
         return q_BND, k_BND, self.query.bias[...] * scale
 
     def _bias(self, x_BND, bias_HNN):
@@ -214,6 +219,7 @@ class Block(nnx.Module):
         *,
         layer_scale: float,
         norm_eps: float,
+        qkv_bias: bool,
         kernel_init: TruncatedNormal,
         grid: tuple[int, int] | None,
         dtype,
@@ -223,7 +229,14 @@ class Block(nnx.Module):
         out_init = Divided(kernel_init, math.sqrt(2 * layer))
         self.norm1 = layer_norm(width, norm_eps, dtype=dtype, rngs=rngs)
         self.attention = Attention(
-            width, heads, kernel_init, out_init, grid=grid, dtype=dtype, rngs=rngs
+            width,
+            heads,
+            kernel_init,
+            out_init,
+            grid=grid,
+            qkv_bias=qkv_bias,
+            dtype=dtype,
+            rngs=rngs,
         )
         self.norm2 = layer_norm(width, norm_eps, dtype=dtype, rngs=rngs)
         self.mlp = Mlp(width, hidden, kernel_init, out_init, dtype=dtype, rngs=rngs)

@@ -19,9 +19,10 @@ PRESETS = {
 class Released:
     """A file of the official README.
 
-    All of them: patches of 16 pixels, LayerScale, a relative position bias (shared in
-    pre-training), mean pooling, pixels with mean and standard deviation 0.5. Accuracies in percent
-    on ImageNet-1k as the official README gives them; 0 where it gives none.
+    All of them have patches of 16 pixels and mean pooling; but for the `vanilla` one LayerScale, a
+    relative position bias (shared in pre-training), and pixels with mean and standard deviation
+    0.5. Accuracies in percent on ImageNet-1k as the official README gives them; 0 where it gives
+    none.
     """
 
     size: str
@@ -31,11 +32,13 @@ class Released:
     top5: float = 0.0
     hub: str = ''  # its name on Hugging Face's hub; '': it is not there
     timm: str = ''  # its name in timm; likewise
+    vanilla: bool = False  # absolute positions, no LayerScale, ImageNet's mean and deviation
 
 
 # fmt: off
 RELEASED = {
     # size, side of a picture, classes, top-1, top-5, hub, timm
+    'beit_base_patch16_224_pt1k_800ep': Released('base', 224, vanilla=True),
     'beit_base_patch16_224_pt22k': Released('base', 224,
         hub='microsoft/beit-base-patch16-224-pt22k'),
     'beit_large_patch16_224_pt22k': Released('large', 224,

@@ -84,9 +84,9 @@ class MaskedImageModel(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, model.width))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, model.width))
         self.pos_embed = self.table = None
-        if model.positions == 'absolute':
+        if 'absolute' in model.positions:
             self.pos_embed = nn.Parameter(torch.zeros(1, 1 + rows * columns, model.width))
-        else:
+        if 'bias' in model.positions:
             positions = num_relative_positions(config.grid)
             self.table = nn.Parameter(torch.zeros(positions, model.heads))
         self.register_buffer('index', torch.from_numpy(relative_position_index(config.grid)).long())

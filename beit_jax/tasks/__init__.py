@@ -171,7 +171,7 @@ def check_encoder(architecture: dict, model: EncoderConfig, source: str) -> None
         f'{source} is a {architecture["architecture"]}: give a checkpoint of pre-training or of '
         'fine-tuning.',
     )
-    for name in ('heads', 'patch_size', 'norm_eps'):
+    for name in ('heads', 'patch_size', 'norm_eps', 'qkv_bias'):
         theirs, ours = architecture[name], getattr(model, name)
         check(
             theirs == ours,

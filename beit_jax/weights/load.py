@@ -13,7 +13,12 @@ from beit_jax.weights.pytorch.files import check_exists
 from beit_jax.weights.pytorch.importer import convert, examine
 
 # entries that older descriptions, or those of pre-training, do not have
-LATER = {'norm_eps': EncoderConfig.norm_eps, 'init_std': EncoderConfig.init_std, 'crop': 1.0}
+LATER = {
+    'norm_eps': EncoderConfig.norm_eps,
+    'init_std': EncoderConfig.init_std,
+    'qkv_bias': EncoderConfig.qkv_bias,
+    'crop': 1.0,
+}
 
 
 def load_weights(path: str, place: Callable | None = None) -> tuple[dict, dict]:

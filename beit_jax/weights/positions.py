@@ -87,14 +87,14 @@ def fit_positions(
 ) -> tuple[dict, list[str]]:
     """The encoder's parameters with its positions as another model wants them.
 
-    A bias table that the layers share is given to each of them where `positions` is 'layer_bias',
+    A bias table that the layers share is given to each of them where `positions` has 'layer_bias',
     and tables and absolute positions are interpolated where `new_grid` differs from `grid`.
 
     Returns:
       (parameters, lines that say what was done).
     """
     encoder, notes = dict(encoder), []
-    if positions == 'layer_bias' and BIAS in encoder:
+    if 'layer_bias' in positions and BIAS in encoder:
         shared = encoder.pop(BIAS)
         encoder['blocks'] = {
             name: _with_bias(block, shared) for name, block in encoder['blocks'].items()

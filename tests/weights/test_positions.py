@@ -83,5 +83,12 @@ def test_shared_bias_is_given_to_every_layer():
     found = larger['blocks']['01']['attention']['position_bias']['table']
     np.testing.assert_array_equal(found, resized)
     assert len(notes) == 2 and encoder['blocks']['00'] == {'attention': {'out': '00'}}
+    places = np.random.default_rng(1).normal(size=(10, 3)).astype(np.float32)
+    both = encoder | {'position_embedding': places}
+    found, notes = fit_positions(both, (3, 3), 'absolute+layer_bias', (4, 5))
+    assert 'position_bias' not in found and len(notes) == 2
+    np.testing.assert_array_equal(
+        found['position_embedding'], resize_position_embedding(places, (3, 3), (4, 5))
+    )
     kept, notes = fit_positions(encoder, (3, 3), 'shared_bias', (4, 5))
     np.testing.assert_array_equal(kept['position_bias']['table'], resized)

@@ -21,6 +21,7 @@ SMALL = {'width': 128, 'depth': 2, 'heads': 2, 'hidden': 200}
 LARGE = {'width': 1024, 'depth': 24, 'heads': 16, 'hidden': 4096, 'layer_scale': 1e-5}
 VANILLA = {'positions': 'absolute', 'layer_scale': 0.0}
 SHARED, LAYERS = {'positions': 'shared_bias'}, {'positions': 'layer_bias'}
+BOTH = {'positions': 'absolute+shared_bias'}
 # fmt: off
 KINDS = {
     'pretrained':         SMALL | SHARED  | {'side': 80, 'vocabulary': 101},
@@ -30,6 +31,9 @@ KINDS = {
     'classifier-shared':  SMALL | SHARED  | {'side': 80, 'classes': 11, 'layer_scale': 0.0},
     'vanilla-cls':        SMALL | VANILLA | {'side': 80, 'classes': 11, 'pooling': 'cls'},
     'two-classes':        SMALL | LAYERS  | {'side': 48, 'classes': 2, 'width': 60, 'heads': 5},
+    'both-pretrained':    SMALL | BOTH    | {'side': 80, 'vocabulary': 31},
+    'both-classifier':    SMALL | {'positions': 'absolute+layer_bias', 'side': 80, 'classes': 7},
+    'no-qkv-bias':        SMALL | LAYERS  | {'side': 80, 'classes': 7, 'qkv_bias': False},
     'headless':           SMALL | LAYERS  | {'side': 80, 'classes': 0},
 }
 PUBLISHED = {
@@ -151,7 +155,17 @@ def load_strictly(theirs, kind, dialect, directory):
 def test_round_trip(dialect, kind, tmp_path):
     if dialect == 'timm' and kind.get('vocabulary'):
         pytest.skip('timm has no masked image model')
+    if dialect == 'huggingface' and 'qkv_bias' in kind:
+        pytest.skip('queries and values always have biases there')
     check_round_trip(dialect, kind, tmp_path)
+
+
+def test_zeros_for_the_biases_that_transformers_has(tmp_path):
+    kind = KINDS['no-qkv-bias']
+    _, path = make_and_write('unilm', kind, tmp_path)
+    call(export_weights, input=path, format='huggingface', output=tmp_path / 'back')
+    model = torch_models.transformers.BeitForImageClassification.from_pretrained(tmp_path / 'back')
+    check_outputs(model.eval(), beit_jax.load(path), kind)
 
 
 @pytest.mark.parametrize(

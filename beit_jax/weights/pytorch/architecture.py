@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from beit_jax.errors import check
-from beit_jax.models.encoder import EncoderConfig
+from beit_jax.models.encoder import POSITIONS, EncoderConfig
 from beit_jax.models.layers import num_relative_positions
 from beit_jax.models.presets import PRESETS
 from beit_jax.models.upernet import UperNetConfig
@@ -49,7 +49,7 @@ def read_sizes(by_path: dict[str, np.ndarray]) -> dict:
         f'the patch embedding {list(patch.shape)} is not for square patches of three colours',
     )
     depth, positions = _depth(by_path), _positions(by_path)
-    if positions == 'absolute':
+    if 'absolute' in positions:
         side = vote(('/position_embedding', 1), of=lambda tokens: _root(tokens - 1))
     else:
         side = vote(('bias/table', 0), of=_side_of_table)
@@ -72,6 +72,7 @@ def read_sizes(by_path: dict[str, np.ndarray]) -> dict:
                                    ('/auxiliary/layer/norm/scale', 0)),
         'pools': 1 + max(pools, default=-1),
         'positions': positions,
+        'qkv_bias': any(path.endswith(('query/bias', 'value/bias')) for path in by_path),
         'scaled': any(path.endswith('/scale1') for path in by_path),
         'grid': [side, side],
         'image_size': side * patch.shape[2],
@@ -88,19 +89,20 @@ def _depth(by_path) -> int:
 
 
 def _positions(by_path) -> str:
-    """Of which kind they are."""
+    """Of which kind they are, of POSITIONS."""
     kinds = {
         'absolute': 'encoder/position_embedding' in by_path,
         'shared_bias': 'encoder/position_bias/table' in by_path,
         'layer_bias': any(path.endswith('attention/position_bias/table') for path in by_path),
     }
-    positions = [kind for kind, there in kinds.items() if there]
+    found = [kind for kind, there in kinds.items() if there]
+    positions = '+'.join(found)
     check(
-        len(positions) == 1,
-        f'it has positions of {len(positions)} kinds ({", ".join(positions) or "none"}): a BEiT '
-        f'here has one of {", ".join(kinds)}',
+        positions in POSITIONS,
+        f'it has positions of {len(found)} kinds ({positions or "none"}): a BEiT here has one of '
+        f'{", ".join(POSITIONS)}',
     )
-    return positions[0]
+    return positions
 
 
 def _root(number: int) -> int | None:
@@ -136,6 +138,7 @@ def describe(
         **shape,
         patch_size=sizes['patch_size'],
         positions=sizes['positions'],
+        qkv_bias=sizes['qkv_bias'],
         layer_scale=(facts.layer_scale or 0.1) if sizes['scaled'] else 0.0,
         drop_path=0.0,
         norm_eps=EncoderConfig.norm_eps if facts.norm_eps is None else facts.norm_eps,
@@ -213,6 +216,8 @@ def _normalisation(source: Source, head: str, mean, std) -> tuple[tuple, tuple, 
         kin, usual = 'segmenters', IMAGENET
     elif source.path.name.startswith('beitv2'):
         kin, usual = 'weights of BEiT v2', IMAGENET
+    elif source.released and source.released.vanilla:
+        kin, usual = '', IMAGENET
     else:
         kin, usual = 'weights of BEiT', HALF
     assumed = []

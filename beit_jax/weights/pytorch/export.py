@@ -26,6 +26,8 @@ def to_tensors(params, architecture: dict, dialect: str) -> dict[str, np.ndarray
             dialect != 'timm', 'timm has no segmentation models: use --format huggingface or unilm.'
         )
         params = with_empty_block(params, architecture) if dialect == 'huggingface' else params
+    if dialect == 'huggingface' and not architecture['qkv_bias']:
+        params = _with_zero_biases(params)
     head, patch_size = names.head_kind(architecture), architecture['patch_size']
     tensors = {
         names.to_name(path, dialect, head): names.to_torch(path, np.asarray(array), patch_size)
@@ -80,6 +82,17 @@ def with_empty_block(params, architecture: dict) -> dict:
     blocks = encoder['blocks']
     empty = jax.tree.map(lambda array: np.zeros(array.shape, np.float32), blocks[max(blocks)])
     blocks = blocks | {f'{len(blocks):02d}': empty}
+    return params | {'encoder': encoder | {'blocks': blocks}}
+
+
+def _with_zero_biases(params) -> dict:
+    """The parameters with the biases of queries and values, which transformers always has."""
+    encoder = params['encoder']
+    blocks = {}
+    for name, block in encoder['blocks'].items():
+        zeros, attention = np.zeros(len(block['norm1']['scale']), np.float32), block['attention']
+        biased = {part: attention[part] | {'bias': zeros} for part in ('query', 'value')}
+        blocks[name] = block | {'attention': attention | biased}
     return params | {'encoder': encoder | {'blocks': blocks}}
 
 
@@ -184,9 +197,10 @@ def timm_config(architecture: dict, classes: list[str]) -> dict:
         'num_heads': architecture['heads'],
         'mlp_ratio': ratio if int(width * ratio) == hidden else (hidden + 0.5) / width,
         'init_values': architecture['layer_scale'],
-        'use_abs_pos_emb': architecture['positions'] == 'absolute',
-        'use_rel_pos_bias': architecture['positions'] == 'layer_bias',
-        'use_shared_rel_pos_bias': architecture['positions'] == 'shared_bias',
+        'qkv_bias': architecture['qkv_bias'],
+        'use_abs_pos_emb': 'absolute' in architecture['positions'],
+        'use_rel_pos_bias': 'layer_bias' in architecture['positions'],
+        'use_shared_rel_pos_bias': 'shared_bias' in architecture['positions'],
         'global_pool': {'mean': 'avg', 'cls': 'token'}[architecture['pooling']],
     }
     pictures = {

@@ -138,9 +138,9 @@ def huggingface_settings(architecture: dict) -> dict:
         'image_size': architecture['image_size'],
         'patch_size': architecture['patch_size'],
         'num_channels': 3,
-        'use_absolute_position_embeddings': architecture['positions'] == 'absolute',
-        'use_relative_position_bias': architecture['positions'] == 'layer_bias',
-        'use_shared_relative_position_bias': architecture['positions'] == 'shared_bias',
+        'use_absolute_position_embeddings': 'absolute' in architecture['positions'],
+        'use_relative_position_bias': 'layer_bias' in architecture['positions'],
+        'use_shared_relative_position_bias': 'shared_bias' in architecture['positions'],
         'use_mean_pooling': tokens or pixels or architecture['pooling'] == 'mean',
     }
     if pixels:

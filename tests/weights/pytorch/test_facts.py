@@ -223,3 +223,5 @@ def test_settings_of_the_official_code(state, tmp_path):
     named = examine(save(state, tmp_path / 'beit_base_patch16_224_pt22k.pth'))
     assert named.source.released.hub == 'microsoft/beit-base-patch16-224-pt22k'
     assert named.architecture['mean'] == [0.5] * 3 and not named.notes
+    vanilla = examine(save(state, tmp_path / 'beit_base_patch16_224_pt1k_800ep.pth'))
+    assert vanilla.architecture['mean'] == [0.485, 0.456, 0.406] and not vanilla.notes

@@ -187,7 +187,10 @@ KEY_BIAS = 'blocks.0.attn.qkv.bias'
             'not for square patches of three colours',
         ),
         ({'drop': (TABLE,)}, 'positions of 0 kinds'),
-        ({'pos_embed': torch.ones(1, 26, 128)}, 'positions of 2 kinds'),
+        (
+            {'blocks__0__attn__relative_position_bias_table': torch.ones(84, 2)},
+            'positions of 2 kinds',
+        ),
         (
             {'blocks__170__norm1__weight': torch.ones(128)},
             'it has 3 blocks, the last one is block 170',
