@@ -3,9 +3,9 @@ they open at once.
 
 A list is a few arrays and facts. It is made by many tasks side by side (a folder each, a shard
 each). Kept, it is one file: a line of JSON that says what it is a list of, then the arrays,
-memory-mapped. While it is made, a file beside it, `.part`, has a whole line of JSON for each task
-that is done, so that whoever is killed goes on from there, and is locked, so that one process makes
-it and others wait.
+memory-mapped; each of the two has a checksum. While it is made, a file beside it, `.part`, has a
+whole line of JSON for each task that is done, so that whoever is killed goes on from there, and is
+locked, so that one process makes it and others wait.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,6 +22,7 @@ import queue
 import sys
 import time
 import typing
+import zlib
 
 import numpy as np
 import tqdm
@@ -29,7 +30,7 @@ import tqdm
 from beit_jax.errors import RequestError, check, of_storage
 
 Arrays = dict[str, np.ndarray]
-FORMAT = 'beit_jax list 1'
+FORMAT = 'beit_jax list 2'
 WORKERS = 16  # looks at once: they wait for the storage, not for a core
 SLOW = 20.0  # seconds between lines about progress, and after which a list is worth keeping
 
@@ -98,15 +99,18 @@ def list_path(index: str, of: Mapping[str, str]) -> Path:
 
 def write(path: Path, of: Mapping[str, str], facts: dict, arrays: Arrays) -> None:
     """Keeps a list; whoever is killed meanwhile leaves none."""
-    kinds = {name: [array.dtype.str, len(array)] for name, array in arrays.items()}
-    header = {'format': FORMAT, 'of': dict(of), 'facts': facts, 'arrays': kinds}
-    line = json.dumps(header).encode()
+    kinds, parts, checksum = {}, [], 0
+    for name, array in arrays.items():
+        kinds[name] = [array.dtype.str, len(array)]
+        parts += [array.data.cast('B'), bytes(-array.nbytes % 8)]
+    for part in parts:
+        checksum = zlib.crc32(part, checksum)
+    header = {'format': FORMAT, 'of': dict(of), 'facts': facts, 'arrays': kinds, 'crc': checksum}
+    line = _sealed(header)
     line += b' ' * (-(len(line) + 1) % 8) + b'\n'
     temporary = path.with_suffix('.new')
     with temporary.open('wb') as file:
-        for part in (line, *arrays.values()):
-            file.write(part)
-            file.write(bytes(-file.tell() % 8))
+        file.writelines([line, *parts])
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -120,6 +124,9 @@ def read(path: Path, of: Mapping[str, str]) -> tuple[dict, Arrays]:
         with path.open('rb') as file:
             line = file.readline()
             header, whole = json.loads(line), mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        with memoryview(whole) as data, data[len(line) :] as rest:
+            sound = _sealed(header) == line.rstrip() and header['crc'] == zlib.crc32(rest)
+        check(sound, f'{path} is damaged: it is not what was written. {remedy}')
         known, position = header['of'] if header['format'] == FORMAT else None, len(line)
         for name, (dtype, length) in header['arrays'].items():
             arrays[name] = np.frombuffer(whole, dtype, length, position)
@@ -128,10 +135,16 @@ def read(path: Path, of: Mapping[str, str]) -> tuple[dict, Arrays]:
             position == len(whole),
             f'{path} is damaged: it has {len(whole)} bytes, not {position}. {remedy}',
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RequestError(f'{path} is damaged ({error}). {remedy}') from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise RequestError(f'{path} is damaged ({str(error)[:200]}). {remedy}') from error
     check(known == dict(of), f'{path} is a list of {known}, not of {dict(of)}. {remedy}')
     return header['facts'], arrays
+
+
+def _sealed(header: dict) -> bytes:
+    """The line of a header, with a checksum of all of it."""
+    header = {name: value for name, value in header.items() if name != 'seal'}
+    return json.dumps(header | {'seal': zlib.crc32(json.dumps(header).encode())}).encode()
 
 
 def _say(text):
@@ -184,7 +197,7 @@ def _done(spool, tasks):
     for line in spool:
         try:
             task, more, number, _ = json.loads(line) if line.endswith(b'\n') else ()
-        except ValueError:
+        except (ValueError, TypeError, RecursionError):
             break
         places[task] = end
         tasks += more
