@@ -57,8 +57,8 @@ test-newest: $(VENV)/installed-test
 test-slow: $(VENV)/installed-torch
 	$(PYTEST) -m slow -rP --durations=0
 
-# real runs ended at random moments: 30 of one process, and those of two; alone on the machine
-# about half an hour
+# real runs ended at random moments: 30 of each task, and those of two processes; the restart loop on
+# a full disk and on data that go; alone on the machine about two hours
 test-faults: $(VENV)/installed-test
 	BEIT_JAX_FAULT_TRIALS=30 $(PYTEST) -m "slow or not slow" -rP --durations=0 \
 		tests/train/test_faults.py

@@ -29,11 +29,13 @@ def uninterrupted(tmp_path_factory, tokenizer_dir):
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 4 MB."""
+    disk = tmp_path / 'disk'
+    disk.mkdir()
     if subprocess.run(
-        ['mount', '-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', tmp_path],
+        ['mount', '-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', disk],
         capture_output=True,
         check=False,
     ).returncode:
         pytest.skip('mounting a file system takes rights that this process does not have')
-    yield tmp_path
-    subprocess.run(['umount', tmp_path], check=True)
+    yield disk
+    subprocess.run(['umount', disk], check=True)

@@ -1,9 +1,11 @@
-"""Real pre-training processes on JPEG files, ended at random moments and started again: nothing is
-lost, nothing is learned twice.
+"""Real processes of every task, ended at random moments and started again: nothing is lost, nothing
+is learned twice. And the loop of docs/runs.md around runs whose disk or data go and come back.
 
-`make test` runs 5 trials, `make test-faults` 30, and those with two processes.
+`make test` runs 5 trials of pre-training on JPEG files, `make test-faults` 30 of each task, and the
+rest.
 """
 
+import functools
 import json
 import os
 import random
@@ -21,6 +23,8 @@ from tests.train.test_resume import assert_same_run, metrics_lines
 TRIALS = int(os.environ.get('BEIT_JAX_FAULT_TRIALS', '5'))
 FIRST_SEED = int(os.environ.get('BEIT_JAX_FAULT_SEED', '0'))
 STEPS = 12
+TASKS = ('pretrain', 'tokenizer', 'finetune', 'probe', 'segment')  # as the recipes are named
+LEFT = ('tokenizer/tokenizer.safetensors', 'probe.json', 'classes.csv')  # what some tasks leave
 PHASES = ('start', 'compile', 'step', 'evaluation', 'save')
 # before it listens, a process dies of SIGTERM
 ALLOWED = {signal.SIGKILL: {-signal.SIGKILL}, signal.SIGTERM: {75, -signal.SIGTERM}}
@@ -41,22 +45,30 @@ def files(tmp_path_factory):
     return folder
 
 
-def command(workdir, tokenizer_dir, files) -> list[str]:
+def command(workdir, tokenizer_dir, files, task='pretrain', **more) -> list[str]:
     """`noted_run` of a run of 12 steps, evaluated after steps 5, 10 and 12, saved after 4, 8 and
-    12."""
-    changed = {
-        'total_steps': STEPS,
-        'evaluate_every': 5,
-        'save_every': 4,
-        'keep_checkpoints': 2,
-        'data': {'name': 'folder', 'path': str(files), 'holdout': 0.1, 'max_bad_share': 0.2},
-    }
-    return [
-        '-m',
-        'tests.train.noted_run',
-        f'{workdir}.notes',
-        *tiny.arguments(workdir, tokenizer_dir, **changed)[1:],
-    ]
+    12; of pre-training on `files`, of the other tasks on `shapes`."""
+    changed = {'total_steps': STEPS, 'evaluate_every': 5, 'save_every': 4, 'keep_checkpoints': 2}
+    if task == 'pretrain':
+        data = {'name': 'folder', 'path': str(files), 'holdout': 0.1, 'max_bad_share': 0.2}
+        more['data'] = data | more.get('data', {})
+        arguments = tiny.arguments(workdir, tokenizer_dir, **changed | more)
+    elif task == 'finetune':
+        arguments = tiny.classify_arguments(workdir, **changed)
+    else:
+        variant = {'probe': ':random', 'segment': ':scratch'}.get(task, '')
+        small = {'width': 16} | ({} if task == 'tokenizer' else {'depth': 1, 'hidden': 24})
+        changed |= {'batch_size': 8, 'log_every': 1}
+        changed |= {'data.num_examples': 37, 'data.num_evaluate_examples': 13}
+        changed |= {f'model.{name}': value for name, value in small.items()}
+        arguments = [
+            'main.py',
+            f'--config=configs/quickstart/{task}.py{variant}',
+            f'--workdir={workdir}',
+            '--config.optimizer.warmup_steps=1',
+            *(f'--config.{name}={value}' for name, value in changed.items()),
+        ]
+    return ['-m', 'tests.train.noted_run', f'{workdir}.notes', *arguments[1:]]
 
 
 def notes(workdir) -> list[dict]:
@@ -78,13 +90,25 @@ def consumed(workdir) -> dict[int, tuple]:
 
 
 @pytest.fixture(scope='module')
-def uninterrupted(tmp_path_factory, tokenizer_dir, files):
-    workdir = tmp_path_factory.mktemp('faults') / 'whole'
-    result = tiny.run(command(workdir, tokenizer_dir, files))
-    assert result.returncode == 0, result.stderr
-    assert '13.jpg cannot be read' in result.stdout
-    assert sorted(consumed(workdir)) == list(range(1, STEPS + 1))
-    return workdir
+def whole(tmp_path_factory, tokenizer_dir, files):
+    """The work directory of a task's run that nobody ended."""
+    folder = tmp_path_factory.mktemp('faults')
+
+    @functools.cache
+    def run(task):
+        workdir = folder / task
+        result = tiny.run(command(workdir, tokenizer_dir, files, task))
+        assert result.returncode == 0, result.stderr
+        assert task != 'pretrain' or '13.jpg cannot be read' in result.stdout
+        assert sorted(consumed(workdir)) == list(range(1, STEPS + 1))
+        return workdir
+
+    return run
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(whole):
+    return whole('pretrain')
 
 
 def wait_for(process, workdir, before: int, phase: str, count: int) -> None:
@@ -121,23 +145,26 @@ def end_somewhere(process, workdir, before: int, rng: random.Random) -> str:
 
 
 @pytest.mark.parametrize('seed', range(FIRST_SEED, FIRST_SEED + TRIALS))
-def test_ended_at_a_random_moment(seed, uninterrupted, tokenizer_dir, files, tmp_path):
+@pytest.mark.parametrize(
+    'task', [TASKS[0], *(pytest.param(task, marks=pytest.mark.slow) for task in TASKS[1:])]
+)
+def test_ended_at_a_random_moment(task, seed, whole, tokenizer_dir, files, tmp_path):
     rng, workdir = random.Random(seed), tmp_path / 'run'
+    run = command(workdir, tokenizer_dir, files, task)
     # some compile for long, most hardly
     cache = {} if seed % 5 else {'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'compiled')}
     log = []
     for _ in range(rng.randint(1, 2) if TRIALS > 5 else 1):
         before = len(notes(workdir))
-        log.append(
-            end_somewhere(
-                tiny.start(command(workdir, tokenizer_dir, files), **cache), workdir, before, rng
-            )
-        )
+        log.append(end_somewhere(tiny.start(run, **cache), workdir, before, rng))
     print('; '.join(log))
-    result = tiny.run(command(workdir, tokenizer_dir, files), **cache)
+    result = tiny.run(run, **cache)
     assert result.returncode == 0, result.stderr
-    assert_same_run(workdir, uninterrupted)
-    assert consumed(workdir) == consumed(uninterrupted)
+    assert_same_run(workdir, whole(task))
+    assert consumed(workdir) == consumed(whole(task))
+    for name in LEFT:
+        if (whole(task) / name).exists():
+            assert (workdir / name).read_bytes() == (whole(task) / name).read_bytes()
 
 
 def start_pair(workdir, tokenizer_dir, files, **environment):
@@ -190,3 +217,79 @@ def test_two_processes(number, victim, uninterrupted, tokenizer_dir, files, tmp_
     )
     for row, wanted in zip(metrics_lines(tmp_path / 'alone'), metrics_lines(whole), strict=True):
         assert row == {name: pytest.approx(value, abs=1e-5) for name, value in wanted.items()}
+
+
+def statuses(run: list[str], *between) -> list[int]:
+    """What the loop of docs/runs.md gets: after each status but 0 and 2 the next of `between` is
+    done, then it starts again."""
+    found, steps = [], iter(between)
+    while True:
+        result = tiny.run(run)
+        found.append(result.returncode)
+        assert 'Traceback' not in result.stderr, result.stderr
+        if result.returncode in (0, 2):
+            return found
+        next(steps)()
+
+
+def stopping_at_step(run: list[str], workdir, step: int, spoil) -> int:
+    """The status of a run whose storage goes when it takes `step`."""
+    process = tiny.start(run, STEP_SECONDS='0.3')
+    wait_for(process, workdir, 0, 'step', step)
+    spoil()
+    out, err = process.communicate(timeout=300)
+    assert 'Traceback' not in err, out + err
+    return process.returncode
+
+
+CACHED = {'data': {'repeat_views': 2}, 'tokenizer': {'cache_views': 2}}
+
+
+@pytest.mark.slow
+def test_the_loop_on_a_full_disk(tokenizer_dir, files, tmp_path, small_disk):
+    """Full before the first start, which has tokens to keep, and again from step 6 on."""
+    reference, workdir = tmp_path / 'whole', small_disk / 'run'
+    run = command(workdir, tokenizer_dir, files, **CACHED)
+    assert tiny.run(command(reference, tokenizer_dir, files, **CACHED)).returncode == 0
+    workdir.with_name('run.notes').symlink_to(tmp_path / 'notes')
+    filler, nothing = small_disk / 'filler', lambda: None
+
+    def fill():
+        filler.write_bytes(bytes(shutil.disk_usage(small_disk).free))
+
+    fill()
+    assert [tiny.run(run).returncode for _ in range(2)] == [74, 74]
+    filler.unlink()
+    assert stopping_at_step(run, workdir, 6, fill) == 74
+    assert statuses(run, nothing, filler.unlink) == [74, 74, 0]
+    assert_same_run(workdir, reference)
+    assert consumed(workdir) == consumed(reference)
+
+
+@pytest.mark.slow
+def test_the_loop_while_data_are_away(uninterrupted, tokenizer_dir, files, tmp_path):
+    """They go as step 5 is taken, and where they were mounted is nothing, then an empty folder."""
+    data, away, workdir = tmp_path / 'data', tmp_path / 'away', tmp_path / 'run'
+    run = command(workdir, tokenizer_dir, data)
+    assert statuses(run) == [2], 'they were never there'
+    shutil.copytree(files, data)
+    assert stopping_at_step(run, workdir, 5, lambda: data.rename(away)) == 74
+
+    def come_back():
+        data.rmdir()
+        away.rename(data)
+
+    assert statuses(run, data.mkdir, come_back) == [74, 74, 0]
+    assert_same_run(workdir, uninterrupted)
+
+
+@pytest.mark.slow
+def test_the_loop_of_a_second_run(uninterrupted, tokenizer_dir, files, tmp_path):
+    run = command(tmp_path / 'run', tokenizer_dir, files)
+    first = tiny.start(run, STEP_SECONDS='1')
+    wait_for(first, tmp_path / 'run', 0, 'step', 1)
+    second = tiny.run(run)
+    assert second.returncode == 74 and f'is in use by process {first.pid} on' in second.stderr
+    assert statuses(run, first.communicate, lambda: None)[-2:] == [74, 0]
+    assert first.returncode == 0
+    assert_same_run(tmp_path / 'run', uninterrupted)

@@ -6,6 +6,7 @@ from elsewhere the count is watched for a while. No clock is compared with anoth
 asked of the file system, for not every one over a network has them.
 """
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -59,18 +60,24 @@ class Lock:
     def close(self) -> None:
         self._closed.set()
         if self._first and _holder(self._read()) == self._me:
-            self._path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # left behind, it is in nobody's way
+                self._path.unlink()
 
     def _take(self):
         try:
-            with self._path.open('xb') as file:
-                file.write(self._content())
-                return
+            self._path.touch(exist_ok=False)
+            was_there = False
         except FileExistsError:
             self._wait_until_free()
-        self._path.write_bytes(self._content())
-        time.sleep(0.2)  # of two who found it free at once, the last one has it
-        self._refuse_other(self._read())
+            was_there = True
+        try:
+            self._path.write_bytes(self._content())
+        except OSError:  # without a name in it, it would stand in the way of the next start
+            self._path.unlink()
+            raise
+        if was_there:  # of two who found it left behind at once, the last one has it
+            time.sleep(0.2)
+            self._refuse_other(self._read())
 
     def _wait_until_free(self):
         found = self._read()

@@ -103,6 +103,17 @@ def test_alive_elsewhere(tmp_path, monkeypatch):
     assert waited == [locks.BEAT] * 3
 
 
+def test_a_full_disk(small_disk):
+    """What cannot be written is not left behind empty, for the next start to wonder about."""
+    filler = small_disk / 'filler'
+    with filler.open('wb', buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    with pytest.raises(StorageError, match='cannot be written: No space left'):
+        Lock(small_disk)
+    assert not (small_disk / FILE).exists()
+
+
 def test_the_count_goes_on_and_who_is_overtaken_saves_no_more(tmp_path, beats):
     path = tmp_path / FILE
     with contextlib.closing(Lock(tmp_path)) as lock:
