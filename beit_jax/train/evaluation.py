@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import json
+import math
 from pathlib import Path
 import sys
 import time
@@ -118,8 +119,9 @@ def _make_picture_evaluation(run: Run, timed: bool, interrupted: Interrupted):
     def evaluate_whole_pictures(params):
         here = jax.tree.map(lambda leaf: leaf.addressable_data(0), gather(run.mesh)(params))
         pictures = run.batches.held_out_pictures()
+        most = math.ceil(len(run.held_out) / jax.process_count())
         metrics = evaluate_pictures(
-            labeller, here, pictures, names, run.workdir, config.pictures, interrupted
+            labeller, here, pictures, names, run.workdir, config.pictures, interrupted, most
         )
         if metrics is None:
             return None

@@ -63,7 +63,7 @@ def _train(run: Run, stop: Stop, closed_later: Callable, lock: Lock) -> int:
 
     def interrupted(batch: int) -> bool:
         watchdog.reset(f'batch {batch} of the evaluation')
-        return stop.heard
+        return stop.heard()
 
     evaluation = make_evaluation(run, interrupted=interrupted)
 
@@ -87,7 +87,7 @@ def _train(run: Run, stop: Stop, closed_later: Callable, lock: Lock) -> int:
 
     if start and run.evaluates(start) and not agreed(log.evaluated) and not evaluate(start):
         return end(STOPPED, start)
-    stepper = Stepper(run, stop, log, watchdog)
+    stepper = closed_later(Stepper(run, stop, log, watchdog))
     for step, batch in zip(range(start + 1, total + 1), run.batches.train(start, cache)):
         state = stepper.take(state, batch, step)
         log.say_all(checkpoints.warnings())

@@ -225,6 +225,7 @@ def evaluate_pictures(
     workdir: Path,
     pictures: int,
     interrupted: Callable[[int], bool],
+    most: int = 0,
 ) -> dict | None:
     """Metrics of label maps over the examples of all hosts, each counted once; None where
     `interrupted(number of a picture)` says so.
@@ -232,7 +233,8 @@ def evaluate_pictures(
     Writes `WORKDIR/classes.csv`, and the first `pictures` of process 0 with their truth to
     `WORKDIR/images`.
 
-    examples: (index, image uint8 [., ., 3], label map uint8 of its size) of this host.
+    examples: (index, image uint8 [., ., 3], label map uint8 of its size) of this host. most: the
+    most that a host has; each asks as often whether it is interrupted.
     """
     began, seen, counted = time.perf_counter(), 0, []
     total_CC = np.zeros((len(class_names),) * 2, np.int64)
@@ -252,6 +254,8 @@ def evaluate_pictures(
                 overview(image, {'truth': label_map, 'prediction': found}, class_names).save(
                     workdir / 'images' / f'{index:05}.png'
                 )
+    if any(interrupted(number) for number in range(seen, most)):
+        return None
     total_CC += sum(map(np.asarray, counted))
     total_CC, images = _over_hosts(total_CC), int(_over_hosts(np.array([seen]))[0])
     summary = summarize_confusion(total_CC)

@@ -71,7 +71,7 @@ def make_train_step(task, optimizer, schedule, mesh, total_steps: int):
         statistics, count = sums.pop('statistics', ({}, 1.0))
         gradients = jax.tree.map(lambda gradient: gradient / sums['weight'], gradients)
 
-        def update(gradients, optimizer_state, params):
+        def update(gradients, optimizer_state, params, statistics, count):
             updates, optimizer_state = optimizer.update(gradients, optimizer_state, params)
             params = optax.apply_updates(params, updates)
             if statistics:
@@ -79,7 +79,7 @@ def make_train_step(task, optimizer, schedule, mesh, total_steps: int):
                 params = merge(params, means)
             return {'params': params, 'optimizer': optimizer_state}
 
-        inputs = gradients, state['optimizer'], params
+        inputs = gradients, state['optimizer'], params, statistics, count
         learned = update(*inputs)
         # Computed once more, in the pass that adds up the norm: no array is kept for it, and the
         # update is compiled as if it were not checked.

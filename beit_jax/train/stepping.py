@@ -29,6 +29,7 @@ class Stepper:
             run.task, run.optimizer, run.schedule, run.mesh, run.config.total_steps
         )
         self._clock = self._in_flight = None
+        self._profiling = False
 
     def take(self, state, batch, number: int):
         """The state after step `number`."""
@@ -74,7 +75,7 @@ class Stepper:
         compiling = concurrent.futures.ThreadPoolExecutor(1).submit(compile_)
         while not compiling.done():
             concurrent.futures.wait([compiling], timeout=0.2)
-            if self._stop.heard:
+            if self._stop.heard():
                 print(
                     'stopped by a signal while the step was compiled: nothing is lost. The same '
                     'command goes on.',
@@ -82,6 +83,7 @@ class Stepper:
                 )
                 # an orderly exit would wait for the compiler, which takes minutes
                 os._exit(STOPPED)
+        self._stop.meet()
         self._step = compiling.result()
         check_program(self._step, 'a step')
         line = f'compiled the step in {time.perf_counter() - began:.1f} s'
@@ -94,10 +96,19 @@ class Stepper:
         self._log.say(line)
 
     def _profile(self, number: int) -> None:
+        """A window that the run was stopped in goes on with what is left of it."""
         profile = self._run.config.profile
-        if profile.steps and number == profile.start:
-            jax.profiler.start_trace(str(self._run.workdir / 'profile'))
-        if profile.steps and number == profile.start + profile.steps:
+        if profile.start <= number < profile.start + profile.steps:
+            if not self._profiling:
+                jax.profiler.start_trace(str(self._run.workdir / 'profile'))
+                self._profiling = True
+        else:
+            self.close()
+
+    def close(self) -> None:
+        """Writes the trace where one is being taken."""
+        if self._profiling:
+            self._profiling = False
             jax.profiler.stop_trace()
 
     def _write(self, step: int, metrics) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from beit_jax.errors import RequestError, check
 
+_QUESTIONS = 2**20  # more than are asked while something is compiled
 _TASKS = ('SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE')  # how many processes there are
 
 
@@ -86,10 +87,14 @@ def leave(status: int) -> None:
 
 class Stop:
     """Whether the run was asked to stop: SIGTERM (preemption) or SIGINT (Ctrl-C). A second SIGINT
-    ends at once."""
+    ends at once.
+
+    Several processes stop at the same question: JAX says yes to the first one, by its number, that
+    none of them has asked. So they ask equally often, or call `meet` afterwards.
+    """
 
     def __init__(self):
-        self._signal = None
+        self._heard, self._questions = False, 0
 
     def listen(self) -> None:
         signals = [signal.SIGINT] if jax.process_count() > 1 else [signal.SIGINT, signal.SIGTERM]
@@ -102,20 +107,23 @@ class Stop:
             # which the coordination service hears, so that all processes stop at one step
             signal.raise_signal(signal.SIGTERM)
         else:
-            self._signal = number
+            self._heard = True
 
-    @property
     def heard(self) -> bool:
-        """Whether a lone process was asked to stop: it may do so anywhere, where several must agree
-        on a step."""
-        return self._signal is not None
+        """Whether to stop now."""
+        if jax.process_count() > 1:
+            self._questions += 1
+            self._heard |= multihost_utils.reached_preemption_sync_point(self._questions)
+        return self._heard
+
+    def meet(self) -> None:
+        """All processes call it where they may have asked differently often: the next question is
+        the same one again."""
+        self._questions = (self._questions // _QUESTIONS + 1) * _QUESTIONS
 
     def asked(self, step: int) -> bool:
-        """Whether to stop after `step`; with several processes they all say the same, and all must
-        ask at every step."""
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self.heard
+        """Whether to stop after `step`."""
+        return self.heard()
 
 
 def anywhere(found: bool) -> bool:

@@ -23,6 +23,13 @@ from beit_jax.weights.integrity import DamagedError, reading, seal, unseal, veri
 from beit_jax.weights.trees import check_same, shapes
 
 PATIENCE = (1, 3, 6)  # seconds between the tries to read a checkpoint
+# Seconds until Orbax gives a save up, by a clock that someone may set: the most that 31 bits of
+# milliseconds hold. What hangs, the watchdog ends.
+_LONG = 20 * 24 * 3600
+
+
+def _context() -> ocp.Context:
+    return ocp.Context(async_options=ocp.options.AsyncOptions(timeout_secs=_LONG))
 
 
 class Checkpoints:
@@ -62,7 +69,7 @@ class Checkpoints:
             if self._checkpointer is None:
                 policy = ocp.training.preservation_policies.LatestN(self._keep)
                 self._checkpointer = ocp.training.Checkpointer(
-                    self._directory, preservation_policy=policy
+                    self._directory, context=_context(), preservation_policy=policy
                 )
             self._pending = (
                 step,
