@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import re
 
 import chex
 import jax
@@ -18,6 +19,7 @@ from beit_jax.tasks import make_task
 from beit_jax.train import optimizer as optimizers
 from beit_jax.train import sharding, step
 from beit_jax.train import state as states
+from beit_jax.weights.checkpoint import load_params
 from beit_jax.weights.trees import path_string
 from tests import tiny
 from tests.train.test_resume import metrics_lines
@@ -196,6 +198,24 @@ def test_two_processes_are_one(tokenizer_dir, tmp_path):
     for row, wanted in zip(rows, expected):
         for name in wanted.keys() - {'images_per_second'}:
             assert row[name] == pytest.approx(wanted[name], abs=1e-5), (wanted['step'], name)
+    params, _ = load_params(str(tmp_path / 'pair'))
+    norm = np.linalg.norm(params['encoder']['blocks']['00']['attention']['query']['kernel'])
+    assert read_alone(tmp_path / 'pair' / 'checkpoints' / '7') == pytest.approx((7, norm), rel=1e-6)
+
+
+def read_alone(path) -> tuple[int, float]:
+    """(step, norm of a parameter) of a checkpoint, read as docs/runs.md says, in one process of one
+    device, without this package."""
+    page = (tiny.REPOSITORY / 'docs' / 'runs.md').read_text()
+    (code,) = re.findall(r'```python\n(.*?)```', page, re.DOTALL)
+    code = code.replace('/storage/W/checkpoints/1600', str(path))
+    code = code.replace("state['step'], state", "print(state['step'], np.linalg.norm(state")
+    code = code.replace("['kernel']", "['kernel']))") + "print('beit_jax' in sys.modules)"
+    result = tiny.run(['-c', f'import sys\n{code}'], JAX_NUM_CPU_DEVICES='1')
+    assert result.returncode == 0, result.stderr
+    step, norm, ours = result.stdout.split()
+    assert ours == 'False'
+    return int(step), float(norm)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@ later start would need."""
 
 import subprocess
 import threading
+import time
 
+import jax.numpy as jnp
 import pytest
 
 from beit_jax.settings.mapping import task_config
@@ -116,6 +118,22 @@ class Slow:
         if not self.done.wait(seconds):
             raise TimeoutError
         return self.response.result()
+
+
+@pytest.mark.parametrize('seconds', [-4e8, -3600, 3600, 864000])
+def test_a_clock_that_is_set_while_a_save_is_under_way(seconds, tmp_path, monkeypatch):
+    """Orbax has time-outs by it."""
+    shift, clock = [0.0], time.time
+    monkeypatch.setattr(time, 'time', lambda: clock() + shift[0])
+    monkeypatch.setattr(time, 'time_ns', lambda: int(1e9 * time.time()))
+    checkpoints = Checkpoints(tmp_path, 3)
+    for step in (1, 2):
+        checkpoints.save({'params': {'a': jnp.arange(7.0)}}, step, {'task': 'a'})
+        shift[0] += seconds
+        checkpoints.wait()
+        assert checkpoints.warnings() == []
+    checkpoints.close()
+    assert checkpoints.steps == [2, 1]
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 A checkpoint is a nested dict of arrays and a JSON (what the task says of its architecture, the
 fingerprint of the data, the versions, and a checksum of each array), so it can be read without this
-package: `orbax.checkpoint.v1.load`. `beit_jax.weights.checkpoint` reads the parameters alone.
+package: docs/runs.md has how. `beit_jax.weights.checkpoint` reads the parameters alone.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,9 @@ _LONG = 20 * 24 * 3600
 
 
 def _context() -> ocp.Context:
-    return ocp.Context(async_options=ocp.options.AsyncOptions(timeout_secs=_LONG))
+    context = ocp.Context()
+    context.asynchronous.timeout_secs = _LONG
+    return context
 
 
 class Checkpoints:
