@@ -182,7 +182,7 @@ def test_attention_picture(pretrained, images, tmp_path):
         (predict, ['--what', 'tokens', '--output', 'o.npz'], 'predicts no tokens'),
         (predict, ['--what', 'features', '--output', 'o.csv'], 'ends in .npz'),
         (predict, ['--images', '/nowhere'], 'no such file'),
-        (predict, ['--checkpoint', '/nowhere'], 'no such checkpoint, work directory or file'),
+        (predict, ['--checkpoint', '/nowhere'], 'no such checkpoint, work directory, file or'),
         (attention, ['--output', 'a.png', '--layer', '3'], 'layers 1 to 2'),
         (attention, ['--output', 'a.png', '--head', '3'], 'heads 1 to 2'),
         (attention, ['--output', 'a.png', '--points', '0.5'], 'give x,y pairs'),

@@ -293,7 +293,7 @@ def test_export_of_something_else(fitted, tmp_path):
         ({'batch': 0}, '--batch is 0: use at least 1'),
         (
             {'data.evaluate_crop': 2},
-            r'config.data.evaluate_crop is 2.0: it takes a number in \(0, 1\]',
+            r'config.data.evaluate_crop is 2.0: it takes a number in \[0.01, 1\]',
         ),
         ({'tokenizer': '/nowhere'}, r'tokenizer /nowhere: there is no tokenizer\.safetensors'),
     ):

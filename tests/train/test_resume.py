@@ -109,7 +109,7 @@ def test_a_run_of_bad_steps_ends(uninterrupted, tokenizer_dir, tmp_path, monkeyp
 
     monkeypatch.setattr(Pretrain, 'loss', loss)
     config = task_config(
-        tiny.settings(tokenizer_dir, total_steps=7, max_skipped_steps=3, save_every=5)
+        tiny.settings(tokenizer_dir, total_steps=7, max_skipped_steps=3, save_every=3)
     )
     with pytest.raises(
         RequestError,

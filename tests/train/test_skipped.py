@@ -1,6 +1,8 @@
 """Steps of which the update, and not yet the loss, is not finite: the parameters stay, so does the
 checkpoint before them, and the advice that is given helps."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -14,8 +16,12 @@ from beit_jax.weights.checkpoint import load_params
 from tests import tiny
 from tests.train.test_resume import metrics_lines
 
-# of the first step the rate is 0
-DIVERGING = {'lr': 1e30, 'warmup_steps': 1}
+
+def diverging(tokenizer_dir, **changed):
+    """A rate above what a recipe may ask for; of the first step it is 0."""
+    optimizer = {'lr': 1.0, 'warmup_steps': 1}
+    config = task_config(tiny.settings(tokenizer_dir, **changed, optimizer=optimizer))
+    return dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, lr=1e30))
 
 
 def assert_finite(workdir):
@@ -26,17 +32,15 @@ def assert_finite(workdir):
 @pytest.mark.usefixtures('one_device')
 def test_an_update_that_is_not_finite(tokenizer_dir, tmp_path):
     changed = {'total_steps': 7, 'save_every': 1, 'evaluate_every': 0, 'keep_checkpoints': 1}
-    config = tiny.settings(
-        tokenizer_dir, **changed, max_skipped_steps=3, log_every=2, optimizer=DIVERGING
-    )
+    changed |= {'max_skipped_steps': 3, 'log_every': 2}
     with pytest.raises(RequestError, match=r'of 3 steps in a row, from step 2 on, were not finite'):
-        loop.train(task_config(config), tmp_path)
+        loop.train(diverging(tokenizer_dir, **changed), tmp_path)
     (two,) = [row for row in metrics_lines(tmp_path) if row['step'] == 2]
     assert two['loss'] is not None and two['grad_norm'] is not None and two['skipped_steps'] == 1
     assert Checkpoints(tmp_path).steps == [1]
     assert_finite(tmp_path)
-    advised = config | {'optimizer': {'lr': 1e-2, 'warmup_steps': 1}, 'accept_changes': True}
-    assert loop.train(task_config(advised), tmp_path) == 0
+    changed |= {'optimizer': {'lr': 1e-2, 'warmup_steps': 1}, 'accept_changes': True}
+    assert loop.train(task_config(tiny.settings(tokenizer_dir, **changed)), tmp_path) == 0
     rows = metrics_lines(tmp_path)
     assert rows[-1]['step'] == 7 and all(row.get('skipped_steps', 0) == 0 for row in rows)
 
@@ -44,11 +48,7 @@ def test_an_update_that_is_not_finite(tokenizer_dir, tmp_path):
 @pytest.mark.usefixtures('one_device')
 def test_stopped_while_steps_are_skipped(tokenizer_dir, tmp_path, monkeypatch, capsys):
     """Nothing is saved then; the next start repeats them. The last step is saved in any case."""
-    config = task_config(
-        tiny.settings(
-            tokenizer_dir, total_steps=4, save_every=1, evaluate_every=0, optimizer=DIVERGING
-        )
-    )
+    config = diverging(tokenizer_dir, total_steps=4, save_every=1, evaluate_every=0)
     monkeypatch.setattr(Stop, 'asked', lambda self, step: step == 3)
     assert loop.train(config, tmp_path) == loop.STOPPED
     assert 'signal after step 3: step 1 is saved. The same command' in capsys.readouterr().out

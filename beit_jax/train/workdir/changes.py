@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 from pathlib import Path
+import reprlib
 
 import jax
 
@@ -49,7 +50,7 @@ def config_changes(config: RunConfig, workdir: Path) -> list[str]:
     # a setting that came later was as it is by default
     old, new = _defaults(type(config)) | old, flat(settings_of(config))
     differing = [
-        f'config.{name} was {old.get(name)!r}, is {new.get(name)!r}'
+        f'config.{name} was {reprlib.repr(old.get(name))}, is {reprlib.repr(new.get(name))}'
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name) and not is_among(name, FREE_SETTINGS)
     ]

@@ -117,7 +117,7 @@ def test_evaluation_as_torchvision(images, photos, size, share):
         theirs = np.asarray(resized.crop((left, top, left + size, top + size)), int)
         box = boxes.center_box(height, width, size, share)
         (view,) = images.resize(pixels, [View('', size)], box=box)
-        for ours in (view, square(picture, size, share)):
+        for ours in (view, square(pixels, size, share)):
             difference = np.abs(ours - theirs)
             assert difference.mean() < 0.25, path
             assert np.mean(difference > 1) < 2e-3 and difference.max() < 13, path

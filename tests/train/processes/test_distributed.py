@@ -1,6 +1,9 @@
 """Joining other processes: what cannot be meant is refused in a line."""
 
 import os
+import re
+import subprocess
+import sys
 
 import pytest
 
@@ -29,10 +32,14 @@ def test_flags(arguments, message):
 
 @pytest.mark.parametrize('name', ['SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE'])
 def test_variables_of_a_scheduler_that_did_not_start_it(name, monkeypatch):
-    monkeypatch.setattr(os, 'environ', {name: '4'})
-    message = rf'the environment \({name}=4\) is that of several.*start them with srun or mpirun'
-    with pytest.raises(RequestError, match=message):
-        distributed.start('', 1, 0)
+    """In a process of its own, for it is too late once JAX has a device."""
+    script = "from beit_jax.train.processes.distributed import start; start('', 1, 0)"
+    environment = os.environ | {name: '4'}
+    found = subprocess.run(
+        [sys.executable, '-c', script], env=environment, stderr=subprocess.PIPE, check=False
+    )
+    message = rf'RequestError: the environment \({name}=4\) is that of several.*with srun or mpirun'
+    assert re.search(message, found.stderr.decode()), found.stderr
     for alone in ('1', '', 'x'):
         monkeypatch.setattr(os, 'environ', {name: alone})
         distributed.start('', 1, 0)

@@ -11,7 +11,7 @@ import pytest
 
 from beit_jax.errors import RequestError, StorageError
 from beit_jax.settings.mapping import task_config
-from beit_jax.train import loop, step
+from beit_jax.train import batches, loop
 from beit_jax.train.processes.distributed import Stop
 from beit_jax.train.workdir.token_cache import TokenCache
 from tests import tiny
@@ -44,19 +44,18 @@ def without(tmp_path_factory, tokenizer_dir):
 @pytest.fixture
 def prepared(monkeypatch):
     """The list that grows by one whenever the tokenizer runs on a training batch."""
-    calls, make = [], step.make_prepare
+    calls, compiled = [], batches.compiled_when_called
 
-    def counting(task, mesh, *, train):
-        compute = make(task, mesh, train=train)
+    def counting(function, what):
+        compute = compiled(function, what)
 
         def prepare(frozen, batch):
-            if train:
-                calls.append(np.asarray(batch['view']))
+            calls.append(np.asarray(batch['view']))
             return compute(frozen, batch)
 
         return prepare
 
-    monkeypatch.setattr(step, 'make_prepare', counting)
+    monkeypatch.setattr(batches, 'compiled_when_called', counting)
     return calls
 
 

@@ -214,7 +214,7 @@ def test_weights_of_something_else(tmp_path):
         ),
         (
             state | {'blocks.group_17.block_1.id_path.b': three},
-            '17 groups of 1 blocks: use at most 16',
+            r'groups is 17: it takes a number in \[1, 16\]',
         ),
         (state | {'blocks.group_9999999.block_1.id_path.b': three}, "id_path.b' is no part"),
         (

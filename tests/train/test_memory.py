@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import pytest
 
 from beit_jax.errors import RequestError
+from beit_jax.models import memory
 from beit_jax.settings.mapping import task_config
-from beit_jax.train import loop, memory
+from beit_jax.train import loop
 from tests import tiny
 
 
