@@ -22,7 +22,7 @@ def test_a_step_that_does_not_fit(tokenizer_dir, tmp_path, monkeypatch):
     ):
         loop.train(config, tmp_path)
     config = task_config(tiny.settings(tokenizer_dir))
-    monkeypatch.setattr(memory, 'available', lambda: 1e5)
+    monkeypatch.setattr(memory, 'available', lambda: 1e6)
     with pytest.raises(RequestError, match=r'the tokenizer takes 0\.\d GB of memory'):
         loop.train(config, tmp_path / 'tokens')
 
