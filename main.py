@@ -20,6 +20,7 @@ from beit_jax.runtime import (
     keep_programs,
     machine_named,
     print_any_name,
+    quiet_abandoned_saves,
     run_unheard,
     set_xla_flags,
 )
@@ -69,10 +70,9 @@ def main(_) -> int | None:
     print_any_name()
     if _MODE.value == 'train':  # an evaluation is there to be heard
         run_unheard()
-    # Orbax tells what it does to every file, and prints many stacks of what it raises anyway; so
-    # does asyncio of the threads of a save that failed
+    # Orbax tells what it does to every file, and prints many stacks of what it raises anyway
     absl.logging.set_verbosity(absl.logging.FATAL)
-    logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+    quiet_abandoned_saves()
     # JAX tells where there is an accelerator and it takes the CPU
     logging.getLogger('jax').setLevel(logging.WARNING)
     set_xla_flags()

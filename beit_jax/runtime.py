@@ -139,3 +139,15 @@ def _no_device() -> str:
             'JAX_PLATFORMS to take what there is.'
         )
     return ''
+
+
+def quiet_abandoned_saves() -> None:
+    """Threads of TensorStore that outlive a save that failed call an event loop that is closed, and
+    Python would print a stack for each. The run tells of the save itself."""
+    tell = sys.unraisablehook
+
+    def hook(unraisable):
+        if str(unraisable.exc_value) != 'Event loop is closed':
+            tell(unraisable)
+
+    sys.unraisablehook = hook

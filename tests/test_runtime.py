@@ -156,3 +156,24 @@ def test_memory_that_runs_out():
         np.ones((10**7, 10**7))
     with pytest.raises(RuntimeError, match='other'), runtime.machine_named():
         raise RuntimeError('other')
+
+
+_LATE_CALLBACKS = """
+import asyncio, ctypes
+from beit_jax.runtime import quiet_abandoned_saves
+quiet_abandoned_saves()
+loop = asyncio.new_event_loop()
+loop.close()
+function = ctypes.CFUNCTYPE(None)
+function(lambda: loop.call_soon_threadsafe(print))()
+function(lambda: 1 / 0)()
+"""
+
+
+def test_threads_of_a_save_that_failed_print_no_stacks():
+    """An error that nothing can catch, as in a thread of TensorStore: of others Python still
+    tells."""
+    done = subprocess.run(
+        [sys.executable, '-c', _LATE_CALLBACKS], capture_output=True, text=True, check=True
+    )
+    assert 'Event loop is closed' not in done.stderr and 'ZeroDivisionError' in done.stderr
