@@ -36,7 +36,7 @@ def trace(monkeypatch):
         (1, WINDOW, 0, 1),
         (2, WINDOW, 1, 1),  # in the window: the trace is finished, and the rest is another
         (3, WINDOW, 1, 0),
-        (4, {'start': 0, 'steps': 3}, 1, 0),
+        (4, {'start': 1, 'steps': 3}, 1, 0),
         (3, {'start': 5, 'steps': 9}, 0, 1),  # it ends with the run
         (3, {'start': 2, 'steps': 0}, 0, 0),
     ],

@@ -164,7 +164,7 @@ def test_half_a_line_does_not_count(path, index, half, listed, monkeypatch):
         lambda data: b'',
         lambda data: b'[]\n' + data,
         lambda data: data.replace(b'list 2', b'list 0', 1),
-        lambda data: data.replace(b'"n1"', b'"m1"', 1),
+        lambda data: data.replace(b'"path"', b'"paths"', 1),
         lambda data: data[:-9] + bytes([data[-9] ^ 1]) + data[-8:],
     ],
 )
