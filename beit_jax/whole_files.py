@@ -128,10 +128,15 @@ def rows_offset(path: Path, dtype, shape: tuple[int, ...]) -> int:
 def differences(saved: Mapping, wanted: Mapping) -> list[str]:
     """'NAME was X, is Y' for each entry of `wanted` that `saved` has otherwise or not at all."""
     return [
-        f'{name} was {saved.get(name)}, is {value}'
+        f'{name} was {_shortened(saved.get(name))}, is {_shortened(value)}'
         for name, value in wanted.items()
         if saved.get(name) != value
     ]
+
+
+def _shortened(value) -> str:
+    text = str(value)
+    return text if len(text) <= 200 else f'{text[:200]} ...'
 
 
 def sha256(path: Path) -> str:

@@ -1,6 +1,7 @@
 """Datasets that tensorflow-datasets prepared as TFRecord or ArrayRecord files, read in any order
 without converting them."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -59,7 +60,10 @@ class TfdsSource:
             f'config.data.path={path!r} is stored as array_record, which is read from local files '
             'only: copy it, or prepare it as tfrecord.',
         )
-        features = dict(info.features.items())
+        with _parsing(path):
+            features = dict(info.features.items())
+            names = [os.path.basename(file) for file in info.splits[split].filepaths]
+            counts = info.splits[split].shard_lengths
         self._image, self._maps = _image_features(path, features, label_maps)
         label, self.class_names = features.get('label'), ()
         if label_maps:
@@ -71,7 +75,6 @@ class TfdsSource:
                 f'classes, more than {MAX_CLASSES:,}: it is damaged.',
             )
             self.class_names = tuple(label.names)
-        names = [os.path.basename(file) for file in info.splits[split].filepaths]
         files = [storage.join(path, name) for name in names]
         for name, file in zip(names, files):
             check(
@@ -80,7 +83,6 @@ class TfdsSource:
                 'again.',
             )
         sizes = [sizes[name] for name in names]
-        counts = info.splits[split].shard_lengths
         shards = [f'{name}\t{size}\t{n}\n' for name, size, n in zip(names, sizes, counts)]
         self.fingerprint = hashlib.sha256(''.join(shards).encode()).hexdigest()
         if info.file_format is _ARRAY_RECORD:
@@ -146,7 +148,7 @@ def _open(path):
 def _read_info(path, copy):
     """What TFDS knows of a directory, from the copy of its small files that was looked at."""
     known = _feature_classes()
-    try:
+    with _parsing(path):
         named = set(_named_classes(json.loads((Path(copy) / 'features.json').read_bytes())))
         check(
             named <= known,
@@ -155,9 +157,16 @@ def _read_info(path, copy):
             'tensorflow_datasets. Nothing in it was run.',
         )
         return tfds.builder_from_directory(copy).info
+
+
+@contextlib.contextmanager
+def _parsing(path):
+    """Whatever TFDS stumbles over in a directory is a RequestError."""
+    try:
+        yield
     except (RequestError, OSError):
         raise
-    except Exception as error:  # whatever a damaged file makes TFDS stumble over
+    except Exception as error:  # of all kinds, by TFDS and protobuf
         reason = ascii(str(error).strip().partition('\n')[0])[1:-1][:200]
         raise RequestError(
             f'config.data.path={path!r}: TFDS cannot read its dataset_info.json and features.json '

@@ -106,8 +106,8 @@ def write(path: Path, of: Mapping[str, str], facts: dict, arrays: Arrays) -> Non
     for part in parts:
         checksum = zlib.crc32(part, checksum)
     header = {'format': FORMAT, 'of': dict(of), 'facts': facts, 'arrays': kinds, 'crc': checksum}
-    line = _sealed(header)
-    line += b' ' * (-(len(line) + 1) % 8) + b'\n'
+    line = _line(header)
+    line = line[:-1] + b' ' * (-len(line) % 8) + b'\n'
     temporary = path.with_suffix('.new')
     with temporary.open('wb') as file:
         file.writelines([line, *parts])
@@ -123,10 +123,10 @@ def read(path: Path, of: Mapping[str, str]) -> tuple[dict, Arrays]:
     try:
         with path.open('rb') as file:
             line = file.readline()
-            header, whole = json.loads(line), mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            header, whole = _content(line), mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         with memoryview(whole) as data, data[len(line) :] as rest:
-            sound = _sealed(header) == line.rstrip() and header['crc'] == zlib.crc32(rest)
-        check(sound, f'{path} is damaged: it is not what was written. {remedy}')
+            sound = header['crc'] == zlib.crc32(rest)
+        check(sound, f'{path} is damaged: its arrays are not what was written. {remedy}')
         known, position = header['of'] if header['format'] == FORMAT else None, len(line)
         for name, (dtype, length) in header['arrays'].items():
             arrays[name] = np.frombuffer(whole, dtype, length, position)
@@ -135,16 +135,24 @@ def read(path: Path, of: Mapping[str, str]) -> tuple[dict, Arrays]:
             position == len(whole),
             f'{path} is damaged: it has {len(whole)} bytes, not {position}. {remedy}',
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RequestError(f'{path} is damaged ({str(error)[:200]}). {remedy}') from error
     check(known == dict(of), f'{path} is a list of {known}, not of {dict(of)}. {remedy}')
     return header['facts'], arrays
 
 
-def _sealed(header: dict) -> bytes:
-    """The line of a header, with a checksum of all of it."""
-    header = {name: value for name, value in header.items() if name != 'seal'}
-    return json.dumps(header | {'seal': zlib.crc32(json.dumps(header).encode())}).encode()
+def _line(content) -> bytes:
+    """A line of JSON and its checksum."""
+    text = json.dumps(content).encode()
+    return b'%s %d\n' % (text, zlib.crc32(text))
+
+
+def _content(line: bytes):
+    """What `_line` wrote; ValueError where it is not whole, or not what was written."""
+    text, _, checksum = line.rstrip().rpartition(b' ')
+    if not line.endswith(b'\n') or checksum != b'%d' % zlib.crc32(text):
+        raise ValueError('a line is not what was written')
+    return json.loads(text)
 
 
 def _say(text):
@@ -174,13 +182,13 @@ def _make(spool, path, tasks, look, pack):
     with _Progress(f'listing {path}', count) as progress:
         for task, result in _look_at_all(pending, look):
             places[task] = spool.seek(0, os.SEEK_END)  # and writes the line before to the disk
-            spool.write(json.dumps([task, *result]).encode() + b'\n')
+            spool.write(_line([task, *result]))
             progress.add(result.count)
 
     def found():
         for task in sorted(places):
             spool.seek(places[task])
-            yield task, json.loads(spool.readline())[-1]
+            yield task, _content(spool.readline())[-1]
 
     try:
         return pack(found())
@@ -196,8 +204,8 @@ def _done(spool, tasks):
     spool.seek(0)
     for line in spool:
         try:
-            task, more, number, _ = json.loads(line) if line.endswith(b'\n') else ()
-        except (ValueError, TypeError, RecursionError):
+            task, more, number, _ = _content(line)
+        except ValueError:
             break
         places[task] = end
         tasks += more

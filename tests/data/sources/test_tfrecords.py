@@ -300,3 +300,13 @@ def test_absurd_numbers_of_classes(tmp_path):
     (Path(path) / 'label.labels.txt').unlink()
     with pytest.raises(RequestError, match=r'claims 9,999,999,999 classes'):
         TfdsSource(path)
+
+
+def test_a_damaged_template_of_file_names(tmp_path):
+    _, path = prepare(tmp_path)
+    file = Path(path) / 'dataset_info.json'
+    info = json.loads(file.read_text())
+    info['splits'][0]['filepathTemplate'] = '{DATASET}}-{SHARD_X_OF_Y}'
+    file.write_text(json.dumps(info))
+    with pytest.raises(RequestError, match=r'TFDS cannot read .*Single .}. encountered'):
+        TfdsSource(path, info['splits'][0]['name'])
