@@ -63,7 +63,7 @@ def load_tokenizer(
     try:
         tokenizer = make_tokenizer(kind, architecture, image_size, precision)
     except RequestError as error:
-        raise RequestError(f'{directory / DESCRIPTION}: {error}') from error
+        raise RequestError(f'{directory / DESCRIPTION}: {str(error)[:500]}') from error
     wrong, parts = list(mismatches(tokenizer, flat)), {name.partition('/')[0] for name in flat}
     check(
         not wrong,
