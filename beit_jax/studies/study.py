@@ -4,7 +4,6 @@ over several seeds; and its runs, in order."""
 import dataclasses
 import functools
 import itertools
-import json
 from pathlib import Path
 import re
 import runpy
@@ -14,6 +13,7 @@ from beit_jax.errors import check, one_of
 from beit_jax.settings.mapping import from_mapping, task_config
 from beit_jax.settings.recipes import load_recipe
 from beit_jax.train.workdir.changes import settings_of
+from beit_jax.whole_files import read_json
 
 # The stages before the fine-tuning, in order. Each gives what it leaves to the next: (where it lies
 # in its folder, the setting for it).
@@ -112,7 +112,7 @@ class Run:
     @functools.cached_property
     def result(self) -> dict:
         """Of a run that is done: {'config', 'metrics' of the last evaluation, 'seconds'}."""
-        return json.loads(self.file.read_text())
+        return read_json(self.file, 'remove it, and that run is done again')
 
     def config(self, metric: str) -> dict:
         """All settings; the learning rate is the best of the candidates that are done.

@@ -1,7 +1,6 @@
 """A picture of what a pre-trained model has learned: original, masked, what the tokenizer
 alone keeps (if there is one), what the model predicts."""
 
-import json
 import os
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from beit_jax.train.state import abstract_params
 from beit_jax.weights.load import load_weights
 from beit_jax.weights.tokenizer import load_tokenizer
 from beit_jax.weights.trees import check_params
+from beit_jax.whole_files import read_json
 
 
 def load_run(workdir: str, tokenizer: str = ''):
@@ -31,12 +31,17 @@ def load_run(workdir: str, tokenizer: str = ''):
         f'--workdir={workdir}: there is no config.json; give the work directory of a pre-training '
         'run.',
     )
-    config = json.loads(path.read_text())
-    check(
-        config['task'] == 'pretrain',
-        f'--workdir={workdir} is a {config["task"]} run: give that of a pre-training run.',
+    config = read_json(
+        path, 'remove it, and start main.py with the config of the run, which writes it'
     )
-    path = config['tokenizer']['path'] = tokenizer or config['tokenizer']['path']
+    task = config.get('task')
+    check(
+        task == 'pretrain',
+        f'--workdir={workdir} is a {task} run: give that of a pre-training run.',
+    )
+    given = config.get('tokenizer')
+    check(isinstance(given, dict), f'{path} is damaged: it names no tokenizer.')
+    path = given['path'] = tokenizer or str(given.get('path', ''))
     check(
         not path or Path(path).is_dir(),
         f'--workdir={workdir}: the tokenizer of this run is not at {path}: give --tokenizer=DIR.',
