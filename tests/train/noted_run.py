@@ -31,7 +31,8 @@ def rows_here(array) -> list[int]:
 
 
 def patch(file: int) -> None:
-    compile_step, save, held_out = Stepper._compile, Checkpoints.save, Batches.held_out
+    compile_step, save = Stepper._compile, Checkpoints.save
+    held_out, pictures = Batches.held_out, Batches.held_out_pictures
 
     def noted_compile(self, state, batch):
         note(file, 'compile')
@@ -50,13 +51,14 @@ def patch(file: int) -> None:
         note(file, 'save', number=step)
         save(self, state, step, *rest)
 
-    def noted_evaluation(self):
-        for batch in held_out(self):
+    def noted(items):
+        for item in items:
             note(file, 'evaluation')
-            yield batch
+            yield item
 
     Stepper._compile, Checkpoints.save = noted_compile, noted_save
-    Batches.held_out = noted_evaluation
+    Batches.held_out = lambda self: noted(held_out(self))
+    Batches.held_out_pictures = lambda self: noted(pictures(self))  # of segmentation
 
 
 if __name__ == '__main__':
