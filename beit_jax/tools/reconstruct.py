@@ -26,22 +26,14 @@ from beit_jax.whole_files import read_json
 def load_run(workdir: str, tokenizer: str = ''):
     """(task, parameters) of a pre-training work directory. tokenizer: where that has moved."""
     path = Path(workdir) / 'config.json'
+    check(path.is_file(), f'--workdir={workdir}: there is no config.json; give that of a run.')
+    config = read_json(path, 'remove it, and start main.py with the config of the run once more')
     check(
-        path.is_file(),
-        f'--workdir={workdir}: there is no config.json; give the work directory of a pre-training '
-        'run.',
+        config.get('task') == 'pretrain' and isinstance(config.get('tokenizer'), dict),
+        f'--workdir={workdir} is a {config.get("task")} run: give that of a pre-training run.',
     )
-    config = read_json(
-        path, 'remove it, and start main.py with the config of the run, which writes it'
-    )
-    task = config.get('task')
-    check(
-        task == 'pretrain',
-        f'--workdir={workdir} is a {task} run: give that of a pre-training run.',
-    )
-    given = config.get('tokenizer')
-    check(isinstance(given, dict), f'{path} is damaged: it names no tokenizer.')
-    path = given['path'] = tokenizer or str(given.get('path', ''))
+    path = str(tokenizer or config['tokenizer'].get('path', ''))
+    config['tokenizer']['path'] = path
     check(
         not path or Path(path).is_dir(),
         f'--workdir={workdir}: the tokenizer of this run is not at {path}: give --tokenizer=DIR.',
