@@ -74,7 +74,7 @@ class RunConfig:
     keep_checkpoints: Count = 3
     init: str = ''  # a checkpoint to start from; '' starts from random weights
     compute_dtype: str = 'bfloat16'
-    # in a row, for their loss, gradient or update is not finite, before the run stops
+    # in a row, for their loss, gradient or parameters are not finite, before the run stops
     max_skipped_steps: Count = 10
     # seconds after which a step that has not ended ends the run, for something hangs; 0: never
     step_timeout: float = 1800.0

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 
+from beit_jax.errors import check
 from beit_jax.settings.run import RunConfig
 from beit_jax.train import state as states
 from beit_jax.train.evaluation import make_evaluation
@@ -19,7 +20,8 @@ from beit_jax.train.processes.watchdog import Watchdog
 from beit_jax.train.run import Run
 from beit_jax.train.sharding import gather
 from beit_jax.train.start import open_cache, restore_or_init
-from beit_jax.train.stepping import Stepper
+from beit_jax.train.step import are_finite
+from beit_jax.train.stepping import SMALLER_STEPS, Stepper
 from beit_jax.train.workdir.changes import config_changes, write_config
 from beit_jax.train.workdir.checkpoint import Checkpoints
 from beit_jax.train.workdir.directory import writing
@@ -77,6 +79,10 @@ def _train(run: Run, stop: Stop, closed_later: Callable, lock: Lock) -> int:
 
     def save(step: int, must: bool) -> None:
         lock.check()
+        check(
+            bool(are_finite(state['params'])),
+            f'the parameters after step {step} are not finite, and are not saved. {SMALLER_STEPS}',
+        )
         if cache:
             log.say_all(cache.flush(step * config.batch_size))
         checkpoints.save(state, step, run.description(), must)

@@ -45,7 +45,7 @@ def make_train_step(task, optimizer, schedule, mesh, total_steps: int):
     batch: arrays of global batch size, rows over the mesh, with what `make_prepare` adds. metrics:
     float32 scalars, replicated: those of the task and `lr`, `grad_norm` (before clipping),
     `param_norm`, `bad_records` and `skipped_steps` (of the run so far), `skipped_in_a_row`. A step
-    whose loss or gradient is not finite, or whose update makes parameters that are not, leaves
+    whose loss or gradient is not finite, or that starts from parameters that are not, leaves
     parameters, moments and moving average as they were.
     """
     config = task.config
@@ -63,27 +63,14 @@ def make_train_step(task, optimizer, schedule, mesh, total_steps: int):
             (_, sums), gradients = jax.value_and_grad(loss, has_aux=True)(params)
             return gradients, sums
 
-        views = task.augment(model_inputs(batch), batch_key, keys_B)
+        inputs = task.augment(model_inputs(batch), batch_key, keys_B)
         gradients, sums = _accumulate(
-            gradients_and_sums, params, (views, keys_B), config.accumulate_steps, mesh
+            gradients_and_sums, params, (inputs, keys_B), config.accumulate_steps, mesh
         )
         # of norms, summed over parts and replicas
         statistics, count = sums.pop('statistics', ({}, 1.0))
         gradients = jax.tree.map(lambda gradient: gradient / sums['weight'], gradients)
-
-        def update(gradients, optimizer_state, params, statistics, count):
-            updates, optimizer_state = optimizer.update(gradients, optimizer_state, params)
-            params = optax.apply_updates(params, updates)
-            if statistics:
-                means = jax.tree.map(lambda total: total / count, statistics)
-                params = merge(params, means)
-            return {'params': params, 'optimizer': optimizer_state}
-
-        inputs = gradients, state['optimizer'], params, statistics, count
-        learned = update(*inputs)
-        # Computed once more, in the pass that adds up the norm: no array is kept for it, and the
-        # update is compiled as if it were not checked.
-        checked = update(*jax.lax.optimization_barrier(inputs))['params']
+        updates, optimizer_state = optimizer.update(gradients, state['optimizer'], params)
         bad_records = state['bad_records'] + jnp.sum(batch['substituted'], dtype=jnp.int32)
         metrics = task.summarize(sums) | {
             'lr': schedule(step),
@@ -91,12 +78,21 @@ def make_train_step(task, optimizer, schedule, mesh, total_steps: int):
             'param_norm': optax.tree.norm(params),
             'bad_records': bad_records,
         }
-        norms = metrics['loss'], metrics['grad_norm'], optax.tree.norm(checked)
-        finite = functools.reduce(jnp.logical_and, map(jnp.isfinite, norms))
+        # The update itself is not looked at here: one more use of it compiles other sums. What it
+        # spoils is seen by the step after it, and before it is saved (`are_finite`).
+        finite = functools.reduce(
+            jnp.logical_and,
+            (jnp.isfinite(metrics[name]) for name in ('loss', 'grad_norm', 'param_norm')),
+        )
         skipped = {
             'skipped_steps': state['skipped_steps'] + ~finite,
             'skipped_in_a_row': jnp.where(finite, 0, state['skipped_in_a_row'] + 1),
         }
+        learned = {'params': optax.apply_updates(params, updates), 'optimizer': optimizer_state}
+        if statistics:
+            learned['params'] = merge(
+                learned['params'], jax.tree.map(lambda total: total / count, statistics)
+            )
         if config.ema_decay:
             # the first steps are soon forgotten
             decay = jnp.minimum(config.ema_decay, (1 + step) / (10 + step))
@@ -114,6 +110,12 @@ def make_train_step(task, optimizer, schedule, mesh, total_steps: int):
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
     )
+
+
+@jax.jit
+def are_finite(params):
+    """Whether the norm of all parameters is finite. bool []."""
+    return jnp.isfinite(optax.tree.norm(params))
 
 
 def _keep(finite, new, old):

@@ -18,6 +18,11 @@ from beit_jax.train.processes.watchdog import Watchdog
 from beit_jax.train.run import Run
 from beit_jax.train.workdir.metrics import MetricsWriter
 
+SMALLER_STEPS = (
+    'Lower config.optimizer.lr or config.optimizer.clip_norm and add --config.accept_changes=true: '
+    'it goes on from the newest checkpoint, of before that.'
+)
+
 
 class Stepper:
     """Takes steps and logs them. Metrics are read one step late, so that the device has the next
@@ -141,8 +146,8 @@ class Stepper:
         then in the work directory."""
         first = step - in_a_row + 1
         self._log.say(
-            f'warning: loss, gradient or update of step {step} is not finite: it is skipped, as '
-            f'are all since step {first}'
+            f'warning: loss, gradient or parameters of step {step} are not finite: it is skipped, '
+            f'as are all since step {first}'
         )
         if in_a_row < self._run.config.max_skipped_steps:
             return
@@ -153,10 +158,9 @@ class Stepper:
         except OSError as error:
             where = f'could not be written to {path} ({error.strerror})'
         raise RequestError(
-            f'loss, gradient or update of {in_a_row} steps in a row, from step {first} on, were '
-            f'not finite. None of them changed the parameters; the batch of step {first} {where}. '
-            'Lower config.optimizer.lr or config.optimizer.clip_norm and add '
-            '--config.accept_changes=true: it goes on from the newest checkpoint, of before them.'
+            f'loss, gradient or parameters of {in_a_row} steps in a row, from step {first} on, '
+            f'were not finite. None of them changed anything; the batch of step {first} {where}. '
+            f'{SMALLER_STEPS}'
         )
 
 

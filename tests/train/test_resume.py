@@ -116,7 +116,9 @@ def test_a_run_of_bad_steps_ends(uninterrupted, tokenizer_dir, tmp_path, monkeyp
         match=r'of 3 steps in a row, from step 4 on, were not finite.*skipped_step_4_process_0.npz',
     ):
         loop.train(config, tmp_path)
-    assert 'warning: loss, gradient or update of step 5 is not finite' in capsys.readouterr().out
+    assert (
+        'warning: loss, gradient or parameters of step 5 are not finite' in capsys.readouterr().out
+    )
     rows = metrics_lines(tmp_path)
     assert [row['skipped_steps'] for row in rows if 'loss' in row] == [0, 0, 0, 1, 2, 3]
     assert next(row for row in rows if row['step'] == 4 and 'loss' in row)['loss'] is None

@@ -1,9 +1,10 @@
-"""Steps of which the update, and not yet the loss, is not finite: the parameters stay, so does the
-checkpoint before them, and the advice that is given helps."""
+"""A step of which the update, and not yet the loss, is not finite: its parameters are not saved,
+the checkpoint before it stays, and the advice that is given helps."""
 
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,11 +17,10 @@ from beit_jax.weights.checkpoint import load_params
 from tests import tiny
 from tests.train.test_resume import metrics_lines
 
-
-def diverging(tokenizer_dir, **changed):
+# of the first step the rate is 0
+def diverging(settings):
     """A rate above what a recipe may ask for; of the first step it is 0."""
-    optimizer = {'lr': 1.0, 'warmup_steps': 1}
-    config = task_config(tiny.settings(tokenizer_dir, **changed, optimizer=optimizer))
+    config = task_config(settings | {'optimizer': {'lr': 1.0, 'warmup_steps': 1}})
     return dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, lr=1e30))
 
 
@@ -30,30 +30,57 @@ def assert_finite(workdir):
 
 
 @pytest.mark.usefixtures('one_device')
-def test_an_update_that_is_not_finite(tokenizer_dir, tmp_path):
-    changed = {'total_steps': 7, 'save_every': 1, 'evaluate_every': 0, 'keep_checkpoints': 1}
-    changed |= {'max_skipped_steps': 3, 'log_every': 2}
-    with pytest.raises(RequestError, match=r'of 3 steps in a row, from step 2 on, were not finite'):
-        loop.train(diverging(tokenizer_dir, **changed), tmp_path)
+@pytest.mark.parametrize(
+    ('save_every', 'message', 'saved'),
+    [
+        (1, r'the parameters after step 2 are not finite, and are not saved', [1]),
+        (9, r'of 3 steps in a row, from step 3 on, were not finite', []),
+    ],
+)
+def test_an_update_that_is_not_finite(save_every, message, saved, tokenizer_dir, tmp_path):
+    """Whether it is about to be saved, or found by the steps after it; `log_every` is no matter."""
+    settings = tiny.settings(
+        tokenizer_dir,
+        total_steps=7,
+        save_every=save_every,
+        evaluate_every=0,
+        keep_checkpoints=1,
+        max_skipped_steps=3,
+        log_every=2,
+    )
+    with pytest.raises(RequestError, match=message):
+        loop.train(diverging(settings), tmp_path)
     (two,) = [row for row in metrics_lines(tmp_path) if row['step'] == 2]
-    assert two['loss'] is not None and two['grad_norm'] is not None and two['skipped_steps'] == 1
-    assert Checkpoints(tmp_path).steps == [1]
-    assert_finite(tmp_path)
-    changed |= {'optimizer': {'lr': 1e-2, 'warmup_steps': 1}, 'accept_changes': True}
-    assert loop.train(task_config(tiny.settings(tokenizer_dir, **changed)), tmp_path) == 0
+    assert two['loss'] is not None and two['grad_norm'] is not None
+    assert Checkpoints(tmp_path).steps == saved
+    advised = settings | {'optimizer': {'lr': 1e-2, 'warmup_steps': 1}, 'accept_changes': True}
+    assert loop.train(task_config(advised), tmp_path) == 0
     rows = metrics_lines(tmp_path)
     assert rows[-1]['step'] == 7 and all(row.get('skipped_steps', 0) == 0 for row in rows)
+    assert_finite(tmp_path)
 
 
 @pytest.mark.usefixtures('one_device')
 def test_stopped_while_steps_are_skipped(tokenizer_dir, tmp_path, monkeypatch, capsys):
     """Nothing is saved then; the next start repeats them. The last step is saved in any case."""
-    config = diverging(tokenizer_dir, total_steps=4, save_every=1, evaluate_every=0)
+    from beit_jax.tasks.pretrain import Pretrain
+
+    whole = Pretrain.loss
+
+    def loss(self, params, batch, keys_B, *, progress, train):
+        found, sums = whole(self, params, batch, keys_B, progress=progress, train=train)
+        bad = jnp.where(train & (progress > 0.2), jnp.nan, 0.0)  # from step 2 on
+        return found + bad, sums | {'loss': sums['loss'] + bad}
+
+    monkeypatch.setattr(Pretrain, 'loss', loss)
+    settings = tiny.settings(tokenizer_dir, total_steps=4, save_every=1, evaluate_every=0)
+    config = task_config(settings)
+    asked = Stop.asked
     monkeypatch.setattr(Stop, 'asked', lambda self, step: step == 3)
     assert loop.train(config, tmp_path) == loop.STOPPED
     assert 'signal after step 3: step 1 is saved. The same command' in capsys.readouterr().out
     assert Checkpoints(tmp_path).steps == [1]
-    monkeypatch.undo()
+    monkeypatch.setattr(Stop, 'asked', asked)
     assert loop.train(config, tmp_path) == 0
     assert Checkpoints(tmp_path).steps == [4, 1]
     assert_finite(tmp_path)
