@@ -118,6 +118,7 @@ def test_programs_are_kept_for_the_next_start(tmp_path):
         ('JAX_PLATFORMS', 'tpu', 'error: JAX has no device for JAX_PLATFORMS=tpu ('),
         ('JAX_PLATFORMS', 'nothing', 'error: JAX has no device for JAX_PLATFORMS=nothing ('),
         ('JAX_ENABLE_X64', '1', 'error: JAX_ENABLE_X64 is set: unset it'),
+        ('SLURM_NTASKS', '4', 'error: the environment (SLURM_NTASKS=4) is that of several'),
     ],
 )
 def test_a_machine_that_has_not_what_is_asked_for(variable, value, message, tmp_path):

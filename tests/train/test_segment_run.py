@@ -17,6 +17,7 @@ from beit_jax.tasks import make_task
 from beit_jax.train import evaluation, loop, run, sharding
 from beit_jax.train import optimizer as optimizers
 from beit_jax.train.processes.distributed import Stop
+from beit_jax.train.stepping import Stepper
 from beit_jax.weights.trees import leaves_by_path
 from tests import tiny
 from tests.data.pairs import write_pairs
@@ -190,9 +191,9 @@ def test_a_signal_ends_an_evaluation(one_device_run, tmp_path, monkeypatch):
     """The run is saved, and begins with that evaluation when it goes on."""
     config = task_config(tiny.segment_settings(**RUN))
     with monkeypatch.context() as patch:
-        patch.setattr(Stop, 'heard', property(lambda self: True))
+        patch.setattr(Stop, 'heard', lambda self: True)
         patch.setattr(Stop, 'asked', lambda self, number: False)
-        patch.setattr(loop, '_compile', lambda train_step, *_: (train_step, ''))
+        patch.setattr(Stepper, '_compile', lambda self, state, batch: None)
         assert loop.train(config, tmp_path) == loop.STOPPED
     assert 'eval/miou' not in metrics_lines(tmp_path)[-1]
     assert loop.train(config, tmp_path) == 0

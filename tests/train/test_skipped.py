@@ -17,7 +17,7 @@ from beit_jax.weights.checkpoint import load_params
 from tests import tiny
 from tests.train.test_resume import metrics_lines
 
-# of the first step the rate is 0
+
 def diverging(settings):
     """A rate above what a recipe may ask for; of the first step it is 0."""
     config = task_config(settings | {'optimizer': {'lr': 1.0, 'warmup_steps': 1}})

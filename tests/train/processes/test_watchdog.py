@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from tests import tiny
 from tests.tiny import REPOSITORY
 
 SCRIPT = """
@@ -60,3 +61,25 @@ def test_without_a_timeout():
         check=True,
     )
     assert not result.stderr
+
+
+_LAST_SAVE = """
+import runpy, sys, time
+from beit_jax.train.workdir.checkpoint import Checkpoints
+wait = Checkpoints.wait
+def hang(self, seconds=None):
+    time.sleep(1000 if self._pending and seconds is None else 0)
+    wait(self, seconds)
+Checkpoints.wait = hang
+sys.argv = sys.argv[1:]
+runpy.run_path('main.py', run_name='__main__')
+"""
+
+
+@pytest.mark.slow
+def test_a_last_save_that_hangs_ends(tokenizer_dir, tmp_path):
+    changed = {'total_steps': 2, 'evaluate_every': 0, 'step_timeout': 15.0}
+    command = tiny.arguments(tmp_path / 'run', tokenizer_dir, **changed)
+    result = tiny.run(['-c', _LAST_SAVE, *command])
+    assert result.returncode == 70, result.stderr
+    assert 'error: the last save has not ended within 15 s' in result.stderr
