@@ -8,20 +8,19 @@ from pathlib import Path
 
 import jax
 
-from beit_jax.errors import check
 from beit_jax.settings.run import RunConfig
 from beit_jax.train import state as states
 from beit_jax.train.evaluation import make_evaluation
 from beit_jax.train.opening import check_shared, open_run
 from beit_jax.train.processes.agreement import together
 from beit_jax.train.processes.distributed import Stop, agreed
-from beit_jax.train.processes.exit_status import STOPPED, UNSAVED
+from beit_jax.train.processes.exit_status import STOPPED
 from beit_jax.train.processes.watchdog import Watchdog
 from beit_jax.train.run import Run
+from beit_jax.train.saving import Saver
 from beit_jax.train.sharding import gather
 from beit_jax.train.start import open_cache, restore_or_init
-from beit_jax.train.step import are_finite
-from beit_jax.train.stepping import SMALLER_STEPS, Stepper
+from beit_jax.train.stepping import Stepper
 from beit_jax.train.workdir.changes import config_changes, write_config
 from beit_jax.train.workdir.checkpoint import Checkpoints
 from beit_jax.train.workdir.directory import writing
@@ -61,6 +60,7 @@ def _train(run: Run, stop: Stop, closed_later: Callable, lock: Lock) -> int:
     resumed = f'; resumed after step {start}' if start else ''
     log.say('\n'.join([run.summary() + resumed, *run.notes]))
     cache = open_cache(run, start, log, closed_later)
+    saver = Saver(run, lock, checkpoints, cache, log)
     metrics = None  # of the last evaluation
 
     def interrupted(batch: int) -> bool:
@@ -77,19 +77,9 @@ def _train(run: Run, stop: Stop, closed_later: Callable, lock: Lock) -> int:
             log.write(step, metrics)
         return metrics is not None
 
-    def save(step: int, must: bool) -> None:
-        lock.check()
-        check(
-            bool(are_finite(state['params'])),
-            f'the parameters after step {step} are not finite, and are not saved. {SMALLER_STEPS}',
-        )
-        if cache:
-            log.say_all(cache.flush(step * config.batch_size))
-        checkpoints.save(state, step, run.description(), must)
-
     def end(status: int, step: int) -> int:
         watchdog.reset('the last save')
-        return _end(status, step, log, checkpoints)
+        return saver.end(status, step)
 
     if start and run.evaluates(start) and not agreed(log.evaluated) and not evaluate(start):
         return end(STOPPED, start)
@@ -105,11 +95,11 @@ def _train(run: Run, stop: Stop, closed_later: Callable, lock: Lock) -> int:
         # while steps are skipped, what was learned before them stays the newest checkpoint
         good = not stepper.settle() or last
         if saves and good:
-            save(step, must=stopping or last)
+            saver.save(state, step, must=stopping or last)
         if evaluates and not evaluate(step):
             stopping = True
             if not saves and good:
-                save(step, must=True)
+                saver.save(state, step, must=True)
         if stopping:
             return end(STOPPED, step)
         stepper.restart_clock(step)
@@ -137,24 +127,3 @@ def _finish(run: Run, params, metrics: dict) -> None:
     batches = functools.partial(run.batches.on_host, run.batches.frozen)
     with writing(run.workdir):
         run.task.finish(whole, run.workdir, batches, metrics)
-
-
-def _end(status: int, step: int, log: MetricsWriter, checkpoints: Checkpoints) -> int:
-    """The exit status, and a line about it, when everything is on disk or cannot be written."""
-    checkpoints.wait()
-    log.say_all(checkpoints.warnings())
-    if checkpoints.owed or not log.flush():
-        log.say(
-            'error: not everything is written (see above). Make room; the same command goes on '
-            'from the newest checkpoint.'
-        )
-        return UNSAVED
-    if status == STOPPED:
-        steps = checkpoints.steps
-        saved = f'step {steps[0]} is saved' if steps else 'no step is saved'
-        log.say(
-            f'stopped by a signal after step {step}: {saved}. The same command goes on from there.'
-        )
-    else:
-        log.say(f'done: {step} steps; checkpoint {checkpoints.path(step)}')
-    return status

@@ -10,6 +10,7 @@ import pytest
 
 from beit_jax.errors import RequestError
 from beit_jax.settings.mapping import task_config
+from beit_jax.tasks.pretrain import Pretrain
 from beit_jax.train import loop
 from beit_jax.train.processes.distributed import Stop
 from beit_jax.train.workdir.checkpoint import Checkpoints
@@ -63,8 +64,6 @@ def test_an_update_that_is_not_finite(save_every, message, saved, tokenizer_dir,
 @pytest.mark.usefixtures('one_device')
 def test_stopped_while_steps_are_skipped(tokenizer_dir, tmp_path, monkeypatch, capsys):
     """Nothing is saved then; the next start repeats them. The last step is saved in any case."""
-    from beit_jax.tasks.pretrain import Pretrain
-
     whole = Pretrain.loss
 
     def loss(self, params, batch, keys_B, *, progress, train):
