@@ -5,6 +5,7 @@ from beit_jax.data.sources.annotated_folder import TRAINING, VALIDATION, Annotat
 from beit_jax.data.sources.folder import FolderSource
 from beit_jax.data.sources.source import Source
 from beit_jax.data.sources.subset import Subset, holdout, some_of_each_class
+from beit_jax.data.sources.webdataset import WebDatasetSource
 from beit_jax.errors import check
 
 _EVALUATE_PATH = 'config.data.evaluate_path'
@@ -29,6 +30,8 @@ def _open(config: DataConfig, train: bool) -> Source | None:
         return _shapes(config, train)
     if config.name == 'tfds':
         return _tfds(config, train)
+    if config.name == 'webdataset':
+        return _webdataset(config, train)
     if config.label_maps:
         return _annotated_folder(config, train)
     return _folder(config, train)
@@ -61,6 +64,20 @@ def _tfds(config, train):
     split = config.split if train or not config.evaluate_split else config.evaluate_split
     source = TfdsSource(config.path, split, config.index, config.label_maps)
     return source if config.evaluate_split else _share(source, config, train)
+
+
+def _webdataset(config, train):
+    facts = {'index': config.index, 'label': config.label_field}
+    source = WebDatasetSource(config.path, config.split, **facts)
+    if not (config.evaluate_path or config.evaluate_split):
+        return _share(source, config, train)
+    if train:
+        return source
+    path, key = config.path, 'config.data.path'
+    if config.evaluate_path:
+        path, key = config.evaluate_path, _EVALUATE_PATH
+    split = config.evaluate_split or 'validation'
+    return WebDatasetSource(path, split, source.class_names, key, **facts)
 
 
 def _folder(config, train):

@@ -8,8 +8,12 @@ import os
 from pathlib import PurePath
 import posixpath
 import stat
+from typing import BinaryIO
 
 from beit_jax.errors import RequestError
+
+_BLOCK = 2**24  # bytes of another store that are read in one go where all are read
+_CHANGED = ('etag', 'ETag', 'LastModified', 'updated', 'mtime', 'last_modified', 'created')
 
 
 def is_remote(path: str) -> bool:
@@ -49,6 +53,33 @@ def read(path: str) -> bytes:
         return _remote(path, 'cat_file')
     with open(path, 'rb', opener=_open_regular) as file:
         return file.read()
+
+
+def opened(path: str) -> BinaryIO:
+    """A file to read from front to back, with leaps; of another store in large blocks."""
+    if is_remote(path):
+        return _remote(path, 'open', mode='rb', block_size=_BLOCK)
+    return open(path, 'rb')
+
+
+def stamps(folder: str, endings: tuple[str, ...]) -> dict[str, tuple[int, str]]:
+    """{name: (size in bytes, a text that is another when the file has changed)} of the files of a
+    folder, sorted, as `list_folder` finds them."""
+    names = [name for name, _ in list_folder(folder, endings)[1]]
+    if not is_remote(folder):
+        facts = {name: os.stat(join(folder, name)) for name in names}
+        return {name: (each.st_size, str(each.st_mtime_ns)) for name, each in facts.items()}
+    entries = {
+        entry['name'].rpartition('/')[2]: entry for entry in _remote(folder, 'ls', detail=True)
+    }
+    return {
+        name: (
+            entries[name]['size'],
+            # what S3, Google and others call it
+            ' '.join(str(entries[name][key]) for key in _CHANGED if key in entries[name]),
+        )
+        for name in names
+    }
 
 
 @contextlib.contextmanager
