@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 from beit_jax.errors import check, one_of
 from beit_jax.settings.intervals import Count, Interval, Seed, Share, ShareBelow1
 
-SOURCES = ('shapes', 'folder', 'tfds', 'webdataset')
+SOURCES = ('shapes', 'folder', 'tfds', 'webdataset', 'parquet')
 IMAGE_OPS = ('simd', 'tensorflow')
 # of `shapes`, as data/sources/shapes.py explains them
 LEVELS = ('easy', 'rotated', 'textured', 'cluttered', 'occluded', 'medium', 'hard')
@@ -24,21 +24,23 @@ Deviation = Annotated[float, Interval(0.001, 1)]
 class DataConfig:
     """Which images, and how they are cropped. Sizes are in pixels, shares and scales in [0, 1]."""
 
-    name: str = 'folder'  # shapes | folder | tfds | webdataset
+    name: str = 'folder'  # shapes | folder | tfds | webdataset | parquet
     # folder: the images; tfds: the version directory that holds dataset_info.json; webdataset: the
-    # folder of the .tar files, or FOLDER/name-{0000..1023}.tar; local, or gs://..., s3://...
+    # folder of the .tar files, or FOLDER/name-{0000..1023}.tar; parquet: the folder of the .parquet
+    # files, or of a saved Dataset; local, or gs://..., s3://...
     path: str = ''
-    # folder, webdataset: held-out images; '' holds out a share of `path`
+    # folder, webdataset, parquet: held-out images; '' holds out a share of `path`
     evaluate_path: str = ''
     # the share of `path` that is held out where there is no evaluate_path
     holdout: ShareBelow1 = 0.0
-    split: str = 'train'  # tfds, webdataset
-    # tfds, webdataset: held-out split; '' holds out a share of `split`. shapes: which other
-    # pictures; '' is `evaluate`
+    split: str = 'train'  # tfds, webdataset, parquet
+    # tfds, webdataset, parquet: held-out split; '' holds out a share of `split`. shapes: which
+    # other pictures; '' is `evaluate`
     evaluate_split: str = ''
     # webdataset: the member of a sample that holds its label, or json.NAME, a field of its json;
-    # '' is cls, or what _info.json says
+    # '' is cls, or what _info.json says. parquet: a column; '' is label or the like
     label_field: str = ''
+    image_field: str = ''  # parquet: the column of images; '' is image or the like
     labels_per_class: int = 0  # train on so many examples of each class only; 0: on all
     subset_seed: Seed = 0  # which examples these are
     level: str = 'easy'  # shapes: how hard the pictures are; see data/sources/shapes.py

@@ -6,7 +6,7 @@ from beit_jax.data.sources.folder import FolderSource
 from beit_jax.data.sources.source import Source
 from beit_jax.data.sources.subset import Subset, holdout, some_of_each_class
 from beit_jax.data.sources.webdataset import WebDatasetSource
-from beit_jax.errors import check
+from beit_jax.errors import RequestError, check
 
 _EVALUATE_PATH = 'config.data.evaluate_path'
 
@@ -30,8 +30,8 @@ def _open(config: DataConfig, train: bool) -> Source | None:
         return _shapes(config, train)
     if config.name == 'tfds':
         return _tfds(config, train)
-    if config.name == 'webdataset':
-        return _webdataset(config, train)
+    if config.name in ('webdataset', 'parquet'):
+        return _files(config, train)
     if config.label_maps:
         return _annotated_folder(config, train)
     return _folder(config, train)
@@ -66,18 +66,31 @@ def _tfds(config, train):
     return source if config.evaluate_split else _share(source, config, train)
 
 
-def _webdataset(config, train):
-    facts = {'index': config.index, 'label': config.label_field}
-    source = WebDatasetSource(config.path, config.split, **facts)
+def _files(config, train):
+    """Of many samples each, with a split in their names."""
+    fields = {'index': config.index, 'label': config.label_field}
+    kind = WebDatasetSource
+    if config.name == 'parquet':
+        kind, fields['image'] = _parquet(), config.image_field
+    source = kind(config.path, config.split, **fields)
     if not (config.evaluate_path or config.evaluate_split):
         return _share(source, config, train)
     if train:
         return source
-    path, key = config.path, 'config.data.path'
+    split, names = config.evaluate_split or 'validation', source.class_names
     if config.evaluate_path:
-        path, key = config.evaluate_path, _EVALUATE_PATH
-    split = config.evaluate_split or 'validation'
-    return WebDatasetSource(path, split, source.class_names, key, **facts)
+        return kind(config.evaluate_path, split, names, _EVALUATE_PATH, **fields)
+    return kind(config.path, split, names, **fields)
+
+
+def _parquet():
+    try:
+        from beit_jax.data.sources.parquet import ParquetSource
+    except ImportError as error:
+        raise RequestError(
+            f'config.data.name=parquet takes pyarrow ({error}): pip install pyarrow.'
+        )
+    return ParquetSource
 
 
 def _folder(config, train):

@@ -1,8 +1,7 @@
 """Tar shards as WebDataset lays them out (timm/imagenet-1k-wds, imagenet-22k-wds, ...), read in any
 order without unpacking them."""
 
-from collections.abc import Iterable, Sequence
-import hashlib
+from collections.abc import Sequence
 import itertools
 import json
 import os
@@ -13,6 +12,7 @@ import numpy as np
 
 from beit_jax.data.sources.folder import path_kind
 from beit_jax.data.sources.source import Example
+from beit_jax.data.sources.splits import digest, of_split
 from beit_jax.data.stores import storage
 from beit_jax.data.stores.tars import IMAGES, TarSamples
 from beit_jax.errors import RequestError, check
@@ -20,9 +20,6 @@ from beit_jax.errors import RequestError, check
 _INFO, _CLASSES = '_info.json', 'classes.txt'
 _PACKED = ('.tar.gz', '.tgz', '.tar.bz2', '.tar.xz', '.tar.zst')
 _RANGE = re.compile(r'\{(\d+)\.\.(\d+)\}')
-# what the names of shards call a split
-_WORDS = {'train': ('train', 'training'), 'validation': ('val', 'valid', 'validation')}
-_WORDS |= {'test': ('test',)}
 
 
 class WebDatasetSource:
@@ -60,7 +57,7 @@ class WebDatasetSource:
         of = {
             'list': 'tar samples',
             'path': folder if storage.is_remote(folder) else os.path.abspath(folder),
-            'shards': _digest(names, shards.stamps.values()),
+            'shards': digest(names, shards.stamps.values()),
             'members': f'{",".join(images)} {label}',
         }
         files = [storage.join(folder, name) for name in names]
@@ -72,7 +69,7 @@ class WebDatasetSource:
                 f'{key}: the shard {file!r} has {count} samples, but {_INFO} says {expected}: '
                 'download it again.',
             )
-        self.fingerprint = _digest(names, (size for size, _ in shards.stamps.values()), counts)
+        self.fingerprint = digest(names, (size for size, _ in shards.stamps.values()), counts)
         self.class_names = class_names
         if class_names is None:
             self.class_names = _class_names(folder, self._samples.labels, key)
@@ -143,7 +140,7 @@ def _find(path, split, key) -> _Shards:
         check(bool(facts), f'split {split!r} is not in {key}={path!r}: it has {", ".join(info)}.')
         names = [name for each in facts['filenames'] for name in expand(each)]
     else:
-        names = _named(there, split, path, key)
+        names = of_split(there, split, f'{key}={path!r}')
     missing = [name for name in names if name not in there]
     check(
         not missing,
@@ -185,23 +182,6 @@ def _is_split(facts: dict) -> bool:
     )
 
 
-def _named(there: Iterable[str], split: str, path: str, key: str) -> list[str]:
-    """Those of the shards whose names have the word for `split`; all where none has such a word."""
-    words = {name: set(re.split(r'[^a-z]+', name.lower())) for name in there}
-    kinds = {
-        kind: [name for name in there if words[name] & set(synonyms)]
-        for kind, synonyms in _WORDS.items()
-    }
-    wanted = next((kind for kind, synonyms in _WORDS.items() if split in synonyms), split)
-    names = kinds.get(wanted, []) if any(kinds.values()) else list(there)
-    check(
-        bool(names),
-        f'{key}={path!r} has no .tar file of the split {split!r}: it has shards of '
-        f'{", ".join(kind for kind, found in kinds.items() if found) or "none"}.',
-    )
-    return names
-
-
 def _class_names(folder: str, labels: np.ndarray, key: str) -> tuple[str, ...]:
     path, highest = storage.join(folder, _CLASSES), int(labels.max(initial=0))
     if not storage.kind(path):
@@ -212,9 +192,3 @@ def _class_names(folder: str, labels: np.ndarray, key: str) -> tuple[str, ...]:
         f'{key}: {path!r} names {len(names)} classes, but there is a label {highest}.',
     )
     return names
-
-
-def _digest(*columns: Iterable) -> str:
-    """sha256 of a table."""
-    rows = ['\t'.join(map(str, row)) + '\n' for row in zip(*columns)]
-    return hashlib.sha256(''.join(rows).encode()).hexdigest()

@@ -110,9 +110,7 @@ def test_splits(tmp_path):
     assert len(share) == 5
     elsewhere = DataConfig(name='webdataset', path=path, evaluate_path=path)
     assert len(open_source(elsewhere, 'evaluate')) == 5
-    with pytest.raises(
-        RequestError, match="of the split 'test': it has shards of train, validation"
-    ):
+    with pytest.raises(RequestError, match="of the split 'test': it has train, validation"):
         WebDatasetSource(path, 'test')
     unnamed = write(tmp_path / 'plain', map(sample, range(3)), '%05d.tar')
     assert len(WebDatasetSource(unnamed)) == 3
