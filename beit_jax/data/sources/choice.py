@@ -89,7 +89,7 @@ def _parquet():
     except ImportError as error:
         raise RequestError(
             f'config.data.name=parquet takes pyarrow ({error}): pip install pyarrow.'
-        )
+        ) from error
     return ParquetSource
 
 
