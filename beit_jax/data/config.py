@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, NamedTuple
 
 from beit_jax.errors import check, one_of
 from beit_jax.settings.intervals import Count, Interval, Seed, Share, ShareBelow1
@@ -12,12 +12,25 @@ IMAGE_OPS = ('simd', 'tensorflow')
 # of `shapes`, as data/sources/shapes.py explains them
 LEVELS = ('easy', 'rotated', 'textured', 'cluttered', 'occluded', 'medium', 'hard')
 MAX_PIXELS = 178_956_970  # above which Pillow takes a picture for an attack
+# of the files that are pictures, in lower case
+ENDINGS = (
+    '.jpg', '.jpeg', '.jfif', '.jpe', '.png', '.webp', '.tif', '.tiff', '.bmp', '.gif', '.ppm',
+    '.pgm', '.pbm', '.pnm',
+)  # fmt: skip
 IGNORED = 255  # in a label map: a pixel of no class
 
 Area = Annotated[float, Interval(0.001, 1)]
 Factor = Annotated[float, Interval(0.01, 100)]  # how much larger or longer
 Jitter = Annotated[float, Interval(0, 100)]
 Deviation = Annotated[float, Interval(0.001, 1)]
+
+
+class Reading(NamedTuple):
+    """How a file becomes pixels: the settings of `DataConfig` that are called so."""
+
+    max_pixels: int = MAX_PIXELS
+    endings: tuple[str, ...] = ENDINGS
+    exif: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,6 +90,11 @@ class DataConfig:
     max_bad_share: Share = 0.01  # of unreadable examples, above which a run stops
     # of a picture or an annotation, by its header: more are a bad record, and are not decoded
     max_pixels: Annotated[int, Interval(1, 2**40)] = MAX_PIXELS
+    # of the files of a folder (webdataset: of the members) that are pictures; any other file that
+    # Pillow reads may be added, as .jp2
+    endings: tuple[str, ...] = ENDINGS
+    # whether a picture is turned as its EXIF orientation says (TIFF: it always is)
+    exif: bool = False
     # whether an example's label is a map, the class of each pixel
     label_maps: ClassVar[bool] = False
 
@@ -84,6 +102,11 @@ class DataConfig:
     def num_workers(self) -> int:
         """Parallel decodes: `workers`, else one for each core of this process."""
         return self.workers or len(os.sched_getaffinity(0))
+
+    @property
+    def reading(self) -> Reading:
+        """What decoders need of it."""
+        return Reading(self.max_pixels, self.endings, self.exif)
 
     def __post_init__(self):
         one_of('config.data.name', self.name, SOURCES)
@@ -143,6 +166,10 @@ class SegmentDataConfig(DataConfig):
         check(
             not self.labels_per_class,
             'config.data.labels_per_class is for images of one class each: leave it 0.',
+        )
+        check(
+            not self.exif,
+            'config.data.exif would turn images and not their annotations: leave it false.',
         )
 
 

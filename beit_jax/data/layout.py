@@ -6,13 +6,12 @@ import os
 
 import numpy as np
 
-from beit_jax.data.config import IGNORED
+from beit_jax.data.config import ENDINGS, IGNORED
 from beit_jax.data.inspection import in_threads
 from beit_jax.data.pictures import label_maps
 from beit_jax.data.sources.source import Source
 from beit_jax.data.sources.subset import spread
 from beit_jax.data.stores import storage
-from beit_jax.data.stores.listing import EXTENSIONS
 from beit_jax.errors import RequestError, shown
 
 # folders that are parts of a set and no classes
@@ -33,7 +32,7 @@ def left_out(path: str) -> dict[str, int]:
         found.update(os.path.splitext(name)[1].lower() for name, _ in files)
         waiting += [storage.join(folder, name) for name in below]
     order = sorted(found.items(), key=lambda entry: (-entry[1], entry[0]))
-    return {end: count for end, count in order if count and end not in EXTENSIONS}
+    return {end: count for end, count in order if count and end not in ENDINGS}
 
 
 def strays(source: Source, path: str) -> list[str]:

@@ -90,10 +90,10 @@ def train_batches(
         scale, ratio, grey = config.crop_scale, config.crop_ratio, 0.0
         box_of = functools.partial(random_box, draws, scale=scale, ratio=ratio)
         if any(config.color_jitter):
-            whole = images.decode_crop(example.image, whole_box, config.max_pixels)
+            whole = images.decode_crop(example.image, whole_box, config.reading)
             cropped, grey = crop(whole, box_of), _mean_grey(whole)
         else:
-            cropped = images.decode_crop(example.image, box_of, config.max_pixels)
+            cropped = images.decode_crop(example.image, box_of, config.reading)
         pictures = images.resize(cropped, views)
         if flip:  # after resizing: there is less to turn
             pictures = [flipped(picture) for picture in pictures]
@@ -149,7 +149,7 @@ def evaluate_batches(
     def make(_, used, example):
         if config.label_maps:
             return show_window(source, used, example, views, config, window_of), 0.0, 0
-        pixels = images.decode_crop(example.image, whole_box, config.max_pixels)
+        pixels = images.decode_crop(example.image, whole_box, config.reading)
         return images.resize(pixels, views, box=box_of(*pixels.shape[:2])), 0.0, example.label
 
     def window_of(label_map):
@@ -267,7 +267,7 @@ def flaw(source: Source, index: int, config: DataConfig) -> OSError | None:
         else:
             # any other error of `read` is a bug and shows as itself
             image = source.read(int(index)).image
-            image_ops(config).decode_crop(image, whole_box, config.max_pixels)
+            image_ops(config).decode_crop(image, whole_box, config.reading)
     except OSError as error:
         return error
     return None

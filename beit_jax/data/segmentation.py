@@ -30,7 +30,7 @@ def whole_example(
     """
     example = source.read(index)
     label_map = _label_map(source, index, example, config)
-    pixels = image_ops(config).decode_crop(example.image, whole_box, config.max_pixels)
+    pixels = image_ops(config).decode_crop(example.image, whole_box, config.reading)
     label_maps.check_size(label_map, source.name(index), *pixels.shape[:2])
     return pixels, label_map
 
@@ -62,7 +62,7 @@ def show_window(
         return box
 
     images = image_ops(config)
-    crop = images.decode_crop(example.image, box_of, config.max_pixels)
+    crop = images.decode_crop(example.image, box_of, config.reading)
 
     def show(view):
         picture, fill = classes, IGNORED
@@ -105,7 +105,10 @@ def classes_in_words(source: Source, config: SegmentDataConfig, which: str) -> s
     """
     looked, pixels = count_pixels(source, config, LOOKED_AT)
     ignored = pixels[IGNORED] / max(1, pixels.sum())
-    cause = 'the value 255 is of no class: write the first class as 0, the next as 1'
+    cause = (
+        'the value 255 is of no class: write the first class as 0, the next as 1, or give each its '
+        'value in classes.txt'
+    )
     if config.reduce_zero_label:
         cause = 'with config.data.reduce_zero_label=true the values 0 and 255 are of no class'
     check(
@@ -130,5 +133,5 @@ def _label_map(source, index, example, config):
         source.name(index),
         len(source.class_names),
         config.reduce_zero_label,
-        config.max_pixels,
+        config.reading,
     )

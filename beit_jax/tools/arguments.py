@@ -19,7 +19,7 @@ from beit_jax.train.processes.exit_status import REFUSED, status_of
 DATA = (
     'name', 'path', 'evaluate_path', 'split', 'evaluate_split', 'holdout', 'level', 'num_examples',
     'num_evaluate_examples', 'crop_scale', 'crop_ratio', 'flip', 'evaluate_crop', 'index',
-    'image_ops', 'max_pixels', 'workers',
+    'label_field', 'image_field', 'image_ops', 'max_pixels', 'endings', 'exif', 'workers',
 )  # fmt: skip
 
 
@@ -42,15 +42,15 @@ def parser(tool: str, description: str, example: str) -> argparse.ArgumentParser
 def add_data(parser: argparse.ArgumentParser) -> None:
     """Adds --data.name, --data.path, ...: settings of `DataConfig` under the names of recipes."""
     group = parser.add_argument_group('data', 'config.data of the recipes')
-    kinds = typing.get_type_hints(DataConfig)
-    readers = {tuple[float, float]: float, bool: true_or_false, str: os.path.expanduser}
-    for field in dataclasses.fields(DataConfig):
-        if field.name not in DATA:
-            continue
-        kind = kinds[field.name]
+    readers = {bool: true_or_false, str: os.path.expanduser}
+    for field in (each for each in dataclasses.fields(DataConfig) if each.name in DATA):
+        kind, count = typing.get_type_hints(DataConfig)[field.name], None
+        if typing.get_origin(kind) is tuple:
+            kind, *others = typing.get_args(kind)
+            count = '+' if others[-1:] == [...] else 1 + len(others)
         group.add_argument(
             f'--data.{field.name}',
-            nargs=2 if isinstance(field.default, tuple) else None,
+            nargs=count,
             type=readers.get(kind, kind),
             default=field.default,
             metavar='',

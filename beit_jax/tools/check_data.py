@@ -45,9 +45,7 @@ def run(options) -> None:
         source, held_out = open_source(data, 'train'), open_source(data, 'evaluate')
     from beit_jax.data.pictures.decode import image_ops  # here, because it starts TensorFlow
 
-    decode = functools.partial(
-        image_ops(data).decode_crop, box_of=whole_box, max_pixels=data.max_pixels
-    )
+    decode = functools.partial(image_ops(data).decode_crop, box_of=whole_box, reading=data.reading)
     figures = measure(source, held_out, options.limit, data.num_workers, decode)
     if data.name == 'folder':
         figures['empty_classes'] += empty_folders(data.path, source)

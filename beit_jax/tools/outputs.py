@@ -5,13 +5,13 @@ import os
 from pathlib import Path
 
 from beit_jax import whole_files
-from beit_jax.data.stores.listing import EXTENSIONS
+from beit_jax.data.config import ENDINGS
 from beit_jax.errors import check
 from beit_jax.whole_files import local_path, refuse_existing
 
 PICTURE = ('.png', '.jpg', '.jpeg')  # of pictures that are written
 # how the names of files end that tools read in a folder that they are given
-_READ = (*EXTENSIONS, 'tokenizer.json', '.safetensors', 'config.json', 'info.json', 'features.json')
+_READ = (*ENDINGS, 'tokenizer.json', '.safetensors', 'config.json', 'info.json', 'features.json')
 
 
 def file(option: str, text: str | None, inputs=(), endings: tuple[str, ...] = ()) -> Path | None:

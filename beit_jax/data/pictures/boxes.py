@@ -118,19 +118,22 @@ def flipped(picture: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(picture).transpose(Image.Transpose.FLIP_LEFT_RIGHT))
 
 
+def is_png(image: bytes) -> bool:
+    """Whether a file is a PNG."""
+    return image.startswith(_PNG)
+
+
 def is_jpeg(image: bytes) -> bool:
-    """Whether a file is a JPEG and not a PNG.
+    """Whether a file is a JPEG.
 
     Raises:
-      BadImageError: it is neither, or it is cut off. A crop above the place where a JPEG was cut
+      BadImageError: it is one that is cut off. A crop above the place where a JPEG was cut
         off would decode, so its end is looked for here, at no cost: the last end marker stands
         after the last scan (an earlier one may close an embedded thumbnail, and some cameras append
         bytes of their own).
     """
-    if image.startswith(_PNG):
-        return False
     if not image.startswith(_JPEG):
-        raise BadImageError('not a JPEG or PNG image')
+        return False
     if not image.endswith(_JPEG_END) and image.rfind(_JPEG_END) <= image.rfind(_JPEG_SCAN):
         raise BadImageError('truncated')
     return True

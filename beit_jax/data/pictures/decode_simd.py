@@ -21,9 +21,10 @@ from cykooz_resizer import (
 import numpy as np
 import simplejpeg
 
-from beit_jax.data.config import MAX_PIXELS, View
+from beit_jax.data.config import Reading, View
 from beit_jax.data.pictures import decode_tensorflow
 from beit_jax.data.pictures.boxes import Box, FloatBox, check_pixels, crop, is_jpeg, whole_box
+from beit_jax.data.pictures.read import upright
 
 _FILTERS = {'bicubic': FilterType.catmull_rom, 'lanczos3': FilterType.lanczos3}
 _OPTIONS = {
@@ -34,20 +35,21 @@ _own = threading.local()  # a resizer keeps buffers, so each thread has one
 
 
 def decode_crop(
-    image: bytes | np.ndarray, box_of: Callable[[int, int], Box], max_pixels: int = MAX_PIXELS
+    image: bytes | np.ndarray, box_of: Callable[[int, int], Box], reading: Reading = Reading()
 ) -> np.ndarray:
     """As `decode_tensorflow.decode_crop`."""
     if isinstance(image, np.ndarray) or not is_jpeg(image):
-        return decode_tensorflow.decode_crop(image, box_of, max_pixels)
+        return decode_tensorflow.decode_crop(image, box_of, reading)
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(image)
-        check_pixels(height, width, max_pixels)
+        check_pixels(height, width, reading.max_pixels)
         if colors in ('YCbCr', 'Gray', 'RGB'):
-            return crop(simplejpeg.decode_jpeg(image), box_of)
+            pixels = simplejpeg.decode_jpeg(image)
+            return crop(upright(pixels, image) if reading.exif else pixels, box_of)
     except ValueError:  # damage, which is not always fatal: one decoder judges for both
         pass
     # or CMYK, which is converted in different ways
-    return crop(decode_tensorflow.decode_crop(image, whole_box, max_pixels), box_of)
+    return crop(decode_tensorflow.decode_crop(image, whole_box, reading), box_of)
 
 
 def resize(

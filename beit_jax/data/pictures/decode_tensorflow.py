@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from beit_jax.data.config import MAX_PIXELS, View
+from beit_jax.data.config import Reading, View
 from beit_jax.data.pictures.boxes import (
     BadImageError,
     Box,
@@ -15,8 +15,11 @@ from beit_jax.data.pictures.boxes import (
     check_pixels,
     crop,
     is_jpeg,
+    is_png,
     png_size,
+    whole_box,
 )
+from beit_jax.data.pictures.read import decode, upright
 
 tf.config.set_visible_devices([], 'GPU')  # the accelerator belongs to JAX
 _DCT = 'INTEGER_ACCURATE'  # the method that Pillow uses
@@ -24,31 +27,37 @@ _KERNELS = {'bicubic': 'keyscubic', 'lanczos3': 'lanczos3'}
 
 
 def decode_crop(
-    image: bytes | np.ndarray, box_of: Callable[[int, int], Box], max_pixels: int = MAX_PIXELS
+    image: bytes | np.ndarray, box_of: Callable[[int, int], Box], reading: Reading = Reading()
 ) -> np.ndarray:
     """The pixels uint8 [h, w, 3], RGB, of the box `box_of(H, W)` of an image of H x W pixels.
 
     Greyscale is repeated, CMYK converted, a palette looked up and alpha dropped, as by Pillow's
-    convert('RGB'). EXIF orientation is ignored, as torchvision's ImageFolder ignores it. Of a JPEG
-    only the box is decoded.
+    convert('RGB'). EXIF orientation is ignored, as torchvision's ImageFolder ignores it, but where
+    `reading.exif` asks for it. Of a JPEG only the box is decoded then. What is neither JPEG nor PNG
+    is decoded by Pillow.
 
     Args:
-      image: a JPEG or PNG file, or uint8 [H, W, 3].
+      image: a file, or uint8 [H, W, 3].
 
     Raises:
-      BadImageError: a damaged file, a side below 8 pixels, or more pixels than `max_pixels`.
+      BadImageError: what `read.decode` refuses, or a side below 8 pixels.
     """
     if isinstance(image, np.ndarray):
         return crop(image, box_of)
+    if reading.exif:
+        pixels = decode_crop(image, whole_box, reading._replace(exif=False))
+        return crop(upright(pixels, image), box_of)
     try:
         if is_jpeg(image):
             contents = tf.constant(image)
             height, width, _ = tf.image.extract_jpeg_shape(contents).numpy().tolist()
-            check_pixels(height, width, max_pixels)
+            check_pixels(height, width, reading.max_pixels)
             return tf.image.decode_and_crop_jpeg(
                 contents, box_inside(box_of, height, width), channels=3, dct_method=_DCT
             ).numpy()
-        check_pixels(*png_size(image), max_pixels)
+        if not is_png(image):
+            return crop(decode(image, reading), box_of)
+        check_pixels(*png_size(image), reading.max_pixels)
         return crop(tf.image.decode_png(image, channels=3).numpy(), box_of)
     except tf.errors.InvalidArgumentError as error:
         raise BadImageError('truncated or damaged') from error

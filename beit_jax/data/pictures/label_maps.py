@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from beit_jax.data.config import IGNORED, MAX_PIXELS
+from beit_jax.data.config import IGNORED, Reading
 from beit_jax.data.pictures.boxes import ATTEMPTS, BadImageError, Box, is_jpeg
+from beit_jax.data.pictures.label_values import Coded, classes_of
 from beit_jax.data.pictures.read import opened
 from beit_jax.errors import RequestError, check
 
@@ -19,25 +20,35 @@ _LONG = 4  # times the size of a view: what the longer side of an image is resiz
 
 
 def decode(
-    label: bytes | np.ndarray,
+    label: bytes | np.ndarray | Coded,
     name: str,
     num_classes: int,
     reduce_zero_label: bool,
-    max_pixels: int = MAX_PIXELS,
+    reading: Reading = Reading(),
 ) -> np.ndarray:
     """The label map of an annotation: uint8 [H, W], each in [0, num_classes) or 255.
 
     Args:
-      label: a PNG of 8 bits a pixel whose values (of a palette: indices) are the classes, grey ones
-        in three equal channels included; or uint8 [H, W].
+      label: a PNG, or another lossless picture, of 8 bits a pixel whose values (of a palette:
+        indices) are the classes, grey ones in three equal channels included; or uint8 [H, W]; or
+        one with values of its own.
       name: of the example, for messages.
       reduce_zero_label: 0 becomes 255 and k class k - 1; 255 stays.
 
     Raises:
-      BadImageError: a damaged file, or more pixels than `max_pixels`.
-      RequestError: a PNG of another kind, or a value that is no class.
+      BadImageError: a damaged file, or more pixels than `reading.max_pixels`.
+      RequestError: a picture of another kind, or a value that is no class.
     """
-    values = label if isinstance(label, np.ndarray) else _png(label, name, max_pixels)
+    if isinstance(label, Coded):
+        check(
+            not reduce_zero_label,
+            'config.data.reduce_zero_label is for annotations without values in classes.txt: leave '
+            'it false.',
+        )
+        return _read(label.file, lambda image: classes_of(image, label.values, name), reading)
+    values = label
+    if not isinstance(label, np.ndarray):
+        values = _read(label, lambda image: _numbers(image, name), reading)
     label_map = values - (values != IGNORED) if reduce_zero_label else values  # 0 wraps to 255
     wrong = (label_map >= num_classes) & (label_map != IGNORED)
     if wrong.any():
@@ -52,20 +63,24 @@ def decode(
     return label_map
 
 
-def _png(label, name, max_pixels):
+def _read(label, values_of, reading):
     try:
         if is_jpeg(label):
-            raise BadImageError('a JPEG, no PNG')
-        with opened(label, max_pixels) as image:
-            mode, values = image.mode, np.asarray(image)
+            raise BadImageError('a JPEG, which changes values: make it a PNG')
+        with opened(label, reading) as image:
+            return values_of(image)
     except BadImageError as error:
         raise BadImageError(f'its annotation cannot be used: {error}') from error
+
+
+def _numbers(image, name):
+    mode, values = image.mode, np.asarray(image)
     if mode == 'RGB' and (values == values[..., :1]).all():
         return values[..., 0]
     check(
         mode in ('L', 'P', '1'),
-        f'the annotation of {name} is a PNG of mode {mode}: it takes a grey or palette one of 8 '
-        'bits a pixel, whose values are the classes.',
+        f'the annotation of {name} is a picture of mode {mode}: it takes a grey or palette one of '
+        '8 bits a pixel, whose values are the classes, or classes.txt with a value a class.',
     )
     return values.astype(np.uint8, copy=False)
 

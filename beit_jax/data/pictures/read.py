@@ -1,8 +1,10 @@
 """The pixels of a whole picture as training sees them, without TensorFlow: for tools,
-`beit_jax.load` and annotations."""
+`beit_jax.load`, annotations, and whatever is no JPEG."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
+import functools
+import importlib
 import io
 import struct
 import zlib
@@ -12,59 +14,127 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
-from beit_jax.data.config import MAX_PIXELS
-from beit_jax.data.pictures.boxes import BadImageError, check_pixels, is_jpeg, png_size
+from beit_jax.data.config import ENDINGS, Reading
+from beit_jax.data.pictures.boxes import BadImageError, check_pixels, is_jpeg, is_png, png_size
 from beit_jax.data.stores import storage
 from beit_jax.errors import RequestError, check, shown
 
 _DAMAGED = 'truncated or damaged'
-_CRITICAL = (b'IHDR', b'PLTE', b'IDAT', b'IEND')
+_CRITICAL, _EXIF = (b'IHDR', b'PLTE', b'IDAT', b'IEND'), b'eXIf'  # chunks of a PNG
+_ORIENTATION = 0x0112  # in EXIF
+# how the rows and columns of a picture of this orientation are put right
+_TURNS = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: pixels.swapaxes(0, 1)[::-1, ::-1],
+    8: np.rot90,
+}
 
 
-def read_image(path: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_image(path: str, reading: Reading = Reading()) -> np.ndarray:
     """The picture in a file, uint8 [H, W, 3]: see `decode`.
 
     Raises:
       RequestError: it cannot be read, or is no image that training could use; names the file.
     """
     try:
-        return decode(storage.read(path), max_pixels)
+        return decode(storage.read(path), reading)
     except OSError as error:
         raise RequestError(
             f'{shown(path)} cannot be read as an image: {error.strerror or error}.'
         ) from error
 
 
-def decode(image: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """uint8 [H, W, 3], RGB, of a JPEG or PNG file: bit for bit what `decode_tensorflow` gives.
+def decode(image: bytes, reading: Reading = Reading()) -> np.ndarray:
+    """uint8 [H, W, 3], RGB, of a file of one of the formats of `reading.endings`, of several
+    pictures the first: a JPEG or PNG bit for bit as TensorFlow decodes it.
 
     Raises:
-      BadImageError: another kind of file, a damaged one, more pixels than `max_pixels`.
+      BadImageError: another kind of file, a damaged one, more pixels than `reading.max_pixels`, or
+        values whose range nobody knows.
     """
-    with opened(image, max_pixels) as picture:
-        return rgb(picture)
+    with opened(image, reading) as picture:
+        try:
+            pixels = rgb(picture)
+        except RequestError as error:
+            raise BadImageError(f'its values are {picture.mode}, of no known range') from error
+    return upright(pixels, image) if reading.exif else pixels
 
 
 @contextlib.contextmanager
-def opened(image: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
-    """A JPEG or PNG file as a Pillow image, of which only the header is read yet; what Pillow
-    raises of it inside is a BadImageError.
+def opened(image: bytes, reading: Reading = Reading()) -> Iterator[Image.Image]:
+    """A file as a Pillow image, of which only the header is read yet; what Pillow raises of it
+    inside is a BadImageError.
 
-    The classes of the two formats and not Image.open, which knows others (one of them runs
-    Ghostscript) and has a limit of its own, for the whole process.
+    By the classes of the formats and not Image.open, which has a limit of its own, for the whole
+    process, and tries formats that were not asked for (one of them runs Ghostscript).
     """
     try:
         if is_jpeg(image):
             picture = JpegImageFile(io.BytesIO(image))
-            check_pixels(picture.height, picture.width, max_pixels)
+        elif is_png(image):
+            check_pixels(*png_size(image), reading.max_pixels)
+            picture = PngImageFile(io.BytesIO(_kept_chunks(image)))
         else:
-            check_pixels(*png_size(image), max_pixels)
-            picture = PngImageFile(io.BytesIO(_critical_chunks(image)))
+            picture = _of_other_format(image, reading.endings)
+        check_pixels(picture.height, picture.width, reading.max_pixels)
         yield picture
     except BadImageError:
         raise
-    except (OSError, SyntaxError, ValueError, struct.error) as error:
+    except Image.DecompressionBombError as error:
+        raise BadImageError(f'more pixels than Pillow takes ({error})') from error
+    except (OSError, SyntaxError, ValueError, IndexError, TypeError, struct.error) as error:
         raise BadImageError(_DAMAGED) from error
+
+
+def _of_other_format(image, endings):
+    for factory, accepts in formats(endings).values():
+        if accepts is None or accepts(image[:16]) is True:
+            return factory(io.BytesIO(image), '')
+    raise BadImageError(f'no image of a kind that is read ({", ".join(endings)})')
+
+
+@functools.cache
+def formats(endings: tuple[str, ...]) -> dict[str, tuple[Callable, Callable | None]]:
+    """Pillow's classes of the files that end so, by name, and what tells them by their beginning.
+
+    Raises:
+      RequestError: an ending that Pillow does not know, or whose files are programs.
+    """
+    for plugin in ('Bmp', 'Gif', 'Ppm', 'Tiff', 'WebP'):
+        importlib.import_module(f'PIL.{plugin}ImagePlugin')  # tells Pillow of these
+    if not set(endings) <= set(ENDINGS):
+        Image.init()  # takes a second: of all others
+    known = Image.registered_extensions()
+    for ending in endings:
+        name = known.get(ending)
+        check(
+            name in Image.OPEN and name != 'EPS',
+            f'config.data.endings has {ending!r}, which Pillow does not read: give endings in '
+            f'lower case, as {", ".join(ENDINGS[:3])}.',
+        )
+    return {known[ending]: Image.OPEN[known[ending]] for ending in endings}
+
+
+def upright(pixels: np.ndarray, image: bytes) -> np.ndarray:
+    """[H, W, C] -> [H, W, C] or [W, H, C]: the picture of a file, turned as its EXIF says."""
+    turn = _TURNS.get(orientation(image))
+    return np.ascontiguousarray(turn(pixels)) if turn else pixels
+
+
+def orientation(image: bytes, reading: Reading = Reading()) -> int:
+    """What a file's EXIF says, 1 to 8; 1, upright, also of a TIFF, which is turned as it is read,
+    and where it says nothing or nonsense."""
+    with opened(image, reading) as picture:
+        if picture.format == 'TIFF' or (picture.format == 'PNG' and 'exif' not in picture.info):
+            return 1
+        try:
+            return picture.getexif().get(_ORIENTATION, 1)
+        except (OSError, SyntaxError, ValueError, TypeError, KeyError, struct.error):
+            return 1
 
 
 def rgb(image: Image.Image) -> np.ndarray:
@@ -79,7 +149,9 @@ def rgb(image: Image.Image) -> np.ndarray:
         low, high = grey.min(), grey.max()
         # 8 bits in mode I would be a black picture
         check(
-            image.mode != 'I' or (low >= 0 and (255 < high < 65536 or high == 0)),
+            image.mode != 'I'
+            or image.format == 'PPM'
+            or (low >= 0 and (255 < high < 65536 or high == 0)),
             f'a Pillow image of mode I has values from {low} to {high}, which are not 16 bits: '
             "make it 'L' or 'RGB'.",
         )
@@ -97,18 +169,20 @@ def rgb(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert('RGB'))
 
 
-def _critical_chunks(png: bytes) -> bytes:
-    """A PNG file without what does not make its pixels, which may be broken or large, and Pillow
+def _kept_chunks(png: bytes) -> bytes:
+    """A PNG file without what does not make its picture, which may be broken or large, and Pillow
     would refuse it then; libpng, as training has it, does not."""
     kept, start, kind = [png[:8]], 8, b''
     while kind != b'IEND':
         length, kind = struct.unpack_from('>I4s', png, start)
         end = start + 12 + length
-        if kind in _CRITICAL:
+        if kind in (*_CRITICAL, _EXIF):
             (checksum,) = struct.unpack_from('>I', png, end - 4)
-            if zlib.crc32(png[start + 4 : end - 4]) != checksum:
+            whole = zlib.crc32(png[start + 4 : end - 4]) == checksum
+            if kind != _EXIF and not whole:
                 raise BadImageError(_DAMAGED)
-            kept.append(png[start:end])
+            if whole:  # EXIF before the pixels, so that they need not be read for it
+                kept.insert(2 if kind == _EXIF else len(kept), png[start:end])
         elif not kind.isalpha() or kind[:1].isupper():
             raise BadImageError(_DAMAGED)
         start = end

@@ -1,6 +1,7 @@
 """Which source the settings name: the one place that knows all kinds."""
 
 from beit_jax.data.config import DataConfig
+from beit_jax.data.pictures.read import formats
 from beit_jax.data.sources.annotated_folder import TRAINING, VALIDATION, AnnotatedFolder
 from beit_jax.data.sources.folder import FolderSource
 from beit_jax.data.sources.source import Source
@@ -17,6 +18,7 @@ def open_source(config: DataConfig, split: str) -> Source | None:
     Raises:
       RequestError: the settings name no readable data.
     """
+    formats(config.endings)
     train = split == 'train'
     source = _open(config, train)
     if train and config.labels_per_class:
@@ -69,9 +71,10 @@ def _tfds(config, train):
 def _files(config, train):
     """Of many samples each, with a split in their names."""
     fields = {'index': config.index, 'label': config.label_field}
-    kind = WebDatasetSource
     if config.name == 'parquet':
         kind, fields['image'] = _parquet(), config.image_field
+    else:
+        kind, fields['images'] = WebDatasetSource, tuple(end[1:] for end in config.endings)
     source = kind(config.path, config.split, **fields)
     if not (config.evaluate_path or config.evaluate_split):
         return _share(source, config, train)
@@ -94,26 +97,29 @@ def _parquet():
 
 
 def _folder(config, train):
-    source = FolderSource(config.path, index=config.index)
+    source = FolderSource(config.path, index=config.index, endings=config.endings)
     if not config.evaluate_path:
         return _share(source, config, train)
     if train:
         return source
-    return FolderSource(config.evaluate_path, source.class_names, _EVALUATE_PATH, config.index)
+    return FolderSource(
+        config.evaluate_path, source.class_names, _EVALUATE_PATH, config.index, config.endings
+    )
 
 
 def _annotated_folder(config, train):
-    source = AnnotatedFolder(config.path, TRAINING, index=config.index)
+    fields = {'index': config.index, 'endings': config.endings}
+    source = AnnotatedFolder(config.path, TRAINING, **fields)
     if not config.evaluate_path and not source.parts:
         return _share(source, config, train)
     if train:
         return source
     if config.evaluate_path:
         return AnnotatedFolder(
-            config.evaluate_path, VALIDATION, source.class_names, _EVALUATE_PATH, config.index
+            config.evaluate_path, VALIDATION, source.class_names, _EVALUATE_PATH, **fields
         )
     if VALIDATION in source.parts:
-        return AnnotatedFolder(config.path, VALIDATION, index=config.index)
+        return AnnotatedFolder(config.path, VALIDATION, **fields)
     return None
 
 

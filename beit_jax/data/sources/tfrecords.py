@@ -12,7 +12,8 @@ from google.protobuf.message import DecodeError
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from beit_jax.data.sources.annotated_folder import read_class_names
+from beit_jax.data.pictures.label_values import Coded
+from beit_jax.data.sources.annotated_folder import read_classes
 from beit_jax.data.sources.source import Example, or_error
 from beit_jax.data.stores import storage
 from beit_jax.data.stores.shards import ArrayRecords, TFRecords
@@ -30,7 +31,7 @@ class TfdsSource:
 
     The image is the dataset's only Image feature, the label its ClassLabel feature `label`, else 0.
     With `label_maps` there are two Image features, the label is the one that has a name of
-    `LABEL_MAPS`, and the classes are those of `read_class_names`. Where the records of TFRecord
+    `LABEL_MAPS`, and the classes are those of `read_classes`. Where the records of TFRecord
     files are is kept in the folder `index`, unless that is ''.
 
     Raises:
@@ -67,7 +68,7 @@ class TfdsSource:
         self._image, self._maps = _image_features(path, features, label_maps)
         label, self.class_names = features.get('label'), ()
         if label_maps:
-            self.class_names = read_class_names(path)
+            self.class_names, self._values = read_classes(path)
         elif isinstance(label, tfds.features.ClassLabel):
             check(
                 (label.num_classes or 0) <= MAX_CLASSES,
@@ -120,7 +121,8 @@ class TfdsSource:
             names = (self._image, *self._maps)
             image, *maps = (feature[name].bytes_list.value[0] for name in names)
             if maps:
-                return Example(image, maps[0])
+                label = Coded(maps[0], self._values) if self._values else maps[0]
+                return Example(image, label)
             return Example(image, feature['label'].int64_list.value[0] if self.class_names else 0)
         except (DecodeError, IndexError) as error:
             raise OSError(f'{self.name(index)} is damaged: {error}') from error

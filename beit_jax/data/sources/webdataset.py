@@ -10,13 +10,15 @@ import typing
 
 import numpy as np
 
+from beit_jax.data.config import ENDINGS
 from beit_jax.data.sources.folder import path_kind
 from beit_jax.data.sources.source import Example
 from beit_jax.data.sources.splits import digest, of_split
 from beit_jax.data.stores import storage
-from beit_jax.data.stores.tars import IMAGES, TarSamples
+from beit_jax.data.stores.tars import TarSamples
 from beit_jax.errors import RequestError, check
 
+_IMAGES = tuple(ending[1:] for ending in ENDINGS)  # as a member's name ends
 _INFO, _CLASSES = '_info.json', 'classes.txt'
 _PACKED = ('.tar.gz', '.tgz', '.tar.bz2', '.tar.xz', '.tar.zst')
 _RANGE = re.compile(r'\{(\d+)\.\.(\d+)\}')
@@ -45,7 +47,7 @@ class WebDatasetSource:
         key: str = 'config.data.path',
         index: str = '',
         label: str = '',
-        images: tuple[str, ...] = IMAGES,
+        images: tuple[str, ...] = _IMAGES,
     ):
         check(
             bool(path),

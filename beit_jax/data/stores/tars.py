@@ -13,8 +13,6 @@ from beit_jax.data.stores import manifest, storage
 from beit_jax.data.stores.shards import Shards
 from beit_jax.errors import RequestError
 
-IMAGES = ('jpg', 'jpeg', 'png', 'webp')  # endings that an image may have, as they are published
-
 # first bytes of gzip, bzip2, xz and zstandard
 _COMPRESSED = (b'\x1f\x8b', b'BZh', b'\xfd7zXZ', b'\x28\xb5\x2f\xfd')
 

@@ -34,7 +34,7 @@ def write(folder, samples, name='set-train-%03d.tar'):
     return str(folder)
 
 
-@pytest.mark.parametrize('ending', tars.IMAGES)
+@pytest.mark.parametrize('ending', ['jpg', 'jpeg', 'png', 'webp', 'tiff'])
 def test_agrees_with_webdataset(tmp_path, ending):
     path = write(tmp_path / 'set', (sample(i, ending, json={'kind': i % 3}) for i in range(COUNT)))
     pattern = path + '/set-train-{000..003}.tar'
