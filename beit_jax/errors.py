@@ -36,10 +36,10 @@ class StorageError(Exception):
     """
 
 
-def of_storage(error: OSError, message: str) -> RequestError | StorageError:
+def of_storage(error: Exception, message: str) -> RequestError | StorageError:
     """What to raise where a file that a request names could not be read or written: a StorageError
     where that may pass (`PASSING`)."""
-    return (StorageError if error.errno in PASSING else RequestError)(message)
+    return (StorageError if getattr(error, 'errno', None) in PASSING else RequestError)(message)
 
 
 def check(condition: bool, message: str) -> None:

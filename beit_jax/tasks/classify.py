@@ -189,6 +189,7 @@ class Classify(Task):
             'crop': data.evaluate_crop,
             'mean': data.mean,
             'std': data.std,
+            'reading': data.reading._asdict(),
         }
 
 

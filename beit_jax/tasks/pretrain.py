@@ -218,6 +218,7 @@ class Pretrain(Task):
             'image_size': data.image_size,
             'mean': data.mean,
             'std': data.std,
+            'reading': data.reading._asdict(),
         }
 
 

@@ -202,6 +202,7 @@ class Segment(Task):
             'crop': 1.0,
             'mean': data.mean,
             'std': data.std,
+            'reading': data.reading._asdict(),
             'reduce_zero_label': data.reduce_zero_label,
             'inference': dataclasses.asdict(config.inference),
         }

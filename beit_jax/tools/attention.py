@@ -52,9 +52,8 @@ def run(options) -> None:
     if options.images == 'shapes':
         images = images_option.built_in_pictures(options.limit, model.image_size)
     else:
-        images = load_images(options.images, model.image_size, options.limit, model.crop, left_out)[
-            0
-        ]
+        which = options.images, model.image_size, options.limit, model.crop, left_out
+        images, _ = load_images(*which, model.reading)
     weights_BHNN = jax.device_get(model.attention(images, layer - 1))
     maps = attention_maps(weights_BHNN, model.grid, points, head - 1 if head else None)
     columns, titles = [images / 255], ['original']

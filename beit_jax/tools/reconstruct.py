@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from beit_jax.data.config import DataConfig
 from beit_jax.data.pictures.grid import grid_picture
 from beit_jax.data.pictures.load import square, whole_images
 from beit_jax.errors import check
@@ -46,13 +47,13 @@ def load_run(workdir: str, tokenizer: str = ''):
 
 
 def read_views(
-    images: str, sizes: list[int], limit: int, level: str, left_out: images_option.LeftOut
+    images: str, sizes: list[int], limit: int, data: DataConfig, left_out: images_option.LeftOut
 ) -> list[np.ndarray]:
     """The pictures of --images in each size, uint8 [B, size, size, 3]."""
     if images != 'shapes':
-        whole = [pixels for pixels, _ in whole_images(images, limit, left_out)]
+        whole = [pixels for pixels, _ in whole_images(images, limit, left_out, data.reading)]
         return [np.stack([square(pixels, size) for pixels in whole]) for size in sizes]
-    drawn = list(map(Image.fromarray, images_option.built_in_pictures(limit, sizes[0], level)))
+    drawn = list(map(Image.fromarray, images_option.built_in_pictures(limit, sizes[0], data.level)))
 
     def view(size):
         method = Image.Resampling.LANCZOS
@@ -74,7 +75,7 @@ def run(options) -> None:
     )
     sizes = [view.size for view in task.views + task.prepare_views]
     left_out = images_option.LeftOut(options)
-    views = read_views(options.images, sizes, options.limit, task.config.data.level, left_out)
+    views = read_views(options.images, sizes, options.limit, task.config.data, left_out)
     image, *token_image = map(to_float, views)
     predict = jax.jit(lambda *inputs: predict_pictures(task, *inputs, seed=options.seed))
     pictures = predict(tokenizer_params, params, image, *token_image)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from beit_jax.data.config import Reading
 from beit_jax.data.pictures.load import square
 from beit_jax.data.pictures.read import read_image, rgb
 from beit_jax.errors import check, one_of
@@ -75,6 +76,12 @@ class Model:
         return self.architecture['crop']
 
     @property
+    def reading(self) -> Reading:
+        """How files become pixels, as in training."""
+        given = self.architecture.get('reading', {})
+        return Reading(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+
+    @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches."""
         return tuple(self.architecture['grid'])
@@ -97,7 +104,7 @@ class Model:
         squares = []
         for image in images:
             is_path = isinstance(image, (str, Path))
-            picture = read_image(str(image)) if is_path else rgb(image)
+            picture = read_image(str(image), self.reading) if is_path else rgb(image)
             squares.append(square(picture, self.image_size, self.crop))
         return np.stack(squares)
 

@@ -51,7 +51,7 @@ def test_they_are_substituted_and_shift_nothing(spoiled, bad):
 def test_nothing_readable(tmp_path):
     for i in range(3):
         (tmp_path / f'{i}.jpg').write_text('not a picture')
-    with pytest.raises(RequestError, match=r'\d.jpg: not a JPEG or PNG image'):
+    with pytest.raises(RequestError, match=r'\d.jpg: no image of a kind that is read'):
         train(FolderSource(str(tmp_path)), 1)
 
 
@@ -79,7 +79,7 @@ def test_check_source(good, spoiled, tmp_path):
     message = str(error.value)
     for words in (
         'x_truncated.jpg (truncated)',
-        'x_text.jpg (not a JPEG or PNG image)',
+        'x_text.jpg (no image of a kind that is read)',
         'config.data.max_bad_share',
     ):
         assert words in message

@@ -58,10 +58,10 @@ def faulty_folder(root: Path) -> tuple[dict[Path, str], dict[Path, str], dict[Pa
     corrupt = {
         bee / 'cut.jpg': 'truncated',
         bee / 'damaged.png': 'truncated or damaged',
-        bee / 'text.jpg': 'not a JPEG or PNG image',
-        bee / 'empty.jpg': 'not a JPEG or PNG image (empty)',
+        bee / 'text.jpg': 'no image of a kind that is read',
+        bee / 'empty.jpg': 'no image of a kind that is read (empty)',
         bee / 'gone.jpg': os.strerror(2),
-        bee / 'drawn.png': 'not a JPEG or PNG image but GIF',
+        bee / 'drawn.png': 'no image of a kind that is read but GIF',
         bee / 'speck.png': 'smaller than 8 pixels',
     }
     noise(bee / 'small.png', 31, 37)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from beit_jax.data.config import Reading
 from beit_jax.data.pictures.boxes import center_box
 from beit_jax.data.pictures.read import read_image
 from beit_jax.data.stores import storage
@@ -24,9 +25,10 @@ def load_images(
     limit: int | None = None,
     crop: float = 1.0,
     leave_out: LeaveOut | None = None,
+    reading: Reading = Reading(),
 ) -> tuple[np.ndarray, list[str]]:
     """All pictures of `image_batches` at once: ([B, size, size, 3], names)."""
-    pictures, names = zip(*image_batches(path, size, 64, limit, crop, leave_out))
+    pictures, names = zip(*image_batches(path, size, 64, limit, crop, leave_out, reading))
     return np.concatenate(pictures), [name for batch in names for name in batch]
 
 
@@ -37,6 +39,7 @@ def image_batches(
     limit: int | None = None,
     crop: float = 1.0,
     leave_out: LeaveOut | None = None,
+    reading: Reading = Reading(),
 ) -> Iterator[tuple[np.ndarray, list[str]]]:
     """Reads pictures: the central square of each at size x size pixels, bicubic, antialiased.
 
@@ -49,6 +52,7 @@ def image_batches(
       limit: read at most so many.
       crop: side of the square over the shorter side of the picture.
       leave_out: told of pictures that cannot be read; None: the first ends it.
+      reading: which files are read, and how, as training did.
 
     Yields:
       ([B, size, size, 3], names as they can be printed): uint8; of a float array float32 in [0, 1].
@@ -56,7 +60,7 @@ def image_batches(
     Raises:
       RequestError: nothing there, or nothing that is an image.
     """
-    pictures = whole_images(path, limit, leave_out)
+    pictures = whole_images(path, limit, leave_out, reading)
 
     def squared(pixels):
         untouched = Path(path).suffix == '.npy' and pixels.shape[:2] == (size, size)
@@ -67,7 +71,10 @@ def image_batches(
 
 
 def whole_images(
-    path: str, limit: int | None = None, leave_out: LeaveOut | None = None
+    path: str,
+    limit: int | None = None,
+    leave_out: LeaveOut | None = None,
+    reading: Reading = Reading(),
 ) -> Iterator[tuple[np.ndarray, str]]:
     """(pixels [H, W, 3], name) of each of what `image_batches` takes, of its own size."""
     if Path(path).suffix == '.npy':
@@ -75,9 +82,9 @@ def whole_images(
             yield pixels, f'{shown(Path(path).name)}[{number}]'
         return
     read = 0
-    for file in image_files(path):
+    for file in image_files(path, reading):
         try:
-            pixels = read_image(file)
+            pixels = read_image(file, reading)
         except RequestError as error:
             if leave_out is None:
                 raise
@@ -90,13 +97,13 @@ def whole_images(
     check(read > 0, f'--images={shown(path)}: none of its pictures can be read.')
 
 
-def image_files(path: str) -> Iterator[str]:
+def image_files(path: str, reading: Reading = Reading()) -> Iterator[str]:
     """The pictures below a folder, as training lists them, or the one file."""
     kind = storage.kind(path)
     check(bool(kind), f'--images={shown(path)}: no such file or folder.')
     if kind == 'file':
         return iter([path])
-    listing = Listing(path, '--images')
+    listing = Listing(path, '--images', endings=reading.endings)
     return (storage.join(path, listing.file(index)) for index in range(len(listing)))
 
 

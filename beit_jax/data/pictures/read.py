@@ -94,7 +94,7 @@ def _of_other_format(image, endings):
     for factory, accepts in formats(endings).values():
         if accepts is None or accepts(image[:16]) is True:
             return factory(io.BytesIO(image), '')
-    raise BadImageError(f'no image of a kind that is read ({", ".join(endings)})')
+    raise BadImageError('no image of a kind that is read')
 
 
 @functools.cache

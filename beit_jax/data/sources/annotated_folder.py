@@ -62,13 +62,14 @@ class AnnotatedFolder:
         part = part if self.parts else ''
         self.images = FolderSource(storage.join(path, 'images', part), (), key, index, endings)
         self._folder = storage.join(path, 'annotations', part)
-        annotations = Listing(self._folder, key, index, _ANNOTATIONS)
+        annotations = Listing(self._folder, key, index)
         fingerprints = self.images.fingerprint + annotations.fingerprint
         self.fingerprint = hashlib.sha256(fingerprints.encode()).hexdigest()
         own_names, self._values = read_classes(path, key)
         self.class_names = own_names if class_names is None else class_names
-        endings = dict(map(os.path.splitext, map(annotations.file, range(len(annotations)))))
-        found = [endings.get(self._stem(i), '') for i in range(len(self))]
+        there = dict(map(os.path.splitext, map(annotations.file, range(len(annotations)))))
+        there = {stem: end for stem, end in there.items() if end.lower() in _ANNOTATIONS}
+        found = [there.get(self._stem(i), '') for i in range(len(self))]
         self._endings = np.array(found)
         missing = [i for i, ending in enumerate(found) if not ending]
         check(

@@ -1,17 +1,16 @@
 """Parquet files as the Hugging Face hub stores image data sets, and folders that its library
 `datasets` saved, read in any order without converting them. Takes pyarrow."""
 
-import json
 import os
 
 import pyarrow as pa
 
 from beit_jax.data.sources.folder import path_kind
 from beit_jax.data.sources.source import Example, or_error
-from beit_jax.data.sources.splits import digest, of_split
+from beit_jax.data.sources.splits import digest, facts_of, of_split
 from beit_jax.data.stores import storage
 from beit_jax.data.stores.tables import Rows, read_schema
-from beit_jax.errors import RequestError, check
+from beit_jax.errors import RequestError, check, of_storage
 
 IMAGES, LABELS = ('image', 'img', 'jpg', 'png', 'webp'), ('label', 'labels', 'cls')  # columns
 
@@ -46,7 +45,7 @@ class ParquetSource:
             files = [storage.join(self._folder, name) for name in stamps]
             schema = read_schema(files[0])
         except OSError as error:
-            raise RequestError(f'{key}={path!r} cannot be read ({error}).') from error
+            raise of_storage(error, f'{key}={path!r} cannot be read ({error}).') from error
         names = {field.name: field.type for field in schema}
         image = _column(image, IMAGES, names, f'{key}={path!r}', 'image_field')
         if label or names.keys() & set(LABELS):
@@ -67,7 +66,7 @@ class ParquetSource:
         self.fingerprint = digest(stamps, sizes, self._rows.file_counts)
         self.class_names = class_names
         if class_names is None:
-            self.class_names = _class_names(schema, label, self._rows.labels)
+            self.class_names = _class_names(schema, label, self._rows.labels, f'{key}={path!r}')
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -112,19 +111,20 @@ def _find(path, split, key):
         if there := storage.stamps(folder, ('.parquet',)):
             return folder, {name: there[name] for name in of_split(there, split, f'{key}={path!r}')}
         if there := storage.stamps(folder, ('.arrow',)):
-            return folder, {name: there[name] for name in _saved(folder, there)}
+            return folder, {name: there[name] for name in _saved(folder, there, key)}
     raise RequestError(
         f'{key}={path!r} has no .parquet or .arrow file, nor have "data" and {split!r} in it: set '
         'it to the folder that holds them.'
     )
 
 
-def _saved(folder, there):
+def _saved(folder, there, key):
     """The names of a saved data set's files in their order, which `state.json` says."""
     state = storage.join(folder, 'state.json')
     if not storage.kind(state):
         return list(there)
-    return [each['filename'] for each in json.loads(storage.read(state))['_data_files']]
+    names = lambda facts: [each['filename'] for each in facts['_data_files']]
+    return facts_of(storage.read(state), names, f'{key}: {state!r}')
 
 
 def _column(given, usual, names, where, setting):
@@ -144,10 +144,11 @@ def _holds_images(kind):
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
-def _class_names(schema, label, labels):
+def _class_names(schema, label, labels, where):
     """As the hub writes them into a schema; else the numbers up to the highest label."""
     if not label:
         return ()
-    facts = json.loads((schema.metadata or {}).get(b'huggingface', b'{}'))
-    names = facts.get('info', {}).get('features', {}).get(label, {}).get('names')
+    text = (schema.metadata or {}).get(b'huggingface', b'{"info": {"features": {}}}')
+    find = lambda facts: facts['info']['features'].get(label, {}).get('names')
+    names = facts_of(text, find, f'{where}: what its schema says under "huggingface"')
     return tuple(names or map(str, range(int(labels.max(initial=0)) + 1)))

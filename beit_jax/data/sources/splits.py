@@ -1,10 +1,12 @@
 """Which of a folder's files are of which split, by their names."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 import hashlib
+import json
 import re
+import typing
 
-from beit_jax.errors import check
+from beit_jax.errors import RequestError, check
 
 # what the names of files call a split
 _WORDS = {'train': ('train', 'training'), 'validation': ('val', 'valid', 'validation')}
@@ -33,3 +35,17 @@ def digest(*columns: Iterable) -> str:
     """sha256 of a table: the fingerprint of files by their names, sizes, ..."""
     rows = ['\t'.join(map(str, row)) + '\n' for row in zip(*columns)]
     return hashlib.sha256(''.join(rows).encode()).hexdigest()
+
+
+def facts_of(text: bytes, take: Callable[[typing.Any], typing.Any], where: str):
+    """What `take` finds in the JSON that describes a data set.
+
+    Raises:
+      RequestError: it does not; `where` is what the message begins with.
+    """
+    try:
+        return take(json.loads(text))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise RequestError(
+            f'{where} is damaged ({type(error).__name__}): download it again.'
+        ) from error

@@ -3,7 +3,6 @@ order without unpacking them."""
 
 from collections.abc import Sequence
 import itertools
-import json
 import os
 import re
 import typing
@@ -13,10 +12,10 @@ import numpy as np
 from beit_jax.data.config import ENDINGS
 from beit_jax.data.sources.folder import path_kind
 from beit_jax.data.sources.source import Example
-from beit_jax.data.sources.splits import digest, of_split
+from beit_jax.data.sources.splits import digest, facts_of, of_split
 from beit_jax.data.stores import storage
 from beit_jax.data.stores.tars import TarSamples
-from beit_jax.errors import RequestError, check
+from beit_jax.errors import check, of_storage
 
 _IMAGES = tuple(ending[1:] for ending in ENDINGS)  # as a member's name ends
 _INFO, _CLASSES = '_info.json', 'classes.txt'
@@ -128,7 +127,7 @@ def _find(path, split, key) -> _Shards:
         there = storage.stamps(folder, ('.tar',))
         info = _info(folder, key)
     except OSError as error:
-        raise RequestError(f'{key}={path!r} cannot be read ({error}).') from error
+        raise of_storage(error, f'{key}={path!r} cannot be read ({error}).') from error
     packed = sorted(storage.list_folder(folder, _PACKED)[1]) if not there else ()
     check(
         not packed,
@@ -161,27 +160,21 @@ def _info(folder: str, key: str) -> dict:
     path = storage.join(folder, _INFO)
     if not storage.kind(path):
         return {}
-    try:
-        splits = json.loads(storage.read(path))['splits']
-        whole = all(map(_is_split, splits.values()))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        whole = False
-    check(
-        whole,
-        f'{key}: {path!r} is damaged: it has no "splits" with "filenames" and "shard_lengths" '
-        'each. Download it again, or remove it.',
-    )
+    return facts_of(storage.read(path), _splits, f'{key}: {path!r}')
+
+
+def _splits(info) -> dict:
+    splits = info['splits']
+    for facts in splits.values():
+        names, lengths = facts['filenames'], facts['shard_lengths']
+        texts = [*names, facts.get('alt_label', '')]
+        if not (
+            len(names) == len(lengths)
+            and all(isinstance(text, str) for text in texts)
+            and all(isinstance(length, int) for length in lengths)
+        ):
+            raise ValueError
     return splits
-
-
-def _is_split(facts: dict) -> bool:
-    names, lengths = facts['filenames'], facts['shard_lengths']
-    texts = [*names, facts.get('alt_label', '')]
-    return (
-        len(names) == len(lengths)
-        and all(isinstance(text, str) for text in texts)
-        and all(isinstance(length, int) for length in lengths)
-    )
 
 
 def _class_names(folder: str, labels: np.ndarray, key: str) -> tuple[str, ...]:

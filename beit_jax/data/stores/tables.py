@@ -11,7 +11,7 @@ from pyarrow import parquet
 
 from beit_jax.data.stores import manifest, storage
 from beit_jax.data.stores.shards import Shards
-from beit_jax.errors import RequestError
+from beit_jax.errors import of_storage
 
 _KEPT = 8  # row groups that stay in memory, of some ten megabytes each
 
@@ -47,7 +47,7 @@ class Rows(Shards):
                     counts = table.counts
                     labels = _labels(table, label) if label else [0] * sum(counts)
             except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-                raise RequestError(f'{key}: {path!r} cannot be read ({error}).') from error
+                raise of_storage(error, f'{key}: {path!r} cannot be read ({error}).') from error
             return manifest.Task([], len(labels), [counts, labels])
 
         tasks = [f'{number:09}' for number in range(len(files))]

@@ -11,7 +11,7 @@ import numpy as np
 
 from beit_jax.data.stores import manifest, storage
 from beit_jax.data.stores.shards import Shards
-from beit_jax.errors import RequestError
+from beit_jax.errors import of_storage
 
 # first bytes of gzip, bzip2, xz and zstandard
 _COMPRESSED = (b'\x1f\x8b', b'BZh', b'\xfd7zXZ', b'\x28\xb5\x2f\xfd')
@@ -103,7 +103,7 @@ def _places(path, images, label, key) -> list[Place]:
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError('it is cut short, or damaged')
     except (OSError, tarfile.TarError, ValueError) as error:
-        raise RequestError(f'{key}: the shard {path!r} cannot be read ({error}).') from error
+        raise of_storage(error, f'{key}: the shard {path!r} cannot be read ({error}).') from error
     return found
 
 

@@ -160,7 +160,7 @@ def test_flaws(images, photos):
     for bad in (png[: len(png) // 2], png[:20], png[:8] + jpeg, jpeg[:300] + jpeg[-2:]):
         assert flaw(images, bad) == 'truncated or damaged'
     for bad in (b'', b'hello world', encoded(image, format='GIF'), b'\0' * 5000):
-        assert flaw(images, bad) == 'not a JPEG or PNG image'
+        assert flaw(images, bad) == 'no image of a kind that is read'
     pixel = encoded(image.resize((1, 1)), format='PNG')
     narrow = encoded(image.resize((7, 90)), format='JPEG')
     for small in (pixel, narrow, np.zeros([90, 7, 3], np.uint8)):

@@ -104,7 +104,7 @@ def test_kinds_of_png():
         np.testing.assert_array_equal(label_maps.decode(png, 'x', 5, False), label_map)
     bits = label_maps.decode(encoded(label_map > 2), 'x', 5, False)
     np.testing.assert_array_equal(bits, label_map > 2)
-    words = r'the annotation of x is a PNG of mode .* grey or palette'
+    words = r'the annotation of x is a picture of mode .* grey or palette'
     for png in (encoded(image), encoded(label_map.astype(np.uint16))):
         with pytest.raises(RequestError, match=words):
             label_maps.decode(png, 'x', 5, False)
