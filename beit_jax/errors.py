@@ -39,7 +39,8 @@ class StorageError(Exception):
 def of_storage(error: Exception, message: str) -> RequestError | StorageError:
     """What to raise where a file that a request names could not be read or written: a StorageError
     where that may pass (`PASSING`)."""
-    return (StorageError if getattr(error, 'errno', None) in PASSING else RequestError)(message)
+    passing = isinstance(error, OSError) and error.errno in PASSING
+    return (StorageError if passing else RequestError)(message)
 
 
 def check(condition: bool, message: str) -> None:

@@ -7,7 +7,8 @@ from typing import Annotated, ClassVar, NamedTuple
 from beit_jax.errors import check, one_of
 from beit_jax.settings.intervals import Count, Interval, Seed, Share, ShareBelow1
 
-SOURCES = ('shapes', 'folder', 'tfds', 'webdataset', 'parquet')
+SOURCES = ('shapes', 'folder', 'tfds', 'webdataset', 'parquet', 'class_tars')
+LABEL_MAP_SOURCES = ('shapes', 'folder', 'tfds')  # those that may have label maps
 IMAGE_OPS = ('simd', 'tensorflow')
 # of `shapes`, as data/sources/shapes.py explains them
 LEVELS = ('easy', 'rotated', 'textured', 'cluttered', 'occluded', 'medium', 'hard')
@@ -37,12 +38,13 @@ class Reading(NamedTuple):
 class DataConfig:
     """Which images, and how they are cropped. Sizes are in pixels, shares and scales in [0, 1]."""
 
-    name: str = 'folder'  # shapes | folder | tfds | webdataset | parquet
+    name: str = 'folder'  # shapes | folder | tfds | webdataset | parquet | class_tars
     # folder: the images; tfds: the version directory that holds dataset_info.json; webdataset: the
     # folder of the .tar files, or FOLDER/name-{0000..1023}.tar; parquet: the folder of the .parquet
-    # files, or of a saved Dataset; local, or gs://..., s3://...
+    # files, or of a saved Dataset; class_tars: the tar of tars, or the folder of them; local, or
+    # gs://..., s3://...
     path: str = ''
-    # folder, webdataset, parquet: held-out images; '' holds out a share of `path`
+    # folder, webdataset, parquet, class_tars: held-out images; '' holds out a share of `path`
     evaluate_path: str = ''
     # the share of `path` that is held out where there is no evaluate_path
     holdout: ShareBelow1 = 0.0
@@ -163,6 +165,7 @@ class SegmentDataConfig(DataConfig):
     def __post_init__(self):
         super().__post_init__()
         check_order('segment_scale', self.segment_scale)
+        one_of('config.data.name of segmentation', self.name, LABEL_MAP_SOURCES)
         check(
             not self.labels_per_class,
             'config.data.labels_per_class is for images of one class each: leave it 0.',

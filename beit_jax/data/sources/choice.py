@@ -3,6 +3,7 @@
 from beit_jax.data.config import DataConfig
 from beit_jax.data.pictures.read import formats
 from beit_jax.data.sources.annotated_folder import TRAINING, VALIDATION, AnnotatedFolder
+from beit_jax.data.sources.class_tars import ClassTarsSource
 from beit_jax.data.sources.folder import FolderSource
 from beit_jax.data.sources.source import Source
 from beit_jax.data.sources.subset import Subset, holdout, some_of_each_class
@@ -34,9 +35,11 @@ def _open(config: DataConfig, train: bool) -> Source | None:
         return _tfds(config, train)
     if config.name in ('webdataset', 'parquet'):
         return _files(config, train)
+    if config.name == 'class_tars':
+        return _classes(ClassTarsSource, config, train)
     if config.label_maps:
         return _annotated_folder(config, train)
-    return _folder(config, train)
+    return _classes(FolderSource, config, train)
 
 
 def _shapes(config, train):
@@ -96,13 +99,14 @@ def _parquet():
     return ParquetSource
 
 
-def _folder(config, train):
-    source = FolderSource(config.path, index=config.index, endings=config.endings)
+def _classes(kind, config, train):
+    """Of a folder or a tar a class."""
+    source = kind(config.path, index=config.index, endings=config.endings)
     if not config.evaluate_path:
         return _share(source, config, train)
     if train:
         return source
-    return FolderSource(
+    return kind(
         config.evaluate_path, source.class_names, _EVALUATE_PATH, config.index, config.endings
     )
 

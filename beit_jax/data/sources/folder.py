@@ -1,5 +1,6 @@
 """A folder of image files, one sub-folder a class where there are classes."""
 
+from collections.abc import Sequence
 import unicodedata
 
 from beit_jax.data.config import ENDINGS
@@ -38,28 +39,12 @@ class FolderSource:
         self.fingerprint = self._listing.fingerprint
         classes = [folder.partition('/')[0] for folder in self._listing.folders]
         classes = classes if all(classes) else []  # some images are not in a sub-folder
-        # sorted as they are stored, then named as they can be printed
-        found = tuple(map(shown, sorted(set(classes))))
-        classes = list(map(shown, classes))
-        self.class_names = found if class_names is None else class_names
-        # macOS stores an accent as a letter of its own, other systems do not
-        composed = {unicodedata.normalize('NFC', name): name for name in class_names or ()}
-        if class_names and not set(classes) <= set(class_names):
-            classes = [composed.get(unicodedata.normalize('NFC', name), name) for name in classes]
-        unknown = sorted(set(classes) - set(self.class_names)) if self.class_names else ()
-        check(
-            not unknown,
-            f'{key}={path!r} has the class {unknown and unknown[0]!r}, which the training images '
-            'do not have.',
-        )
+        self.class_names, self._labels = numbered(classes, class_names, f'{key}={path!r}')
         check(
             bool(classes) or not self.class_names,
             f'{key}={path!r} has images outside class folders: sort them as the training images.',
         )
-        self._labels = [0] * len(self._listing.folders)  # of each folder
-        if self.class_names:
-            number = {name: label for label, name in enumerate(self.class_names)}
-            self._labels = [number[name] for name in classes]
+        self._labels = self._labels or [0] * len(self._listing.folders)  # of each folder
 
     def __len__(self) -> int:
         return len(self._listing)
@@ -79,6 +64,33 @@ class FolderSource:
 
     def read_many(self, start: int, stop: int) -> list[Example | OSError]:
         return [or_error(self.read, index) for index in range(start, stop)]
+
+
+def numbered(
+    classes: Sequence[str], class_names: tuple[str, ...] | None, where: str
+) -> tuple[tuple[str, ...], list[int]]:
+    """(the names of all classes, the number of each of `classes`), by `class_names` where they are
+    given, without numbers where those are ().
+
+    Raises:
+      RequestError: a class that `class_names` does not have; `where` is what the message begins
+        with.
+    """
+    # sorted as they are stored, then named as they can be printed
+    found = tuple(map(shown, sorted(set(classes))))
+    classes = list(map(shown, classes))
+    # macOS stores an accent as a letter of its own, other systems do not
+    composed = {unicodedata.normalize('NFC', name): name for name in class_names or ()}
+    if class_names and not set(classes) <= set(class_names):
+        classes = [composed.get(unicodedata.normalize('NFC', name), name) for name in classes]
+    names = found if class_names is None else class_names
+    number = {name: label for label, name in enumerate(names)}
+    unknown = sorted(set(classes) - set(names)) if names else ()
+    check(
+        not unknown,
+        f'{where} has the class {unknown and unknown[0]!r}, which the training images do not have.',
+    )
+    return names, [number[name] for name in classes] if names else []
 
 
 def path_kind(path: str, key: str) -> str:

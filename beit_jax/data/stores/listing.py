@@ -1,5 +1,6 @@
 """The images below a folder as a few arrays: half a gigabyte for 14 million names, not several."""
 
+from collections.abc import Iterable
 import hashlib
 import os
 import sys
@@ -11,15 +12,37 @@ from beit_jax.data.stores import manifest, storage
 from beit_jax.errors import check, of_storage, shown
 
 
-class Listing:
+class Names:
+    """Numbered files in folders, from what `pack` made of them.
+
+    Attributes:
+      folders: the paths of the folders that hold files, sorted; '' is the root.
+      fingerprint: sha256 of all paths and sizes.
+    """
+
+    def __init__(self, facts: dict, arrays: manifest.Arrays):
+        self.fingerprint = facts['fingerprint']
+        self.folders = os.fsdecode(arrays['folders'].tobytes()).split('\0')
+        self._first, self._names, self._ends = arrays['first'], arrays['names'], arrays['ends']
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def folder(self, index: int) -> int:
+        """The number of the folder that holds file `index`."""
+        return int(np.searchsorted(self._first, index, 'right')) - 1
+
+    def file(self, index: int) -> str:
+        """The path of file `index` below the root."""
+        begin, end = int(self._ends[index - 1]) if index else 0, int(self._ends[index])
+        name = os.fsdecode(self._names[begin:end].tobytes())
+        return storage.join(self.folders[self.folder(index)], name)
+
+
+class Listing(Names):
     """All files with one of the `endings` below `path`, sorted by folder, then by name; hidden
     files and folders are left out, links followed, but one that leads to a folder that it lies in
     is named on stderr and not entered.
-
-    Attributes:
-      folders: the paths below `path` of those folders that hold images, sorted; '' is `path`
-        itself.
-      fingerprint: sha256 of all paths below `path` and sizes.
 
     While it is made, memory holds the names of a few folders: one flat folder of millions takes
     gigabytes then.
@@ -48,8 +71,8 @@ class Listing:
             below = [storage.join(folder, name) for name in folders]
             return manifest.Task(below, len(files), list(zip(*files)))
 
-        def pack(found):
-            facts, arrays = _pack(found)
+        def packed(found):
+            facts, arrays = pack(found)
             check(
                 arrays['first'][-1] > 0,
                 f'{key}={path!r} holds no image: looked for {", ".join(endings)} there and in '
@@ -61,27 +84,11 @@ class Listing:
             'list': f'images {" ".join(endings)}',
             'path': path if storage.is_remote(path) else os.path.abspath(path),
         }
-        facts, arrays = manifest.open_list(index, of, [''], look, pack)
-        self.fingerprint = facts['fingerprint']
-        self.folders = os.fsdecode(arrays['folders'].tobytes()).split('\0')
-        self._first, self._names, self._ends = arrays['first'], arrays['names'], arrays['ends']
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def folder(self, index: int) -> int:
-        """The number of the folder that holds file `index`."""
-        return int(np.searchsorted(self._first, index, 'right')) - 1
-
-    def file(self, index: int) -> str:
-        """The path of file `index` below `path`."""
-        begin, end = int(self._ends[index - 1]) if index else 0, int(self._ends[index])
-        name = os.fsdecode(self._names[begin:end].tobytes())
-        return storage.join(self.folders[self.folder(index)], name)
+        super().__init__(*manifest.open_list(index, of, [''], look, packed))
 
 
-def _pack(found):
-    """(facts, arrays) out of (folder, [names, sizes]), ...
+def pack(found: Iterable[tuple[str, list]]) -> tuple[dict, manifest.Arrays]:
+    """(facts, arrays) out of (folder, [names, sizes, ...]), ...; a folder without files has [].
 
     Arrays: `folders` uint8, their paths with zeros between; `first` int64 [folders + 1], the first
     file of each; `names` uint8, one after the other; `ends` int64 [files], where each ends.

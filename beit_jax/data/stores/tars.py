@@ -14,7 +14,7 @@ from beit_jax.data.stores.shards import Shards
 from beit_jax.errors import of_storage
 
 # first bytes of gzip, bzip2, xz and zstandard
-_COMPRESSED = (b'\x1f\x8b', b'BZh', b'\xfd7zXZ', b'\x28\xb5\x2f\xfd')
+COMPRESSED = (b'\x1f\x8b', b'BZh', b'\xfd7zXZ', b'\x28\xb5\x2f\xfd')
 
 
 class Place(typing.NamedTuple):
@@ -110,7 +110,7 @@ def _places(path, images, label, key) -> list[Place]:
 def _plain(file):
     """The file, unless it is compressed."""
     start = file.read(6)
-    if start.startswith(_COMPRESSED):
+    if start.startswith(COMPRESSED):
         raise ValueError('it is compressed, so that nothing in it can be found: gunzip it')
     file.seek(0)
     return file
@@ -122,11 +122,18 @@ def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarI
     for name, members in itertools.groupby(files, lambda member: _parts(member.name)[0]):
         sample = {}
         for member in members:
+            check_whole(member)
             ending = _parts(member.name)[1]
             if ending in sample:
                 raise ValueError(f'there are two members {member.name!r}')
             sample[ending] = member
         yield name, sample
+
+
+def check_whole(member: tarfile.TarInfo) -> None:
+    """Raises ValueError where the bytes of a member are not those of the file."""
+    if member.issparse():
+        raise ValueError(f'{member.name!r} is stored without its zeros (tar --sparse)')
 
 
 def _hidden(name):

@@ -4,6 +4,7 @@ of the same pictures; damaged ones are refused."""
 import io
 import json
 import os
+import subprocess
 import tarfile
 
 import fsspec
@@ -159,6 +160,16 @@ def test_bad_samples(tmp_path, samples, message):
     path = write(tmp_path / 'set', samples)
     with pytest.raises(RequestError, match=f'config.data.path: the shard .*{message}'):
         WebDatasetSource(path)
+
+
+def test_members_with_holes(tmp_path):
+    with (tmp_path / '0.jpg').open('wb') as file:
+        file.truncate(2**16)
+    (tmp_path / '0.cls').write_text('1')
+    command = ['tar', '--sparse', '-cf', tmp_path / 'a.tar', '-C', tmp_path, '0.jpg', '0.cls']
+    subprocess.run(command, check=True)
+    with pytest.raises(RequestError, match=r"'0.jpg' is stored without its zeros"):
+        WebDatasetSource(str(tmp_path))
 
 
 def test_bad_shards(tmp_path):

@@ -149,7 +149,7 @@ def test_half_a_line_does_not_count(path, index, half, listed, monkeypatch):
     for file in Path(path, 'n0').glob('*.jpg'):  # as the spool says
         file.unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(listing, '_pack', lambda found: sys.exit([task for task, _ in found]))
+        patch.setattr(listing, 'pack', lambda found: sys.exit([task for task, _ in found]))
         with pytest.raises(SystemExit):
             FolderSource(path, index=index)
     assert len(listed) == 2 * FOLDERS - 1
@@ -224,8 +224,8 @@ def test_of_several_processes_one_makes_the_list(path, index, listed, monkeypatc
     monkeypatch.setattr(
         storage, 'list_folder', lambda *args: time.sleep(0.02) or list_folder(*args)
     )
-    packed, pack = [], listing._pack
-    monkeypatch.setattr(listing, '_pack', lambda found: packed.append(1) or pack(found))
+    packed, pack = [], listing.pack
+    monkeypatch.setattr(listing, 'pack', lambda found: packed.append(1) or pack(found))
     # a lock is of an open file: between threads it is as between processes
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
         made = list(pool.map(lambda _: everything(FolderSource(path, index=index)), range(3)))
@@ -249,7 +249,7 @@ def test_memory(monkeypatch):
     """Half a gigabyte for 14 million names, of which a list that is opened holds only what is used:
     here a thousandth of them."""
     names = [f'n{i % 10:08}_{i}.JPEG' for i in range(14_000)]
-    facts, arrays = listing._pack(iter([('n01440764', [sorted(names), [110_000] * len(names)])]))
+    facts, arrays = listing.pack(iter([('n01440764', [sorted(names), [110_000] * len(names)])]))
     assert sum(array.nbytes for array in arrays.values()) < 500e6 / 1000
     assert all(isinstance(array, np.ndarray) for array in arrays.values())
     assert len(facts['fingerprint']) == 64
