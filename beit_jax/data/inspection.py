@@ -47,6 +47,7 @@ class Look(typing.NamedTuple):
     format: str = 'unknown'
     mode: str = 'unknown'
     oddities: tuple[str, ...] = ()  # training can use it, but is it meant?
+    orientation: int = 1  # by EXIF; 1 is upright
 
 
 def look_at(source: Source, index: int, decode: Callable) -> Look:
@@ -62,10 +63,10 @@ def look_at(source: Source, index: int, decode: Callable) -> Look:
         flaw = str(error)
     if isinstance(image, np.ndarray):
         size, (height, width) = image.nbytes, image.shape[:2]
-        form, mode, oddities = 'array', 'RGB', []
+        form, mode, oddities, turned = 'array', 'RGB', [], 1
     else:
         size = len(image)
-        width, height, form, mode, oddities = _header(image, source.name(index))
+        width, height, form, mode, oddities, turned = _header(image, source.name(index))
         if flaw and form not in (*FORMATS, 'unknown'):
             flaw += f' but {form}'
         elif not image:
@@ -74,11 +75,13 @@ def look_at(source: Source, index: int, decode: Callable) -> Look:
         oddities.append(f'smaller than {SMALL} pixels')
     if max(width, height) > LONG * min(width, height):
         oddities.append(f'aspect ratio above {LONG}')
-    return Look(flaw, label, digest(image), size, width, height, form, mode, tuple(oddities))
+    oddities = tuple(oddities)
+    return Look(flaw, label, digest(image), size, width, height, form, mode, oddities, turned)
 
 
 def _header(image: bytes, name: str):
-    """(width, height, format, mode, oddities) of a file, by Pillow; pixels are not decoded."""
+    """(width, height, format, mode, oddities, EXIF orientation) of a file, by Pillow; pixels are
+    not decoded."""
     try:
         with Image.open(io.BytesIO(image)) as header:
             # MPO: a JPEG that others follow
@@ -86,16 +89,17 @@ def _header(image: bytes, name: str):
             frames = getattr(header, 'n_frames', 1) if form in FORMATS else 1
             turned = _orientation(header)
     except (OSError, SyntaxError, ValueError):
-        return 0, 0, 'unknown', 'unknown', ['a header that Pillow cannot read']
+        return 0, 0, 'unknown', 'unknown', ['a header that Pillow cannot read'], 1
     oddities = []
     named = [other for other in FORMATS if name.lower().endswith(FORMATS[other])]
     if named and form not in named:
         oddities.append(f'a {form} named {os.path.splitext(name)[1]}')
     if frames > 1:
         oddities.append('several frames, of which training sees the first')
-    if turned in range(2, 9):
+    turned = turned if turned in range(1, 9) else 1
+    if turned > 1:
         oddities.append(f'EXIF orientation {turned}, which training ignores')
-    return *header.size, form, header.mode, oddities
+    return *header.size, form, header.mode, oddities, turned
 
 
 def _orientation(header: Image.Image) -> int:
@@ -131,7 +135,7 @@ def measure(
     Memory: 33 bytes an example, and what names the faulty ones.
     """
     indices, began = spread(source, limit), time.perf_counter()
-    rows, formats, modes = np.zeros(len(indices), ROW), Counter(), Counter()
+    rows, formats, modes, turned = np.zeros(len(indices), ROW), Counter(), Counter(), Counter()
     # reason -> indices
     corrupt, suspicious = defaultdict(lambda: array('q')), defaultdict(lambda: array('q'))
     looks = in_threads(lambda index: look_at(source, index, decode), indices, workers, 'decoding')
@@ -142,6 +146,7 @@ def measure(
             continue
         formats[look.format] += 1
         modes[look.mode] += 1
+        turned[look.orientation] += 1
         for oddity in look.oddities:
             suspicious[oddity].append(indices[row])
     seconds = time.perf_counter() - began
@@ -157,8 +162,10 @@ def measure(
         'examined': len(indices),
         'estimated': not complete,
         **_classes(source, np.delete(labels, unlabelled), complete),
+        'labelled': _all_labels(source),
         'formats': dict(formats.most_common()),
         'modes': dict(modes.most_common()),
+        'exif_orientations': {str(each): turned[each] for each in sorted(turned) if each > 1},
         'width': _extent(sizes['width']),
         'height': _extent(sizes['height']),
         'share_below_224': float(np.mean(shorter < SIDE)) if len(sizes) else None,
@@ -192,6 +199,19 @@ def _classes(source, labels, complete: bool) -> dict:
         'smallest_class': entry(np.argmin(counts)) if names else None,
         'largest_class': entry(np.argmax(counts)) if names else None,
         'empty_classes': [names[label] for label in empty],
+    }
+
+
+def _all_labels(source) -> dict | None:
+    """The smallest and the largest class of all examples, where labels are known without reading
+    them."""
+    labels, names = getattr(source, 'labels', None), source.class_names
+    if labels is None or not names:
+        return None
+    counts = np.bincount(labels, minlength=len(names))
+    return {
+        end: {'name': names[label], 'examples': int(counts[label])}
+        for end, label in (('min', np.argmin(counts)), ('max', np.argmax(counts)))
     }
 
 

@@ -10,6 +10,7 @@ from beit_jax.data.config import DataConfig
 from beit_jax.data.inspection import SIDE
 from beit_jax.errors import shown
 
+WITH_SPLITS = ('tfds', 'webdataset', 'parquet')
 SHOWN = 20  # names on the terminal; the JSON has all
 
 
@@ -50,7 +51,7 @@ def command(
         value = getattr(data, name)
         if value != getattr(default, name):
             chosen[name] = value
-    if data.name == 'tfds':  # recipes expect ImageNet's
+    if data.name in WITH_SPLITS:  # recipes expect ImageNet's
         chosen['evaluate_split'] = data.evaluate_split
     if corrupt_share > default.max_bad_share:
         # a percent more: shares vary from step to step
@@ -74,6 +75,9 @@ def report(figures: dict, path: str) -> str:
             f'only {figures["examined"]:,} evenly spread examples were looked at (--limit): all '
             'below is about them',
         )
+    if all_labels := figures['labelled']:
+        few, many = (f'{each["examples"]:,} ({each["name"]})' for each in all_labels.values())
+        say('labels', f'from {few} to {many} a class, of all {figures["examples"]:,}')
     if figures['classes']:
         few, many = (
             f'{figures[end]["examples"]:,} ({figures[end]["name"]})'
@@ -84,6 +88,13 @@ def report(figures: dict, path: str) -> str:
         say('', f'{len(empty):,} without a usable image: {_first(empty)}')
     for name in ('formats', 'modes'):
         say(name, ', '.join(f'{key} {count:,}' for key, count in figures[name].items()) or 'none')
+    turned = figures['exif_orientations']
+    which = ', '.join(f'{orientation}: {count:,}' for orientation, count in turned.items())
+    say(
+        'exif',
+        f'{sum(turned.values()):,} of {figures["examined"]:,} have an orientation other than 1'
+        + f' ({which}), which training ignores' * bool(turned),
+    )
     if figures['width']:
         for name in ('width', 'height'):
             say(name, '{min:,} to {max:,} pixels, median {median:,.0f}'.format(**figures[name]))

@@ -55,6 +55,13 @@ def doubts(classes: Sequence[str], path: str) -> list[str]:
     return [f'the classes are {", ".join(parts)}, which are parts of a set: give {given}']
 
 
+def is_reduced(path: str, found: dict) -> bool:
+    """Whether the annotations that `annotations` found count the classes from 1: those of ADE20K,
+    and of a set with classes.txt where they have no 0, or one more than it names."""
+    values, ours = found['values'], storage.kind(storage.join(path, 'classes.txt'))
+    return not ours or 0 not in values or values[-1] >= found['classes']
+
+
 def is_annotated(path: str) -> bool:
     """Whether a folder holds images and annotations, for segmentation."""
     parts = (storage.join(path, name) for name in ('images', 'annotations'))

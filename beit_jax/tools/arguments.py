@@ -17,9 +17,9 @@ from beit_jax.train.processes.exit_status import REFUSED, status_of
 
 # which pictures there are, and how they are cropped
 DATA = (
-    'name', 'path', 'evaluate_path', 'split', 'evaluate_split', 'holdout', 'level', 'num_examples',
-    'num_evaluate_examples', 'crop_scale', 'crop_ratio', 'flip', 'evaluate_crop', 'index',
-    'label_field', 'image_field', 'image_ops', 'max_pixels', 'endings', 'exif', 'workers',
+    'name', 'path', 'evaluate_path', 'split', 'evaluate_split', 'holdout', 'label_field',
+    'image_field', 'level', 'num_examples', 'num_evaluate_examples', 'crop_scale', 'crop_ratio',
+    'flip', 'evaluate_crop', 'index', 'image_ops', 'max_pixels', 'endings', 'exif', 'workers',
 )  # fmt: skip
 
 

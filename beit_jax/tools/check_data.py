@@ -1,6 +1,6 @@
 """Can this data set be trained on? Reads it as training would, decodes every picture in full, and
-says what is there, what is wrong, how fast that was, and how to train on it. Exit status 2: it is
-not usable as it is."""
+says what is there, what is wrong, how fast that was, and how to train on it. Which kind of data it
+is, --data.path says. Exit status 2: it is not usable as it is."""
 
 import functools
 import os
@@ -13,6 +13,7 @@ from beit_jax.data.config import DataConfig
 from beit_jax.data.inspection import empty_folders, measure
 from beit_jax.data.inspection_report import command, problems, report
 from beit_jax.data.pictures.boxes import whole_box
+from beit_jax.data.recognition import kind_of
 from beit_jax.data.sources.annotated_folder import TRAINING, AnnotatedFolder
 from beit_jax.data.sources.choice import open_source
 from beit_jax.errors import check, shown
@@ -32,6 +33,9 @@ def run(options) -> None:
         0 <= options.max_bad_share <= 1,
         f'--max_bad_share is {options.max_bad_share}: use a share from 0 to 1.',
     )
+    path = getattr(options, 'data.path')
+    if not getattr(options, 'data.name'):
+        setattr(options, 'data.name', kind_of(path, '--data.path') if path else DataConfig.name)
     data = arguments.data_config(options)
     json_file = outputs.file('--json', options.json, [data.path, data.evaluate_path])
     Image.MAX_IMAGE_PIXELS = None  # only headers are read with Pillow,
@@ -63,7 +67,10 @@ def run(options) -> None:
     figures['command'] = train_with(PRETRAIN, '--config.tokenizer.path=TOKENIZER')
     figures['finetune_command'] = train_with(FINETUNE) if source.class_names else None
     if annotated:
-        figures['command'] = train_with(SEGMENT)
+        reduced = layout.is_reduced(data.path, look)
+        figures['command'] = train_with(
+            SEGMENT, f'--config.data.reduce_zero_label={str(reduced).lower()}'
+        )
     print(report(figures, shown(data.path or data.name)))
     outputs.write(json_file, figures, indent=1)
     check(figures['usable'], '\n'.join(figures['problems']))
@@ -96,6 +103,7 @@ def _arguments():
         help='also write the figures, and all names, to this file',
     )
     arguments.add_data(parser)
+    parser.set_defaults(**{'data.name': ''})  # what lies at the path says it
     return parser
 
 

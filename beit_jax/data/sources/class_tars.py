@@ -4,6 +4,9 @@
 import os
 import sys
 
+import numpy as np
+
+from beit_jax.data.config import ENDINGS
 from beit_jax.data.sources.folder import numbered, path_kind
 from beit_jax.data.sources.source import Example
 from beit_jax.data.sources.splits import digest
@@ -16,8 +19,8 @@ class ClassTarsSource:
     """The pictures of a tar of tars, or of a folder of tars: in the order, with the classes and the
     fingerprint of a folder that has, for each tar, a folder of its pictures.
 
-    `class_names`, `key` and `index` are as of `FolderSource`. A tar without pictures is no class,
-    and is named on stderr.
+    `class_names`, `key`, `index` and `endings` are as of `FolderSource`. A tar without pictures is
+    no class, and is named on stderr.
 
     Raises:
       RequestError: nothing there, compressed tars. See `ClassTars`.
@@ -29,6 +32,7 @@ class ClassTarsSource:
         class_names: tuple[str, ...] | None = None,
         key: str = 'config.data.path',
         index: str = '',
+        endings: tuple[str, ...] = ENDINGS,
     ):
         check(bool(path), f'{key} is empty: set it to a tar of class tars, or a folder of them.')
         try:
@@ -36,12 +40,12 @@ class ClassTarsSource:
         except OSError as error:
             raise of_storage(error, f'{key}={path!r} cannot be read ({error}).') from error
         of = {
-            'list': 'class tars',
+            'list': f'class tars {" ".join(endings)}',
             'path': path if storage.is_remote(path) else os.path.abspath(path),
             'tars': digest(stamps, stamps.values()),
         }
         sizes = {name: size for name, (size, _) in stamps.items()}
-        self._tars = ClassTars(path, sizes, key, index, of)
+        self._tars = ClassTars(path, sizes, key, index, of, endings)
         self.fingerprint = self._tars.names.fingerprint
         where = f'{key}={path!r}'
         if empty := self._tars.empty:
@@ -51,6 +55,11 @@ class ClassTarsSource:
 
     def __len__(self) -> int:
         return len(self._tars)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 [N]."""
+        return np.repeat(self._labels, np.diff(self._tars.starts))
 
     def name(self, index: int) -> str:
         return self._tars.name(index)

@@ -3,6 +3,7 @@
 
 import os
 
+import numpy as np
 import pyarrow as pa
 
 from beit_jax.data.sources.folder import path_kind
@@ -70,6 +71,11 @@ class ParquetSource:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int [N]."""
+        return self._rows.labels
 
     def name(self, index: int) -> str:
         return self._rows.name(index)

@@ -78,6 +78,11 @@ class WebDatasetSource:
     def __len__(self) -> int:
         return len(self._samples)
 
+    @property
+    def labels(self) -> np.ndarray:
+        """int [N]."""
+        return self._samples.labels
+
     def name(self, index: int) -> str:
         return self._samples.name(index)
 

@@ -11,6 +11,7 @@ import typing
 
 import numpy as np
 
+from beit_jax.data.config import ENDINGS
 from beit_jax.data.stores import listing, manifest, storage
 from beit_jax.data.stores.shards import Shards
 from beit_jax.data.stores.tars import COMPRESSED, check_whole
@@ -60,7 +61,7 @@ class Placed(Shards):
 
 class ClassTars(Placed):
     """The pictures of the class tars in `path`, which is a folder or a tar itself: files with one
-    of the `listing.EXTENSIONS`, without hidden ones. The list is kept as `of` in `index`.
+    of the `endings`, without hidden ones. The list is kept as `of` in `index`.
 
     `sizes`: of the tars in the folder, {name: bytes}; or of the tar `path`, {'': bytes}.
 
@@ -74,7 +75,13 @@ class ClassTars(Placed):
     """
 
     def __init__(
-        self, path: str, sizes: Mapping[str, int], key: str, index: str, of: Mapping[str, str]
+        self,
+        path: str,
+        sizes: Mapping[str, int],
+        key: str,
+        index: str,
+        of: Mapping[str, str],
+        endings: tuple[str, ...] = ENDINGS,
     ):
         files = {_class(name): storage.join(path, name) for name in sizes}
 
@@ -83,7 +90,7 @@ class ClassTars(Placed):
             inside = f': the class tar {shown(name) + _TAR!r} in it' * (name not in files)
             with reading(files.get(name, path), key, inside) as file:
                 if name:
-                    columns = list(map(list, zip(*pictures(file, int(begin), int(end)))))
+                    columns = list(map(list, zip(*pictures(file, int(begin), int(end), endings))))
                     return manifest.Task([], len(columns[0]) if columns else 0, columns)
                 return manifest.Task(list(_class_tars(file, int(end))), 0, [])
 
@@ -102,7 +109,7 @@ class ClassTars(Placed):
             check(
                 len(arrays['ends']) > 0,
                 f'{key}={path!r} has {len(empty)} class tars, and in none of them a picture: '
-                f'looked for {", ".join(listing.EXTENSIONS)}.',
+                f'looked for {", ".join(endings)}.',
             )
             return facts | {'empty': empty}, arrays
 
@@ -156,12 +163,14 @@ def members(file: typing.BinaryIO, begin: int, end: int) -> Iterator[Member]:
             raise cut
 
 
-def pictures(file: typing.BinaryIO, begin: int, end: int) -> list[Member]:
+def pictures(
+    file: typing.BinaryIO, begin: int, end: int, endings: tuple[str, ...] = ENDINGS
+) -> list[Member]:
     """Those of `members` that are pictures, sorted as the files of a folder are."""
     found = [
         member
         for member in members(file, begin, end)
-        if member.name.lower().endswith(listing.EXTENSIONS)
+        if member.name.lower().endswith(endings)
         and not any(part.startswith('.') for part in member.name.split('/'))
     ]
     found.sort(key=lambda member: posixpath.split(member.name))
