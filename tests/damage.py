@@ -100,7 +100,10 @@ def damaged(data, rng):
         except (ValueError, RecursionError):
             content = None
         if isinstance(content, dict) and content and rng.random() < 0.7:
-            data = damage_json(content, rng)
-        else:
-            data = damage(data, rng)
+            try:
+                data = damage_json(content, rng)
+                continue
+            except RecursionError:  # it is deeper than json.dumps goes
+                pass
+        data = damage(data, rng)
     return data

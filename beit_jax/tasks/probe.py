@@ -30,6 +30,7 @@ from beit_jax.tasks import LabelledRunConfig, Task
 from beit_jax.tasks.classify import adapt_encoder, pixel_differences
 from beit_jax.tasks.neighbours import NeighboursConfig, nearest_neighbours
 from beit_jax.weights.load import load_weights
+from beit_jax.weights.pytorch.files import check_exists
 from beit_jax.weights.trees import check_params, digest
 
 CALIBRATION = 2048  # training images that the features are standardised by
@@ -215,6 +216,7 @@ def make(config: Config) -> Probe:
 
     encoder, abstract = nnx.split(nnx.eval_shape(build))
     if config.encoder:
+        check_exists(config.encoder, 'config.encoder')
         params, description = load_weights(config.encoder)
         architecture = description['architecture']
         frozen, _ = adapt_encoder(params, architecture, config, config.encoder)

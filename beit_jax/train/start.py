@@ -21,6 +21,7 @@ from beit_jax.train.workdir.directory import writing
 from beit_jax.train.workdir.metrics import MetricsWriter
 from beit_jax.train.workdir.token_cache import TokenCache
 from beit_jax.weights.load import load_weights
+from beit_jax.weights.pytorch.files import check_exists
 from beit_jax.weights.trees import check_params
 
 
@@ -43,6 +44,7 @@ def restore_or_init(run: Run, checkpoints: Checkpoints):
     if state is not None:
         return state
     if run.config.init:
+        check_exists(run.config.init, 'config.init')
         params, _, notes = load_params(run, run.config.init)
         run.notes += notes
     else:

@@ -6,6 +6,7 @@ Its description says what to build and how to show it pictures.
 from collections.abc import Sequence
 import dataclasses
 import functools
+import os
 from pathlib import Path
 
 from flax import nnx
@@ -297,7 +298,7 @@ def load_model(path: str | Path, dtype: str = 'float32') -> Model:
       RequestError: nothing of that, damaged, or refused.
     """
     one_of('dtype', dtype, COMPUTE_DTYPES)
-    params, description = load_weights(str(path))
+    params, description = load_weights(os.path.expanduser(path))
     architecture = description['architecture']
     one_of(f'the architecture of {path}', architecture['architecture'], ARCHITECTURES)
     graphdef, wanted = abstract(architecture, dtype=dtype)

@@ -11,6 +11,7 @@ import pytest
 from beit_jax.settings.mapping import task_config
 from beit_jax.train import loop
 from beit_jax.train.processes.distributed import Stop
+from beit_jax.train.processes.exit_status import UNSAVED
 from beit_jax.train.workdir.checkpoint import Checkpoints
 from tests import tiny
 from tests.train.test_resume import assert_same_run
@@ -72,7 +73,7 @@ def test_a_disk_that_takes_no_more(
     if mended:
         assert status == 0
     else:
-        assert status == loop.UNSAVED and 'error: not everything is written' in out
+        assert status == UNSAVED and 'error: not everything is written' in out
         assert 'step 5/5  loss' in out, 'it went on to the end'
         mend(small_disk)
         monkeypatch.undo()
@@ -143,7 +144,7 @@ def test_a_full_disk_does_not_hold_up_the_process(tokenizer_dir, small_disk):
     with open(small_disk / 'filler', 'r+b') as filler:
         filler.truncate((small_disk / 'filler').stat().st_size - 100_000)
     result = tiny.run(tiny.arguments(small_disk / 'run', tokenizer_dir), timeout=150)
-    assert result.returncode == loop.UNSAVED and 'could not be written' in result.stdout, result
+    assert result.returncode == UNSAVED and 'could not be written' in result.stdout, result
     assert not result.stderr, 'one line of ours, and no stacks of Orbax and asyncio'
 
 
@@ -151,7 +152,7 @@ def test_what_cannot_be_written_at_the_start(tokenizer_dir, small_disk):
     subprocess.run(['mount', '-o', 'remount,ro', small_disk], check=True)
     result = tiny.run(tiny.arguments(small_disk / 'run', tokenizer_dir))
     assert (
-        result.returncode == loop.UNSAVED
+        result.returncode == UNSAVED
         and 'Read-only file system' in result.stderr
         and 'Traceback' not in result.stderr
     )
