@@ -85,7 +85,7 @@ class DataConfig:
     # parts of an epoch that are read side by side, each for its own rows of a batch; the number of
     # hosts, or a multiple
     lanes: Count = 1
-    # what decodes and resizes: simd | tensorflow (slower, takes no other library, rounds otherwise)
+    # what decodes and resizes: simd | tensorflow (slower, takes TensorFlow alone, rounds otherwise)
     image_ops: str = 'simd'
     workers: Annotated[int, Interval(0, 1024)] = 0  # parallel decodes; 0: one per core
     prefetch: Annotated[int, Interval(0, 1024)] = 2  # batches read ahead

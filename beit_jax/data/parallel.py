@@ -1,14 +1,16 @@
-"""How batches are made at the same time and in order: tf.data asks for the next ones while threads
-fill the rows of each. What reads, decodes and resizes releases the interpreter's lock."""
+"""How batches are made at the same time and in order: threads fill the rows of each, and the next
+ones are asked for ahead, by tf.data or, where TensorFlow is not installed, by threads too. What
+reads, decodes and resizes releases the interpreter's lock."""
 
 import collections
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import concurrent.futures
+import contextlib
+import importlib.util
 import itertools
 import math
 
 import numpy as np
-import tensorflow as tf
 
 from beit_jax.data.config import DataConfig, View
 
@@ -36,7 +38,7 @@ def batches(
       each view's name: uint8 [R, ...]; `grey` float32 [R]; `label` int32 [R]; `used` int64 [R];
         `index` int64 [R] and `view` uint32 [R] as `examples` gave them.
     """
-    workers, failures = config.num_workers, []
+    workers = config.num_workers
     pool = concurrent.futures.ThreadPoolExecutor(workers)
     parts = np.array_split(np.arange(num_rows), min(num_rows, _PARTS * workers))
 
@@ -50,33 +52,26 @@ def batches(
                 for array, value in zip(arrays, load(int(numbers[row]), int(indices[row]))):
                     array[row] = value
 
-        try:
-            list(pool.map(fill, parts))
-        except Exception as error:
-            failures.append(error)
-            raise
+        list(pool.map(fill, parts))
         return [*arrays, indices, numbers.astype(np.uint32)]
 
     names = [*(view.name for view in views), 'grey', 'label', 'used', 'index', 'view']
-    types = [tf.uint8] * len(views) + [tf.float32, tf.int32, tf.int64, tf.int64, tf.uint32]
-    dataset = tf.data.Dataset.range(steps.start, steps.stop).map(
-        lambda step: tf.numpy_function(make, [step], types),
-        num_parallel_calls=_BEGUN,
-        deterministic=True,
-    )
-    options = tf.data.Options()
-    # the trainer's own threads are not TensorFlow's to take
-    options.threading.private_threadpool_size = _BEGUN
-    # there is nothing to tune, and closing the iterator would wait for the tuner, who sleeps up to
-    # a minute
-    options.autotune.enabled = False
+    dtypes = [np.uint8] * len(views) + [np.float32, np.int32, np.int64, np.int64, np.uint32]
     try:
-        for arrays in dataset.prefetch(config.prefetch).with_options(options).as_numpy_iterator():
-            yield dict(zip(names, arrays, strict=True))
-    except tf.errors.OpError as error:
-        raise (failures or [error])[0] from None  # as itself, not as TensorFlow wraps it
+        with contextlib.closing(_in_order(make, dtypes, steps, config.prefetch)) as made:
+            for arrays in made:
+                yield dict(zip(names, arrays, strict=True))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _in_order(make, dtypes, steps, prefetch):
+    """`make(step)` of each step, in order: `_BEGUN` at a time, and `prefetch` are kept ready."""
+    if importlib.util.find_spec('tensorflow') is None:
+        return _ahead(make, steps, _BEGUN, _BEGUN + prefetch)
+    from beit_jax.data import tf_data
+
+    return tf_data.in_order(make, dtypes, steps, _BEGUN, prefetch)
 
 
 def _aligned(shape):
@@ -89,11 +84,16 @@ def _aligned(shape):
 
 def ahead(function: Callable, items: Iterable, config: DataConfig) -> Iterator:
     """`function(item)` of each item, in order, made in threads: two a thread ahead of time."""
-    workers, pending, items = config.num_workers, collections.deque(), iter(items)
-    pool = concurrent.futures.ThreadPoolExecutor(workers)
+    return _ahead(function, items, config.num_workers, 2 * config.num_workers)
+
+
+def _ahead(function, items, threads, count):
+    """`function(item)` of each item, in order, made in threads: `count` ahead of time."""
+    pending, items = collections.deque(), iter(items)
+    pool = concurrent.futures.ThreadPoolExecutor(threads)
     try:
         while True:
-            for item in itertools.islice(items, 2 * workers - len(pending)):
+            for item in itertools.islice(items, count - len(pending)):
                 pending.append(pool.submit(function, item))
             if not pending:
                 return

@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from beit_jax import whole_files
+from beit_jax.data import pipeline
 from beit_jax.data.config import DataConfig, View
 from beit_jax.data.pictures.load import image_batches
 from beit_jax.data.sources.choice import open_source
@@ -67,8 +68,6 @@ def pictures_of_data(data: DataConfig, part: str) -> Pictures:
     Raises:
       RequestError: there is none, or what is there cannot be read.
     """
-    from beit_jax.data import pipeline
-
     source, size, crop = open_source(data, part), data.image_size, data.evaluate_crop
     check(
         source is not None,

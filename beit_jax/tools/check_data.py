@@ -13,6 +13,7 @@ from beit_jax.data.config import DataConfig
 from beit_jax.data.inspection import empty_folders, measure
 from beit_jax.data.inspection_report import command, problems, report
 from beit_jax.data.pictures.boxes import whole_box
+from beit_jax.data.pictures.decode import image_ops
 from beit_jax.data.recognition import kind_of
 from beit_jax.data.sources.annotated_folder import TRAINING, AnnotatedFolder
 from beit_jax.data.sources.choice import open_source
@@ -47,8 +48,6 @@ def run(options) -> None:
         source, held_out = annotated.images, None
     else:
         source, held_out = open_source(data, 'train'), open_source(data, 'evaluate')
-    from beit_jax.data.pictures.decode import image_ops  # here, because it starts TensorFlow
-
     decode = functools.partial(image_ops(data).decode_crop, box_of=whole_box, reading=data.reading)
     figures = measure(source, held_out, options.limit, data.num_workers, decode)
     if data.name == 'folder':

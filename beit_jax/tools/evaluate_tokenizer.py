@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from beit_jax.data import pipeline
 from beit_jax.data.config import View
 from beit_jax.data.pictures.grid import rows_picture
 from beit_jax.data.sources.choice import open_source
@@ -22,8 +23,6 @@ CELL = 112  # side of a picture in the picture, in pixels
 def read_batches(options, size: int, left_out: images_option.LeftOut) -> Iterator[np.ndarray]:
     """Batches uint8 [B, size, size, 3] of at most `options.limit` pictures, spread evenly over the
     held-out ones, or over all; without those that cannot be read."""
-    from beit_jax.data import pipeline
-
     data = arguments.data_config(options, image_size=size)
     source = open_source(data, 'evaluate') or open_source(data, 'train')
     source = Subset(source, spread(source, options.limit))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from beit_jax.data import pipeline
 from beit_jax.data.config import DataConfig, View
 from beit_jax.data.sampler import Sampler
 from beit_jax.data.sources.choice import open_source
@@ -24,8 +25,6 @@ BATCH = 100
 def random_patches(data: DataConfig, patch_size: int, count: int, seed: int) -> np.ndarray:
     """`count` patches, pixels in [0, 1], float32 [count, 3 * patch_size ** 2], of randomly cropped
     training pictures, at most 64 of each."""
-    from beit_jax.data import pipeline
-
     source, random = open_source(data, 'train'), np.random.default_rng(seed)
     per_picture = min(64, (data.image_size // patch_size) ** 2)
     sampler, views = (

@@ -10,7 +10,9 @@ import math
 import jax
 import numpy as np
 
+from beit_jax.data import pipeline
 from beit_jax.data.sampler import Sampler
+from beit_jax.data.segmentation import classes_in_words
 from beit_jax.data.sources.chunks import chunked
 from beit_jax.data.sources.source import Source
 from beit_jax.data.sources.subset import Subset
@@ -35,10 +37,7 @@ class Batches:
         Raises:
           RequestError: settings of the order that do not fit the data.
         """
-        # here and not above: TensorFlow is loaded only by those who read data
-        from beit_jax.data import pipeline
-
-        self._pipeline, self._config, self._task, self._mesh = pipeline, config, task, mesh
+        self._config, self._task, self._mesh = config, task, mesh
         self._source, self._held_out = source, held_out
         self._views = task.views + task.prepare_views
         data = config.data
@@ -66,10 +65,8 @@ class Batches:
     def check_source(self) -> list[str]:
         """Refuses training images of which too many cannot be read, and annotations without a
         class; lines on the classes that annotations have."""
-        from beit_jax.data.segmentation import classes_in_words
-
         data = self._config.data
-        self._pipeline.check_source(self._source, data)
+        pipeline.check_source(self._source, data)
         sources = {'training': self._source, 'held-out': self._held_out} if data.label_maps else {}
         return [
             classes_in_words(source, data, which) for which, source in sources.items() if source
@@ -88,7 +85,7 @@ class Batches:
         config, task = self._config, self._task
         source, sampler = chunked(self._source, self._sampler, self._rows)
         read = functools.partial(
-            self._pipeline.train_batches, source, sampler, config=config.data, rows=self._rows
+            pipeline.train_batches, source, sampler, config=config.data, rows=self._rows
         )
         cached_from = cache.complete_from(config.batch_size) if cache else _NEVER
         with_tokenizer = itertools.islice(
@@ -128,7 +125,7 @@ class Batches:
         """What this process read for `step`, as NumPy arrays."""
         data = self._config.data
         return next(
-            self._pipeline.train_batches(
+            pipeline.train_batches(
                 self._source, self._sampler, self._views, data, self._rows, step - 1
             )
         )
@@ -141,7 +138,7 @@ class Batches:
         """(index, image, label map) of this process's held-out pictures, of their own size."""
         source = self._held_out
         indices = range(jax.process_index(), len(source), jax.process_count())
-        examples, bad = self._pipeline.segmentation_examples(source, self._config.data, indices), []
+        examples, bad = pipeline.segmentation_examples(source, self._config.data, indices), []
         for index, image, label_map in examples:
             if image is None:
                 self._warn(source, index, 'it is left out')
@@ -162,7 +159,7 @@ class Batches:
     def _evaluation(self, source: Source, frozen) -> Iterator[dict]:
         """The batches of one pass over `source` on the devices, prepared."""
         config = self._config
-        batches = self._pipeline.evaluate_batches(
+        batches = pipeline.evaluate_batches(
             source,
             config.batch_size,
             self._views,
@@ -180,17 +177,17 @@ class Batches:
     def away(self) -> bool:
         """Whether the training examples that could not be read lately are not damaged, but their
         storage was away."""
-        return self._pipeline.are_away(self._source, self._bad, self._config.data)
+        return pipeline.are_away(self._source, self._bad, self._config.data)
 
     def _check_there(self, source: Source, bad: list[int]) -> None:
         """Figures of what is left of held-out images while their storage is away would be none."""
         data = self._config.data
         if len(bad) <= max(1, data.max_bad_share * len(source)):
             return
-        if self._pipeline.are_away(source, bad[-_REMEMBERED:], data):
+        if pipeline.are_away(source, bad[-_REMEMBERED:], data):
             raise StorageError(
                 f'{len(bad)} of {len(source)} held-out examples cannot be read, '
-                f'{source.name(bad[-1])} the last. {self._pipeline.AWAY}'
+                f'{source.name(bad[-1])} the last. {pipeline.AWAY}'
             )
 
     def _name_bad(self, batch: dict, source: Source) -> list[int]:
@@ -202,9 +199,9 @@ class Batches:
         return batch['index'][bad].tolist()
 
     def _warn(self, source: Source, index: int, what: str) -> None:
-        why = self._pipeline.flaw(source, index, self._config.data)
+        why = pipeline.flaw(source, index, self._config.data)
         # it may be readable by now, after a moment's fault of the storage
-        reason = f' ({self._pipeline.words(why)})' if why else ''
+        reason = f' ({pipeline.words(why)})' if why else ''
         print(f'warning: {source.name(index)} cannot be read; {what}{reason}', flush=True)
 
     @functools.cached_property  # compiled once a run, not once an evaluation

@@ -20,6 +20,7 @@ from beit_jax.data.sources.shapes import ShapesSource
 from beit_jax.data.sources.source import Example
 from beit_jax.errors import RequestError
 from tests.data.batches import CONFIG, ROWS, VIEWS, assert_equal, joined, train
+from tests.data.ways import each_name, reference
 
 
 def test_batches_have_the_promised_form(good):
@@ -44,8 +45,8 @@ def test_batches_have_the_promised_form(good):
 
 
 def test_pixels_follow_from_seed_and_position_alone(good):
-    """Made again outside tf.data, one by one; a flip is at 1/2: 84 draws lie within 27 .. 57 but
-    for one seed in 1000."""
+    """Made again outside the threads, one by one; a flip is at 1/2: 84 draws lie within 27 .. 57
+    but for one seed in 1000."""
     flips, crop = 0, {'scale': CONFIG.crop_scale, 'ratio': CONFIG.crop_ratio}
     for step, batch in enumerate(train(good, 12)):
         for row, index in enumerate(batch['index']):
@@ -60,7 +61,7 @@ def test_pixels_follow_from_seed_and_position_alone(good):
     assert 27 <= flips <= 57
 
 
-@pytest.mark.parametrize('image_ops', ['simd', 'tensorflow'])
+@each_name
 def test_grey_of_the_whole_picture(spoiled, image_ops):
     """Of that which is shown, as Pillow has it; the crops stay as they are without it."""
     config = dataclasses.replace(CONFIG, image_ops=image_ops, color_jitter=(0.0, 0.4, 0.0))
@@ -83,6 +84,7 @@ def uniform(seed, number, count):
 
 def test_without_the_quick_libraries(good, monkeypatch):
     """The same crops and flips, and pixels that differ by a rounding."""
+    reference()
     config = dataclasses.replace(CONFIG, image_ops='tensorflow')
     for quick, slow in zip(train(good, 2), train(good, 2, config=config), strict=True):
         for view in VIEWS:

@@ -21,12 +21,13 @@ from beit_jax.errors import RequestError
 from tests.data import batches
 from tests.data.batches import assert_equal, joined
 from tests.data.pairs import SIZE, SIZES, VIEWS, Pairs, pair, write_pairs
+from tests.data.ways import each_name
 
 CONFIG = SegmentDataConfig(image_size=SIZE, workers=3)
 train = functools.partial(batches.train, config=CONFIG, views=VIEWS)
 
 
-@pytest.mark.parametrize('image_ops', ['simd', 'tensorflow'])
+@each_name
 def test_the_label_map_follows_the_image(image_ops):
     """The class that a pixel's colour is nearest to is its label, right up to the edges.
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import beit_jax
-from beit_jax.data.pictures import decode_tensorflow
+from beit_jax.data.pictures import decode_simd
 from beit_jax.data.pictures.boxes import whole_box
 from beit_jax.errors import RequestError
 from beit_jax.models.presets import RELEASED, find_released
@@ -254,7 +254,7 @@ def test_load_sees_16_bits_as_training_does(finetuned, tmp_path):
     values = np.random.default_rng(0).integers(0, 65536, (64, 64), np.uint16)
     image = Image.fromarray(values)
     image.save(path)
-    trained = decode_tensorflow.decode_crop(path.read_bytes(), whole_box)
+    trained = decode_simd.decode_crop(path.read_bytes(), whole_box)
     assert np.ptp(trained) > 200
     expected = model.preprocess([Image.fromarray(trained)])
     for given in (path, image, Image.open(path), Image.fromarray(values.astype(np.int32))):

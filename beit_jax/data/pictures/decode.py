@@ -5,6 +5,12 @@ from types import ModuleType
 from beit_jax.data.config import DataConfig
 from beit_jax.errors import RequestError
 
+# by config.data.image_ops: what it takes, and what does without
+_TAKES = {
+    'simd': ('simplejpeg and cykooz_resizer', 'tensorflow, which takes TensorFlow and is slower'),
+    'tensorflow': ('TensorFlow', 'simd, the default, which does without'),
+}
+
 
 def image_ops(config: DataConfig) -> ModuleType:
     """What decodes and resizes: `decode_tensorflow` or its like.
@@ -12,15 +18,15 @@ def image_ops(config: DataConfig) -> ModuleType:
     Raises:
       RequestError: a library is not installed.
     """
-    if config.image_ops == 'tensorflow':
-        from beit_jax.data.pictures import decode_tensorflow
-
-        return decode_tensorflow
     try:
-        from beit_jax.data.pictures import decode_simd
+        if config.image_ops == 'tensorflow':
+            from beit_jax.data.pictures import decode_tensorflow as images
+        else:
+            from beit_jax.data.pictures import decode_simd as images
     except ImportError as error:
+        takes, other = _TAKES[config.image_ops]
         raise RequestError(
-            f'config.data.image_ops=simd takes simplejpeg and cykooz_resizer ({error}): install '
-            'requirements.txt, or set config.data.image_ops=tensorflow, which is slower.'
+            f'config.data.image_ops={config.image_ops} takes {takes} ({error}): install '
+            f'requirements.txt, or set config.data.image_ops={other}.'
         ) from error
-    return decode_simd
+    return images

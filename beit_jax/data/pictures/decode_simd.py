@@ -2,8 +2,8 @@
 cykooz_resizer (fast_image_resize) resizes.
 
 JPEG files are decoded as by TensorFlow, bit for bit but for the edge of a crop, of which TensorFlow
-does not decode what is beyond. Resizing computes with integers, so that it gives the same on every
-processor.
+does not decode what is beyond; what simplejpeg does not take, by Pillow, bit for bit too. Resizing
+computes with integers, so that it gives the same on every processor. Needs no TensorFlow.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,9 +22,8 @@ import numpy as np
 import simplejpeg
 
 from beit_jax.data.config import Reading, View
-from beit_jax.data.pictures import decode_tensorflow
-from beit_jax.data.pictures.boxes import Box, FloatBox, check_pixels, crop, is_jpeg, whole_box
-from beit_jax.data.pictures.read import upright
+from beit_jax.data.pictures.boxes import Box, FloatBox, check_pixels, crop, is_jpeg
+from beit_jax.data.pictures.read import decode, upright
 
 _FILTERS = {'bicubic': FilterType.catmull_rom, 'lanczos3': FilterType.lanczos3}
 _OPTIONS = {
@@ -38,18 +37,19 @@ def decode_crop(
     image: bytes | np.ndarray, box_of: Callable[[int, int], Box], reading: Reading = Reading()
 ) -> np.ndarray:
     """As `decode_tensorflow.decode_crop`."""
-    if isinstance(image, np.ndarray) or not is_jpeg(image):
-        return decode_tensorflow.decode_crop(image, box_of, reading)
-    try:
-        height, width, colors, _ = simplejpeg.decode_jpeg_header(image)
-        check_pixels(height, width, reading.max_pixels)
-        if colors in ('YCbCr', 'Gray', 'RGB'):
-            pixels = simplejpeg.decode_jpeg(image)
-            return crop(upright(pixels, image) if reading.exif else pixels, box_of)
-    except ValueError:  # damage, which is not always fatal: one decoder judges for both
-        pass
-    # or CMYK, which is converted in different ways
-    return crop(decode_tensorflow.decode_crop(image, whole_box, reading), box_of)
+    if isinstance(image, np.ndarray):
+        return crop(image, box_of)
+    if is_jpeg(image):
+        try:
+            height, width, colors, _ = simplejpeg.decode_jpeg_header(image)
+            check_pixels(height, width, reading.max_pixels)
+            if colors in ('YCbCr', 'Gray', 'RGB'):
+                pixels = simplejpeg.decode_jpeg(image)
+                return crop(upright(pixels, image) if reading.exif else pixels, box_of)
+        except ValueError:  # damage, which is not always fatal: one decoder judges for both
+            pass
+    # no JPEG, or CMYK, which is converted in different ways
+    return crop(decode(image, reading), box_of)
 
 
 def resize(

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib
 import io
+import re
 import struct
 import zlib
 
@@ -32,6 +33,10 @@ _TURNS = {
     7: lambda pixels: pixels.swapaxes(0, 1)[::-1, ::-1],
     8: np.rot90,
 }
+# of a JPEG file: any, and one that ends the data of a scan
+_MARKER, _SCAN_END = re.compile(rb'\xff+[^\x00\xff]'), re.compile(rb'\xff+[\xc0-\xcf\xd8-\xfe]')
+_SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
+_ALONE = (0x01, *range(0xD0, 0xD8))  # markers without a segment, which mean nothing there
 
 
 def read_image(path: str, reading: Reading = Reading()) -> np.ndarray:
@@ -74,7 +79,7 @@ def opened(image: bytes, reading: Reading = Reading()) -> Iterator[Image.Image]:
     """
     try:
         if is_jpeg(image):
-            picture = JpegImageFile(io.BytesIO(image))
+            picture = JpegImageFile(io.BytesIO(_segments(image)))
         elif is_png(image):
             check_pixels(*png_size(image), reading.max_pixels)
             picture = PngImageFile(io.BytesIO(_kept_chunks(image)))
@@ -167,6 +172,27 @@ def rgb(image: Image.Image) -> np.ndarray:
             light = 255 - light
         return (light[..., :3] * light[..., 3:] // 255).astype(np.uint8)
     return np.asarray(image.convert('RGB'))
+
+
+def _segments(jpeg: bytes) -> bytes:
+    """A JPEG file up to its end, without what stands between its segments, and Pillow would refuse.
+    libjpeg, as training has it, skips that, but does not take a segment that is cut off, as Pillow
+    does once the picture is complete."""
+    kept, start = [jpeg[:2]], 2
+    while found := _MARKER.search(jpeg, start):
+        marker, start = jpeg[found.end() - 1], found.end()
+        if marker == _EOI:
+            return b''.join([*kept, jpeg[start - 2 : start]])
+        if marker in _ALONE:
+            continue
+        end = start
+        if marker != _SOI:
+            end += max(2, int.from_bytes(jpeg[start : start + 2]))
+        if marker == _SOS and (scan := _SCAN_END.search(jpeg, end)):
+            end = scan.start()
+        kept.append(jpeg[start - 2 : end])
+        start = end
+    raise BadImageError(_DAMAGED)
 
 
 def _kept_chunks(png: bytes) -> bytes:

@@ -80,7 +80,8 @@ def read_source(path: str | Path) -> Source:
 def check_exists(path: str | Path, key: str = '') -> None:
     """Raises RequestError where nothing is at a path, which the setting `key` gave; says what to do
     where it may be the name of a model on Hugging Face's hub."""
-    message = f'{key}{"=" * bool(key)}{path}: there is no such checkpoint, work directory, file or folder of weights.'
+    message = f'{path}: there is no such checkpoint, work directory, file or folder of weights.'
+    message = f'{key}={message}' if key else message
     name = re.fullmatch(r'(?:hf[-_]hub:)?([\w.-]+/[\w.-]+)', str(path))
     if name and not Path(path).suffix:
         message += (

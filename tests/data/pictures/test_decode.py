@@ -8,13 +8,10 @@ from PIL import Image
 import pytest
 
 from beit_jax.data.config import View
-from beit_jax.data.pictures import boxes, decode_simd, decode_tensorflow
+from beit_jax.data.pictures import boxes, decode_simd
 from beit_jax.data.pictures.load import square
+from tests.data.ways import WAYS, each_way, reference
 from tests.photos import write_photos
-
-each_way = pytest.mark.parametrize(
-    'images', [decode_tensorflow, decode_simd], ids=['tensorflow', 'simd']
-)
 
 
 @pytest.fixture(scope='module')
@@ -73,7 +70,7 @@ def test_decode_crop_agrees_with_pillow(images, photos):
         error = np.abs(ours.astype(int) - theirs)
         assert error.mean() < 0.05 and error.max() <= 8, (kind, error.mean(), error.max())
         if images is decode_simd:
-            whole = decode_tensorflow.decode_crop(file, boxes.whole_box)
+            whole = WAYS.get('tensorflow', images).decode_crop(file, boxes.whole_box)
             np.testing.assert_array_equal(ours, whole[top : top + height, left : left + width])
 
 
@@ -170,7 +167,7 @@ def test_flaws(images, photos):
 def test_both_ways_judge_alike(photos):
     """What training with one takes and refuses, and the pixels that it takes, are those of the
     other: 300 damaged files."""
-    rng, refused = np.random.default_rng(0), 0
+    rng, refused, other = np.random.default_rng(0), 0, reference()
     for path in photos[:3]:
         whole = path.read_bytes()
         for _ in range(100):
@@ -179,11 +176,11 @@ def test_both_ways_judge_alike(photos):
                 damaged[place] = rng.integers(256)
             file = bytes(damaged)
             verdict = flaw(decode_simd, file)
-            assert verdict == flaw(decode_tensorflow, file)
+            assert verdict == flaw(other, file)
             refused += verdict is not None
             if verdict is None:
                 np.testing.assert_array_equal(
                     decode_simd.decode_crop(file, boxes.whole_box),
-                    decode_tensorflow.decode_crop(file, boxes.whole_box),
+                    other.decode_crop(file, boxes.whole_box),
                 )
     assert refused
