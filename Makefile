@@ -1,16 +1,18 @@
 # One environment in .venv; `make PYTHON=python3.13 ...` chooses the interpreter.
 PYTHON ?= python3
 VENV ?= .venv
+# requirements-no-tensorflow.txt does without TensorFlow, into another VENV
+REQUIREMENTS ?= requirements.txt
 BIN := $(VENV)/bin
 QUICK := runs/quickstart
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .PHONY: quickstart test test-newest test-slow test-faults bench-tpu lint clean
 
-$(VENV)/installed: requirements.txt
-	@echo "== installing requirements.txt into $(VENV) (once; a minute or two)"
+$(VENV)/installed: requirements.txt requirements-no-tensorflow.txt requirements-tensorflow.txt
+	@echo "== installing $(REQUIREMENTS) into $(VENV) (once; a minute or two)"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS)
 	@touch $@
 
 $(VENV)/installed-test: $(VENV)/installed requirements-test.txt

@@ -1,5 +1,5 @@
 """Datasets that tensorflow-datasets prepared as TFRecord or ArrayRecord files, read in any order
-without converting them."""
+without converting them. No TensorFlow, which TFDS does without here."""
 
 import contextlib
 import hashlib
@@ -9,8 +9,8 @@ from pathlib import Path
 import tempfile
 
 from google.protobuf.message import DecodeError
-import tensorflow as tf
 import tensorflow_datasets as tfds
+from tensorflow_datasets.proto import tf_example_pb2
 
 from beit_jax.data.pictures.label_values import Coded
 from beit_jax.data.sources.annotated_folder import read_classes
@@ -117,7 +117,7 @@ class TfdsSource:
 
     def _example(self, index, record):
         try:
-            feature = tf.train.Example.FromString(record).features.feature
+            feature = tf_example_pb2.Example.FromString(record).features.feature
             names = (self._image, *self._maps)
             image, *maps = (feature[name].bytes_list.value[0] for name in names)
             if maps:

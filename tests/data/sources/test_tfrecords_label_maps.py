@@ -13,6 +13,8 @@ from beit_jax.errors import RequestError
 from tests.data.batches import train
 from tests.data.pairs import SIZES, VIEWS, pair, write_pairs
 
+pytest.importorskip('tensorflow')  # which TFDS writes records by
+
 
 class _Scenes(tfds.core.GeneratorBasedBuilder):
     """JPEG files and grey PNG files, which TFDS copies."""

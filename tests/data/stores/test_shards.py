@@ -4,9 +4,10 @@ from pathlib import Path
 
 import fsspec
 import pytest
-import tensorflow as tf
 
 from beit_jax.data.stores import shards
+
+tf = pytest.importorskip('tensorflow')
 
 
 def test_each_byte_of_a_record_is_verified(tmp_path):
