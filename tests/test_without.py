@@ -1,5 +1,9 @@
 """The step runs where neither TensorFlow nor ml_collections is installed (a bare accelerator
-machine)."""
+machine); every task trains without TensorFlow, and learns what it learns with it, bit for bit."""
+
+import shutil
+
+import pytest
 
 from tests import tiny
 
@@ -34,3 +38,77 @@ def test_step_without_tensorflow(tokenizer_dir):
     done = tiny.run(['-c', PROGRAM, str(tokenizer_dir)])
     assert done.returncode == 0, done.stderr
     assert 2 < float(done.stdout) < 4  # about log(17)
+
+
+# as where TensorFlow is not installed: for all that looks for it, as TFDS does
+WITHOUT = """
+import importlib.machinery, sys
+class Finder(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, *rest):
+        return None if name == 'tensorflow' else super().find_spec(name, *rest)
+sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = Finder
+"""
+RUNS = """
+import sys
+from pathlib import Path
+import main
+from beit_jax.settings.mapping import task_config
+from beit_jax.train import loop
+from tests import tiny
+data, tokenizer, runs = Path(sys.argv[1]), *sys.argv[2:]
+few = {'total_steps': 3, 'evaluate_every': 3, 'save_every': 3}
+photos = {'name': 'folder', 'path': f'{data}/photos', 'max_bad_share': 0.5, 'holdout': 0.2}
+records = {'name': 'tfds', 'path': str(next(data.glob('records/*/1.0.0'))), 'evaluate_split': 'test'}
+pairs = {'name': 'folder', 'path': f'{data}/pairs', 'holdout': 0.2}
+for name, settings in (
+    ('pretrain', tiny.settings(tokenizer, **few, data=photos)),
+    ('classify', tiny.classify_settings(**few, data=records)),
+    ('segment', tiny.segment_settings(**few, data=pairs)),
+):
+    assert loop.train(task_config(settings), Path(runs) / name) == 0
+print('tensorflow' in sys.modules)
+"""
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    """Photographs, one PNG and one CMYK among them, a PNG that is damaged, a JPEG that is read all
+    the same; records of PNG files; pictures with label maps."""
+    pytest.importorskip('tensorflow')
+    from tests.data.pairs import write_pairs
+    from tests.data.sources.test_tfrecords import prepare
+    from tests.photos import write_photos
+
+    root = tmp_path_factory.mktemp('data')
+    photos = write_photos(root / 'photos')
+    png = next(path for path in photos if path.suffix == '.png')
+    for copy in range(3):
+        shutil.copy(png, png.with_stem(f'copy_{copy}'))
+    (root / 'photos' / 'cut.png').write_bytes(png.read_bytes()[:9999])
+    whole = photos[0].read_bytes()
+    (root / 'photos' / 'more.jpg').write_bytes(whole[:-2] + bytes(9) + whole[-2:])
+    prepare(root / 'records')
+    write_pairs(root / 'pairs', 11)
+    return root
+
+
+def test_trains_without_tensorflow(data, tokenizer_dir, tmp_path):
+    from tests.train.test_resume import assert_same_run
+
+    for name, program, loaded in (('with', RUNS, True), ('without', WITHOUT + RUNS, False)):
+        arguments = [str(data), str(tokenizer_dir), str(tmp_path / name)]
+        done = tiny.run(['-c', program, *arguments], timeout=550)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1] == str(loaded)
+    for task in ('pretrain', 'classify', 'segment'):
+        assert_same_run(tmp_path / 'without' / task, tmp_path / 'with' / task)
+
+
+def test_what_takes_tensorflow_says_so(tokenizer_dir, tmp_path):
+    program = WITHOUT + "import runpy; runpy.run_path('main.py', run_name='__main__')"
+    command = tiny.arguments(tmp_path, tokenizer_dir, data={'image_ops': 'tensorflow'})[1:]
+    done = tiny.run(['-c', program, *command])
+    assert done.returncode == 2, done.stderr
+    expected = "image_ops=tensorflow takes TensorFlow (No module named 'tensorflow'): install requi"
+    assert expected in done.stderr and 'Traceback' not in done.stderr
