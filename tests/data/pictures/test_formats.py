@@ -8,14 +8,13 @@ from PIL import Image, ImageOps
 import pytest
 
 from beit_jax.data.config import ENDINGS, DataConfig, Reading, SegmentDataConfig
-from beit_jax.data.pictures import boxes, decode_simd, decode_tensorflow
+from beit_jax.data.pictures import boxes
 from beit_jax.data.pictures.read import decode, formats, opened, orientation
 from beit_jax.data.sources.choice import open_source
 from beit_jax.errors import RequestError
 from tests.data.pictures.test_read import taken
+from tests.data.ways import WAYS
 from tests.photos import write_photos
-
-DECODERS = (decode_simd, decode_tensorflow)
 
 
 @pytest.fixture(scope='module')
@@ -85,7 +84,7 @@ def kinds(photo):
 def test_pixels(photo):
     for what, file, expected in kinds(photo):
         np.testing.assert_array_equal(decode(file), expected, err_msg=what)
-        for decoder in DECODERS:
+        for decoder in WAYS.values():
             pixels = decoder.decode_crop(file, lambda height, width: (3, 5, 31, 41))
             np.testing.assert_array_equal(pixels, expected[3:34, 5:46], err_msg=what)
         assert orientation(file) == 1
@@ -105,7 +104,7 @@ def test_damaged_files(photo):
         if number % 5 == 0:
             damaged = damaged[: rng.integers(len(damaged))]
         found = [taken(lambda file, _: decode(file), bytes(damaged))]
-        found += [taken(decoder.decode_crop, bytes(damaged)) for decoder in DECODERS]
+        found += [taken(decoder.decode_crop, bytes(damaged)) for decoder in WAYS.values()]
         # one, for these look at the size as well
         assert found[1] is None or all(np.array_equal(found[0], each) for each in found[1:])
         bad += found[0] is None
@@ -125,7 +124,7 @@ def test_exif(photo, kind, value):
     assert orientation(file) == (1 if kind == 'TIFF' else value)
     np.testing.assert_array_equal(decode(file), turned if kind == 'TIFF' else plain)
     np.testing.assert_array_equal(decode(file, Reading(exif=True)), turned)
-    for decoder in DECODERS:
+    for decoder in WAYS.values():
         pixels = decoder.decode_crop(file, lambda *_: (3, 5, 41, 43), Reading(exif=True))
         np.testing.assert_array_equal(pixels, turned[3:44, 5:48])
     if kind != 'TIFF' and value > 4:
