@@ -59,7 +59,8 @@ from tests import tiny
 data, tokenizer, runs = Path(sys.argv[1]), *sys.argv[2:]
 few = {'total_steps': 3, 'evaluate_every': 3, 'save_every': 3}
 photos = {'name': 'folder', 'path': f'{data}/photos', 'max_bad_share': 0.5, 'holdout': 0.2}
-records = {'name': 'tfds', 'path': str(next(data.glob('records/*/1.0.0'))), 'evaluate_split': 'test'}
+splits = {'evaluate_split': 'test'}
+records = {'name': 'tfds', 'path': str(next(data.glob('records/*/1.0.0')))} | splits
 pairs = {'name': 'folder', 'path': f'{data}/pairs', 'holdout': 0.2}
 for name, settings in (
     ('pretrain', tiny.settings(tokenizer, **few, data=photos)),
