@@ -88,6 +88,9 @@ def report(figures: dict, path: str) -> str:
         for name in ('width', 'height'):
             say(name, '{min:,} to {max:,} pixels, median {median:,.0f}'.format(**figures[name]))
         say('', f'{figures["share_below_224"]:.1%} have a shorter side below {SIDE}')
+    if figures['channels']:
+        for name, values in figures['channels'].items():
+            say(name, ', '.join(f'{value:g}' for value in values))
     mean, megabytes = figures['bytes']['mean'], figures['bytes']['total'] / 1e6
     about = 'about ' if figures['estimated'] else ''
     say('bytes', f'{mean:,.0f} an image, {about}{megabytes:,.1f} MB in all')

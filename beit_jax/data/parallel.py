@@ -33,8 +33,8 @@ def batches(
         example used.
 
     Yields:
-      each view's name: uint8 [R, ...]; `grey` float32 [R]; `label` int32 [R]; `used` int64 [R];
-        `index` int64 [R] and `view` uint32 [R] as `examples` gave them.
+      each view's name: [R, ...] of its shape and dtype; `grey` float32 [R]; `label` int32 [R];
+        `used` int64 [R]; `index` int64 [R] and `view` uint32 [R] as `examples` gave them.
     """
     workers, failures = config.num_workers, []
     pool = concurrent.futures.ThreadPoolExecutor(workers)
@@ -42,7 +42,7 @@ def batches(
 
     def make(step):
         numbers, indices = examples(step)
-        arrays = [_aligned([num_rows, *view.shape]) for view in views]
+        arrays = [_aligned([num_rows, *view.shape], view.dtype) for view in views]
         arrays += [np.empty(num_rows, dtype) for dtype in (np.float32, np.int32, np.int64)]
 
         def fill(rows):
@@ -58,7 +58,13 @@ def batches(
         return [*arrays, indices, numbers.astype(np.uint32)]
 
     names = [*(view.name for view in views), 'grey', 'label', 'used', 'index', 'view']
-    types = [tf.uint8] * len(views) + [tf.float32, tf.int32, tf.int64, tf.int64, tf.uint32]
+    types = [tf.as_dtype(view.dtype) for view in views] + [
+        tf.float32,
+        tf.int32,
+        tf.int64,
+        tf.int64,
+        tf.uint32,
+    ]
     dataset = tf.data.Dataset.range(steps.start, steps.stop).map(
         lambda step: tf.numpy_function(make, [step], types),
         num_parallel_calls=_BEGUN,
@@ -79,12 +85,12 @@ def batches(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _aligned(shape):
-    """np.empty, uint8, at an address that TensorFlow can use as it is."""
-    size, alignment = math.prod(shape), 64
+def _aligned(shape, dtype):
+    """np.empty at an address that TensorFlow can use as it is."""
+    size, alignment = math.prod(shape) * dtype.itemsize, 64
     memory = np.empty(size + alignment, np.uint8)
     start = -memory.ctypes.data % alignment
-    return memory[start : start + size].reshape(shape)
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def ahead(function: Callable, items: Iterable, config: DataConfig) -> Iterator:

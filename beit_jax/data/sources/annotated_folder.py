@@ -6,7 +6,7 @@ from beit_jax.data.config import IGNORED
 from beit_jax.data.sources.folder import FolderSource, path_kind
 from beit_jax.data.sources.source import Example, or_error
 from beit_jax.data.stores import storage
-from beit_jax.data.stores.listing import Listing
+from beit_jax.data.stores.listing import EXTENSIONS, Listing
 from beit_jax.errors import check, of_storage, shown
 
 TRAINING, VALIDATION = 'training', 'validation'  # ADE20K's parts
@@ -19,7 +19,7 @@ class AnnotatedFolder:
 
     Where `images` is divided into `training` and `validation`, `annotations` is too, and `part`
     says which it is. The classes are those of `class_names`, else of `path`: see
-    `read_class_names`. `key` and `index` are as of `FolderSource`.
+    `read_class_names`. `key`, `index` and `endings` (of the images) are as of `FolderSource`.
 
     Attributes:
       parts: `training` and `validation`, if they are there.
@@ -36,6 +36,7 @@ class AnnotatedFolder:
         class_names: tuple[str, ...] | None = None,
         key: str = 'config.data.path',
         index: str = '',
+        endings: tuple[str, ...] = EXTENSIONS,
     ):
         check(bool(path), f'{key} is empty: set it to a folder that holds images and annotations.')
         for name in ('images', 'annotations'):
@@ -54,7 +55,7 @@ class AnnotatedFolder:
             f'{key}={path!r} holds images/{"".join(self.parts)}, but no images/{part}.',
         )
         part = part if self.parts else ''
-        self.images = FolderSource(storage.join(path, 'images', part), (), key, index)
+        self.images = FolderSource(storage.join(path, 'images', part), (), key, index, endings)
         self._folder = storage.join(path, 'annotations', part)
         annotations = Listing(self._folder, key, index)
         fingerprints = self.images.fingerprint + annotations.fingerprint

@@ -6,6 +6,8 @@ from beit_jax.data.sources.folder import FolderSource
 from beit_jax.data.sources.source import Source
 from beit_jax.data.sources.subset import Subset, holdout, some_of_each_class
 from beit_jax.data.sources.webdataset import WebDatasetSource
+from beit_jax.data.stores.listing import ARRAYS, EXTENSIONS
+from beit_jax.data.stores.tars import IMAGES
 from beit_jax.errors import RequestError, check
 
 _EVALUATE_PATH = 'config.data.evaluate_path'
@@ -55,7 +57,7 @@ def _shapes(config, train):
     )
     if not count:
         return None
-    return ShapesSource(count, config.image_size, config.level, split, config.label_maps)
+    return ShapesSource(count, max(config.shape), config.level, split, config.label_maps)
 
 
 def _tfds(config, train):
@@ -70,6 +72,8 @@ def _files(config, train):
     """Of many samples each, with a split in their names."""
     fields = {'index': config.index, 'label': config.label_field}
     kind = WebDatasetSource
+    if config.name == 'webdataset' and not config.pixels.is_rgb:
+        fields['images'] = tuple(dict.fromkeys([*IMAGES, *(end[1:] for end in ARRAYS)]))
     if config.name == 'parquet':
         kind, fields['image'] = _parquet(), config.image_field
     source = kind(config.path, config.split, **fields)
@@ -94,27 +98,33 @@ def _parquet():
 
 
 def _folder(config, train):
-    source = FolderSource(config.path, index=config.index)
+    fields = {'index': config.index, 'endings': _endings(config)}
+    source = FolderSource(config.path, **fields)
     if not config.evaluate_path:
         return _share(source, config, train)
     if train:
         return source
-    return FolderSource(config.evaluate_path, source.class_names, _EVALUATE_PATH, config.index)
+    return FolderSource(config.evaluate_path, source.class_names, _EVALUATE_PATH, **fields)
 
 
 def _annotated_folder(config, train):
-    source = AnnotatedFolder(config.path, TRAINING, index=config.index)
+    fields = {'index': config.index, 'endings': _endings(config)}
+    source = AnnotatedFolder(config.path, TRAINING, **fields)
     if not config.evaluate_path and not source.parts:
         return _share(source, config, train)
     if train:
         return source
     if config.evaluate_path:
         return AnnotatedFolder(
-            config.evaluate_path, VALIDATION, source.class_names, _EVALUATE_PATH, config.index
+            config.evaluate_path, VALIDATION, source.class_names, _EVALUATE_PATH, **fields
         )
     if VALIDATION in source.parts:
-        return AnnotatedFolder(config.path, VALIDATION, index=config.index)
+        return AnnotatedFolder(config.path, VALIDATION, **fields)
     return None
+
+
+def _endings(config) -> tuple[str, ...]:
+    return EXTENSIONS if config.pixels.is_rgb else ARRAYS
 
 
 def _share(source: Source, config: DataConfig, train: bool) -> Source | None:

@@ -4,13 +4,13 @@ import unicodedata
 
 from beit_jax.data.sources.source import Example, or_error
 from beit_jax.data.stores import storage
-from beit_jax.data.stores.listing import Listing
+from beit_jax.data.stores.listing import EXTENSIONS, Listing
 from beit_jax.errors import check, of_storage, shown
 
 
 class FolderSource:
-    """All .jpg, .jpeg and .png files below a folder, sorted by folder, then by name; hidden files
-    and folders are left out.
+    """All files with one of the `endings` below a folder, sorted by folder, then by name; hidden
+    files and folders are left out.
 
     Where all of them lie in sub-folders, the first-level sub-folder is the class; else every label
     is 0 and `class_names` is (). `class_names` may be given, so that held-out images count their
@@ -24,6 +24,7 @@ class FolderSource:
         class_names: tuple[str, ...] | None = None,
         key: str = 'config.data.path',
         index: str = '',
+        endings: tuple[str, ...] = EXTENSIONS,
     ):
         check(bool(path), f'{key} is empty: set it to a folder of images.')
         kind = path_kind(path, key)
@@ -32,7 +33,7 @@ class FolderSource:
             kind == 'folder',
             f'{key}={path!r} is a file: set it to the folder that holds the images.',
         )
-        self.path, self._listing = path, Listing(path, key, index)
+        self.path, self._listing = path, Listing(path, key, index, endings)
         self.fingerprint = self._listing.fingerprint
         classes = [folder.partition('/')[0] for folder in self._listing.folders]
         classes = classes if all(classes) else []  # some images are not in a sub-folder

@@ -10,10 +10,12 @@ from beit_jax.data.stores import manifest, storage
 from beit_jax.errors import check, of_storage, shown
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.jfif', '.jpe')
+# of pictures that are not RGB of 8 bits
+ARRAYS = (*EXTENSIONS, '.npy', '.tif', '.tiff')
 
 
 class Listing:
-    """All files with one of the `EXTENSIONS` below `path`, sorted by folder, then by name; hidden
+    """All files with one of the `endings` below `path`, sorted by folder, then by name; hidden
     files and folders are left out, links followed, but one that leads to a folder that it lies in
     is named on stderr and not entered.
 
@@ -30,7 +32,7 @@ class Listing:
         `manifest.open_list`.
     """
 
-    def __init__(self, path: str, key: str, index: str = ''):
+    def __init__(self, path: str, key: str, index: str = '', endings: tuple[str, ...] = EXTENSIONS):
         root = '' if storage.is_remote(path) else os.path.realpath(path)
 
         def look(folder):
@@ -39,7 +41,7 @@ class Listing:
                     where = shown(storage.join(path, folder))
                     print(f'{where} leads to a folder that it lies in: left out', file=sys.stderr)
                     return manifest.Task([], 0, [])
-                folders, files = storage.list_folder(storage.join(path, folder), EXTENSIONS)
+                folders, files = storage.list_folder(storage.join(path, folder), endings)
             except OSError as error:
                 raise of_storage(
                     error,
@@ -53,12 +55,14 @@ class Listing:
             facts, arrays = _pack(found)
             check(
                 arrays['first'][-1] > 0,
-                f'{key}={path!r} holds no image: looked for {", ".join(EXTENSIONS)} there and in '
+                f'{key}={path!r} holds no image: looked for {", ".join(endings)} there and in '
                 'its sub-folders.',
             )
             return facts, arrays
 
         of = {'list': 'images', 'path': path if storage.is_remote(path) else os.path.abspath(path)}
+        if endings != EXTENSIONS:
+            of['endings'] = ','.join(endings)
         facts, arrays = manifest.open_list(index, of, [''], look, pack)
         self.fingerprint = facts['fingerprint']
         self.folders = os.fsdecode(arrays['folders'].tobytes()).split('\0')
