@@ -38,7 +38,7 @@ def views_of(config: RunConfig) -> tuple[View, ...]:
     pixels a token, as DALL-E's."""
     if config.task == 'pretrain' and config.target == 'tokens':
         tokenized = View('token_image', 8 * config.grid[0], 'lanczos3')
-        return View('image', config.data.image_size), tokenized
+        return config.data.view('image'), tokenized
     return make_task(config).views
 
 
@@ -186,7 +186,7 @@ class _Stages:
             change = functools.partial(augment, view=view, mean=self._data.mean)
             taken = _seconds_a_call(change, pictures, range(len(pictures)))
             yield f'RandAugment of {view.size}', taken
-        batch = [np.zeros([BATCH, view.size, view.size, 3], np.uint8) for view in self._views]
+        batch = [np.zeros([BATCH, *view.shape], view.dtype) for view in self._views]
         transfer = lambda _: jax.block_until_ready(jax.device_put(batch))
         yield 'transfer', _seconds_a_call(transfer, range(len(self._files) // BATCH)) / BATCH
 
