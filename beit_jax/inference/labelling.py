@@ -9,6 +9,7 @@ from flax import nnx
 import jax
 import numpy as np
 
+from beit_jax.data.config import PixelFormat
 from beit_jax.data.pictures.label_pictures import label_png
 from beit_jax.data.pictures.load import LeaveOut, image_files, whole_images
 from beit_jax.errors import check, shown
@@ -36,16 +37,17 @@ def label_pictures(
     Raises:
       RequestError: also where a file would be written over a picture, or two into one.
     """
-    architecture, file_of = model.architecture, _files(images, output)
+    architecture, file_of = model.architecture, _files(images, output, model.pixels)
 
     def label_windows(params, windows):
         pixels = normalize(to_float(windows), architecture['mean'], architecture['std'])
         return nnx.merge(model.graphdef, params)(pixels)[0]
 
     labeller = PictureLabeller(
-        label_windows, model.image_size, config, jax.local_devices(), architecture['mean']
+        label_windows, model.shape, config, jax.local_devices(), architecture['mean'], model.pixels
     )
-    pictures = ((name, pixels) for pixels, name in whole_images(images, limit, leave_out))
+    found = whole_images(images, limit, leave_out, model.pixels)
+    pictures = ((name, picture) for picture, name in found)
     pixels = np.zeros(256, np.int64)
     for name, image, scores_HVC in labeller(model.params, pictures):
         padded_HV, _ = labeller.classify(image, scores_HVC)
@@ -57,13 +59,13 @@ def label_pictures(
     return pixels
 
 
-def _files(images: str, output: Path) -> Callable[[str], Path]:
+def _files(images: str, output: Path, pixels: PixelFormat) -> Callable[[str], Path]:
     """From a picture's name to the PNG of its label map, a file each: `name.png` for `name.jpg`,
     and `name.jpg.png` where several pictures of a folder are called `name`."""
     if Path(images).suffix == '.npy':
         stem = shown(Path(images).stem)
         return lambda name: output / f'{stem}-{int(name[name.rindex("[") + 1 : -1]):05}.png'
-    files = list(image_files(images))
+    files = list(image_files(images, pixels))
     root = Path(images) if Path(images).is_dir() else Path(images).parent
     inside = [Path(shown(str(Path(file).relative_to(root)))) for file in files]
     alike = Counter(name.with_suffix('') for name in inside)

@@ -40,7 +40,9 @@ def predict(
         'beit_jax.load(PATH).logits(images) has them; or ask for --what=features.',
     )
     names, parts = [], []
-    batches = image_batches(images, model.image_size, batch_size, limit, model.crop, leave_out)
+    batches = image_batches(
+        images, model.image_size, batch_size, limit, model.crop, leave_out, model.pixels
+    )
     for pixels, some in batches:
         made = jax.device_get(_answer(model, what, pad_rows(pixels, batch_size)))
         parts.append({name: array[: len(pixels)] for name, array in made.items()})

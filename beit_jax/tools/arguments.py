@@ -19,7 +19,7 @@ from beit_jax.train.processes.exit_status import REFUSED, status_of
 DATA = (
     'name', 'path', 'evaluate_path', 'split', 'evaluate_split', 'holdout', 'level', 'num_examples',
     'num_evaluate_examples', 'crop_scale', 'crop_ratio', 'flip', 'evaluate_crop', 'index',
-    'image_ops', 'max_pixels', 'workers',
+    'image_ops', 'max_pixels', 'workers', 'channels', 'bits', 'bands',
 )  # fmt: skip
 
 
@@ -43,14 +43,15 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     """Adds --data.name, --data.path, ...: settings of `DataConfig` under the names of recipes."""
     group = parser.add_argument_group('data', 'config.data of the recipes')
     kinds = typing.get_type_hints(DataConfig)
-    readers = {tuple[float, float]: float, bool: true_or_false, str: os.path.expanduser}
+    readers = {bool: true_or_false, str: os.path.expanduser}
+    readers |= {tuple[float, float]: float, tuple[int, ...]: int}
     for field in dataclasses.fields(DataConfig):
         if field.name not in DATA:
             continue
         kind = kinds[field.name]
         group.add_argument(
             f'--data.{field.name}',
-            nargs=2 if isinstance(field.default, tuple) else None,
+            nargs=len(field.default) or '*' if isinstance(field.default, tuple) else None,
             type=readers.get(kind, kind),
             default=field.default,
             metavar='',

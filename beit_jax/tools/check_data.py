@@ -62,13 +62,26 @@ def run(options) -> None:
     figures['problems'] = problems(figures, options.max_bad_share)
     figures['usable'] = not figures['problems']
     train_with = functools.partial(command, data, arguments.DATA, figures['corrupt_share'])
-    figures['command'] = train_with(PRETRAIN, '--config.tokenizer.path=TOKENIZER')
-    figures['finetune_command'] = train_with(FINETUNE) if source.class_names else None
+    more = channel_settings(figures['channels'])
+    figures['command'] = train_with(PRETRAIN, '--config.tokenizer.path=TOKENIZER', *more)
+    finetune = [*more, '--config.rand_augment='] if more else []
+    figures['finetune_command'] = train_with(FINETUNE, *finetune) if source.class_names else None
     if annotated:
-        figures['command'] = train_with(SEGMENT)
+        figures['command'] = train_with(SEGMENT, *more, *['--config.distort=false'] * bool(more))
     print(report(figures, shown(data.path or data.name)))
     outputs.write(json_file, figures, indent=1)
     check(figures['usable'], '\n'.join(figures['problems']))
+
+
+def channel_settings(channels: dict | None) -> list[str]:
+    """What a command says of pictures that are not RGB of 8 bits: `channels` of `measure`."""
+    if not channels:
+        return []
+    texts = {
+        name: '(' + ''.join(f'{value:g},' for value in channels[name]) + ')' for name in channels
+    }
+    settings = [f'--config.data.{name}={text}' for name, text in texts.items()]
+    return [*settings, '--config.data.color_jitter=(0.0,0.0,0.0)']
 
 
 def _arguments():

@@ -1,6 +1,7 @@
 """A picture of what a pre-trained model has learned: original, masked, what the tokenizer
 alone keeps (if there is one), what the model predicts."""
 
+from collections.abc import Sequence
 import os
 from pathlib import Path
 
@@ -8,14 +9,15 @@ import jax
 import numpy as np
 from PIL import Image
 
-from beit_jax.data.pictures.grid import grid_picture
+from beit_jax.data.config import View
+from beit_jax.data.pictures.grid import grid_picture, visible
 from beit_jax.data.pictures.load import square, whole_images
 from beit_jax.errors import check
 from beit_jax.images.color import to_float
 from beit_jax.settings.mapping import task_config
 from beit_jax.tasks import make_task
 from beit_jax.tasks.reconstruction import predict_pictures
-from beit_jax.tools import arguments, images_option, outputs
+from beit_jax.tools import arguments, images_option, outputs, pixels_option
 from beit_jax.train.state import abstract_params
 from beit_jax.weights.load import load_weights
 from beit_jax.weights.tokenizer import load_tokenizer
@@ -46,19 +48,22 @@ def load_run(workdir: str, tokenizer: str = ''):
 
 
 def read_views(
-    images: str, sizes: list[int], limit: int, level: str, left_out: images_option.LeftOut
+    images: str, views: Sequence[View], limit: int, level: str, left_out: images_option.LeftOut
 ) -> list[np.ndarray]:
-    """The pictures of --images in each size, uint8 [B, size, size, 3]."""
+    """The pictures of --images as each view has them, [B, height, width, channels]."""
+    pixels = views[0].pixels
     if images != 'shapes':
-        whole = [pixels for pixels, _ in whole_images(images, limit, left_out)]
-        return [np.stack([square(pixels, size) for pixels in whole]) for size in sizes]
-    drawn = list(map(Image.fromarray, images_option.built_in_pictures(limit, sizes[0], level)))
+        whole = [picture for picture, _ in whole_images(images, limit, left_out, pixels)]
+        show = lambda size: np.stack([square(picture, size, 1.0, pixels) for picture in whole])
+        return [show(view.size) for view in views]
+    drawn = images_option.built_in_pictures(limit, views[0].size, level, pixels)
+    drawn = list(map(Image.fromarray, drawn))
 
-    def view(size):
+    def show(shape):
         method = Image.Resampling.LANCZOS
-        return np.stack([picture.resize((size, size), method) for picture in drawn])
+        return np.stack([picture.resize(shape[::-1], method) for picture in drawn])
 
-    return [view(size) for size in sizes]
+    return [show(view.sides) for view in views]
 
 
 def run(options) -> None:
@@ -72,15 +77,17 @@ def run(options) -> None:
         'decoder' in tokenizer_params or not task.tokenizer,
         f'the tokenizer {path} has no decoder: it cannot draw pictures.',
     )
-    sizes = [view.size for view in task.views + task.prepare_views]
-    left_out = images_option.LeftOut(options)
-    views = read_views(options.images, sizes, options.limit, task.config.data.level, left_out)
-    image, *token_image = map(to_float, views)
+    pixels_option.check_bands(options, task.config.model.channels)
+    views, left_out = task.views + task.prepare_views, images_option.LeftOut(options)
+    level = task.config.data.level
+    found = read_views(options.images, views, options.limit, level, left_out)
+    image, *token_image = map(to_float, found)
     predict = jax.jit(lambda *inputs: predict_pictures(task, *inputs, seed=options.seed))
     pictures = predict(tokenizer_params, params, image, *token_image)
     columns = ('original', 'masked', *(['tokenizer'] if task.tokenizer else []), 'model')
     output.parent.mkdir(parents=True, exist_ok=True)
-    grid_picture([image, *pictures], columns).save(output)
+    shown = [visible(np.asarray(each), options.bands) for each in (image, *pictures)]
+    grid_picture(shown, columns).save(output)
     print(f'{len(image)} images{left_out} -> {output}')
 
 
@@ -98,6 +105,7 @@ def _arguments():
         help='work directory of a pre-training run',
     )
     images_option.add(parser, ', or `shapes` (the built-in pictures)', required=True)
+    pixels_option.add_bands(parser)
     parser.add_argument('--output', required=True, help='the PNG to write')
     parser.add_argument('--limit', type=int, default=8, help='at most so many images (8)')
     parser.add_argument('--seed', type=int, default=0, help='of the masks (0)')
