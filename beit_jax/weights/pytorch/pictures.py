@@ -1,5 +1,6 @@
 """What is said of a model's pictures beside its tensors: size, format, normalisation, crop."""
 
+from collections.abc import Callable
 import dataclasses
 
 from beit_jax.data.config import PixelFormat, sides
@@ -73,10 +74,10 @@ def central_crop(
 ) -> tuple[float | None, list[str]]:
     """(crop where pictures are cropped as here, notes)."""
     crop, notes = None, []
-    shorter, cropped = _side(processor, 'size'), _side(processor, 'crop_size')
+    shorter, cropped = _side(processor, 'size', min), _side(processor, 'crop_size', max)
     size = processor.get('size')
     keeps_shape = not isinstance(size, dict) or 'shortest_edge' in size
-    fits = cropped == image_size and shorter and cropped <= shorter
+    fits = cropped == max(sides(image_size)) and shorter and cropped <= shorter
     if processor.get('do_center_crop') and keeps_shape and fits:
         crop = cropped / shorter
     else:
@@ -93,9 +94,10 @@ def central_crop(
     return crop, notes
 
 
-def _side(processor: dict, name: str) -> int | None:
-    """The shorter side in pixels of `size` or `crop_size`, a number or a dict of them."""
+def _side(processor: dict, name: str, which: Callable) -> int | None:
+    """The shorter (min) or longer (max) side in pixels of `size` or `crop_size`, a number or a dict
+    of them."""
     value = processor.get(name)
     named = value if isinstance(value, dict) else {name: value}
-    sides = [whole(named, key) for key in named]
-    return min((side for side in sides if side), default=None)
+    found = [whole(named, key) for key in named]
+    return which((side for side in found if side), default=None)
