@@ -215,9 +215,12 @@ def adapt_encoder(params, architecture: dict, config, source: str) -> tuple[dict
 
 
 def pixel_differences(architecture: dict, data: DataConfig, source: str) -> list[str]:
-    """How the pixels that a checkpoint was trained on were normalised otherwise than `data` says,
-    in words."""
-    differences = []
+    """How the pixels that a checkpoint was trained on were read or normalised otherwise than `data`
+    says, in words."""
+    differences, stored = [], architecture.get('pixels') or {}
+    bands = tuple(stored.get('bands', data.bands))
+    if stored.get('channels') == data.channels and bands != data.bands:
+        differences.append(f'{source} read channels {bands}, config.data.bands is {data.bands}')
     for name in ('mean', 'std'):
         theirs, ours = tuple(architecture[name]), getattr(data, name)
         if theirs != ours:
