@@ -57,12 +57,8 @@ def read_views(
         show = lambda size: np.stack([square(picture, size, 1.0, pixels) for picture in whole])
         return [show(view.size) for view in views]
     drawn = images_option.built_in_pictures(limit, views[0].size, level, pixels)
-    drawn = list(map(Image.fromarray, drawn))
-
-    def show(shape):
-        method = Image.Resampling.LANCZOS
-        return np.stack([picture.resize(shape[::-1], method) for picture in drawn])
-
+    drawn, method = list(map(Image.fromarray, drawn)), Image.Resampling.LANCZOS
+    show = lambda shape: np.stack([picture.resize(shape[::-1], method) for picture in drawn])
     return [show(view.sides) for view in views]
 
 
