@@ -4,8 +4,10 @@ import dataclasses
 import os
 from typing import Annotated, ClassVar, NamedTuple
 
+import numpy as np
+
 from beit_jax.errors import check, one_of
-from beit_jax.settings.intervals import Count, Interval, Seed, Share, ShareBelow1
+from beit_jax.settings.intervals import Count, Interval, Seed, Share, ShareBelow1, Sides
 
 SOURCES = ('shapes', 'folder', 'tfds', 'webdataset', 'parquet', 'class_tars')
 LABEL_MAP_SOURCES = ('shapes', 'folder', 'tfds')  # those that may have label maps
@@ -24,6 +26,47 @@ Area = Annotated[float, Interval(0.001, 1)]
 Factor = Annotated[float, Interval(0.01, 100)]  # how much larger or longer
 Jitter = Annotated[float, Interval(0, 100)]
 Deviation = Annotated[float, Interval(0.001, 1)]
+Channels = Annotated[int, Interval(1, 1024)]
+Band = Annotated[int, Interval(0, 1023)]
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelFormat:
+    """What the pixels of stored pictures are, and which of their channels are read. By default RGB
+    of 8 bits, which every other picture is turned into; in any other format pictures are arrays,
+    and none is turned into another."""
+
+    channels: int = 3  # of a picture as it is stored
+    bits: int = 8  # of a value: 8 | 16
+    bands: tuple[int, ...] = ()  # the channels that are read, from 0, in this order; (): all
+
+    @property
+    def is_rgb(self) -> bool:
+        return self == PixelFormat()
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of a picture as models see it."""
+        return len(self.bands) or self.channels
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(f'uint{self.bits}')
+
+    @property
+    def top(self) -> int:
+        """The largest value, which stands for 1."""
+        return 2**self.bits - 1
+
+
+def sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a picture; of a square one number says it."""
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def one_size(height: int, width: int) -> int | tuple[int, int]:
+    """The inverse of `sides`."""
+    return height if height == width else (height, width)
 
 
 class Reading(NamedTuple):
@@ -32,6 +75,12 @@ class Reading(NamedTuple):
     max_pixels: int = MAX_PIXELS
     endings: tuple[str, ...] = ENDINGS
     exif: bool = False
+    pixels: PixelFormat = PixelFormat()
+
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """The endings of the files that are pictures."""
+        return self.endings if self.pixels.is_rgb else (*self.endings, '.npy')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,21 +111,27 @@ class DataConfig:
     # shapes; the order of an epoch is held in memory
     num_examples: Annotated[int, Interval(1, 100_000_000)] = 20_000
     num_evaluate_examples: Annotated[int, Interval(0, 100_000_000)] = 2_000  # shapes
-    image_size: Annotated[int, Interval(1, 2**14)] = 224
+    image_size: Sides = 224  # a square, or (height, width)
+    channels: Channels = 3  # of the pictures as they are stored
+    bits: int = 8  # of a value of them: 8 | 16
+    # the channels that are read, from 0, in this order; (): all
+    bands: tuple[Band, ...] = ()
     # area of the random crop over the area of the image
     crop_scale: tuple[Area, Area] = (0.08, 1.0)
     crop_ratio: tuple[Factor, Factor] = (3 / 4, 4 / 3)  # width over height of the random crop
     flip: bool = True
     # epochs after which each image's crops, flips and colours come again; 0: never
     repeat_views: Annotated[int, Interval(0, 10_000)] = 0
-    # side of the central square that is evaluated over the shorter side of the image
+    # side of the central square that is evaluated over the shorter side of the image; of a
+    # rectangle, what is evaluated over the largest of its shape that the image holds
     evaluate_crop: Annotated[float, Interval(0.01, 1)] = 224 / 256
     # times that an example comes in an epoch, augmented each time another way (DeiT: 3)
     repeated_augmentation: Annotated[int, Interval(1, 1000)] = 1
     # brightness, contrast, saturation; on the device
     color_jitter: tuple[Jitter, Jitter, Jitter] = (0.4, 0.4, 0.4)
-    mean: tuple[Share, Share, Share] = (0.485, 0.456, 0.406)
-    std: tuple[Deviation, Deviation, Deviation] = (0.229, 0.224, 0.225)
+    # of each channel that is read, in shares of the largest value; one number: of all of them
+    mean: tuple[Share, ...] = (0.485, 0.456, 0.406)
+    std: tuple[Deviation, ...] = (0.229, 0.224, 0.225)
     # a folder, yours, that keeps lists of files and records, so that the next start need not make
     # them; '': none
     index: str = ''
@@ -108,12 +163,66 @@ class DataConfig:
     @property
     def reading(self) -> Reading:
         """What decoders need of it."""
-        return Reading(self.max_pixels, self.endings, self.exif)
+        return Reading(self.max_pixels, self.endings, self.exif, self.pixels)
+
+    @property
+    def pixels(self) -> PixelFormat:
+        return PixelFormat(self.channels, self.bits, self.bands)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of what models see, in pixels."""
+        return sides(self.image_size)
+
+    def view(self, name: str, size: int | tuple[int, int] = 0, *arguments) -> 'View':
+        """A view of these pictures, of `image_size` where `size` is 0."""
+        return View(name, size or self.image_size, *arguments, pixels=self.pixels)
+
+    def normalized(self) -> 'DataConfig':
+        """The same with one mean and one deviation a channel.
+
+        Raises:
+          RequestError: there are more or fewer.
+        """
+        count, changed = self.pixels.num_channels, {}
+        for name in ('mean', 'std'):
+            values = getattr(self, name)
+            check(
+                len(values) in (1, count),
+                f'config.data.{name} has {len(values)} numbers, but {count} channels are read: '
+                'give one for each, or one for all.',
+            )
+            changed[name] = values if len(values) == count else values * count
+        return dataclasses.replace(self, **changed)
+
+    def check_jitter(self) -> None:
+        """Raises RequestError where colours would be changed that there are not."""
+        brightness, contrast, saturation = self.color_jitter
+        check(
+            not saturation or self.pixels.num_channels == 3,
+            f'config.data.color_jitter changes the saturation ({saturation:g}), which pictures of '
+            f'{self.pixels.num_channels} channels have not: set it to '
+            f'({brightness:g},{contrast:g},0.0), or to (0.0,0.0,0.0) for none.',
+        )
+
+    def describe(self) -> dict:
+        """What a checkpoint says of the pictures of its model. JSON."""
+        reading = self.reading._asdict()
+        del reading['pixels']
+        said = {'image_size': self.image_size, 'mean': self.mean, 'std': self.std}
+        said['reading'] = reading
+        return said if self.pixels.is_rgb else said | {'pixels': dataclasses.asdict(self.pixels)}
 
     def __post_init__(self):
         one_of('config.data.name', self.name, SOURCES)
         one_of('config.data.level', self.level, LEVELS)
         one_of('config.data.image_ops', self.image_ops, IMAGE_OPS)
+        check(
+            not self.exif or self.pixels.is_rgb,
+            'config.data.exif is for RGB of 8 bits: leave it false.',
+        )
+        object.__setattr__(self, 'image_size', one_size(*self.shape))
+        self._check_pixels()
         check(
             self.name != 'tfds' or not self.evaluate_path,
             'config.data.evaluate_path is for folders: with data.name=tfds the held-out '
@@ -146,6 +255,24 @@ class DataConfig:
             'each other: leave one of them as it is.',
         )
 
+    def _check_pixels(self):
+        check(self.bits in (8, 16), f'config.data.bits is {self.bits}: it takes 8 or 16.')
+        beyond = [band for band in self.bands if band >= self.channels]
+        check(
+            not beyond,
+            f'config.data.bands names channel {beyond and beyond[0]}, but config.data.channels='
+            f'{self.channels} has 0 to {self.channels - 1}: lower it, or raise the channels.',
+        )
+        check(
+            self.pixels.is_rgb or self.image_ops == 'simd',
+            'config.data.image_ops=tensorflow reads RGB of 8 bits alone: set it to simd.',
+        )
+        check(
+            self.name != 'shapes' or (self.channels, self.bits) == (3, 8),
+            'config.data.name=shapes draws RGB of 8 bits: leave config.data.channels 3 and '
+            'config.data.bits 8.',
+        )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SegmentDataConfig(DataConfig):
@@ -153,9 +280,9 @@ class SegmentDataConfig(DataConfig):
 
     `path` is, for folder, one that holds images/training, annotations/training, images/validation
     and annotations/validation (ADE20K as published), or images and annotations alone; for tfds, a
-    set with an image and an annotation. Training crops `image_size` squares out of images resized
-    to `segment_scale` times what fits into 4 image_size x image_size; crop_scale, crop_ratio and
-    color_jitter have no part.
+    set with an image and an annotation. Training crops pictures of `image_size` out of images
+    resized to `segment_scale` times what just covers that, and at most four times as long as it;
+    crop_scale, crop_ratio and color_jitter have no part.
     """
 
     label_maps: ClassVar[bool] = True
@@ -184,18 +311,28 @@ def check_order(name: str, ends: tuple[float, float]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """One square picture of a crop: the key of the batch it becomes, its side in pixels, the
-    resampling, and RandAugment (training only).
+    """One picture of a crop: the key of the batch it becomes, its side in pixels (or height and
+    width), the resampling, RandAugment (training only), and what its pixels are.
 
     A view by `nearest` is of the example's label map, and takes a `SegmentDataConfig`; so does
     every view beside it, all of one size then.
     """
 
     name: str
-    size: int
+    size: int | tuple[int, int]
     method: str = 'bicubic'  # bicubic | lanczos3 | nearest
     rand_augment: str = ''  # see `rand_augment.parse_policy`
+    pixels: PixelFormat = PixelFormat()
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width."""
+        return sides(self.size)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (self.size, self.size) if self.method == 'nearest' else (self.size, self.size, 3)
+        return self.sides if self.method == 'nearest' else (*self.sides, self.pixels.num_channels)
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(np.uint8) if self.method == 'nearest' else self.pixels.dtype

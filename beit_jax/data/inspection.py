@@ -15,11 +15,12 @@ import numpy as np
 from PIL import ExifTags, Image
 from tqdm import tqdm
 
-from beit_jax.data.pictures.boxes import BadImageError
+from beit_jax.data.pictures.boxes import BadImageError, FormatError
 from beit_jax.data.sources.source import Source
 from beit_jax.data.sources.subset import spread
 
 SMALL, LONG = 32, 10  # a shorter side in pixels and an aspect ratio to wonder about
+_NPY = b'\x93NUMPY'
 SIDE = 224  # pixels, what models are shown
 BLOCK = 1024  # examples handed to the threads at a time, so that millions do not wait in a queue
 FORMATS = {'JPEG': ('.jpg', '.jpeg', '.jfif', '.jpe'), 'PNG': ('.png',)}
@@ -48,6 +49,8 @@ class Look(typing.NamedTuple):
     mode: str = 'unknown'
     oddities: tuple[str, ...] = ()  # training can use it, but is it meant?
     orientation: int = 1  # by EXIF; 1 is upright
+    # of pictures that are not RGB of 8 bits: means of x and of x * x of each channel, [2, C]
+    moments: np.ndarray | None = None
 
 
 def look_at(source: Source, index: int, decode: Callable) -> Look:
@@ -56,18 +59,21 @@ def look_at(source: Source, index: int, decode: Callable) -> Look:
         image, label = source.read(index)
     except OSError as error:
         return Look(error.strerror or str(error))
+    flaw, promised, moments, pixels = '', True, None, np.empty((0, 0, 0))
     try:
-        decode(image)
-        flaw = ''
+        pixels = decode(image)
+        moments = _moments(pixels)
     except BadImageError as error:
-        flaw = str(error)
-    if isinstance(image, np.ndarray):
-        size, (height, width) = image.nbytes, image.shape[:2]
-        form, mode, oddities, turned = 'array', 'RGB', [], 1
+        flaw, promised = str(error), not isinstance(error, FormatError)
+    if isinstance(image, np.ndarray) or image.startswith(_NPY):
+        is_file = isinstance(image, bytes)
+        size, form, oddities, turned = len(image) if is_file else image.nbytes, 'array', [], 1
+        height, width, channels = pixels.shape if is_file else image.shape
+        mode = 'RGB' if moments is None else f'{channels} x {pixels.dtype}'
     else:
         size = len(image)
         width, height, form, mode, oddities, turned = _header(image, source.name(index))
-        if flaw and form not in (*FORMATS, 'unknown'):
+        if flaw and promised and form not in (*FORMATS, 'unknown'):
             flaw += f' but {form}'
         elif not image:
             flaw += ' (empty)'
@@ -75,8 +81,15 @@ def look_at(source: Source, index: int, decode: Callable) -> Look:
         oddities.append(f'smaller than {SMALL} pixels')
     if max(width, height) > LONG * min(width, height):
         oddities.append(f'aspect ratio above {LONG}')
-    oddities = tuple(oddities)
-    return Look(flaw, label, digest(image), size, width, height, form, mode, oddities, turned)
+    counted = digest(image), size, width, height, form, mode, tuple(oddities), turned, moments
+    return Look(flaw, label, *counted)
+
+
+def _moments(pixels: np.ndarray) -> np.ndarray | None:
+    if pixels.dtype == np.uint8 and pixels.shape[2] == 3:
+        return None
+    shares = pixels.reshape(-1, pixels.shape[2]) / np.iinfo(pixels.dtype).max
+    return np.stack([shares.mean(0), np.square(shares).mean(0)])
 
 
 def _header(image: bytes, name: str):
@@ -136,6 +149,7 @@ def measure(
     """
     indices, began = spread(source, limit), time.perf_counter()
     rows, formats, modes, turned = np.zeros(len(indices), ROW), Counter(), Counter(), Counter()
+    moments, count = 0.0, 0
     # reason -> indices
     corrupt, suspicious = defaultdict(lambda: array('q')), defaultdict(lambda: array('q'))
     looks = in_threads(lambda index: look_at(source, index, decode), indices, workers, 'decoding')
@@ -145,6 +159,8 @@ def measure(
             corrupt[look.flaw].append(indices[row])
             continue
         formats[look.format] += 1
+        if look.moments is not None:
+            moments, count = moments + look.moments, count + 1
         modes[look.mode] += 1
         turned[look.orientation] += 1
         for oddity in look.oddities:
@@ -170,6 +186,7 @@ def measure(
         'height': _extent(sizes['height']),
         'share_below_224': float(np.mean(shorter < SIDE)) if len(sizes) else None,
         'bytes': {'mean': mean_bytes, 'total': round(mean_bytes * len(source))},
+        'channels': _channels(moments, count),
         'corrupt': _named(source, corrupt),
         'corrupt_share': 1 - len(good) / len(rows),
         'labels_without_class': len(unlabelled),
@@ -219,6 +236,15 @@ def _extent(sizes) -> dict | None:
     if not len(sizes):
         return None
     return {'min': int(sizes.min()), 'median': float(np.median(sizes)), 'max': int(sizes.max())}
+
+
+def _channels(moments, count: int) -> dict | None:
+    """Mean and deviation of each channel, for config.data.mean and std; None for RGB of 8 bits."""
+    if not count:
+        return None
+    mean, square = moments / count
+    deviation = np.sqrt(np.maximum(square - mean**2, 1e-6))
+    return {'mean': mean.round(4).tolist(), 'std': deviation.round(4).tolist()}
 
 
 def _named(source, found: dict) -> list[dict]:

@@ -99,6 +99,9 @@ def report(figures: dict, path: str) -> str:
         for name in ('width', 'height'):
             say(name, '{min:,} to {max:,} pixels, median {median:,.0f}'.format(**figures[name]))
         say('', f'{figures["share_below_224"]:.1%} have a shorter side below {SIDE}')
+    if figures['channels']:
+        for name, values in figures['channels'].items():
+            say(name, ', '.join(f'{value:g}' for value in values))
     mean, megabytes = figures['bytes']['mean'], figures['bytes']['total'] / 1e6
     about = 'about ' if figures['estimated'] else ''
     say('bytes', f'{mean:,.0f} an image, {about}{megabytes:,.1f} MB in all')
@@ -170,3 +173,14 @@ def _listed(entries: Iterable[str]) -> list[str]:
     if len(lines) > SHOWN:
         lines[SHOWN:] = [f'  and {len(lines) - SHOWN:,} more (--json has all)']
     return lines
+
+
+def channel_settings(channels: dict | None) -> list[str]:
+    """What a command says of pictures that are not RGB of 8 bits: `channels` of `measure`."""
+    if not channels:
+        return []
+    texts = {
+        name: '(' + ''.join(f'{value:g},' for value in channels[name]) + ')' for name in channels
+    }
+    settings = [f'--config.data.{name}={text}' for name, text in texts.items()]
+    return [*settings, '--config.data.color_jitter=(0.0,0.0,0.0)']

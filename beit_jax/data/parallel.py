@@ -35,8 +35,8 @@ def batches(
         example used.
 
     Yields:
-      each view's name: uint8 [R, ...]; `grey` float32 [R]; `label` int32 [R]; `used` int64 [R];
-        `index` int64 [R] and `view` uint32 [R] as `examples` gave them.
+      each view's name: [R, ...] of its shape and dtype; `grey` float32 [R]; `label` int32 [R];
+        `used` int64 [R]; `index` int64 [R] and `view` uint32 [R] as `examples` gave them.
     """
     workers = config.num_workers
     pool = concurrent.futures.ThreadPoolExecutor(workers)
@@ -44,7 +44,7 @@ def batches(
 
     def make(step):
         numbers, indices = examples(step)
-        arrays = [_aligned([num_rows, *view.shape]) for view in views]
+        arrays = [_aligned([num_rows, *view.shape], view.dtype) for view in views]
         arrays += [np.empty(num_rows, dtype) for dtype in (np.float32, np.int32, np.int64)]
 
         def fill(rows):
@@ -56,7 +56,8 @@ def batches(
         return [*arrays, indices, numbers.astype(np.uint32)]
 
     names = [*(view.name for view in views), 'grey', 'label', 'used', 'index', 'view']
-    dtypes = [np.uint8] * len(views) + [np.float32, np.int32, np.int64, np.int64, np.uint32]
+    dtypes = [view.dtype for view in views]
+    dtypes += [np.float32, np.int32, np.int64, np.int64, np.uint32]
     try:
         with contextlib.closing(_in_order(make, dtypes, steps, config.prefetch)) as made:
             for arrays in made:
@@ -74,12 +75,12 @@ def _in_order(make, dtypes, steps, prefetch):
     return tf_data.in_order(make, dtypes, steps, _BEGUN, prefetch)
 
 
-def _aligned(shape):
-    """np.empty, uint8, at an address that TensorFlow can use as it is."""
-    size, alignment = math.prod(shape), 64
+def _aligned(shape, dtype):
+    """np.empty at an address that TensorFlow can use as it is."""
+    size, alignment = math.prod(shape) * dtype.itemsize, 64
     memory = np.empty(size + alignment, np.uint8)
     start = -memory.ctypes.data % alignment
-    return memory[start : start + size].reshape(shape)
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def ahead(function: Callable, items: Iterable, config: DataConfig) -> Iterator:

@@ -17,6 +17,7 @@ from beit_jax.data.parallel import Batch
 from beit_jax.data.pictures import label_maps
 from beit_jax.data.pictures.boxes import (
     DRAWS,
+    FormatError,
     center_box,
     crop,
     flipped,
@@ -52,16 +53,16 @@ def train_batches(
       rows: int [R], those of each global batch that are made.
 
     Yields:
-      each view's name: uint8 [R, size, size, 3], one and the same crop; `grey` float32 [R], the
-        mean grey of the whole picture in [0, 1], which the contrast of `config.color_jitter` needs,
-        else 0; `label` int32 [R], 0 where labels are maps; `index` int64 [R], the example that the
-        sampler asked for; `view` uint32 [R], the number that seeds what is drawn for the picture
-        (modulo 2 ** 32); `substituted` bool [R], true where that example was bad; `used` int64 [R],
-        the one that is there instead; `valid` float32 [R], ones.
+      each view's name: [R, *view.shape] of view.dtype, one and the same crop; `grey` float32 [R],
+        the mean grey of the whole picture in [0, 1], which the contrast of `config.color_jitter`
+        needs, else 0; `label` int32 [R], 0 where labels are maps; `index` int64 [R], the example
+        that the sampler asked for; `view` uint32 [R], the number that seeds what is drawn for the
+        picture (modulo 2 ** 32); `substituted` bool [R], true where that example was bad; `used`
+        int64 [R], the one that is there instead; `valid` float32 [R], ones.
 
     With label maps (`SegmentDataConfig`) the crop is `label_maps.random_window`, flipped before it
     is padded: with the mean of the pixels, which is 0 once they are normalised, and with 255 in the
-    view by `nearest`, uint8 [R, size, size], which shows the classes of that very crop.
+    view by `nearest`, uint8 [R, height, width], which shows the classes of that very crop.
 
     Raises:
       StorageError: an example and all that could take its place cannot be read.
@@ -84,7 +85,7 @@ def train_batches(
         flip_draw, *draws = _uniform(sampler.seed, number)
         flip = config.flip and flip_draw < 0.5
         if config.label_maps:
-            size, scale = views[0].size, config.segment_scale
+            size, scale = views[0].sides, config.segment_scale
             window_of = functools.partial(label_maps.random_window, draws, size=size, scale=scale)
             return show_window(source, used, example, views, config, window_of, flip), 0.0, 0
         scale, ratio, grey = config.crop_scale, config.crop_ratio, 0.0
@@ -140,7 +141,7 @@ def evaluate_batches(
     ceil(N / batch_size) batches. For the whole of each picture: `segmentation_examples`.
     """
     images = image_ops(config)
-    box_of = functools.partial(center_box, size=views[0].size, share=share)
+    box_of = functools.partial(center_box, size=views[0].sides, share=share)
 
     def examples(step):
         positions = step * batch_size + np.asarray(rows, np.int64)
@@ -169,7 +170,7 @@ def evaluate_batches(
 def segmentation_examples(
     source: Source, config: SegmentDataConfig, indices: Iterable[int]
 ) -> Iterator[tuple[int, np.ndarray | None, np.ndarray | None]]:
-    """(index, image uint8 [H, W, 3], label map uint8 [H, W]) of `indices`, in order, each of its
+    """(index, image [H, W, C], label map uint8 [H, W]) of `indices`, in order, each of its
     own size; None and None where it is bad.
 
     Decoded ahead in threads. Of P hosts, the p-th takes `range(p, len(source), P)`.
@@ -192,13 +193,14 @@ def check_source(source: Source, config: DataConfig) -> None:
 
     Raises:
       RequestError: the share of bad ones is above `config.max_bad_share`. One alone does not count,
-        unless it is all there is.
+        unless it is all there is, or of another format, for then the set is a mixed one.
       StorageError: because the storage fails.
     """
     indices = np.unique(np.linspace(0, len(source) - 1, CHECKED).round().astype(int))
     flaws = [(index, flaw(source, index, config)) for index in indices]
     bad = [f'{source.name(index)} ({words(why)})' for index, why in flaws if why]
-    share = 0.0 if len(bad) == 1 < len(indices) else len(bad) / len(indices)
+    mixed = any(isinstance(why, FormatError) for _, why in flaws)
+    share = 0.0 if len(bad) == 1 < len(indices) and not mixed else len(bad) / len(indices)
     if share > config.max_bad_share:
         raise of_storage(
             next(why for _, why in flaws if why),
@@ -222,8 +224,13 @@ def _uniform(seed: int, number: int) -> list[float]:
 
 
 def _mean_grey(pixels: np.ndarray) -> float:
-    """The mean in [0, 1] of what Pillow's convert('L') makes of uint8 [H, W, 3]."""
-    height, width, _ = pixels.shape
+    """The mean in [0, 1] of what Pillow's convert('L') makes of uint8 [H, W, 3]; of other pictures
+    the mean of all values."""
+    height, width, channels = pixels.shape
+    if channels != 3:
+        return float(pixels.mean() / np.iinfo(pixels.dtype).max)
+    if pixels.dtype != np.uint8:
+        return float(pixels.mean((0, 1)) @ (0.299, 0.587, 0.114)) / np.iinfo(pixels.dtype).max
     # down the rows first: sums of three numbers at a time would be slow
     sums = pixels.reshape(height, -1).sum(axis=0, dtype=np.uint32).reshape(width, 3).sum(axis=0)
     return float(sums @ (0.299, 0.587, 0.114)) / (255 * height * width)

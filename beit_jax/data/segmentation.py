@@ -22,7 +22,7 @@ _NAMED = 5  # classes in a line
 def whole_example(
     source: Source, index: int, config: SegmentDataConfig
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(image uint8 [H, W, 3], label map uint8 [H, W]) of an example, as it is.
+    """(image [H, W, C], label map uint8 [H, W]) of an example, as it is.
 
     Raises:
       OSError: it cannot be read, or is damaged.
@@ -68,8 +68,8 @@ def show_window(
         picture, fill = classes, IGNORED
         if view.method != 'nearest':
             (picture,) = images.resize(crop, [view], classes.shape)
-            fill = fill_color(config.mean)
-        return label_maps.pad(flipped(picture) if flip else picture, view.size, fill)
+            fill = fill_color(config.mean, config.pixels.top)
+        return label_maps.pad(flipped(picture) if flip else picture, view.sides, fill)
 
     return [show(view) for view in views]
 

@@ -16,9 +16,11 @@ _ORDERS = np.array(list(itertools.permutations(range(3))), np.int32)
 
 
 def to_float(images_BHWC):
-    """uint8 in [0, 255] -> float32 in [0, 1]; float in [0, 1] as it is, in float32."""
+    """uint8 in [0, 255] or uint16 in [0, 65535] -> float32 in [0, 1]; float in [0, 1] as it is, in
+    float32."""
     pixels_BHWC = images_BHWC.astype(jnp.float32)
-    return pixels_BHWC / 255 if images_BHWC.dtype == jnp.uint8 else pixels_BHWC
+    is_whole = jnp.issubdtype(images_BHWC.dtype, jnp.integer)
+    return pixels_BHWC / jnp.iinfo(images_BHWC.dtype).max if is_whole else pixels_BHWC
 
 
 def normalize(images_BHWC, mean, std):
@@ -56,7 +58,9 @@ def apply_jitter(image_HWC, order, factors, grey):
     """
     for operation in order:
         brightness, contrast = operation == 0, operation == 1
-        greys = jnp.where(contrast, grey, (image_HWC @ LUMA)[..., None])
+        # other pictures than RGB have no saturation: its factor is 1, whatever is blended
+        luma = (image_HWC @ LUMA)[..., None] if image_HWC.shape[-1] == 3 else image_HWC
+        greys = jnp.where(contrast, grey, luma)
         other = jnp.where(brightness, 0.0, greys)
         image_HWC = jnp.clip(other + factors[operation] * (image_HWC - other), 0, 1)
         # that of the whole picture after it, but for what it clips there
@@ -81,7 +85,8 @@ def jitter(keys_B, images_BHWC, strengths: tuple[float, float, float], greys_B):
     """Pixels in [0, 1] -> the same, jittered as each image's key decides.
 
     Pictures of any size with one key are jittered alike. `greys_B`: float32, the mean of
-    0.299 R + 0.587 G + 0.114 B in [0, 1] of the whole picture that each is a part of.
+    0.299 R + 0.587 G + 0.114 B in [0, 1] of the whole picture that each is a part of (of other
+    pictures than RGB the mean of all channels; they have no saturation).
     """
     orders, factors = jax.vmap(lambda key: draw_jitter(key, strengths))(keys_B)
     return jax.vmap(apply_jitter)(images_BHWC, orders, factors, greys_B)

@@ -49,10 +49,11 @@ def axis_maps(
     return maps
 
 
-def fitted_size(height: int, width: int, short: int, long: float) -> tuple[int, int]:
+def fitted_size(height: int, width: int, covered: tuple[int, int], long: float) -> tuple[int, int]:
     """(height, width) to which a picture is brought before it is cut into windows.
 
-    Its shorter side becomes `short`, but the longer one `long` at most.
+    It just covers `covered`, but its longer side becomes `long` at most.
     """
-    ratio = min(short / min(height, width), long / max(height, width))
+    ratio = max(covered[0] / height, covered[1] / width)
+    ratio = min(ratio, long / max(height, width))
     return max(1, int(height * ratio + 0.5)), max(1, int(width * ratio + 0.5))

@@ -44,11 +44,10 @@ def label_pictures(
         return nnx.merge(model.graphdef, params)(pixels)[0]
 
     labeller = PictureLabeller(
-        label_windows, model.image_size, config, jax.local_devices(), architecture['mean']
+        label_windows, model.shape, config, jax.local_devices(), architecture['mean'], model.pixels
     )
-    pictures = (
-        (name, pixels) for pixels, name in whole_images(images, limit, leave_out, model.reading)
-    )
+    found = whole_images(images, limit, leave_out, model.reading)
+    pictures = ((name, picture) for picture, name in found)
     pixels = np.zeros(256, np.int64)
     for name, image, scores_HVC in labeller(model.params, pictures):
         padded_HV, _ = labeller.classify(image, scores_HVC)

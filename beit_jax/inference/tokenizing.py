@@ -4,6 +4,7 @@ started again, it goes on."""
 from collections.abc import Callable, Iterator
 import dataclasses
 import hashlib
+import json
 import os
 from pathlib import Path
 import sys
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from beit_jax import whole_files
 from beit_jax.data import pipeline
-from beit_jax.data.config import DataConfig, View
+from beit_jax.data.config import DataConfig, PixelFormat, Reading, sides
 from beit_jax.data.pictures.load import image_batches
 from beit_jax.data.sources.choice import open_source
 from beit_jax.data.sources.subset import Subset
@@ -31,12 +32,14 @@ class Pictures:
     count: int
     name: Callable[[int], str]
     description: dict  # what they are, for the record beside the file
-    # (indices, B) -> batches of these pictures in order, of one size: uint8 [B, S, S, 3], and [B],
+    # (indices, B) -> batches of these pictures in order, of one size: [B, H, W, channels], and [B],
     # 0 for those that cannot be read
     read: Callable[[np.ndarray, int], Iterator[tuple[np.ndarray, np.ndarray]]]
 
 
-def pictures_of_path(path: str, size: int) -> Pictures:
+def pictures_of_path(
+    path: str, size: int | tuple[int, int], form: PixelFormat = PixelFormat()
+) -> Pictures:
     """The pictures of a folder, a file or a .npy array (see `image_batches`)."""
     names, squares = [], []
 
@@ -44,11 +47,13 @@ def pictures_of_path(path: str, size: int) -> Pictures:
         names.append(name)
         squares.append(None)
 
-    for pixels, some in image_batches(path, size, 1, leave_out=leave_out):  # one, for the order
+    reading = Reading(pixels=form)
+    # one, for the order
+    for pixels, some in image_batches(path, size, 1, leave_out=leave_out, reading=reading):
         names += some
         squares += [*pixels]
     readable = np.array([pixels is not None for pixels in squares])
-    black = np.zeros((size, size, 3), np.uint8)
+    black = np.zeros((*sides(size), form.num_channels), form.dtype)
     images = np.stack([black if pixels is None else pixels for pixels in squares])
 
     def read(indices, batch):
@@ -68,7 +73,7 @@ def pictures_of_data(data: DataConfig, part: str) -> Pictures:
     Raises:
       RequestError: there is none, or what is there cannot be read.
     """
-    source, size, crop = open_source(data, part), data.image_size, data.evaluate_crop
+    source, crop = open_source(data, part), data.evaluate_crop
     check(
         source is not None,
         'there are no held-out images: set --data.evaluate_path, --data.evaluate_split or '
@@ -77,12 +82,14 @@ def pictures_of_data(data: DataConfig, part: str) -> Pictures:
     pipeline.check_source(source, data)
 
     def read(indices, batch):
-        views, rows = (View('image', size, 'lanczos3'),), np.arange(batch)
+        views, rows = (data.view('image', 0, 'lanczos3'),), np.arange(batch)
         chosen = Subset(source, indices)
         for made in pipeline.evaluate_batches(chosen, batch, views, data, rows, crop):
             yield made['image'], made['valid']
 
     description = {'data': source.fingerprint, 'crop': crop}
+    if not data.pixels.is_rgb:
+        description['pixels'] = json.loads(json.dumps(dataclasses.asdict(data.pixels)))
     return Pictures(len(source), source.name, description, read)
 
 

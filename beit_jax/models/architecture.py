@@ -93,7 +93,7 @@ def abstract(architecture: dict, *, dtype='float32') -> tuple[nnx.GraphDef, dict
 
 def in_words(architecture: dict) -> list[str]:
     """What a person wants to know of a description: head, sizes, pictures; a line each."""
-    a, side, (rows, columns) = architecture, architecture['image_size'], architecture['grid']
+    a, (rows, columns) = architecture, architecture['grid']
     if predicts_tokens(a):
         head = f'pre-trained: predicts {a["vocabulary"]} tokens'
     elif patch_target(a):
@@ -119,9 +119,20 @@ def in_words(architecture: dict) -> list[str]:
         f'{size}: width {a["width"]}, {a["depth"]} blocks, {a["heads"]} heads, MLP {a["hidden"]}; '
         f'positions {a["positions"]}, LayerScale {"yes" if a["layer_scale"] else "no"}, norm_eps '
         f'{a["norm_eps"]:g}',
-        f'pictures of {side} x {side} pixels, {rows} x {columns} patches of {a["patch_size"]}; '
+        f'pictures of {rows * a["patch_size"]} x {columns * a["patch_size"]} pixels'
+        f'{_pixels(a)}, {rows} x {columns} patches of {a["patch_size"]}; '
         f'mean {tuple(a["mean"])}, std {tuple(a["std"])}, crop {a["crop"]:g}',
     ]
+
+
+def _pixels(architecture: dict) -> str:
+    """What they are where they are not RGB."""
+    said = '' if architecture['channels'] == 3 else f' and {architecture["channels"]} channels'
+    stored = architecture.get('pixels')
+    if stored:
+        which = f', of which {_listed(stored["bands"])} (from 0)' * bool(stored['bands'])
+        said += f' (stored: {stored["channels"]} of {stored["bits"]} bits{which})'
+    return said
 
 
 def _listed(numbers) -> str:

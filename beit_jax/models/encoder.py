@@ -42,6 +42,7 @@ class EncoderConfig:
 
     size: str = 'base'  # tiny | small | base | large
     patch_size: Count = 16
+    channels: Count = 3  # of a picture: those that config.data reads
     width: Annotated[int, Interval(0, 2**14)] = 0
     depth: Annotated[int, Interval(0, 200)] = 0
     heads: int = 0
@@ -74,7 +75,7 @@ class EncoderConfig:
     @property
     def patch_values(self) -> int:
         """Numbers that a patch of a picture has."""
-        return 3 * self.patch_size**2
+        return self.channels * self.patch_size**2
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches of a picture of height x width pixels."""
@@ -153,7 +154,7 @@ class Encoder(nnx.Module):
         """Encodes pictures of the grid's size.
 
         Args:
-          images_BHWC: normalised pixels, float [B, height, width, 3].
+          images_BHWC: normalised pixels, float [B, height, width, channels].
           mask_BP: bool [B, P]; true patches are replaced by the mask token after the embedding, so
             that their pixels cannot be seen.
           keys_B: a key an image for stochastic depth, or None (evaluation).

@@ -49,7 +49,7 @@ class MaskedImageModel(nnx.Module):
         """Logits of the tokens (or pixels) at the slots: the large head runs on no other patch.
 
         Args:
-          images_BHWC: normalised pixels, float [B, height, width, 3].
+          images_BHWC: normalised pixels, float [B, height, width, channels].
           mask_BP: bool [B, P], the patches that are hidden.
           slots_BK: int32 [B, K], the patches that are predicted.
           keys_B: see `Encoder`.
@@ -113,7 +113,7 @@ class Classifier(nnx.Module):
         )
 
     def __call__(self, images_BHWC, *, keys_B=None):
-        """Normalised pixels, float [B, height, width, 3] -> logits float32 [B, C].
+        """Normalised pixels, float [B, height, width, channels] -> logits float32 [B, C].
 
         `keys_B`: see `Encoder`.
         """

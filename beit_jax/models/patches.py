@@ -15,8 +15,8 @@ def patchify(images_BHWC, patch_size: int):
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, values)
 
 
-def unpatchify(patches_BPV, grid: tuple[int, int]):
-    """The inverse of `patchify` for three colours; grid: rows and columns of patches."""
-    (rows, columns), size = grid, math.isqrt(patches_BPV.shape[-1] // 3)
-    x = patches_BPV.reshape(-1, rows, columns, size, size, 3)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, rows * size, columns * size, 3)
+def unpatchify(patches_BPV, grid: tuple[int, int], channels: int = 3):
+    """The inverse of `patchify`; grid: rows and columns of patches."""
+    (rows, columns), size = grid, math.isqrt(patches_BPV.shape[-1] // channels)
+    x = patches_BPV.reshape(-1, rows, columns, size, size, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, rows * size, columns * size, channels)

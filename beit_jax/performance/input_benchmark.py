@@ -11,7 +11,7 @@ import time
 import numpy as np
 from PIL import Image
 
-from beit_jax.data.config import View
+from beit_jax.data.config import DataConfig, View, one_size
 from beit_jax.data.pictures.boxes import DRAWS, random_box, whole_box
 from beit_jax.data.sampler import Sampler
 from beit_jax.data.sources.choice import open_source
@@ -37,9 +37,18 @@ def views_of(config: RunConfig) -> tuple[View, ...]:
     """What training reads of an image; for pre-training on tokens with the view of a tokenizer of 8
     pixels a token, as DALL-E's."""
     if config.task == 'pretrain' and config.target == 'tokens':
-        tokenized = View('token_image', 8 * config.grid[0], 'lanczos3')
-        return View('image', config.data.image_size), tokenized
+        size = one_size(*(8 * side for side in config.grid))
+        return config.data.view('image'), config.data.view('token_image', size, 'lanczos3')
     return make_task(config).views
+
+
+def check_peer(data: DataConfig) -> None:
+    """Raises RequestError where the peers do not have such pictures."""
+    check(
+        data.pixels.is_rgb and isinstance(data.image_size, int),
+        'the peers read squares of RGB of 8 bits: leave config.data.channels, bits and bands as '
+        'they are, and give one number as config.data.image_size.',
+    )
 
 
 def benchmark_input(config: RunConfig, images: int, repeats: int, cores: int) -> dict:
@@ -49,6 +58,7 @@ def benchmark_input(config: RunConfig, images: int, repeats: int, cores: int) ->
         not config.data.label_maps,
         'label maps have no peer here: give a recipe of pre-training or of classification.',
     )
+    check_peer(config.data)
     available = sorted(os.sched_getaffinity(0))
     check(cores <= len(available), f'--cores={cores}, but this process has {len(available)}.')
     os.sched_setaffinity(0, available[-cores:])  # before TensorFlow and JAX start their threads
@@ -186,7 +196,7 @@ class _Stages:
             change = functools.partial(augment, view=view, mean=self._data.mean)
             taken = _seconds_a_call(change, pictures, range(len(pictures)))
             yield f'RandAugment of {view.size}', taken
-        batch = [np.zeros([BATCH, view.size, view.size, 3], np.uint8) for view in self._views]
+        batch = [np.zeros([BATCH, *view.shape], view.dtype) for view in self._views]
         transfer = lambda _: jax.block_until_ready(jax.device_put(batch))
         yield 'transfer', _seconds_a_call(transfer, range(len(self._files) // BATCH)) / BATCH
 

@@ -7,6 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from beit_jax.data.config import one_size
 from beit_jax.errors import check
 from beit_jax.models.tokenizers import make_tokenizer
 from beit_jax.performance import jaxprs
@@ -117,7 +118,9 @@ def _make_task(config, dall_e: bool):
         return make_task(config)
     if not dall_e:
         return make_on_given_tokens(config)
-    tokenizer = make_tokenizer('dvae', {}, 8 * config.grid[0], config.tokenizer.precision)
+    size = one_size(*(8 * side for side in config.grid))
+    check(config.model.channels == 3, '--dall_e: its tokenizer is for pictures of three channels.')
+    tokenizer = make_tokenizer('dvae', {}, size, config.tokenizer.precision)
     frozen = {'encoder': tokenizer.abstract()['encoder']}
     return dataclasses.replace(make_on_given_tokens(config, tokenizer), frozen=frozen)
 
@@ -128,7 +131,7 @@ def _shape(*sizes: int, dtype) -> jax.ShapeDtypeStruct:
 
 def _batch(size: int, views) -> dict:
     """Shapes of what the input makes."""
-    batch = {view.name: _shape(size, *view.shape, dtype=jnp.uint8) for view in views}
+    batch = {view.name: _shape(size, *view.shape, dtype=view.dtype) for view in views}
     return batch | {
         'label': _shape(size, dtype=jnp.int32),
         'view': _shape(size, dtype=jnp.uint32),

@@ -99,6 +99,10 @@ def _check(config: RunConfig, variants: tuple[str, ...]) -> None:
         not config.tokenizer.path,
         "--peer has DALL-E's tokenizer: leave config.tokenizer.path empty.",
     )
+    check(
+        config.model.channels == 3 and isinstance(config.data.image_size, int),
+        '--peer is shown squares of three channels: leave --peer out for other pictures.',
+    )
     there = importlib.util.find_spec('torch') is not None
     check(there, '--peer takes PyTorch: pip install torch.')
     count = jax.device_count()

@@ -29,6 +29,8 @@ USUAL = {int: Interval(0, INT32), float: Interval(0, 1_000_000)}
 
 Count = Annotated[int, Interval(1, INT32)]
 Width = Annotated[int, Interval(1, 2**14)]  # of a layer
+Side = Annotated[int, Interval(1, 2**14)]  # of a picture, in pixels
+Sides = Side | tuple[Side, Side]  # of a square, or height and width
 Positive = Annotated[float, Interval(0, 1_000_000, '(]')]
 Share = Annotated[float, Interval(0, 1)]
 ShareBelow1 = Annotated[float, Interval(0, 1, '[)')]

@@ -10,6 +10,7 @@ import dataclasses
 import importlib
 import os
 import reprlib
+import types
 import typing
 
 from beit_jax.errors import RequestError, check, nearest, one_of
@@ -73,6 +74,10 @@ def _convert(kind, value, path):
             f'config.{path} is {value!r}: it is a group of settings.',
         )
         return from_mapping(kind, value, f'{path}.')
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):  # a number, or several
+        if isinstance(value, (list, tuple)) and len(value) == 1:
+            (value,) = value
+        kind = typing.get_args(kind)[isinstance(value, (list, tuple))]
     kind, *interval = typing.get_args(kind) if hasattr(kind, '__metadata__') else (kind,)
     base = typing.get_origin(kind) or kind
     if base is str and isinstance(value, str):

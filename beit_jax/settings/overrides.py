@@ -49,11 +49,10 @@ def _parse(key, text, current):
         check(text.lower() in ('true', 'false'), f'config.{key}={text}: use true or false.')
         return text.lower() == 'true'
     try:
-        if isinstance(current, (tuple, list)):
-            return tuple(
-                kind(part)
-                for kind, part in zip(map(type, current), text.strip('()').split(','), strict=True)
-            )
-        return type(current)(text)
+        kind = type((*current, 0)[0]) if isinstance(current, (tuple, list)) else type(current)
+        parts = [kind(part) for part in text.strip('()').split(',') if part.strip()]
+        if isinstance(current, (tuple, list)) or (kind is int and len(parts) > 1):
+            return tuple(parts)
+        return kind(text)
     except (TypeError, ValueError) as error:
         raise RequestError(f'config.{key}={text}: it takes {type(current).__name__}.') from error

@@ -5,10 +5,11 @@ import dataclasses
 from pathlib import Path
 import runpy
 import sys
+import types
 import typing
 
 from absl import flags
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from beit_jax.errors import RequestError, check, nearest
 from beit_jax.settings.mapping import config_class
@@ -101,6 +102,9 @@ def _defaults(cls) -> dict:
     hints, defaults = typing.get_type_hints(cls), {}
     for field in dataclasses.fields(cls):
         kind = hints[field.name]
-        group = dataclasses.is_dataclass(kind)
-        defaults[field.name] = _defaults(kind) if group else field.default
+        if typing.get_origin(kind) in (typing.Union, types.UnionType):  # `64` or `64,96`
+            defaults[field.name] = FieldReference(field.default, field_type=object)
+        else:
+            group = dataclasses.is_dataclass(kind)
+            defaults[field.name] = _defaults(kind) if group else field.default
     return defaults

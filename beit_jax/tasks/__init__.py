@@ -27,6 +27,21 @@ from beit_jax.settings.run import RunConfig
 ReadSample = Callable[[str, int], Iterator[dict]]
 
 
+def of_channels(model, data: DataConfig):
+    """The architecture `model` for pictures of as many channels as `data` reads.
+
+    Raises:
+      RequestError: it says another number, which is not the usual one.
+    """
+    count, usual = data.pixels.num_channels, EncoderConfig.channels
+    check(
+        model.channels in (count, usual),
+        f'config.model.channels is {model.channels}, config.data reads {count}: leave it {usual}, '
+        'and it follows config.data.',
+    )
+    return dataclasses.replace(model, channels=count)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncoderRunConfig(RunConfig):
     """What tasks with an encoder have besides."""
@@ -36,13 +51,14 @@ class EncoderRunConfig(RunConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        # refuses pictures that do not divide into patches
-        self.model.grid(self.data.image_size, self.data.image_size)
+        object.__setattr__(self, 'data', self.data.normalized())
+        object.__setattr__(self, 'model', of_channels(self.model, self.data))
+        self.model.grid(*self.data.shape)  # refuses pictures that do not divide into patches
 
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches."""
-        return self.model.grid(self.data.image_size, self.data.image_size)
+        return self.model.grid(*self.data.shape)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,9 +98,9 @@ class Task:
     needs_held_out: ClassVar[bool] = False
     # the settings of a cache for what `prepare` makes (`TokenizerConfig`); None: there is none
     token_cache: Any = None
-    # (params, images uint8 [B, S, S, 3]) -> logits of pixels, float32 [B, h, w, C]: a task that has
-    # it is evaluated on whole pictures of their own size, with the settings `config.inference`, and
-    # not by `loss`
+    # (params, images [B, H, W, channels]) -> logits of pixels, float32 [B, h, w, C]: a task that
+    # has it is evaluated on whole pictures of their own size, with the settings `config.inference`,
+    # and not by `loss`
     label_windows: Callable | None = None
 
     def fingerprint(self) -> str:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from beit_jax.data.config import DataConfig, View
+from beit_jax.data.config import DataConfig
 from beit_jax.data.pictures.rand_augment import parse_policy
 from beit_jax.errors import check, one_of
 from beit_jax.images.color import jitter_views, normalize, to_float
@@ -24,6 +24,7 @@ from beit_jax.models.encoder import EncoderConfig
 from beit_jax.models.heads import POOLINGS, Classifier
 from beit_jax.settings.intervals import Interval, Share, ShareBelow1
 from beit_jax.tasks import LabelledRunConfig, Task, check_encoder
+from beit_jax.weights.channels import fit_channels
 from beit_jax.weights.class_names import first_difference
 from beit_jax.weights.positions import fit_positions
 
@@ -52,8 +53,15 @@ class Config(LabelledRunConfig):
         super().__post_init__()
         one_of('config.pooling', self.pooling, POOLINGS)
         self.mix.check_batch(self.batch_size)
-        if self.rand_augment:
-            parse_policy(self.rand_augment)
+        if not self.rand_augment:
+            self.data.check_jitter()
+            return
+        parse_policy(self.rand_augment)
+        check(
+            self.data.bits == 8 and self.data.pixels.num_channels == 3,
+            f'config.rand_augment={self.rand_augment!r} changes the colours of RGB of 8 bits: for '
+            "other pictures leave it '' (--config.rand_augment=).",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +73,7 @@ class Classify(Task):
 
     @property
     def views(self):
-        return (View('image', self.config.data.image_size, 'bicubic', self.config.rand_augment),)
+        return (self.config.data.view('image', 0, 'bicubic', self.config.rand_augment),)
 
     def build(self, rngs):
         return _build(self.config, rngs)
@@ -128,8 +136,8 @@ class Classify(Task):
         )
 
     def augment(self, batch, key, keys_B):
-        """`image` float32 [B, S, S, 3], normalised, and `target` float32 [B, C] in place of the
-        bytes and labels."""
+        """`image` float32 [B, height, width, channels], normalised, and `target` float32 [B, C] in
+        place of what was read."""
         config = self.config
         data, images_BSS3 = config.data, to_float(batch['image'])
         if not config.rand_augment:
@@ -185,11 +193,8 @@ class Classify(Task):
             'grid': config.grid,
             'num_classes': config.num_classes,
             'pooling': config.pooling,
-            'image_size': data.image_size,
             'crop': data.evaluate_crop,
-            'mean': data.mean,
-            'std': data.std,
-            'reading': data.reading._asdict(),
+            **data.describe(),
         }
 
 
@@ -203,13 +208,19 @@ def adapt_encoder(params, architecture: dict, config, source: str) -> tuple[dict
     """
     check_encoder(architecture, config.model, source)
     encoder = {name: value for name, value in params['encoder'].items() if name != 'mask_token'}
-    return fit_positions(encoder, architecture['grid'], config.model.positions, config.grid)
+    encoder, notes = fit_channels(encoder, architecture['channels'], config.model.channels)
+    positions = config.model.positions
+    encoder, more = fit_positions(encoder, architecture['grid'], positions, config.grid)
+    return encoder, notes + more
 
 
 def pixel_differences(architecture: dict, data: DataConfig, source: str) -> list[str]:
-    """How the pixels that a checkpoint was trained on were normalised otherwise than `data` says,
-    in words."""
-    differences = []
+    """How the pixels that a checkpoint was trained on were read or normalised otherwise than `data`
+    says, in words."""
+    differences, stored = [], architecture.get('pixels') or {}
+    bands = tuple(stored.get('bands', data.bands))
+    if stored.get('channels') == data.channels and bands != data.bands:
+        differences.append(f'{source} read channels {bands}, config.data.bands is {data.bands}')
     for name in ('mean', 'std'):
         theirs, ours = tuple(architecture[name]), getattr(data, name)
         if theirs != ours:

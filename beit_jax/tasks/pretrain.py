@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from beit_jax.data.config import View
+from beit_jax.data.config import one_size, sides
 from beit_jax.errors import check, one_of
 from beit_jax.images.color import jitter_views, normalize, patch_statistics, to_float
 from beit_jax.images.masking import MaskConfig, Masks, draw_masks
@@ -26,9 +26,10 @@ from beit_jax.models.architecture import patch_target
 from beit_jax.models.heads import MaskedImageModel
 from beit_jax.models.patches import patchify
 from beit_jax.models.tokenizers import PRECISIONS, Tokenizer
-from beit_jax.settings.intervals import Interval
+from beit_jax.settings.intervals import Interval, Side
 from beit_jax.tasks import EncoderRunConfig, Task, check_encoder
 from beit_jax.tasks.tokenizer import token_statistics
+from beit_jax.weights.channels import fit_channels
 from beit_jax.weights.tokenizer import fingerprint, load_tokenizer
 
 TARGETS, PREDICTED = ('tokens', 'pixels'), ('masked', 'all')
@@ -38,8 +39,8 @@ TARGETS, PREDICTED = ('tokens', 'pixels'), ('masked', 'all')
 class TokenizerConfig:
     path: str = ''  # a directory with tokenizer.safetensors
     precision: str = 'bfloat16_3x'  # float32 | bfloat16_3x | bfloat16
-    # side in pixels of the pictures it is shown; 0: what it was made for
-    image_size: Annotated[int, Interval(0, 2**14)] = 0
+    # side in pixels (or height and width) of the pictures it is shown; 0: what it was made for
+    image_size: Annotated[int, Interval(0, 2**14)] | tuple[Side, Side] = 0
     # epochs after which views repeat and tokens are read from a cache instead of computed; 0: no
     # cache
     cache_views: Annotated[int, Interval(0, 10_000)] = 0
@@ -71,6 +72,7 @@ class Config(EncoderRunConfig):
             'predict: set config.predict=all, or another config.mask.kind.',
         )
         self.mask.check_grid(self.grid)
+        self.data.check_jitter()
         views = self.tokenizer.cache_views
         check(
             not views or self.target == 'tokens',
@@ -98,13 +100,14 @@ class Pretrain(Task):
 
     @property
     def views(self):
-        return (View('image', self.config.data.image_size, 'bicubic'),)
+        return (self.config.data.view('image'),)
 
     @property
     def prepare_views(self):
         if not self.tokenizer:
             return ()
-        return (View('token_image', self.config.grid[0] * self.tokenizer.factor, 'lanczos3'),)
+        size = one_size(*(side * self.tokenizer.factor for side in self.config.grid))
+        return (self.config.data.view('token_image', size, 'lanczos3'),)
 
     @property
     def token_cache(self):
@@ -117,7 +120,8 @@ class Pretrain(Task):
         return _build(self.config, self.tokenizer, rngs)
 
     def adapt(self, params, description, classes, source):
-        """As it is: a run starts from a checkpoint of the same model."""
+        """As it is, but for the channels of the pictures: a run starts from a checkpoint of the
+        same model."""
         architecture = description['architecture']
         check_encoder(architecture, self.config.model, source)
         target, found = patch_target(architecture), architecture.get('vocabulary')
@@ -132,7 +136,14 @@ class Pretrain(Task):
             f'the head of {source} predicts {found} tokens, the tokenizer of this run has '
             f'{wanted}: give config.tokenizer.path the tokenizer that it was trained with.',
         )
-        return params, (), []
+        channels, new = architecture['channels'], self.config.model.channels
+        encoder, notes = fit_channels(params['encoder'], channels, new)
+        params, fresh = params | {'encoder': encoder}, ()
+        if channels != new and target == 'pixels':  # the head draws them
+            params['head'] = {'norm': params['head']['norm']}
+            fresh = ('head/projection',)
+            notes.append(f'the head of {source} for {channels} channels starts afresh')
+        return params, fresh, notes
 
     def prepare(self, frozen, batch, *, train):
         """{'tokens': uint16 [B, P]} of the clean picture."""
@@ -140,8 +151,8 @@ class Pretrain(Task):
         return {'tokens': self.tokenizer.encode(frozen, picture_BSS3).astype(jnp.uint16)}
 
     def _picture(self, batch, name, train):
-        """Pixels in [0, 1], float32 [B, S, S, 3]; the number of the view decides the colours, so
-        that all pictures of a view agree."""
+        """Pixels in [0, 1], float32 [B, height, width, C]; the number of the view decides the
+        colours, so that all pictures of a view agree."""
         images_BSS3, config = to_float(batch[name]), self.config
         if not train:
             return images_BSS3
@@ -215,10 +226,7 @@ class Pretrain(Task):
             'grid': self.config.grid,
             'target': self.config.target,
             **vocabulary,
-            'image_size': data.image_size,
-            'mean': data.mean,
-            'std': data.std,
-            'reading': data.reading._asdict(),
+            **data.describe(),
         }
 
 
@@ -246,6 +254,11 @@ def make_on_given_tokens(
     return Pretrain(config, tokenizer, nnx.graphdef(model), None)
 
 
+def _text(size: int | tuple[int, int]) -> str:
+    """As the command line takes it."""
+    return str(size) if isinstance(size, int) else f'{size[0]},{size[1]}'
+
+
 def make(config: Config) -> Pretrain:
     if config.target == 'pixels':
         return make_on_given_tokens(config, None)
@@ -255,14 +268,21 @@ def make(config: Config) -> Pretrain:
         '(python main.py --config=configs/quickstart/tokenizer.py --workdir=W writes W/tokenizer).',
     )
     tokenizer, frozen = load_tokenizer(config.tokenizer.path, config.tokenizer.precision)
-    factor, (side, _) = tokenizer.factor, config.grid
-    size = config.tokenizer.image_size or tokenizer.image_size
+    count, factor, (rows, columns) = config.data.pixels.num_channels, tokenizer.factor, config.grid
     check(
-        size == side * factor,
-        f'the tokenizer {config.tokenizer.path} cuts {size} pixels into cells of {factor}, '
-        f'{size / factor:g} x {size / factor:g} tokens, but the encoder has {side} x {side} '
-        f'patches (config.data.image_size={config.data.image_size}, '
+        tokenizer.channels == count,
+        f'the tokenizer {config.tokenizer.path} is for pictures of {tokenizer.channels} channels, '
+        f'config.data reads {count}: fit one to these (python -m beit_jax.tools.fit_tokenizer, '
+        'or main.py --config=configs/tokenizer_imagenet1k.py).',
+    )
+    height, width = sides(config.tokenizer.image_size or tokenizer.image_size)
+    wanted = one_size(rows * factor, columns * factor)
+    check(
+        one_size(height, width) == wanted,
+        f'the tokenizer {config.tokenizer.path} cuts {_text(one_size(height, width))} pixels into '
+        f'cells of {factor}, {height / factor:g} x {width / factor:g} tokens, but the encoder has '
+        f'{rows} x {columns} patches (config.data.image_size={_text(config.data.image_size)}, '
         f'config.model.patch_size={config.model.patch_size}): change these, or set '
-        f'config.tokenizer.image_size={side * factor}.',
+        f'config.tokenizer.image_size={_text(wanted)}.',
     )
     return dataclasses.replace(make_on_given_tokens(config, tokenizer), frozen=frozen)

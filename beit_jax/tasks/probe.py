@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from beit_jax.data.config import View
 from beit_jax.errors import check
 from beit_jax.images.color import jitter_views, normalize, to_float
 from beit_jax.models.encoder import Encoder
@@ -50,6 +49,7 @@ class Config(LabelledRunConfig):
             'config.init starts a run from its parameters, which are heads here: name the encoder '
             'by config.encoder.',
         )
+        self.data.check_jitter()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Probe(Task):
 
     @property
     def prepare_views(self):
-        return (View('image', self.config.data.image_size, 'bicubic'),)
+        return (self.config.data.view('image'),)
 
     def fingerprint(self):
         return digest(self.frozen['encoder'])

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from beit_jax.data.config import IGNORED, SegmentDataConfig, View
+from beit_jax.data.config import IGNORED, SegmentDataConfig
 from beit_jax.errors import check, one_of
 from beit_jax.images.color import normalize, to_float
 from beit_jax.images.distortion import distort_views
@@ -35,9 +35,9 @@ MODES = ('slide', 'whole')
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InferenceConfig:
-    """How a whole picture is labelled. Its shorter side is brought to `data.image_size`, its longer
-    one to four times that at most; with several scales the shorter one to the larger of that and of
-    `scale` times that, the longer one as far as it comes (the official SETR_Resize)."""
+    """How a whole picture is labelled. It is resized to just cover `data.image_size` (that is then
+    its shorter side), its longer side to four times that at most; with several scales to cover the
+    larger of that and of `scale` times that, however long it comes (the official SETR_Resize)."""
 
     # slide: windows of the crop's size, their logits averaged | whole: the picture squeezed into
     # one window
@@ -82,13 +82,18 @@ class Config(LabelledRunConfig):
     def __post_init__(self):
         super().__post_init__()
         check(
-            self.inference.stride <= self.data.image_size,
+            self.inference.stride <= min(self.data.shape),
             f'config.inference.stride {self.inference.stride} is larger than the windows of '
             f'{self.data.image_size}: pixels between them would have no class.',
         )
         check(
             self.num_classes <= IGNORED,
             f'config.num_classes is {self.num_classes}: label maps hold {IGNORED} classes at most.',
+        )
+        check(
+            not self.distort or self.data.pixels.num_channels == 3,
+            'config.distort changes hue and saturation, which pictures of '
+            f'{self.data.pixels.num_channels} channels have not: set it to false.',
         )
 
 
@@ -101,8 +106,8 @@ class Segment(Task):
 
     @property
     def views(self):
-        size = self.config.data.image_size
-        return View('image', size), View('label_map', size, 'nearest')
+        data = self.config.data
+        return data.view('image'), data.view('label_map', 0, 'nearest')
 
     def build(self, rngs):
         return _build(self.config, rngs)
@@ -142,7 +147,7 @@ class Segment(Task):
         return {'encoder': encoder}, ('head',), notes
 
     def augment(self, batch, key, keys_B):
-        """`image` float32 [B, S, S, 3], normalised, in place of the bytes."""
+        """`image` float32 [B, height, width, C], normalised, in place of the bytes."""
         config, images_BSS3 = self.config, to_float(batch['image'])
         if config.distort:
             images_BSS3 = distort_views(config.seed, batch['view'], images_BSS3)
@@ -198,11 +203,8 @@ class Segment(Task):
             'grid': config.grid,
             'num_classes': config.num_classes,
             'head': dataclasses.asdict(config.head),
-            'image_size': data.image_size,
             'crop': 1.0,
-            'mean': data.mean,
-            'std': data.std,
-            'reading': data.reading._asdict(),
+            **data.describe(),
             'reduce_zero_label': data.reduce_zero_label,
             'inference': dataclasses.asdict(config.inference),
         }

@@ -14,14 +14,14 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from beit_jax.data.config import DataConfig, View
+from beit_jax.data.config import DataConfig
 from beit_jax.errors import check, one_of
 from beit_jax.images.color import to_float
 from beit_jax.models.tokenizers import dvae
 from beit_jax.models.tokenizers.dvae import DVAE, map_pixels, unmap_pixels
 from beit_jax.settings.intervals import Interval, PositiveShare
 from beit_jax.settings.run import RunConfig
-from beit_jax.tasks import Task
+from beit_jax.tasks import Task, of_channels
 from beit_jax.weights.tokenizer import save_tokenizer
 
 RECONSTRUCTIONS = ('logit_laplace', 'l2', 'smooth_l1')
@@ -48,8 +48,9 @@ class Config(RunConfig):
     def __post_init__(self):
         super().__post_init__()
         one_of('config.reconstruction', self.reconstruction, RECONSTRUCTIONS)
+        object.__setattr__(self, 'model', of_channels(self.model, self.data))
         check(
-            self.data.image_size % self.model.factor == 0,
+            not any(side % self.model.factor for side in self.data.shape),
             f'config.data.image_size {self.data.image_size} is not a multiple of '
             f'{self.model.factor}, the pixels per token of {self.model.groups} groups: change one '
             'of them.',
@@ -66,11 +67,11 @@ def reconstruction_loss(kind: str, images, prediction):
 
     Args:
       kind: 'logit_laplace' (negative log-density), 'l2' or 'smooth_l1'.
-      images: float [..., 3] in [0.1, 0.9] (`map_pixels`).
-      prediction: float32 [..., 6], location and log-scale in logit space.
+      images: float [..., C] in [0.1, 0.9] (`map_pixels`).
+      prediction: float32 [..., 2 C], location and log-scale in logit space.
 
     Returns:
-      float32 [..., 3].
+      float32 [..., C].
     """
     location, log_scale = jnp.split(prediction, 2, axis=-1)
     if kind == 'logit_laplace':
@@ -91,7 +92,7 @@ class Tokenizer(Task):
 
     @property
     def views(self):
-        return (View('image', self.config.data.image_size, 'lanczos3'),)
+        return (self.config.data.view('image', 0, 'lanczos3'),)
 
     def build(self, rngs):
         return DVAE(self.config.model, dtype=self.config.compute_dtype, rngs=rngs)
@@ -119,7 +120,7 @@ class Tokenizer(Task):
         # per pixel and channel, as the reconstruction
         kl_B = jnp.sum(kl_Bhw, axis=(1, 2)) / images_BSS3[0].size
         kl_weight = config.kl_weight * (1 - _cosine(progress / config.kl_share))
-        drawn_BSS3 = unmap_pixels(jax.nn.sigmoid(prediction_BSS6[..., :3]))
+        drawn_BSS3 = unmap_pixels(jax.nn.sigmoid(prediction_BSS6[..., : config.model.channels]))
         error_B = jnp.mean(jnp.square(drawn_BSS3 - unmap_pixels(images_BSS3)), axis=(1, 2, 3))
         valid_B = batch['valid']
         sum_q_V = jnp.einsum('bhwv,b->v', jnp.exp(log_q_BhwV), valid_B)
@@ -152,7 +153,7 @@ class Tokenizer(Task):
             'architecture': 'dvae',
             **dataclasses.asdict(self.config.model),
             'image_size': self.config.data.image_size,
-            'pixels': '0.8 x + 0.1 for x in [0, 1], RGB',
+            'pixels': '0.8 x + 0.1 for x in [0, 1]',
         }
 
     def finish(self, params, workdir: Path, batches, metrics):

@@ -19,15 +19,15 @@ KEPT = 8  # pictures that are given back
 
 
 def measure(tokenizer, params, batches: Iterable[np.ndarray]) -> dict:
-    """Figures of a tokenizer (see `load_tokenizer`) over batches of pictures, uint8 [B, S, S, 3];
-    all but the last of one size.
+    """Figures of a tokenizer (see `load_tokenizer`) over batches of pictures, uint8 or
+    uint16 [B, H, W, C]; all but the last of one size.
 
     Returns:
       a dict: `psnr` (dB) and `ssim`, means over images, None without a decoder; `codebook_usage`,
         the share of tokens that occur; `token_perplexity`, the effective number of tokens;
         `position_entropy`, bits, [rows][columns]; `agreement` by precision, the share of positions
-        with the token of float32; `images_per_second` by precision; and `pictures`, float [2, 8, S,
-        S, 3]: originals, reconstructions.
+        with the token of float32; `images_per_second` by precision; and `pictures`, float [2, 8, H,
+        W, C]: originals, reconstructions.
     """
     params = jax.device_put(params)
     make = functools.partial(
@@ -60,11 +60,11 @@ def measure(tokenizer, params, batches: Iterable[np.ndarray]) -> dict:
             kept = kept or [np.asarray(images[:KEPT]), np.asarray(pictures[:KEPT])]
     counts_V = counts_PV.sum(0)
     entropy_P = np.array([_entropy(counts) for counts in counts_PV])
-    side = round(len(entropy_P) ** 0.5)
+    grid = [side // tokenizer.factor for side in images.shape[1:3]]
     return _means(quality) | {
         'codebook_usage': float((counts_V > 0).mean()),
         'token_perplexity': float(2 ** _entropy(counts_V)),
-        'position_entropy': entropy_P.reshape(side, side).tolist(),
+        'position_entropy': entropy_P.reshape(grid).tolist(),
         'agreement': {precision: count / total for precision, count in same.items()},
         'images_per_second': {
             precision: 1 / float(np.median(values)) if values else None
@@ -79,8 +79,9 @@ def measure(tokenizer, params, batches: Iterable[np.ndarray]) -> dict:
 
 def _draw(tokenizer, params, ids_BP, images):
     """(reconstructions, their PSNR [B], their SSIM [B], NaN where pictures are too small)."""
-    pictures = tokenizer.decode(params, ids_BP)
-    large = images.shape[1] >= WINDOW
+    sides = images.shape[1:3]
+    pictures = tokenizer.decode(params, ids_BP, tuple(side // tokenizer.factor for side in sides))
+    large = min(sides) >= WINDOW
     similarity = ssim(images, pictures) if large else jnp.full(len(images), jnp.nan)
     return pictures, psnr(images, pictures), similarity
 

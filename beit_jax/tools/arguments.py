@@ -20,6 +20,7 @@ DATA = (
     'name', 'path', 'evaluate_path', 'split', 'evaluate_split', 'holdout', 'label_field',
     'image_field', 'level', 'num_examples', 'num_evaluate_examples', 'crop_scale', 'crop_ratio',
     'flip', 'evaluate_crop', 'index', 'image_ops', 'max_pixels', 'endings', 'exif', 'workers',
+    'channels', 'bits', 'bands',
 )  # fmt: skip
 
 
@@ -47,7 +48,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         kind, count = typing.get_type_hints(DataConfig)[field.name], None
         if typing.get_origin(kind) is tuple:
             kind, *others = typing.get_args(kind)
-            count = '+' if others[-1:] == [...] else 1 + len(others)
+            count = '*' if others[-1:] == [...] else 1 + len(others)
         group.add_argument(
             f'--data.{field.name}',
             nargs=count,
@@ -60,12 +61,9 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 def data_config(options: argparse.Namespace, **settings) -> DataConfig:
     """The data set that `add_data` read."""
-    given = {name: getattr(options, f'data.{name}') for name in DATA}
-    data = from_mapping(DataConfig, given | settings, 'data.')
-    check(
-        data.name == 'shapes' or bool(data.path),
-        'give --data.path, or --data.name shapes for the built-in pictures.',
-    )
+    given = {name: getattr(options, f'data.{name}') for name in DATA} | settings
+    data = from_mapping(DataConfig, given, 'data.')
+    check(data.name == 'shapes' or bool(data.path), 'give --data.path, or --data.name shapes.')
     return data
 
 

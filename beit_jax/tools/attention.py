@@ -4,10 +4,10 @@
 import jax
 import numpy as np
 
-from beit_jax.data.pictures.grid import grid_picture, under_map
+from beit_jax.data.pictures.grid import grid_picture, under_map, visible
 from beit_jax.data.pictures.load import load_images
 from beit_jax.errors import RequestError, check
-from beit_jax.tools import arguments, images_option, outputs
+from beit_jax.tools import arguments, images_option, outputs, pixels_option
 
 POINTS = '0.25,0.25 0.75,0.25 0.5,0.5 0.25,0.75 0.75,0.75'
 
@@ -48,18 +48,22 @@ def run(options) -> None:
         0 <= head <= heads,
         f'--head={head}: the encoder has heads 1 to {heads}; 0 is their mean.',
     )
+    pixels_option.check_bands(options, model.pixels.num_channels)
     left_out = images_option.LeftOut(options)
     if options.images == 'shapes':
-        images = images_option.built_in_pictures(options.limit, model.image_size)
+        images = images_option.built_in_pictures(
+            options.limit, model.image_size, pixels=model.pixels
+        )
     else:
         which = options.images, model.image_size, options.limit, model.crop, left_out
         images, _ = load_images(*which, model.reading)
     weights_BHNN = jax.device_get(model.attention(images, layer - 1))
     maps = attention_maps(weights_BHNN, model.grid, points, head - 1 if head else None)
-    columns, titles = [images / 255], ['original']
+    shown = visible(images, options.bands)
+    columns, titles = [shown], ['original']
     for i, (x, y) in enumerate(points):
-        looks = [under_map(image, map_hw, (x, y)) for image, map_hw in zip(images, maps[:, i])]
-        columns.append(np.stack(looks) / 255)
+        looks = [under_map(image, map_hw, (x, y)) for image, map_hw in zip(shown, maps[:, i])]
+        columns.append(np.stack(looks))
         titles.append(f'{x:g}, {y:g}')
     output.parent.mkdir(parents=True, exist_ok=True)
     grid_picture(columns, titles).save(output)
@@ -81,6 +85,7 @@ def _arguments():
         help='a checkpoint, a work directory, or a file or folder of PyTorch weights',
     )
     images_option.add(parser, ', or `shapes` (the built-in pictures)', required=True)
+    pixels_option.add_bands(parser)
     parser.add_argument('--output', required=True, help='the PNG to write')
     parser.add_argument(
         '--points',

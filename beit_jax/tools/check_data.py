@@ -11,7 +11,7 @@ from PIL import Image
 from beit_jax.data import layout
 from beit_jax.data.config import DataConfig
 from beit_jax.data.inspection import empty_folders, measure
-from beit_jax.data.inspection_report import command, problems, report
+from beit_jax.data.inspection_report import channel_settings, command, problems, report
 from beit_jax.data.pictures.boxes import whole_box
 from beit_jax.data.pictures.decode import image_ops
 from beit_jax.data.recognition import kind_of
@@ -63,13 +63,14 @@ def run(options) -> None:
     figures['problems'] = problems(figures, options.max_bad_share)
     figures['usable'] = not figures['problems']
     train_with = functools.partial(command, data, arguments.DATA, figures['corrupt_share'])
-    figures['command'] = train_with(PRETRAIN, '--config.tokenizer.path=TOKENIZER')
-    figures['finetune_command'] = train_with(FINETUNE) if source.class_names else None
+    more = channel_settings(figures['channels'])
+    figures['command'] = train_with(PRETRAIN, '--config.tokenizer.path=TOKENIZER', *more)
+    finetune = [*more, '--config.rand_augment='] if more else []
+    figures['finetune_command'] = train_with(FINETUNE, *finetune) if source.class_names else None
     if annotated:
         reduced = layout.is_reduced(data.path, look)
-        figures['command'] = train_with(
-            SEGMENT, f'--config.data.reduce_zero_label={str(reduced).lower()}'
-        )
+        given = [f'--config.data.reduce_zero_label={str(reduced).lower()}', *more]
+        figures['command'] = train_with(SEGMENT, *given, *['--config.distort=false'] * bool(more))
     print(report(figures, shown(data.path or data.name)))
     outputs.write(json_file, figures, indent=1)
     check(figures['usable'], '\n'.join(figures['problems']))

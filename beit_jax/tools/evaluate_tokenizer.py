@@ -7,27 +7,28 @@ from collections.abc import Iterator
 import numpy as np
 
 from beit_jax.data import pipeline
-from beit_jax.data.config import View
-from beit_jax.data.pictures.grid import rows_picture
+from beit_jax.data.config import DataConfig
+from beit_jax.data.pictures.grid import rows_picture, visible
 from beit_jax.data.sources.choice import open_source
 from beit_jax.data.sources.subset import Subset, spread
 from beit_jax.errors import RequestError, check
 from beit_jax.models.tokenizers import PRECISIONS
 from beit_jax.tasks.tokenizer_quality import measure
-from beit_jax.tools import arguments, images_option, outputs
+from beit_jax.tools import arguments, images_option, outputs, pixels_option
 from beit_jax.weights.tokenizer import load_tokenizer
 
 CELL = 112  # side of a picture in the picture, in pixels
 
 
-def read_batches(options, size: int, left_out: images_option.LeftOut) -> Iterator[np.ndarray]:
-    """Batches uint8 [B, size, size, 3] of at most `options.limit` pictures, spread evenly over the
-    held-out ones, or over all; without those that cannot be read."""
-    data = arguments.data_config(options, image_size=size)
+def read_batches(
+    options, data: DataConfig, left_out: images_option.LeftOut
+) -> Iterator[np.ndarray]:
+    """Batches [B, height, width, channels] of at most `options.limit` pictures, spread evenly over
+    the held-out ones, or over all; without those that cannot be read."""
     source = open_source(data, 'evaluate') or open_source(data, 'train')
     source = Subset(source, spread(source, options.limit))
     pipeline.check_source(source, data)
-    views, rows = (View('image', size, 'lanczos3'),), np.arange(options.batch)
+    views, rows = (data.view('image', 0, 'lanczos3'),), np.arange(options.batch)
     for batch in pipeline.evaluate_batches(
         source, options.batch, views, data, rows, data.evaluate_crop
     ):
@@ -73,14 +74,15 @@ def run(options) -> None:
         not output or 'decoder' in params,
         f'the tokenizer {options.tokenizer} has no decoder: it cannot draw pictures.',
     )
-    size = images_option.picture_size(options, tokenizer)
+    size = pixels_option.picture_size(options, tokenizer)
+    data = pixels_option.data_for(options, tokenizer, size)
     left_out = images_option.LeftOut(options)
-    figures = measure(tokenizer, params, read_batches(options, size, left_out))
+    figures = measure(tokenizer, params, read_batches(options, data, left_out))
     pictures = figures.pop('pictures')
     print(f'{report(figures)}{left_out}')
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
-        rows_picture(pictures, CELL).save(output)
+        rows_picture([visible(row, options.bands) for row in pictures], CELL).save(output)
     outputs.write(json_file, figures)
 
 
@@ -98,13 +100,14 @@ def _arguments():
     parser.add_argument('--batch', type=int, default=32, help='images a call (32)')
     parser.add_argument(
         '--image_size',
-        type=int,
+        type=pixels_option.size,
         default=0,
-        help='side in pixels of what it is shown (what it was made for)',
+        help='side in pixels of what it is shown, or H,W (what it was made for)',
     )
     parser.add_argument('--output', metavar='PNG', help='also draw originals over reconstructions')
     parser.add_argument('--json', metavar='FILE', help='also write the figures to this file')
     images_option.add_strict(parser)
+    pixels_option.add_bands(parser)
     arguments.add_data(parser)
     return parser
 

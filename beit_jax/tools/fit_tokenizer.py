@@ -1,6 +1,7 @@
 """Makes a tokenizer that takes no training: k-means on normalised patches of some pictures, or a
 random projection, which needs no pictures."""
 
+import math
 import sys
 
 import jax
@@ -9,28 +10,25 @@ import numpy as np
 from tqdm import tqdm
 
 from beit_jax.data import pipeline
-from beit_jax.data.config import DataConfig, View
+from beit_jax.data.config import DataConfig, sides
 from beit_jax.data.sampler import Sampler
 from beit_jax.data.sources.choice import open_source
 from beit_jax.errors import check
 from beit_jax.images.color import to_float
 from beit_jax.models.patches import patchify
 from beit_jax.models.tokenizers import kmeans, make_tokenizer, random_projection
-from beit_jax.tools import arguments, outputs
+from beit_jax.tools import arguments, outputs, pixels_option
 from beit_jax.weights.tokenizer import save_tokenizer
 
 BATCH = 100
 
 
 def random_patches(data: DataConfig, patch_size: int, count: int, seed: int) -> np.ndarray:
-    """`count` patches, pixels in [0, 1], float32 [count, 3 * patch_size ** 2], of randomly cropped
-    training pictures, at most 64 of each."""
+    """`count` patches, pixels in [0, 1], float32 [count, channels * patch_size ** 2], of randomly
+    cropped training pictures, at most 64 of each."""
     source, random = open_source(data, 'train'), np.random.default_rng(seed)
-    per_picture = min(64, (data.image_size // patch_size) ** 2)
-    sampler, views = (
-        Sampler(len(source), BATCH, seed),
-        (View('image', data.image_size, 'lanczos3'),),
-    )
+    per_picture = min(64, math.prod(side // patch_size for side in data.shape))
+    sampler, views = Sampler(len(source), BATCH, seed), (data.view('image', 0, 'lanczos3'),)
     batches = pipeline.train_batches(source, sampler, views, data, np.arange(BATCH))
     patches, missing = [], count
     with tqdm(total=count, unit='patch', disable=None, dynamic_ncols=True) as progress:
@@ -48,6 +46,7 @@ def run(options) -> None:
     settings = {'vocabulary': options.vocabulary, 'patch_size': patch_size}
     check(options.seed >= 0, f'--seed is {options.seed}: use 0 or more.')
     output = outputs.folder('--output', options.output)
+    settings['channels'] = pixels_option.pixel_format(options).num_channels
     config = make_tokenizer(kind, settings, image_size).config
     key = jax.random.key(options.seed)
     if kind == 'kmeans':
@@ -68,10 +67,10 @@ def run(options) -> None:
     else:
         params = random_projection.draw(key, config)
     save_tokenizer(output, kind, config, image_size, params)
-    side = image_size // patch_size
+    rows, columns = (side // patch_size for side in sides(image_size))
     print(
-        f'{kind} tokenizer: {config.vocabulary} tokens, {image_size} pixels to {side} x {side} -> '
-        f'{output}'
+        f'{kind} tokenizer: {config.vocabulary} tokens, {image_size} pixels to {rows} x {columns} '
+        f'-> {output}'
     )
 
 
@@ -89,7 +88,10 @@ def _arguments():
         '--patch_size', type=int, default=16, help='pixels per token along a side (16)'
     )
     parser.add_argument(
-        '--image_size', type=int, default=224, help='side in pixels of the pictures it is for (224)'
+        '--image_size',
+        type=pixels_option.size,
+        default=224,
+        help='side in pixels of the pictures it is for, or H,W (224)',
     )
     parser.add_argument('--patches', type=int, default=100_000, help='to learn from (100000)')
     parser.add_argument('--seed', type=int, default=0)

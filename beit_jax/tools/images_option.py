@@ -5,11 +5,13 @@ import sys
 
 import numpy as np
 
+from beit_jax.data.config import PixelFormat, sides
+from beit_jax.data.pictures.load import square
 from beit_jax.data.sources.shapes import ShapesSource
 from beit_jax.errors import RequestError, check
 from beit_jax.tools import arguments
 
-WHAT = 'folder, image file or .npy array [B, H, W, 3]'
+WHAT = 'folder, image file or .npy array [B, H, W, channels]'
 
 
 class LeftOut:
@@ -42,17 +44,22 @@ def add(parser: argparse.ArgumentParser, more: str, **settings) -> None:
     add_strict(parser)
 
 
-def picture_size(options: argparse.Namespace, tokenizer) -> int:
-    """--image_size, or what the tokenizer is for: the side of the pictures that it is shown."""
-    size = options.image_size or tokenizer.image_size
+def built_in_pictures(
+    count: int,
+    size: int | tuple[int, int],
+    level: str = 'easy',
+    pixels: PixelFormat = PixelFormat(),
+) -> np.ndarray:
+    """The first held-out ones at `size`, uint8 [count, height, width, 3]: `--images shapes`.
+
+    Raises:
+      RequestError: `pixels`, what a model takes, are not RGB of 8 bits.
+    """
     check(
-        size > 0 and size % tokenizer.factor == 0,
-        f'--image_size={size} is not a multiple of {tokenizer.factor}, the pixels per token.',
+        pixels.is_rgb,
+        f'--images=shapes draws RGB of 8 bits, this model reads {pixels.num_channels} of '
+        f'{pixels.channels} channels of {pixels.bits} bits: give pictures of that kind.',
     )
-    return size
-
-
-def built_in_pictures(count: int, size: int, level: str = 'easy') -> np.ndarray:
-    """The first held-out ones, uint8 [count, size, size, 3]: those of `--images shapes`."""
-    source = ShapesSource(count, size, level, 'evaluate')
-    return np.stack([source.read(i).image for i in range(count)])
+    source = ShapesSource(count, max(sides(size)), level, 'evaluate')
+    drawn = [source.read(i).image for i in range(count)]
+    return np.stack(drawn if isinstance(size, int) else [square(image, size) for image in drawn])

@@ -1,6 +1,7 @@
 """A picture of what a pre-trained model has learned: original, masked, what the tokenizer
 alone keeps (if there is one), what the model predicts."""
 
+from collections.abc import Sequence
 import os
 from pathlib import Path
 
@@ -8,15 +9,15 @@ import jax
 import numpy as np
 from PIL import Image
 
-from beit_jax.data.config import DataConfig
-from beit_jax.data.pictures.grid import grid_picture
+from beit_jax.data.config import DataConfig, View
+from beit_jax.data.pictures.grid import grid_picture, visible
 from beit_jax.data.pictures.load import square, whole_images
 from beit_jax.errors import check
 from beit_jax.images.color import to_float
 from beit_jax.settings.mapping import task_config
 from beit_jax.tasks import make_task
 from beit_jax.tasks.reconstruction import predict_pictures
-from beit_jax.tools import arguments, images_option, outputs
+from beit_jax.tools import arguments, images_option, outputs, pixels_option
 from beit_jax.train.state import abstract_params
 from beit_jax.weights.load import load_weights
 from beit_jax.weights.tokenizer import load_tokenizer
@@ -47,19 +48,18 @@ def load_run(workdir: str, tokenizer: str = ''):
 
 
 def read_views(
-    images: str, sizes: list[int], limit: int, data: DataConfig, left_out: images_option.LeftOut
+    options, views: Sequence[View], data: DataConfig, left_out: images_option.LeftOut
 ) -> list[np.ndarray]:
-    """The pictures of --images in each size, uint8 [B, size, size, 3]."""
+    """The pictures of --images as each view has them, [B, height, width, channels]."""
+    pixels, images, limit = data.pixels, options.images, options.limit
     if images != 'shapes':
-        whole = [pixels for pixels, _ in whole_images(images, limit, left_out, data.reading)]
-        return [np.stack([square(pixels, size) for pixels in whole]) for size in sizes]
-    drawn = list(map(Image.fromarray, images_option.built_in_pictures(limit, sizes[0], data.level)))
-
-    def view(size):
-        method = Image.Resampling.LANCZOS
-        return np.stack([picture.resize((size, size), method) for picture in drawn])
-
-    return [view(size) for size in sizes]
+        whole = [picture for picture, _ in whole_images(images, limit, left_out, data.reading)]
+        show = lambda size: np.stack([square(picture, size, 1.0, pixels) for picture in whole])
+        return [show(view.size) for view in views]
+    drawn = images_option.built_in_pictures(limit, views[0].size, data.level, pixels)
+    drawn, method = list(map(Image.fromarray, drawn)), Image.Resampling.LANCZOS
+    show = lambda shape: np.stack([picture.resize(shape[::-1], method) for picture in drawn])
+    return [show(view.sides) for view in views]
 
 
 def run(options) -> None:
@@ -73,15 +73,15 @@ def run(options) -> None:
         'decoder' in tokenizer_params or not task.tokenizer,
         f'the tokenizer {path} has no decoder: it cannot draw pictures.',
     )
-    sizes = [view.size for view in task.views + task.prepare_views]
-    left_out = images_option.LeftOut(options)
-    views = read_views(options.images, sizes, options.limit, task.config.data, left_out)
-    image, *token_image = map(to_float, views)
+    pixels_option.check_bands(options, task.config.model.channels)
+    views, left_out = task.views + task.prepare_views, images_option.LeftOut(options)
+    image, *token_image = map(to_float, read_views(options, views, task.config.data, left_out))
     predict = jax.jit(lambda *inputs: predict_pictures(task, *inputs, seed=options.seed))
     pictures = predict(tokenizer_params, params, image, *token_image)
     columns = ('original', 'masked', *(['tokenizer'] if task.tokenizer else []), 'model')
     output.parent.mkdir(parents=True, exist_ok=True)
-    grid_picture([image, *pictures], columns).save(output)
+    shown = [visible(np.asarray(each), options.bands) for each in (image, *pictures)]
+    grid_picture(shown, columns).save(output)
     print(f'{len(image)} images{left_out} -> {output}')
 
 
@@ -99,6 +99,7 @@ def _arguments():
         help='work directory of a pre-training run',
     )
     images_option.add(parser, ', or `shapes` (the built-in pictures)', required=True)
+    pixels_option.add_bands(parser)
     parser.add_argument('--output', required=True, help='the PNG to write')
     parser.add_argument('--limit', type=int, default=8, help='at most so many images (8)')
     parser.add_argument('--seed', type=int, default=0, help='of the masks (0)')

@@ -2,13 +2,16 @@
 and beside it a .json that says of what. Killed and started again, it goes on; several hosts write a
 file each."""
 
+import math
+
 import jax
 
+from beit_jax.data.config import sides
 from beit_jax.errors import check
 from beit_jax.inference.tokenizing import Export, fill, pictures_of_data, pictures_of_path
 from beit_jax.models.tokenizers import PRECISIONS
 from beit_jax.settings.run import MeshConfig
-from beit_jax.tools import arguments, images_option, outputs
+from beit_jax.tools import arguments, images_option, outputs, pixels_option
 from beit_jax.train.processes import distributed
 from beit_jax.train.sharding import make_mesh
 from beit_jax.weights import tokenizer as weights
@@ -20,15 +23,17 @@ def run(options) -> None:
     output = outputs.file('--output', options.output, inputs)
     distributed.start(options.coordinator, options.num_processes, options.process_id)
     tokenizer, params = weights.load_tokenizer(options.tokenizer, options.precision)
-    size = images_option.picture_size(options, tokenizer)
-    tokens = (size // tokenizer.factor) ** 2
+    size = pixels_option.picture_size(options, tokenizer)
+    tokens = math.prod(side // tokenizer.factor for side in sides(size))
     mesh = make_mesh(MeshConfig(), jax.local_devices())
     batch = -(-options.batch // mesh.size) * mesh.size
     process, processes = jax.process_index(), jax.process_count()
     if options.images:
-        pictures = pictures_of_path(options.images, size)
+        pictures = pictures_of_path(
+            options.images, size, pixels_option.format_for(options, tokenizer)
+        )
     else:
-        pictures = pictures_of_data(arguments.data_config(options, image_size=size), options.part)
+        pictures = pictures_of_data(pixels_option.data_for(options, tokenizer, size), options.part)
     first, last = (pictures.count * p // processes for p in (process, process + 1))
     description = pictures.description | {
         'tokenizer': weights.fingerprint(tokenizer, params),
@@ -74,9 +79,9 @@ def _arguments():
     parser.add_argument('--batch', type=int, default=64, help='images a call on each host (64)')
     parser.add_argument(
         '--image_size',
-        type=int,
+        type=pixels_option.size,
         default=0,
-        help='side in pixels of what the tokenizer is shown (what it was made for)',
+        help='side in pixels of what the tokenizer is shown, or H,W (what it was made for)',
     )
     parser.add_argument(
         '--coordinator',

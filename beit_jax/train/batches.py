@@ -53,7 +53,7 @@ class Batches:
         )
         self._rows = local_rows(mesh, config.batch_size)
         self._bad = collections.deque(maxlen=_REMEMBERED)  # training examples
-        values = sum(math.prod(view.shape) for view in self._views)
+        values = sum(math.prod(view.shape) * view.dtype.itemsize for view in self._views)
         size = (_AHEAD + data.prefetch) * len(self._rows) * values
         check(
             size <= available(),

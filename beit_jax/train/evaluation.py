@@ -110,10 +110,11 @@ def _make_picture_evaluation(run: Run, timed: bool, interrupted: Interrupted):
     names = [class_name(class_names, number) for number in range(config.num_classes)]
     labeller = PictureLabeller(
         run.task.label_windows,
-        config.data.image_size,
+        config.data.shape,
         config.inference,
         run.mesh.local_devices,
         config.data.mean,
+        config.data.pixels,
     )
 
     def evaluate_whole_pictures(params):

@@ -3,8 +3,8 @@ and what these classes are worth.
 
 Windows of several pictures share a program of one shape; `beit_jax.images.windows` says how their
 logits add up. Each host labels pictures of its own on its own devices, which share the rows of a
-picture; only the counts are added over hosts. Shape legend: W windows in a program, S their side in
-pixels, h w of their logits, H V of a picture (padded, so that few programs are compiled), C
+picture; only the counts are added over hosts. Shape legend: W windows in a program, S their sides
+in pixels, h w of their logits, H V of a picture (padded, so that few programs are compiled), C
 classes.
 """
 
@@ -21,9 +21,9 @@ import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
-from beit_jax.data.config import IGNORED
+from beit_jax.data.config import IGNORED, PixelFormat
+from beit_jax.data.pictures.grid import visible
 from beit_jax.data.pictures.label_pictures import overview
 from beit_jax.data.pictures.load import resize
 from beit_jax.images.confusion import confusion_matrix, scores, summarize_confusion
@@ -58,7 +58,7 @@ class _Pass:
 @dataclasses.dataclass(frozen=True)
 class _Window:
     owner: _Pass
-    pixels: np.ndarray  # [S, S, 3], or less at the end of a picture that is smaller
+    pixels: np.ndarray  # of the window's shape, or less at the end of a picture that is smaller
     rows_Hh: np.ndarray
     columns_Vw: np.ndarray
 
@@ -69,17 +69,20 @@ class PictureLabeller:
     def __init__(
         self,
         label_windows: Callable,
-        side: int,
+        shape: tuple[int, int],
         config: InferenceConfig,
         devices: Sequence,
         fill: Sequence[float] = (0, 0, 0),
+        pixels: PixelFormat = PixelFormat(),
     ):
-        """label_windows: (params, images [W, S, S, 3], as they come) -> logits float32 [W,
-        h, w, C]; side: S; devices: of this process.
+        """label_windows: (params, images [W, *shape, channels], as they come) -> logits float32
+        [W, h, w, C]; shape: height and width of a window; devices: of this process.
 
-        fill: the colour, in [0, 1], of a window where a picture is smaller.
+        fill: the colour, in [0, 1] and of as many channels, of a window where a picture is smaller;
+        pixels: what the pictures are.
         """
-        self._config, self._side, self._stride = config, side, config.stride or 2 * side // 3
+        self._config, self._shape, self._pixels = config, shape, pixels
+        self._strides = [config.stride or 2 * side // 3 for side in shape]
         self._fill = np.array(fill)
         self._mesh = make_mesh(MeshConfig(), list(devices))
         self._count = -(-config.windows // len(devices)) * len(devices)
@@ -99,16 +102,17 @@ class PictureLabeller:
     def __call__(
         self, params, pictures: Iterable[tuple[Any, np.ndarray]]
     ) -> Iterator[tuple[Any, np.ndarray, jax.Array]]:
-        """(key, image [., ., 3] of any size) -> (key, image, scores float32 [H, V, C]), in order;
-        the picture's own pixels lie in the upper left corner. Images are all uint8, or all float32
-        in [0, 1].
+        """(key, image [., ., channels] of any size) -> (key, image, scores float32 [H, V, C]), in
+        order; the picture's own pixels lie in the upper left corner. Images are all of one type:
+        uint8, uint16, or float32 in [0, 1].
 
         Scores are the windows' logits, averaged and resized to the picture; of several looks, the
         mean of their probabilities. A picture that is smaller than a window is filled up on the
         right and at the bottom, and what is said of that is dropped.
         """
         params, waiting = jax.device_put(params, self._whole), []
-        windows = jax.ShapeDtypeStruct((self._count, self._side, self._side, 3), jnp.uint8)
+        window = (self._count, *self._shape, len(self._fill))
+        windows = jax.ShapeDtypeStruct(window, jnp.uint8)
         *sides, num_classes = jax.eval_shape(self._label_windows, params, windows).shape[1:]
         for key, image in pictures:
             waiting += self._windows(key, image, sides)
@@ -132,14 +136,17 @@ class PictureLabeller:
 
     def _windows(self, key, image, sides) -> Iterator[_Window]:
         """All looks at a picture. `sides`: h and w."""
-        config, side = self._config, self._side
+        config, shape = self._config, self._shape
         (height, width), (H, V) = image.shape[:2], self._padded(image)
         flips, sizes_seen = (False, True) if config.flip else (False,), self._sizes(height, width)
         picture = _Picture(key, image, len(sizes_seen) * len(flips))
         for size, scales in sizes_seen.items():
-            resized, share = _resized(image, size), scales / len(config.scales) / len(flips)
-            rows = axis_maps(resized.shape[0], height, side, self._stride, sides[0])
-            columns = axis_maps(resized.shape[1], width, side, self._stride, sides[1])
+            resized, share = (
+                _resized(image, size, self._pixels),
+                scales / len(config.scales) / len(flips),
+            )
+            rows = axis_maps(resized.shape[0], height, shape[0], self._strides[0], sides[0])
+            columns = axis_maps(resized.shape[1], width, shape[1], self._strides[1], sides[1])
             for flip in flips:
                 owner = _Pass(picture, share, len(rows) * len(columns))
                 turned = resized[:, ::-1] if flip else resized
@@ -147,29 +154,29 @@ class PictureLabeller:
                 for top, map_ in rows:
                     rows_Hh = _pad(map_, H)
                     for left, columns_Vw in padded:
-                        pixels = turned[top : top + side, left : left + side]
+                        pixels = turned[top : top + shape[0], left : left + shape[1]]
                         yield _Window(owner, pixels, rows_Hh, columns_Vw)
 
     def _sizes(self, height: int, width: int) -> Counter:
         """At which sizes windows are cut out of a picture, and for how many of the scales each."""
-        side, scales = self._side, self._config.scales
+        shape, scales, longer = self._shape, self._config.scales, max(self._shape)
         if self._config.mode == 'whole':
-            return Counter([(side, side)])
+            return Counter([shape])
         if len(scales) == 1:
-            short, long = int(scales[0] * side), int(scales[0] * side * LONG)
-            return Counter([fitted_size(height, width, short, long)])
+            covered = tuple(int(scales[0] * side) for side in shape)
+            return Counter([fitted_size(height, width, covered, int(scales[0] * longer * LONG))])
         # as the official SETR_Resize: not smaller than a window, however long
-        shorts = [max(side, int(scale * side)) for scale in scales]
-        return Counter(fitted_size(height, width, short, math.inf) for short in shorts)
+        larger = [tuple(max(side, int(scale * side)) for side in shape) for scale in scales]
+        return Counter(fitted_size(height, width, covered, math.inf) for covered in larger)
 
     def _take(
         self, params, windows: list[_Window], num_classes: int
     ) -> Iterator[tuple[Any, np.ndarray, jax.Array]]:
         """Labels the windows of a program, and gives the pictures that this completes."""
         fill, dtype = self._fill, windows[0].pixels.dtype
-        if dtype == np.uint8:
-            fill = np.rint(fill * 255)
-        images_WSS3 = np.empty((self._count, self._side, self._side, 3), dtype)
+        if dtype.kind == 'u':
+            fill = np.rint(fill * np.iinfo(dtype).max)
+        images_WSS3 = np.empty((self._count, *self._shape, len(fill)), dtype)
         images_WSS3[:] = fill
         for image_SS3, window in zip(images_WSS3, windows):
             image_SS3[: window.pixels.shape[0], : window.pixels.shape[1]] = window.pixels
@@ -196,10 +203,8 @@ class PictureLabeller:
                 yield picture.key, picture.image, picture.scores_HVC
 
 
-def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    if size == image.shape[:2]:
-        return image
-    return resize(image, size, Image.Resampling.BILINEAR)
+def _resized(image: np.ndarray, size: tuple[int, int], pixels: PixelFormat) -> np.ndarray:
+    return image if size == image.shape[:2] else resize(image, size, 'bilinear', None, pixels)
 
 
 def _pad(map_, rows: int) -> np.ndarray:
@@ -233,7 +238,7 @@ def evaluate_pictures(
     Writes `WORKDIR/classes.csv`, and the first `pictures` of process 0 with their truth to
     `WORKDIR/images`.
 
-    examples: (index, image uint8 [., ., 3], label map uint8 of its size) of this host. most: the
+    examples: (index, image [., ., channels], label map uint8 of its size) of this host. most: the
     most that a host has; each asks as often whether it is interrupted.
     """
     began, seen, counted = time.perf_counter(), 0, []
@@ -251,9 +256,9 @@ def evaluate_pictures(
         if seen <= drawn:
             found = np.asarray(classes_HV)[: image.shape[0], : image.shape[1]]
             with writing(workdir / 'images'):
-                overview(image, {'truth': label_map, 'prediction': found}, class_names).save(
-                    workdir / 'images' / f'{index:05}.png'
-                )
+                overview(
+                    visible(image), {'truth': label_map, 'prediction': found}, class_names
+                ).save(workdir / 'images' / f'{index:05}.png')
     if any(interrupted(number) for number in range(seen, most)):
         return None
     total_CC += sum(map(np.asarray, counted))

@@ -2,6 +2,7 @@
 from random weights; and with which cached tokens."""
 
 from collections.abc import Callable
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -99,6 +100,8 @@ def open_cache(
         'flip': data.flip,
         'color_jitter': data.color_jitter,
     }
+    if not data.pixels.is_rgb:
+        fingerprint['pixels'] = dataclasses.asdict(data.pixels)
     if any(data.color_jitter):
         fingerprint['contrast'] = 'about the grey of the whole picture'
     cache = closed_later(

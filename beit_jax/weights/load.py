@@ -14,6 +14,7 @@ from beit_jax.weights.pytorch.importer import convert, examine
 
 # entries that older descriptions, or those of pre-training, do not have
 LATER = {
+    'channels': EncoderConfig.channels,
     'norm_eps': EncoderConfig.norm_eps,
     'init_std': EncoderConfig.init_std,
     'qkv_bias': EncoderConfig.qkv_bias,

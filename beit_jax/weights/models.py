@@ -15,9 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from beit_jax.data.config import Reading
-from beit_jax.data.pictures.load import square
-from beit_jax.data.pictures.read import read_image, rgb
+from beit_jax.data.config import PixelFormat, Reading, one_size, sides
+from beit_jax.data.pictures.load import read_picture, square
 from beit_jax.errors import check, one_of
 from beit_jax.images.color import normalize, to_float
 from beit_jax.models.architecture import (
@@ -40,7 +39,8 @@ class Model:
     """An encoder with its head, compiled on first use for each number of pictures.
 
     Pictures are what `preprocess` makes of any: uint8 in [0, 255], or float in [0, 1], [B, S, S,
-    3], RGB, S = image_size. Normalisation is part of the model.
+    3], RGB, S = image_size. Normalisation is part of the model. Of a model for other pictures
+    (`pixels`) or no square ones: [B, height, width, channels], uint8, uint16, or float in [0, 1].
     """
 
     description: dict  # that of the checkpoint
@@ -68,8 +68,20 @@ class Model:
         return tuple(self.description.get('notes', ()))
 
     @property
-    def image_size(self) -> int:
-        return self.architecture['image_size']
+    def image_size(self) -> int | tuple[int, int]:
+        """Side of its pictures in pixels; height and width where they are no squares."""
+        return one_size(*self.shape)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of its pictures in pixels."""
+        return sides(self.architecture['image_size'])
+
+    @property
+    def pixels(self) -> PixelFormat:
+        """What its pictures are where they are stored, and which channels it reads."""
+        stored = self.architecture.get('pixels') or {'channels': self.architecture['channels']}
+        return PixelFormat(**stored | {'bands': tuple(stored.get('bands', ()))})
 
     @property
     def crop(self) -> float:
@@ -80,34 +92,36 @@ class Model:
     def reading(self) -> Reading:
         """How files become pixels, as in training."""
         given = self.architecture.get('reading', {})
-        return Reading(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+        given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+        return Reading(**given, pixels=self.pixels)
 
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches."""
         return tuple(self.architecture['grid'])
 
-    def preprocess(self, images: Sequence[Image.Image | str | Path]) -> np.ndarray:
+    def preprocess(self, images: Sequence[Image.Image | np.ndarray | str | Path]) -> np.ndarray:
         """Pillow images, of any size and mode, or paths of files -> uint8 [B, S, S, 3].
 
         The central square of each (`crop`), bicubic, antialiased, as BEiT is evaluated. Modes and
-        files become RGB as in training: of 16 bits the upper 8, alpha dropped.
+        files become RGB as in training: of 16 bits the upper 8, alpha dropped. A model for other
+        `pixels` takes arrays [H, W, channels] too, turns nothing into another format, and gives
+        [B, height, width, channels] of its bands.
 
         Raises:
           RequestError: a file that is no image, a Pillow image whose range is not known (mode F).
         """
+        pixels = self.pixels
+        taken = (str, Path, Image.Image, *([] if pixels.is_rgb else [np.ndarray]))
         check(
             isinstance(images, (list, tuple))
             and len(images) > 0
-            and all(isinstance(image, (str, Path, Image.Image)) for image in images),
-            'give a list of Pillow images or paths, even for one.',
+            and all(isinstance(image, taken) for image in images),
+            f'give a list of Pillow images{"" if pixels.is_rgb else ", arrays"} or paths, even for '
+            'one.',
         )
-        squares = []
-        for image in images:
-            is_path = isinstance(image, (str, Path))
-            picture = read_image(str(image), self.reading) if is_path else rgb(image)
-            squares.append(square(picture, self.image_size, self.crop))
-        return np.stack(squares)
+        pictures = [read_picture(image, self.reading) for image in images]
+        return np.stack([square(one, self.image_size, self.crop, pixels) for one in pictures])
 
     def logits(self, images) -> jax.Array:
         """float32 [B, C] of the classes: `problem_type` says what they are.
@@ -203,29 +217,30 @@ class Model:
         return layer % depth
 
     def _checked(self, images, any_size: bool = False):
-        side = self.image_size
-        wanted = 'this model takes an array of uint8, or of float in [0, 1], '
+        (height, width), channels = self.shape, self.pixels.num_channels
+        stored = self.pixels.dtype
+        wanted = f'this model takes an array of {stored}, or of float in [0, 1], '
         if any_size:
-            wanted += '[B, H, W, 3]'
+            wanted += f'[B, H, W, {channels}]'
         else:
-            wanted += f'[B, {side}, {side}, 3]; its preprocess makes that of any images'
+            wanted += f'[B, {height}, {width}, {channels}]; its preprocess makes that of any images'
         check(
             isinstance(images, (np.ndarray, jax.Array)),
             f'images are a {type(images).__name__}: {wanted}.',
         )
         shape, dtype = images.shape, images.dtype
         check(
-            dtype == np.uint8 or jnp.issubdtype(dtype, jnp.floating),
+            dtype == stored or jnp.issubdtype(dtype, jnp.floating),
             f'images of type {dtype}: {wanted}.',
         )
-        pictures = len(shape) == 4 and min(shape) > 0 and shape[3] == 3
-        fitting = any_size or shape[1:3] == (side, side)
+        pictures = len(shape) == 4 and min(shape) > 0 and shape[3] == channels
+        fitting = any_size or shape[1:3] == (height, width)
         check(pictures and fitting, f'images of shape {shape}: {wanted}.')
         # those on a device are not fetched for it
-        if dtype != np.uint8 and not isinstance(images, jax.Array):
+        if dtype != stored and not isinstance(images, jax.Array):
             check(
                 bool(np.min(images) >= 0) and bool(np.max(images) <= 1),
-                f'images from {np.min(images):g} to {np.max(images):g}: give uint8, '
+                f'images from {np.min(images):g} to {np.max(images):g}: give {stored}, '
                 'or float in [0, 1]; they are normalised here.',
             )
         return images

@@ -20,7 +20,9 @@ from beit_jax.whole_files import read_json
 WEIGHTS, DESCRIPTION = 'tokenizer.safetensors', 'tokenizer.json'
 
 
-def save_tokenizer(directory: Path, kind: str, config, image_size: int, params) -> None:
+def save_tokenizer(
+    directory: Path, kind: str, config, image_size: int | tuple[int, int], params
+) -> None:
     """Writes the parameters of a tokenizer (nested dict) and the `Config` of its kind."""
     directory.mkdir(parents=True, exist_ok=True)
     flat = traverse_util.flatten_dict(params, sep='/')
@@ -55,7 +57,9 @@ def load_tokenizer(
     description = read_json(directory / DESCRIPTION, 'write the tokenizer again')
     kind, image_size, architecture = map(description.get, ('kind', 'image_size', 'architecture'))
     check(
-        type(kind) is str and type(image_size) is int and type(architecture) is dict,
+        type(kind) is str
+        and (type(image_size) is int or _is_pair(image_size))
+        and type(architecture) is dict,
         f'{directory / DESCRIPTION} does not say kind, image_size and architecture: it is damaged, '
         'write the tokenizer again.',
     )
@@ -79,6 +83,10 @@ def load_tokenizer(
     return tokenizer, {part: params[part] for part in wanted if part in params}
 
 
+def _is_pair(value) -> bool:
+    return type(value) is list and len(value) == 2 and all(type(side) is int for side in value)
+
+
 def mismatches(tokenizer, flat: dict[str, np.ndarray]) -> dict[str, tuple]:
     """What does not fit the architecture, sorted by path: (found, expected).
 
@@ -97,5 +105,8 @@ def mismatches(tokenizer, flat: dict[str, np.ndarray]) -> dict[str, tuple]:
 
 def fingerprint(tokenizer, params) -> str:
     """sha256 of what decides a picture's ids: kind, architecture and the encoder's arrays."""
-    what = [tokenizer.kind, dataclasses.asdict(tokenizer.config)]
+    architecture = dataclasses.asdict(tokenizer.config)
+    if tokenizer.channels == 3:  # a tokenizer that does not say so is the same
+        architecture.pop('channels', None)
+    what = [tokenizer.kind, architecture]
     return digest(params['encoder'], json.dumps(what, sort_keys=True))

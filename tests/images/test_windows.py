@@ -53,4 +53,10 @@ def test_axis_maps(length, result):
     ],
 )
 def test_fitted_size(size, fitted):
-    assert fitted_size(*size, 512, 2048) == fitted
+    assert fitted_size(*size, (512, 512), 2048) == fitted
+
+
+def test_fitted_size_of_a_rectangle():
+    assert fitted_size(300, 300, (64, 96), 400) == (96, 96)
+    assert fitted_size(100, 300, (64, 96), 400) == (64, 192)
+    assert fitted_size(100, 900, (64, 96), 400) == (44, 400)

@@ -82,7 +82,7 @@ def expected(params, image, size, stride, flip=False):
 def labeller(devices=1, **config):
     return PictureLabeller(
         label_windows,
-        SIDE,
+        (SIDE, SIDE),
         InferenceConfig(**{'windows': 7, 'stride': 5} | config),
         jax.devices()[:devices],
         FILL,
@@ -151,7 +151,7 @@ def setr_size(height, width, scale, side):
 def test_sizes_of_six_scales(size, side):
     scales = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
     config = InferenceConfig(scales=scales, flip=True)
-    found = PictureLabeller(label_windows, side, config, jax.devices()[:1])._sizes(*size)
+    found = PictureLabeller(label_windows, (side, side), config, jax.devices()[:1])._sizes(*size)
     assert list(found.elements()) == [setr_size(*size, scale, side) for scale in scales]
     if (*size, side) == (512, 683, 512):
         assert found[512, 683] == 3 and set(found) == {
@@ -174,9 +174,9 @@ def test_whole(params):
 def test_the_usual_stride(params):
     """341 of 512 and 426 of 640, and so 8 of 12."""
     assert [
-        PictureLabeller(label_windows, side, InferenceConfig(), jax.devices()[:1])._stride
+        PictureLabeller(label_windows, (side, 640), InferenceConfig(), jax.devices()[:1])._strides
         for side in (512, 640)
-    ] == [341, 426]
+    ] == [[341, 426], [426, 426]]
     image = picture(31, 59)
     ((_, _, scores),) = labeller(stride=0)(params, [(0, image)])
     np.testing.assert_allclose(

@@ -11,6 +11,8 @@ import struct
 import numpy as np
 from PIL import Image
 
+from beit_jax.data.config import sides
+
 Box = tuple[int, int, int, int]
 FloatBox = tuple[float, float, float, float]
 
@@ -22,6 +24,10 @@ _JPEG, _JPEG_END, _JPEG_SCAN, _PNG = b'\xff\xd8\xff', b'\xff\xd9', b'\xff\xda', 
 
 class BadImageError(OSError):
     """An image that cannot be used; str() says why."""
+
+
+class FormatError(BadImageError):
+    """An image of other channels or bits than the settings promise."""
 
 
 def random_box(
@@ -54,18 +60,25 @@ def random_box(
     return (height - rows) // 2, (width - columns) // 2, rows, columns
 
 
-def center_box(height: int, width: int, size: int, share: float = 224 / 256) -> FloatBox:
-    """What torchvision's Resize(size / share) and CenterCrop(size) show of a picture.
+def center_box(
+    height: int, width: int, size: int | tuple[int, int], share: float = 224 / 256
+) -> FloatBox:
+    """What torchvision's Resize(size / share) and CenterCrop(size) show of a picture; of a size
+    that is no square what timm's ResizeKeepRatio does, which resizes it to just cover
+    size / share.
 
-    Both round, to pixels of the resized picture: so the box is only about square, and only about in
-    the middle. To resample it to size x size does both in one step.
+    Both round, to pixels of the resized picture: so the box is only about of the shape of `size`,
+    and only about in the middle. To resample it to `size` does both in one step.
     """
-    short, shorter = int(size / share), min(height, width)
-    # where it is the shorter side, int(short * side / side) is that
-    resized = [int(short * side / shorter) for side in (height, width)]
-    starts = [round((side - size) / 2) for side in resized]
-    top, left = (start * side / new for start, side, new in zip(starts, (height, width), resized))
-    return top, left, size * height / resized[0], size * width / resized[1]
+    shape, whole = sides(size), (height, width)
+    covered = [int(side / share) for side in shape]
+    # the axis that just fits: of a square the shorter one
+    short, shorter = min(zip(covered, whole), key=lambda axis: axis[1] / axis[0])
+    # where it is that axis, int(short * side / side) is that
+    resized = [int(short * side / shorter) for side in whole]
+    starts = [round((new - side) / 2) for new, side in zip(resized, shape)]
+    top, left = (start * side / new for start, side, new in zip(starts, whole, resized))
+    return top, left, shape[0] * height / resized[0], shape[1] * width / resized[1]
 
 
 def pixel_box(box: FloatBox) -> Box:
@@ -108,13 +121,15 @@ def png_size(image: bytes) -> tuple[int, int]:
 
 
 def crop(pixels: np.ndarray, box_of: Callable[[int, int], Box]) -> np.ndarray:
-    """[H, W, 3] -> [h, w, 3], a view of it: the box `box_of(H, W)`."""
+    """[H, W, C] -> [h, w, C], a view of it: the box `box_of(H, W)`."""
     top, left, height, width = box_inside(box_of, *pixels.shape[:2])
     return pixels[top : top + height, left : left + width]
 
 
 def flipped(picture: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3], left and right exchanged; three times as fast as by NumPy."""
+    """[H, W, ...], left and right exchanged; RGB three times as fast as by NumPy."""
+    if picture.dtype != np.uint8 or picture.shape[2:] not in ((), (3,)):
+        return picture[:, ::-1]
     return np.asarray(Image.fromarray(picture).transpose(Image.Transpose.FLIP_LEFT_RIGHT))
 
 

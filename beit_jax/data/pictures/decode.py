@@ -1,8 +1,9 @@
 """Which library decodes and resizes: what the settings say."""
 
 from types import ModuleType
+import typing
 
-from beit_jax.data.config import DataConfig
+from beit_jax.data.config import DataConfig, PixelFormat
 from beit_jax.errors import RequestError
 
 # by config.data.image_ops: what it takes, and what does without
@@ -11,13 +12,18 @@ _TAKES = {
     'tensorflow': ('TensorFlow', 'simd, the default, which does without'),
 }
 
+if typing.TYPE_CHECKING:
+    from beit_jax.data.pictures.arrays import ArrayOps
 
-def image_ops(config: DataConfig) -> ModuleType:
+
+def image_ops(config: DataConfig) -> 'ModuleType | ArrayOps':
     """What decodes and resizes: `decode_tensorflow` or its like.
 
     Raises:
       RequestError: a library is not installed.
     """
+    if not config.pixels.is_rgb:
+        return array_ops(config.pixels)
     try:
         if config.image_ops == 'tensorflow':
             from beit_jax.data.pictures import decode_tensorflow as images
@@ -30,3 +36,19 @@ def image_ops(config: DataConfig) -> ModuleType:
             f'requirements.txt, or set config.data.image_ops={other}.'
         ) from error
     return images
+
+
+def array_ops(pixels: PixelFormat) -> 'ArrayOps':
+    """What decodes and resizes pictures that are not RGB of 8 bits.
+
+    Raises:
+      RequestError: a library is not installed.
+    """
+    try:
+        from beit_jax.data.pictures.arrays import ArrayOps
+    except ImportError as error:
+        raise RequestError(
+            f'config.data.channels, bits and bands take cykooz_resizer ({error}): install '
+            'requirements.txt.'
+        ) from error
+    return ArrayOps(pixels)

@@ -62,7 +62,7 @@ def resize(
     if not hasattr(_own, 'resizer'):
         _own.resizer = Resizer()
     source = ImageData(pixels.shape[1], pixels.shape[0], PixelType.U8x3, pixels.tobytes())
-    shapes = [shape or (view.size, view.size) for view in views]
+    shapes = [shape or view.sides for view in views]
     made = [ImageData(width, height, PixelType.U8x3) for height, width in shapes]
     for view, target in zip(views, made):
         options = _OPTIONS[view.method]

@@ -69,14 +69,14 @@ def resize(
     shape: tuple[int, int] | None = None,
     box: FloatBox | None = None,
 ) -> list[np.ndarray]:
-    """uint8 [H, W, 3] -> uint8 [size, size, 3], or of `shape`, for each view, antialiased as by
+    """uint8 [H, W, 3] -> uint8 [height, width, 3], or of `shape`, for each view, antialiased as by
     Pillow; pixels of that size come out as they went in.
 
     Args:
       box: what is shown; the pixels around it have a part in those at its edge. None: all.
     """
     whole = (0, 0, *pixels.shape[:2])
-    shapes, box = [shape or (view.size, view.size) for view in views], box or whole
+    shapes, box = [shape or view.sides for view in views], box or whole
     return [
         pixels if box == whole == (0, 0, *shape) else _resize(pixels, shape, view.method, box)
         for shape, view in zip(shapes, views)

@@ -14,49 +14,72 @@ _COLOURS = np.array(
 )
 
 
+def visible(pictures: np.ndarray, bands: Sequence[int] = ()) -> np.ndarray:
+    """Pictures [..., C], uint8, uint16 or float in [0, 1], as a person sees them, uint8 [..., 3]:
+    three channels or one, by their numbers from 0; (): the first three, or the first."""
+    bands = bands or range(3 if pictures.shape[-1] >= 3 else 1)
+    chosen = pictures[..., list(bands)]
+    if chosen.dtype != np.uint8:
+        top = np.iinfo(chosen.dtype).max if chosen.dtype.kind == 'u' else 1
+        chosen = np.rint(chosen * (255 / top)).astype(np.uint8)
+    return np.broadcast_to(chosen, (*chosen.shape[:-1], 3))
+
+
 def grid_picture(columns: Sequence[np.ndarray], titles: Sequence[str]) -> Image.Image:
-    """One row an image, one column an array of pictures (float [B, S, S, 3] in [0, 1])."""
-    width = GAP + len(columns) * (CELL + GAP)
-    height = TITLE + len(columns[0]) * (CELL + GAP)
+    """One row an image, one column an array of pictures (uint8, or float in [0, 1], [B, H, W, 3],
+    all of one shape)."""
+    shape = _cell(columns[0])
+    width = GAP + len(columns) * (shape[1] + GAP)
+    height = TITLE + len(columns[0]) * (shape[0] + GAP)
     canvas = Image.new('RGB', (width, height), 'white')
     draw = ImageDraw.Draw(canvas)
     for column, (pictures, title) in enumerate(zip(columns, titles, strict=True)):
-        left = GAP + column * (CELL + GAP)
+        left = GAP + column * (shape[1] + GAP)
         draw.text((left, 4), title, fill='black')
         for row, picture in enumerate(_to_bytes(pictures)):
-            small = len(picture) < CELL
+            small = len(picture) < shape[0]
             method = Image.Resampling.NEAREST if small else Image.Resampling.BICUBIC
-            canvas.paste(_resized(picture, CELL, method), (left, TITLE + row * (CELL + GAP)))
+            canvas.paste(_resized(picture, shape, method), (left, TITLE + row * (shape[0] + GAP)))
     return canvas
 
 
 def rows_picture(rows: Sequence[np.ndarray], side: int) -> Image.Image:
-    """One row an array of pictures (float [B, S, S, 3] in [0, 1]), each `side` pixels wide."""
-    canvas = Image.new('RGB', (side * len(rows[0]), side * len(rows)))
+    """One row an array of pictures (uint8, or float in [0, 1], [B, H, W, 3]), the longer side of
+    each `side` pixels."""
+    height, width = _cell(rows[0], side)
+    canvas = Image.new('RGB', (width * len(rows[0]), height * len(rows)))
     for row, pictures in enumerate(rows):
         for column, picture in enumerate(_to_bytes(pictures)):
-            canvas.paste(_resized(picture, side), (side * column, side * row))
+            canvas.paste(_resized(picture, (height, width)), (width * column, height * row))
     return canvas
 
 
 def under_map(image: np.ndarray, map_hw: np.ndarray, point: tuple[float, float]) -> np.ndarray:
-    """A picture (uint8 [S, S, 3], or float in [0, 1]) in grey under a map, dark to bright, with a
-    ring at the point (shares of width and height); uint8 [CELL, CELL, 3]."""
+    """A picture (uint8 [H, W, 3], or float in [0, 1]) in grey under a map, dark to bright, with a
+    ring at the point (shares of width and height); uint8, its longer side CELL."""
+    shape = _cell(image[None])
     strength = (map_hw - map_hw.min()) / max(float(np.ptp(map_hw)), 1e-12)
-    strength = np.asarray(_resized(strength.astype(np.float32), CELL)).clip(0, 1)
+    strength = np.asarray(_resized(strength.astype(np.float32), shape)).clip(0, 1)
     places = np.linspace(0, 1, len(_COLOURS))
     heat = np.stack([np.interp(strength, places, channel) for channel in _COLOURS.T], axis=-1)
-    pixels = image if image.dtype == np.uint8 else _to_bytes(image)
-    grey = np.asarray(_resized(pixels, CELL).convert('L'))[..., None]
+    grey = np.asarray(_resized(_to_bytes(image), shape).convert('L'))[..., None]
     canvas = Image.fromarray(np.rint(0.4 * grey + 0.6 * heat).astype(np.uint8))
-    x, y = (share * CELL for share in point)
+    x, y = (share * side for share, side in zip(point, shape[::-1]))
     ImageDraw.Draw(canvas).ellipse((x - 5, y - 5, x + 5, y + 5), outline='white', width=2)
     return np.asarray(canvas)
 
 
 def _to_bytes(pictures) -> np.ndarray:
-    return np.rint(np.asarray(pictures) * 255).astype(np.uint8)
+    pictures = np.asarray(pictures)
+    return pictures if pictures.dtype == np.uint8 else np.rint(pictures * 255).astype(np.uint8)
 
 
-def _resized(picture: np.ndarray, side: int, method=Image.Resampling.BICUBIC) -> Image.Image:
-    return Image.fromarray(picture).resize((side, side), method)
+def _cell(pictures: np.ndarray, side: int = CELL) -> tuple[int, int]:
+    """Height and width of pictures [B, H, W, ...] whose longer side becomes `side`."""
+    height, width = pictures.shape[1:3]
+    longer = max(height, width)
+    return max(1, round(side * height / longer)), max(1, round(side * width / longer))
+
+
+def _resized(picture: np.ndarray, shape, method=Image.Resampling.BICUBIC) -> Image.Image:
+    return Image.fromarray(picture).resize(shape[::-1], method)

@@ -107,28 +107,32 @@ def resize(label_map: np.ndarray, box: Box, shape: tuple[int, int]) -> np.ndarra
 
 
 def random_window(
-    draws: Sequence[float], label_map: np.ndarray, size: int, scale: tuple[float, float]
+    draws: Sequence[float], label_map: np.ndarray, size: tuple[int, int], scale: tuple[float, float]
 ) -> tuple[Box, np.ndarray]:
     """What a training view shows: the box of the image, and the classes of the view, uint8 [h, w].
 
-    The image is thought to be resized, keeping its aspect, to `scale` (uniform) times what fits
-    into 4 size x size, and size x size of it to be cut out; h or w is smaller where the resized
-    image is. The box is that window in whole pixels of the image, so that only it need be resized,
-    and image and label map are of exactly the same pixels. Of ten places, uniform, it is at the
-    first where no class has more than 75 % of the pixels that are not ignored, else at the last.
+    The image is thought to be resized, keeping its aspect, to `scale` (uniform) times what just
+    covers `size` (height, width), its longer side at most four times that of `size`, and `size` to
+    be cut out of it; h or w is smaller where the resized image is. The box is that window in whole
+    pixels of the image, so that only it need be resized, and image and label map are of exactly the
+    same pixels. Of ten places, uniform, it is at the first where no class has more than 75 % of the
+    pixels that are not ignored, else at the last.
 
     Args:
       draws: 1 + 2 ATTEMPTS numbers, uniform in [0, 1).
     """
     ratio_draw, *place_draws = draws
-    short, long = sorted(label_map.shape)
-    # its side in pixels of the image
-    window = max(short, long / _LONG) / (scale[0] + (scale[1] - scale[0]) * ratio_draw)
-    sides = [min(side, max(1, round(window))) for side in label_map.shape]
+    whole, longer = label_map.shape, max(size)
+    # its longer side in pixels of the image
+    window = max(min(side * longer / new for side, new in zip(whole, size)), max(whole) / _LONG)
+    window = window / (scale[0] + (scale[1] - scale[0]) * ratio_draw)
+    windows = [window * (new / longer) for new in size]
+    sides = [min(side, max(1, round(each))) for side, each in zip(whole, windows)]
     shape = tuple(
-        size if side > window else max(1, round(size * side / window)) for side in label_map.shape
+        new if side > each else max(1, round(new * side / each))
+        for new, side, each in zip(size, whole, windows)
     )
-    free = [whole - side + 1 for whole, side in zip(label_map.shape, sides)]
+    free = [there - side + 1 for there, side in zip(whole, sides)]
     for attempt in range(0, 2 * ATTEMPTS, 2):
         top, left = place_draws[attempt : attempt + 2]
         box = (int(top * free[0]), int(left * free[1]), *sides)
@@ -139,10 +143,10 @@ def random_window(
     return box, classes
 
 
-def pad(picture: np.ndarray, size: int, fill: int | tuple[int, int, int]) -> np.ndarray:
-    """uint8 [h, w, ...] -> [size, size, ...], filled up at the bottom and on the right."""
-    if picture.shape[:2] == (size, size):
+def pad(picture: np.ndarray, shape: tuple[int, int], fill: int | tuple[int, ...]) -> np.ndarray:
+    """[h, w, ...] -> [*shape, ...], filled up at the bottom and on the right."""
+    if picture.shape[:2] == shape:
         return picture
-    whole = np.full([size, size, *picture.shape[2:]], fill, np.uint8)
+    whole = np.full([*shape, *picture.shape[2:]], fill, picture.dtype)
     whole[: picture.shape[0], : picture.shape[1]] = picture
     return whole

@@ -4,7 +4,7 @@ operations of Pillow on each picture.
 Magnitudes run from 0 to 10. What is drawn follows from the number of the view alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import re
@@ -132,9 +132,9 @@ def draw(policy: Policy, seed: int, view: int) -> list[tuple[str, float, int]]:
     return drawn
 
 
-def fill_color(mean: tuple[float, float, float]) -> tuple[int, int, int]:
-    """What a picture is moved away from shows: the mean of the pixels, in [0, 255]."""
-    return tuple(min(255, round(255 * value)) for value in mean)
+def fill_color(mean: Sequence[float], top: int = 255) -> tuple[int, ...]:
+    """What a picture is moved away from shows: the mean of the pixels, in [0, top]."""
+    return tuple(min(top, round(top * value)) for value in mean)
 
 
 def rand_augment(

@@ -60,7 +60,7 @@ def _shapes(config, train):
     )
     if not count:
         return None
-    return ShapesSource(count, config.image_size, config.level, split, config.label_maps)
+    return ShapesSource(count, max(config.shape), config.level, split, config.label_maps)
 
 
 def _tfds(config, train):
@@ -77,7 +77,7 @@ def _files(config, train):
     if config.name == 'parquet':
         kind, fields['image'] = _parquet(), config.image_field
     else:
-        kind, fields['images'] = WebDatasetSource, tuple(end[1:] for end in config.endings)
+        kind, fields['images'] = WebDatasetSource, tuple(end[1:] for end in config.reading.listed)
     source = kind(config.path, config.split, **fields)
     if not (config.evaluate_path or config.evaluate_split):
         return _share(source, config, train)
@@ -101,18 +101,17 @@ def _parquet():
 
 def _classes(kind, config, train):
     """Of a folder or a tar a class."""
-    source = kind(config.path, index=config.index, endings=config.endings)
+    fields = {'index': config.index, 'endings': config.reading.listed}
+    source = kind(config.path, **fields)
     if not config.evaluate_path:
         return _share(source, config, train)
     if train:
         return source
-    return kind(
-        config.evaluate_path, source.class_names, _EVALUATE_PATH, config.index, config.endings
-    )
+    return kind(config.evaluate_path, source.class_names, _EVALUATE_PATH, **fields)
 
 
 def _annotated_folder(config, train):
-    fields = {'index': config.index, 'endings': config.endings}
+    fields = {'index': config.index, 'endings': config.reading.listed}
     source = AnnotatedFolder(config.path, TRAINING, **fields)
     if not config.evaluate_path and not source.parts:
         return _share(source, config, train)

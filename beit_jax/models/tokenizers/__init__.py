@@ -5,8 +5,9 @@ A kind of tokenizer is one file of this folder, with two classes: `Config`, its 
 side in pixels, P tokens in reading order, V vocabulary.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import importlib
+import math
 from typing import Annotated, Any, Protocol
 
 import jax
@@ -33,29 +34,43 @@ class Tokenizer(Protocol):
     kind: str  # of KINDS
     config: Any  # the architecture, a dataclass
     vocabulary: int
-    # side in pixels of the pictures it is for; it takes other multiples of `factor` too
-    image_size: int
-    factor: int  # pixels per token along each side: the grid is image_size / factor squared
+    channels: int  # of its pictures
+    # side in pixels of the pictures it is for (or height and width); it takes other multiples of
+    # `factor` too
+    image_size: int | tuple[int, int]
+    factor: int  # pixels per token along each side
     pixels: str  # how it maps pixels in [0, 1], in words
 
     def abstract(self) -> dict:
         """Shapes and dtypes of the parameters: of 'encoder' and, if it can draw, of 'decoder'."""
 
     def encode(self, params: Any, images_BSS3: jax.Array) -> jax.Array:
-        """RGB in [0, 1], float32 [B, S, S, 3] -> ids int32 [B, P].
+        """Pixels in [0, 1], float32 [B, height, width, channels] -> ids int32 [B, P].
 
         Reads params['encoder'] alone.
         """
 
-    def decode(self, params: Any, ids_BP: jax.Array) -> jax.Array:
-        """ids int [B, P] of a square grid -> RGB in [0, 1], float32 [B, S, S, 3].
+    def decode(
+        self, params: Any, ids_BP: jax.Array, grid: tuple[int, int] | None = None
+    ) -> jax.Array:
+        """ids int [B, P] of a grid, square where that is None -> pixels in [0, 1], float32 [B,
+        height, width, channels].
 
         Reads params['decoder'] alone.
         """
 
 
+def square_grid(ids_BP: jax.Array) -> tuple[int, int]:
+    """Rows and columns of so many ids."""
+    side = math.isqrt(ids_BP.shape[1])
+    return side, side
+
+
 def make_tokenizer(
-    kind: str, architecture: Mapping, image_size: int, precision: str = 'float32'
+    kind: str,
+    architecture: Mapping,
+    image_size: int | Sequence[int],
+    precision: str = 'float32',
 ) -> Tokenizer:
     """The tokenizer of an architecture (a mapping of settings).
 
@@ -66,9 +81,13 @@ def make_tokenizer(
     one_of('precision', precision, PRECISIONS)
     module = importlib.import_module(f'beit_jax.models.tokenizers.{kind}')
     config = from_mapping(module.Config, architecture, 'architecture.')
-    tokenizer = module.Tokenizer(config, image_size, precision)
+    square = isinstance(image_size, int)
+    tokenizer = module.Tokenizer(config, image_size if square else tuple(image_size), precision)
     check(
-        image_size > 0 and image_size % tokenizer.factor == 0,
+        all(
+            side > 0 and side % tokenizer.factor == 0
+            for side in ([image_size] if square else image_size)
+        ),
         f'a tokenizer with {tokenizer.factor} pixels per token cannot cut pictures of '
         f'{image_size}: use a multiple.',
     )

@@ -6,14 +6,13 @@ columns of the token grid, V vocabulary, C width of a code.
 """
 
 import dataclasses
-import math
 from typing import Annotated
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from beit_jax.models.tokenizers import Vocabulary, dtype_and_precision
+from beit_jax.models.tokenizers import Vocabulary, dtype_and_precision, square_grid
 from beit_jax.settings.intervals import Interval, Width
 
 
@@ -87,7 +86,7 @@ class CustomizedDecoder(nnx.Module):
 class Tokenizer:
     """A token is the most likely code of its cell."""
 
-    pixels = '2 x - 1'
+    pixels, channels = '2 x - 1', 3
 
     def __init__(self, config: Config, image_size: int, precision: str = 'float32'):
         self.config, self.image_size = config, image_size
@@ -111,8 +110,7 @@ class Tokenizer:
         ids_Bhw = jnp.argmax(encoder(2 * images_BSS3 - 1), axis=-1)
         return ids_Bhw.reshape(images_BSS3.shape[0], -1).astype(jnp.int32)
 
-    def decode(self, params, ids_BP):
+    def decode(self, params, ids_BP, grid=None):
         """Gives pixels in [0, 1]; see `beit_jax.models.tokenizers.Tokenizer`."""
-        side = math.isqrt(ids_BP.shape[1])
         decoder = nnx.merge(nnx.graphdef(self._modules['decoder']), params['decoder'])
-        return jnp.clip((decoder(ids_BP.reshape(-1, side, side)) + 1) / 2, 0, 1)
+        return jnp.clip((decoder(ids_BP.reshape(-1, *(grid or square_grid(ids_BP)))) + 1) / 2, 0, 1)

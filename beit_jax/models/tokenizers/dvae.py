@@ -4,7 +4,7 @@ arXiv 2102.12092, appendix A.1; package dall_e: encoder.py, decoder.py. An encod
 of a grid logits over a vocabulary, a decoder draws a picture from one vector over the vocabulary
 per cell. The published model: 4 groups of 2 blocks, width 256, vocabulary 8192; a group halves the
 picture, the last one does not. Shape legend: B images, h w rows and columns of the token grid, V
-vocabulary. Pictures are [B, height, width, 3].
+vocabulary. Pictures are [B, height, width, channels].
 """
 
 import dataclasses
@@ -19,9 +19,9 @@ from beit_jax.errors import check
 from beit_jax.models.initializers import Constant
 from beit_jax.models.layers import product
 from beit_jax.models.platform import target_platform
-from beit_jax.models.tokenizers import Vocabulary, dtype_and_precision
+from beit_jax.models.tokenizers import Vocabulary, dtype_and_precision, square_grid
 from beit_jax.models.tokenizers.fused_block import fits, fused_block
-from beit_jax.settings.intervals import Interval, Width
+from beit_jax.settings.intervals import Count, Interval, Width
 
 LOGIT_LAPLACE_EPS = 0.1
 
@@ -37,6 +37,7 @@ class Config:
     # width that the decoder gives the vocabulary's vectors
     decoder_input: Width = 128
     vocabulary: Vocabulary = 8192
+    channels: Count = 3  # of a picture: those that config.data reads
 
     def __post_init__(self):
         check(
@@ -146,13 +147,13 @@ class DVAEEncoder(nnx.Module):
     def __init__(self, config: Config, *, dtype=jnp.float32, precision=None, rngs: nnx.Rngs):
         widths = [config.width] + [config.width * 2**g for g in range(config.groups)]
         options = {'precision': precision, 'rngs': rngs}
-        self.input = _conv(3, config.width, 7, dtype=dtype, **options)
+        self.input = _conv(config.channels, config.width, 7, dtype=dtype, **options)
         self.groups = _groups(config, widths, (3, 3, 3, 1), dtype=dtype, **options)
         # an argmax follows: the logits stay float32
         self.output = _conv(widths[-1], config.vocabulary, 1, dtype=jnp.float32, **options)
 
     def __call__(self, images_BHWC, fused: bool = False):
-        """Pixels in [0.1, 0.9], float [B, height, width, 3] -> logits float32 [B, h, w, V].
+        """Pixels in [0.1, 0.9], float [B, height, width, C] -> logits float32 [B, h, w, V].
 
         `map_pixels` makes such pixels. `fused`: narrow blocks as one kernel (`fused_block`), which
         has no gradient.
@@ -175,13 +176,13 @@ class DVAEDecoder(nnx.Module):
         options = {'precision': precision, 'rngs': rngs}
         self.input = _conv(config.vocabulary, config.decoder_input, 1, dtype=dtype, **options)
         self.groups = _groups(config, widths, (1, 3, 3, 3), dtype=dtype, **options)
-        self.output = _conv(config.width, 6, 1, dtype=jnp.float32, **options)
+        self.output = _conv(config.width, 2 * config.channels, 1, dtype=jnp.float32, **options)
 
     def __call__(self, codes_BhwV):
-        """One-hot or relaxed codes, float [B, h, w, V] -> float32 [B, height, width, 6].
+        """One-hot or relaxed codes, float [B, h, w, V] -> float32 [B, height, width, 2 C].
 
         The result is location and log-scale of the logit-Laplace density:
-        `unmap_pixels(sigmoid(first three channels))` is the picture in [0, 1].
+        `unmap_pixels(sigmoid(first C channels))` is the picture in [0, 1].
         """
         x, last = self.input(codes_BhwV), len(self.groups)
         for g, group in enumerate(self.groups.values(), start=1):
@@ -208,6 +209,7 @@ class Tokenizer:
     def __init__(self, config: Config, image_size: int, precision: str = 'float32'):
         self.config, self.image_size = config, image_size
         self.vocabulary, self.factor = config.vocabulary, config.factor
+        self.channels = config.channels
         options = dtype_and_precision(precision)
         self._whole = nnx.eval_shape(lambda: DVAE(config, **options, rngs=nnx.Rngs(0)))
         self._encoder = nnx.graphdef(self._whole.encoder)
@@ -216,16 +218,16 @@ class Tokenizer:
     def abstract(self):
         return nnx.to_pure_dict(nnx.state(self._whole))
 
-    def encode(self, params, images_BSS3):
+    def encode(self, params, images_BHWC):
         """Pixels in [0, 1]; see `beit_jax.models.tokenizers.Tokenizer`."""
         encoder = nnx.merge(self._encoder, params['encoder'])
-        logits_BhwV = encoder(map_pixels(images_BSS3), fused=target_platform() == 'tpu')
+        logits_BhwV = encoder(map_pixels(images_BHWC), fused=target_platform() == 'tpu')
         ids_Bhw = jnp.argmax(logits_BhwV, axis=-1)
-        return ids_Bhw.reshape(images_BSS3.shape[0], -1).astype(jnp.int32)
+        return ids_Bhw.reshape(images_BHWC.shape[0], -1).astype(jnp.int32)
 
-    def decode(self, params, ids_BP):
+    def decode(self, params, ids_BP, grid=None):
         """Gives pixels in [0, 1]; see `beit_jax.models.tokenizers.Tokenizer`."""
-        side = math.isqrt(ids_BP.shape[1])
-        codes_BhwV = jax.nn.one_hot(ids_BP.reshape(-1, side, side), self.vocabulary)
+        ids_Bhw = ids_BP.reshape(-1, *(grid or square_grid(ids_BP)))
+        codes_BhwV = jax.nn.one_hot(ids_Bhw, self.vocabulary)
         decoder = nnx.merge(self._decoder, params['decoder'])
-        return unmap_pixels(jax.nn.sigmoid(decoder(codes_BhwV)[..., :3]))
+        return unmap_pixels(jax.nn.sigmoid(decoder(codes_BhwV)[..., : self.channels]))

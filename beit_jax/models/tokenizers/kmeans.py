@@ -1,21 +1,20 @@
 """K-means on normalised patches, the simplest tokenizer that is known to work on small data.
 
 A token says which of V typical patterns a patch has, whatever its brightness and contrast. Shape
-legend: B images, S side in pixels, f patch side, P patches, D = 3 f f values of a patch, N patches
-to learn from, V vocabulary.
+legend: B images, H W their sides in pixels, C channels, f patch side, P patches, D = C f f values
+of a patch, N patches to learn from, V vocabulary.
 """
 
 from collections.abc import Callable
 import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 
 from beit_jax.errors import check
 from beit_jax.models.patches import patchify, unpatchify
-from beit_jax.models.tokenizers import Vocabulary, dtype_and_precision
+from beit_jax.models.tokenizers import Vocabulary, dtype_and_precision, square_grid
 from beit_jax.settings.intervals import Count, Positive
 
 CHUNK = 4096  # patches whose distances to all centroids are held at once
@@ -25,6 +24,7 @@ CHUNK = 4096  # patches whose distances to all centroids are held at once
 class Config:
     vocabulary: Vocabulary = 8192
     patch_size: Count = 16  # pixels
+    channels: Count = 3
     # added to a patch's contrast, in units of 0.25 of the pixel range: noise is not blown up to a
     # pattern
     contrast_floor: Positive = 0.6
@@ -103,20 +103,21 @@ class Tokenizer:
     def __init__(self, config: Config, image_size: int, precision: str = 'float32'):
         self.config, self.image_size = config, image_size
         self.vocabulary, self.factor = config.vocabulary, config.patch_size
+        self.channels = config.channels
         floor = config.contrast_floor / 4
         self.pixels = f'(x - mean of the patch) / (deviation of the patch + {floor:g})'
         self._precision = precision
 
     def abstract(self):
-        array = jax.ShapeDtypeStruct((self.vocabulary, 3 * self.factor**2), jnp.float32)
+        array = jax.ShapeDtypeStruct((self.vocabulary, self.channels * self.factor**2), jnp.float32)
         return {'encoder': {'centroids': array}, 'decoder': {'patches': array}}
 
-    def encode(self, params, images_BSS3):
+    def encode(self, params, images_BHWC):
         """Pixels in [0, 1]; see `beit_jax.models.tokenizers.Tokenizer`."""
-        x_BPD = normalize_patches(patchify(images_BSS3, self.factor), self.config.contrast_floor)
+        x_BPD = normalize_patches(patchify(images_BHWC, self.factor), self.config.contrast_floor)
         return nearest(x_BPD, params['encoder']['centroids'], self._precision)
 
-    def decode(self, params, ids_BP):
+    def decode(self, params, ids_BP, grid=None):
         """Gives pixels in [0, 1]; see `beit_jax.models.tokenizers.Tokenizer`."""
-        side = math.isqrt(ids_BP.shape[1])
-        return unpatchify(params['decoder']['patches'][ids_BP], (side, side))
+        patches_BPD = params['decoder']['patches'][ids_BP]
+        return unpatchify(patches_BPD, grid or square_grid(ids_BP), self.channels)

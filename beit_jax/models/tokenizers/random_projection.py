@@ -24,7 +24,7 @@ class Config(kmeans.Config):
 def draw(key, config: Config) -> dict:
     """The parameters of a `Tokenizer`: a Xavier-uniform projection and codes on the unit sphere."""
     projection_key, code_key = jax.random.split(key)
-    xavier, inputs = jax.nn.initializers.xavier_uniform(), 3 * config.patch_size**2
+    xavier, inputs = jax.nn.initializers.xavier_uniform(), config.channels * config.patch_size**2
     projection_DC = xavier(projection_key, (inputs, config.code_width))
     codes_VC = jax.random.normal(code_key, (config.vocabulary, config.code_width))
     codes_VC = codes_VC / jnp.linalg.norm(codes_VC, axis=-1, keepdims=True)
@@ -37,13 +37,13 @@ class Tokenizer(kmeans.Tokenizer):
     def abstract(self):
         return jax.eval_shape(lambda: draw(jax.random.key(0), self.config))
 
-    def encode(self, params, images_BSS3):
+    def encode(self, params, images_BHWC):
         """Pixels in [0, 1]; see `beit_jax.models.tokenizers.Tokenizer`."""
-        patches_BPD = patchify(images_BSS3, self.factor)
+        patches_BPD = patchify(images_BHWC, self.factor)
         x_BPD = kmeans.normalize_patches(patches_BPD, self.config.contrast_floor)
         y_BPC = kmeans.product(x_BPD, params['encoder']['projection'], self._precision)
         # codes have length 1: the length of y does not matter
         return kmeans.nearest(y_BPC, params['encoder']['codes'], self._precision)
 
-    def decode(self, params, ids_BP):
+    def decode(self, params, ids_BP, grid=None):
         raise RequestError('a random_projection tokenizer has no decoder: it cannot draw pictures.')

@@ -6,24 +6,28 @@ import math
 
 import numpy as np
 
+from beit_jax.data.config import PixelFormat, one_size
 from beit_jax.errors import check
-from beit_jax.models.encoder import POSITIONS, EncoderConfig
+from beit_jax.models.encoder import MAX_PATCHES, POSITIONS, EncoderConfig
 from beit_jax.models.layers import num_relative_positions
 from beit_jax.models.presets import PRESETS
 from beit_jax.models.upernet import UperNetConfig
 from beit_jax.settings.mapping import from_mapping
 from beit_jax.weights.pytorch import names
-from beit_jax.weights.pytorch.facts import HALF, IMAGENET, Facts, problem, usual_crop
+from beit_jax.weights.pytorch.facts import Facts, problem
 from beit_jax.weights.pytorch.files import Source
+from beit_jax.weights.pytorch.pictures import HALF, IMAGENET, usual_crop
 
 HEAD_WIDTH = 64  # of every released model, where nothing shows the number of heads
 MAX_DEPTH = 200
+NO_SQUARE = ', and no config.json beside it says which other one they are of'
 
 
-def read_sizes(by_path: dict[str, np.ndarray]) -> dict:
+def read_sizes(by_path: dict[str, np.ndarray], shape: tuple[int, int] | None = None) -> dict:
     """What the tensors, by our paths, show.
 
-    Each size is the one that most of them have, so that a damaged one does not decide.
+    Each size is the one that most of them have, so that a damaged one does not decide. `shape`:
+    height and width of the pictures where that is said beside them; tensors tell a square only.
 
     Raises:
       RequestError: the tensors do not tell.
@@ -45,15 +49,20 @@ def read_sizes(by_path: dict[str, np.ndarray]) -> dict:
         'the patch embedding, a convolution, is missing: the size of the patches cannot be told',
     )
     check(
-        patch.shape[1] == 3 and patch.shape[2] == patch.shape[3],
-        f'the patch embedding {list(patch.shape)} is not for square patches of three colours',
+        patch.shape[2] == patch.shape[3],
+        f'the patch embedding {list(patch.shape)} is not for square patches',
     )
     depth, positions = _depth(by_path), _positions(by_path)
-    if 'absolute' in positions:
+    grid = None
+    if shape and shape[0] != shape[1]:
+        grid = [side // patch.shape[2] for side in shape]
+        check(0 < grid[0] * grid[1] <= MAX_PATCHES, f'its pictures are of {shape} pixels')
+    elif 'absolute' in positions:
         side = vote(('/position_embedding', 1), of=lambda tokens: _root(tokens - 1))
     else:
         side = vote(('bias/table', 0), of=_side_of_table)
-    check(side > 0, 'its positions are of no square grid of patches')
+    check(bool(grid) or side > 0, f'its positions are of no square grid of patches{NO_SQUARE}')
+    grid = grid or [side, side]
     hidden = vote(('/fc1/bias', 0), ('/fc1/kernel', 0), ('/fc2/kernel', 1))
     check(hidden > 0, 'it has no MLP')
     pools = [int(path.split('/')[2]) for path in by_path if path.startswith('head/pools/')]
@@ -74,8 +83,9 @@ def read_sizes(by_path: dict[str, np.ndarray]) -> dict:
         'positions': positions,
         'qkv_bias': any(path.endswith(('query/bias', 'value/bias')) for path in by_path),
         'scaled': any(path.endswith('/scale1') for path in by_path),
-        'grid': [side, side],
-        'image_size': side * patch.shape[2],
+        'colours': patch.shape[1],
+        'grid': grid,
+        'image_size': one_size(*(length * patch.shape[2] for length in grid)),
     }
     # fmt: on
 
@@ -137,6 +147,7 @@ def describe(
         size=next((name for name, preset in PRESETS.items() if preset == shape), 'base'),
         **shape,
         patch_size=sizes['patch_size'],
+        channels=sizes['colours'],
         positions=sizes['positions'],
         qkv_bias=sizes['qkv_bias'],
         layer_scale=(facts.layer_scale or 0.1) if sizes['scaled'] else 0.0,
@@ -156,7 +167,9 @@ def describe(
         }
         if kind['num_classes']:
             kind |= problem(kind | {'problem_type': facts.problem_type})
-    mean, std, said = _normalisation(source, head, mean or facts.mean, std or facts.std)
+    mean, std, said = _normalisation(
+        source, head, sizes['colours'], mean or facts.mean, std or facts.std
+    )
     assumed += said
     pictures = {
         'grid': sizes['grid'],
@@ -165,6 +178,14 @@ def describe(
         'std': list(std),
         'crop': facts.crop or (1.0 if head == 'pixels' else usual_crop(sizes['image_size'])),
     }
+    if facts.pixels:
+        pictures['pixels'] = facts.pixels
+    read = PixelFormat(**facts.pixels).num_channels if facts.pixels else encoder.channels
+    for name, count in (('mean', len(mean)), ('std', len(std)), ('pixels', read)):
+        check(
+            count == encoder.channels,
+            f'its {name} is of {count} channels, the patch embedding of {encoder.channels}',
+        )
     return kind | dataclasses.asdict(encoder) | pictures, assumed
 
 
@@ -208,10 +229,15 @@ def _segmenter(sizes: dict, facts: Facts, encoder: EncoderConfig) -> tuple[dict,
     }, assumed
 
 
-def _normalisation(source: Source, head: str, mean, std) -> tuple[tuple, tuple, list[str]]:
+def _normalisation(
+    source: Source, head: str, channels: int, mean, std
+) -> tuple[tuple, tuple, list[str]]:
     """(mean, std, what had to be assumed)."""
     if mean and std:
         return mean, std, []
+    if channels != 3:
+        assumed = 'nothing tells how its pixels were normalised: mean and std 0.5 are assumed'
+        return mean or (0.5,) * channels, std or (0.5,) * channels, [assumed]
     if head == 'pixels':
         kin, usual = 'segmenters', IMAGENET
     elif source.path.name.startswith('beitv2'):

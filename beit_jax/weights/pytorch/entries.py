@@ -58,13 +58,13 @@ def wholes(entries: dict, name: str, low: int) -> tuple[int, ...] | None:
     return numbers
 
 
-def three(entries: dict, name: str, low: float = -1e3) -> tuple[float, float, float] | None:
-    """A number for each colour, at least `low`."""
+def each_channel(entries: dict, name: str, low: float = -1e3) -> tuple[float, ...] | None:
+    """A number for each channel, at least `low`."""
     value = entries.get(name)
     if value is None:
         return None
-    message = f'{name} is {shown(value)}, not three numbers'
-    check(isinstance(value, (list, tuple)) and len(value) == 3, message)
+    message = f'{name} is {shown(value)}, not a number for each channel'
+    check(isinstance(value, (list, tuple)) and 0 < len(value) <= 1024, message)
     numbers = tuple(number({name: one}, name, low, 1e3) for one in value)
     check(None not in numbers, message)
     return numbers

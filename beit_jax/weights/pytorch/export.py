@@ -4,11 +4,14 @@ from flax import traverse_util
 import jax
 import numpy as np
 
+from beit_jax.data.config import PixelFormat, sides
 from beit_jax.errors import check
 from beit_jax.models.architecture import head_config, predicts_tokens, segments
 from beit_jax.models.layers import relative_position_index
 from beit_jax.weights.pytorch import names
-from beit_jax.weights.pytorch.facts import BICUBIC, BILINEAR, huggingface_settings, problem
+from beit_jax.weights.pytorch.facts import huggingface_settings, problem
+from beit_jax.weights.pytorch.pictures import BICUBIC, BILINEAR
+from beit_jax.weights.pytorch.pictures import pictures as pictures_of
 
 
 def to_tensors(params, architecture: dict, dialect: str) -> dict[str, np.ndarray]:
@@ -128,6 +131,7 @@ def huggingface_config(architecture: dict, classes: list[str]) -> dict:
         'drop_path_rate': architecture['drop_path'],
         'torch_dtype': 'float32',
     }
+    config |= pictures_of(architecture)
     if predicts_tokens(architecture) or is_headless(architecture):
         return config
     labels = classes or [f'LABEL_{i}' for i in range(architecture['num_classes'])]
@@ -151,10 +155,11 @@ def huggingface_processor(architecture: dict) -> dict:
     crops, which is how BEiT was evaluated. A segmenter has BEiT's own, which knows annotations:
     squeezed, bilinear.
     """
-    side = architecture['image_size']
+    height, width = sides(architecture['image_size'])
+    stored = PixelFormat(**architecture.get('pixels', {}))
     pixels = {
         'do_rescale': True,
-        'rescale_factor': 1 / 255,
+        'rescale_factor': 1 / stored.top,
         'do_normalize': True,
         'image_mean': list(architecture['mean']),
         'image_std': list(architecture['std']),
@@ -163,7 +168,7 @@ def huggingface_processor(architecture: dict) -> dict:
         return {
             'image_processor_type': 'BeitImageProcessor',
             'do_resize': True,
-            'size': {'height': side, 'width': side},
+            'size': {'height': height, 'width': width},
             'resample': BILINEAR,
             'do_center_crop': False,
             'do_reduce_labels': architecture.get('reduce_zero_label', False),
@@ -171,12 +176,12 @@ def huggingface_processor(architecture: dict) -> dict:
         }
     return {
         'image_processor_type': 'CLIPImageProcessor',
-        'do_convert_rgb': True,
+        'do_convert_rgb': architecture['channels'] == 3,
         'do_resize': True,
-        'size': {'shortest_edge': round(side / architecture['crop'])},
+        'size': {'shortest_edge': round(max(height, width) / architecture['crop'])},
         'resample': BICUBIC,
         'do_center_crop': True,
-        'crop_size': {'height': side, 'width': side},
+        'crop_size': {'height': height, 'width': width},
         **pixels,
     }
 
@@ -186,11 +191,12 @@ def timm_config(architecture: dict, classes: list[str]) -> dict:
 
     The smallest of its models with every size overridden.
     """
-    side, num_classes = architecture['image_size'], architecture['num_classes']
+    size, num_classes = architecture['image_size'], architecture['num_classes']
     width, hidden = architecture['width'], architecture['hidden']
     ratio = hidden / width
     model = {
-        'img_size': side,
+        'img_size': size if isinstance(size, int) else list(size),
+        'in_chans': architecture['channels'],
         'patch_size': architecture['patch_size'],
         'embed_dim': width,
         'depth': architecture['depth'],
@@ -204,7 +210,7 @@ def timm_config(architecture: dict, classes: list[str]) -> dict:
         'global_pool': {'mean': 'avg', 'cls': 'token'}[architecture['pooling']],
     }
     pictures = {
-        'input_size': [3, side, side],
+        'input_size': [architecture['channels'], *sides(size)],
         'fixed_input_size': True,
         'interpolation': 'bicubic',
         'crop_mode': 'center',
@@ -220,6 +226,7 @@ def timm_config(architecture: dict, classes: list[str]) -> dict:
         'num_classes': num_classes,
         'num_features': width,
         **(problem(architecture) if num_classes else {}),
+        **pictures_of(architecture),
         'model_args': model,
         'pretrained_cfg': pictures | ({'label_names': list(classes)} if classes else {}),
     }

@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 
+from beit_jax.errors import check
 from beit_jax.models.architecture import patch_target
 from beit_jax.models.encoder import EncoderConfig
 from beit_jax.weights.arrays import write_arrays
@@ -41,6 +43,20 @@ def in_dialect(model: Model, dialect: str) -> Exported:
         params, architecture = export.headless(params, architecture)
         lacking = 'masked image model' if target == 'tokens' else 'model that predicts pixels'
         notes.append(f'{dialect} has no {lacking}: mask token and {target[:-1]} head are left out')
+    rows, columns = (2 * side - 1 for side in architecture['grid'])
+    check(
+        dialect != 'timm'
+        or rows == columns
+        or 'bias' not in architecture['positions']
+        or math.isqrt(rows * columns) ** 2 != rows * columns,
+        f'timm takes position biases of {" x ".join(map(str, architecture["grid"]))} patches for '
+        'those of a square: use --format huggingface or unilm.',
+    )
+    if dialect == 'huggingface' and architecture['channels'] != 3:
+        notes.append(
+            'image processors of transformers take RGB: preprocessor_config.json says how the '
+            f'{architecture["channels"]} channels are normalised, not how files are read'
+        )
     # theirs too, which no file can change
     if dialect != 'huggingface' and architecture['norm_eps'] != EncoderConfig.norm_eps:
         notes.append(

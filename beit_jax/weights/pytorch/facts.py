@@ -6,6 +6,7 @@ That is the JSON of transformers and timm, the arguments of the official code, o
 import dataclasses
 import re
 
+from beit_jax.data.config import PixelFormat
 from beit_jax.errors import check
 from beit_jax.models.architecture import (
     PROBLEM_TYPES,
@@ -16,19 +17,23 @@ from beit_jax.models.architecture import (
 )
 from beit_jax.weights.pytorch.entries import (
     choice,
+    each_channel,
     group,
     labels,
     number,
     shown,
-    three,
     whole,
     wholes,
 )
 from beit_jax.weights.pytorch.files import Source
-
-IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
-HALF = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}
-BILINEAR, BICUBIC = 2, 3  # Pillow's numbers, which Hugging Face writes
+from beit_jax.weights.pytorch.pictures import (
+    HALF,
+    IMAGENET,
+    central_crop,
+    normalisation,
+    pictures,
+    pixel_format,
+)
 
 # BeitConfig's, for transformers may leave out of config.json what is at its default
 HUGGINGFACE_DEFAULTS = {
@@ -69,8 +74,10 @@ class Facts:
     num_classes: int | None = None
     classes: tuple[str, ...] = ()
     problem_type: str | None = None  # of PROBLEM_TYPES
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    # of `PixelFormat`, where they are not RGB of 8 bits
+    pixels: dict = dataclasses.field(default_factory=dict)
     crop: float | None = None
     # of the annotations of a segmenter: 0 is ignored, k is class k - 1
     reduce_zero_label: bool = False
@@ -80,13 +87,15 @@ class Facts:
     notes: tuple[str, ...] = ()
 
 
-def read_facts(source: Source, dialect: str, image_size: int, segments: bool) -> Facts:
+def read_facts(
+    source: Source, dialect: str, image_size: int | tuple[int, int], segments: bool
+) -> Facts:
     """What is said of a model.
 
     Args:
       source: its file or folder.
       dialect: of its names.
-      image_size: of the pictures that its tensors are for, in pixels.
+      image_size: of the pictures that its tensors are for, in pixels; of no squares two.
       segments: whether it is a segmenter.
 
     Raises:
@@ -101,19 +110,11 @@ def read_facts(source: Source, dialect: str, image_size: int, segments: bool) ->
     return _from_timm(source.config) if source.config else _from_arguments(source.arguments)
 
 
-def usual_crop(image_size: int) -> float:
-    """Of BEiT's evaluation (datasets.py), by the side of its pictures in pixels.
-
-    The shorter side is 256 / 224 of the crop below 384 pixels, and the crop itself from there on.
-    """
-    return 224 / 256 if image_size < 384 else 1.0
-
-
 def metadata(architecture: dict, classes: tuple[str, ...]) -> dict:
     """What no file of the official code says, for the header of a safetensors file."""
     names = ('heads', 'norm_eps', 'layer_scale', 'mean', 'std', 'crop')
     entries = {name: architecture[name] for name in names} | {'classes': list(classes)}
-    entries |= problem(architecture)
+    entries |= problem(architecture) | pictures(architecture)
     if segments(architecture):
         entries['head'] = dataclasses.asdict(head_config(architecture))
         entries['reduce_zero_label'] = architecture.get('reduce_zero_label', False)
@@ -135,9 +136,9 @@ def huggingface_settings(architecture: dict) -> dict:
         'num_attention_heads': architecture['heads'],
         'intermediate_size': architecture['hidden'],
         'hidden_act': 'gelu',
-        'image_size': architecture['image_size'],
+        'image_size': _number_or_list(architecture['image_size']),
         'patch_size': architecture['patch_size'],
-        'num_channels': 3,
+        'num_channels': architecture['channels'],
         'use_absolute_position_embeddings': 'absolute' in architecture['positions'],
         'use_relative_position_bias': 'layer_bias' in architecture['positions'],
         'use_shared_relative_position_bias': 'shared_bias' in architecture['positions'],
@@ -160,6 +161,10 @@ def huggingface_settings(architecture: dict) -> dict:
     return settings
 
 
+def _number_or_list(size):
+    return size if isinstance(size, int) else list(size)
+
+
 def _from_metadata(entries: dict) -> Facts:
     head = group(entries, 'head')
     head = {
@@ -178,9 +183,10 @@ def _from_metadata(entries: dict) -> Facts:
         layer_scale=number(entries, 'layer_scale', 0, 1e3),
         classes=labels(entries.get('classes')),
         problem_type=choice(entries, 'problem_type', PROBLEM_TYPES),
-        mean=three(entries, 'mean'),
-        std=three(entries, 'std', 1e-6),
+        mean=each_channel(entries, 'mean'),
+        std=each_channel(entries, 'std', 1e-6),
         crop=number(entries, 'crop', 0.01, 1),
+        pixels=pixel_format(entries),
     )
 
 
@@ -214,23 +220,26 @@ def _from_timm(config: dict) -> Facts:
         classes=labels(config.get('label_names') or pictures.get('label_names')),
         # timm does not know it: our own export says it
         problem_type=choice(config, 'problem_type', PROBLEM_TYPES),
-        mean=three(pictures, 'mean'),
-        std=three(pictures, 'std', 1e-6),
+        mean=each_channel(pictures, 'mean'),
+        std=each_channel(pictures, 'std', 1e-6),
         crop=number(pictures, 'crop_pct', 0.01, 1),
+        pixels=pixel_format(config),
     )
 
 
-def _from_huggingface(config: dict, processor: dict, image_size: int, segments: bool) -> Facts:
+def _from_huggingface(
+    config: dict, processor: dict, image_size: int | tuple[int, int], segments: bool
+) -> Facts:
     facts, notes = {}, []
     if config:
         facts, notes = _from_huggingface_config(HUGGINGFACE_DEFAULTS | config, segments)
     if processor:
-        facts |= _normalisation(processor)
+        facts |= normalisation(processor, PixelFormat(**facts.get('pixels', {})).top)
     if processor and segments:
         reduces = processor.get('do_reduce_labels', processor.get('reduce_labels'))
         facts['reduce_zero_label'] = reduces is True
     elif processor:
-        facts['crop'], said = _crop(processor, image_size)
+        facts['crop'], said = central_crop(processor, image_size)
         notes += said
     return Facts(**facts, notes=tuple(notes))
 
@@ -247,6 +256,7 @@ def _from_huggingface_config(config: dict, segments: bool) -> tuple[dict, list[s
         'norm_eps': number(config, 'layer_norm_eps', 0, 1),
         'layer_scale': number(config, 'layer_scale_init_value', 0, 1e3),
         'claims': config,
+        'pixels': pixel_format(config),
         'classes': () if unnamed else classes,
         'problem_type': choice(config, 'problem_type', PROBLEM_TYPES),
         'num_classes': (len(classes) or 2) if classifies else None,  # 2 is the default there
@@ -280,48 +290,3 @@ def _huggingface_head(config: dict) -> tuple[dict, list[str]]:
         f'{list(indices)}, as the official code does, want {[index + 2 for index in indices]} there'
     )
     return head, [note] if indices[-1] == states - 2 else []
-
-
-def _normalisation(processor: dict) -> dict:
-    """`mean` and `std` for pixels in [0, 1]."""
-    scale = 255.0
-    if processor.get('do_rescale', True):
-        scale = 255.0 * (number(processor, 'rescale_factor', 1e-6, 1e3) or 1 / 255)
-    mean, std = three(processor, 'image_mean'), three(processor, 'image_std', 1e-6)
-    if processor.get('do_normalize', True) is False:
-        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    return {
-        'mean': mean and tuple(one / scale for one in mean),
-        'std': std and tuple(one / scale for one in std),
-    }
-
-
-def _crop(processor: dict, image_size: int) -> tuple[float | None, list[str]]:
-    """(crop where pictures are cropped as here, notes)."""
-    crop, notes = None, []
-    shorter, cropped = _side(processor, 'size'), _side(processor, 'crop_size')
-    size = processor.get('size')
-    keeps_shape = not isinstance(size, dict) or 'shortest_edge' in size
-    fits = cropped == image_size and shorter and cropped <= shorter
-    if processor.get('do_center_crop') and keeps_shape and fits:
-        crop = cropped / shorter
-    else:
-        notes.append(
-            'preprocessor_config.json resizes and crops pictures otherwise; here the central '
-            f'{usual_crop(image_size):.3g} of the shorter side becomes {image_size} pixels, as '
-            'BEiT was evaluated'
-        )
-    if processor.get('resample', BICUBIC) != BICUBIC:
-        notes.append(
-            'preprocessor_config.json does not resample bicubically; here it is bicubic, as '
-            'BEiT was evaluated'
-        )
-    return crop, notes
-
-
-def _side(processor: dict, name: str) -> int | None:
-    """The shorter side in pixels of `size` or `crop_size`, a number or a dict of them."""
-    value = processor.get(name)
-    named = value if isinstance(value, dict) else {name: value}
-    sides = [whole(named, key) for key in named]
-    return min((side for side in sides if side), default=None)

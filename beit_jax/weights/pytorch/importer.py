@@ -23,6 +23,7 @@ from beit_jax.weights.pytorch.dialects import find_head, identify, without_empty
 from beit_jax.weights.pytorch.entries import shown
 from beit_jax.weights.pytorch.facts import Facts, huggingface_settings, read_facts
 from beit_jax.weights.pytorch.files import Source, read_source
+from beit_jax.weights.pytorch.pictures import said_shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,7 @@ def examine(path: str | Path, mean: tuple | None = None, std: tuple | None = Non
     paths = {name: names.to_path(name, dialect, head) for name in split}
     by_path = {path: split[name] for name, path in paths.items() if path}
     try:
-        sizes = read_sizes(by_path)
+        sizes = read_sizes(by_path, said_shape(source))
         facts = read_facts(source, dialect, sizes['image_size'], head == 'pixels')
         architecture, assumed = describe(source, sizes, facts, head, mean, std)
         if counts:

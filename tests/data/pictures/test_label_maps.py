@@ -42,7 +42,7 @@ def test_window_is_that_of_the_resized_image(height, width):
     for ratio in rng.uniform(0.5, 2.0, 300):
         draws = [(ratio - 0.5) / 1.5, *rng.random(2 * label_maps.ATTEMPTS)]
         (top, left, rows, columns), classes = label_maps.random_window(
-            draws, label_map, SIZE, (0.5, 2.0)
+            draws, label_map, (SIZE, SIZE), (0.5, 2.0)
         )
         factor = min(4 * SIZE * ratio / max(height, width), SIZE * ratio / min(height, width))
         for shown, side, whole in zip(classes.shape, (rows, columns), (height, width)):
@@ -55,6 +55,21 @@ def test_window_is_that_of_the_resized_image(height, width):
             lefts.append(left / (width - columns))
     for places in (tops, lefts):
         assert not places or (max(places) > 0.9 and abs(np.mean(places) - 0.5) < 0.1)
+
+
+@pytest.mark.parametrize('whole', [(512, 683), (683, 512), (97, 401), (3000, 200)])
+@pytest.mark.parametrize('size', [(64, 96), (96, 64)])
+def test_window_of_a_rectangle(whole, size):
+    """Of the image resized to just cover it, times the ratio, but at most four times as long."""
+    rng, label_map = np.random.default_rng(0), np.zeros(whole, np.uint8)
+    for ratio in rng.uniform(0.5, 2.0, 100):
+        draws = [(ratio - 0.5) / 1.5, *rng.random(2 * label_maps.ATTEMPTS)]
+        (_, _, *sides), classes = label_maps.random_window(draws, label_map, size, (0.5, 2.0))
+        covers = max(new / side for new, side in zip(size, whole))
+        factor = ratio * min(covers, 4 * max(size) / max(whole))
+        for shown, side, there, new in zip(classes.shape, sides, whole, size):
+            assert abs(shown - min(new, there * factor)) <= 1
+            assert side == there if there * factor <= new else abs(side - new / factor) <= 0.5
 
 
 @pytest.mark.parametrize('kind', ['halves', 'ignored', 'one', 'none'])
@@ -70,7 +85,7 @@ def test_no_class_has_more_than_three_quarters(kind):
     taken = []
     for seed in range(100):
         draws = np.random.default_rng(seed).random(21)
-        box, classes = label_maps.random_window(draws, label_map, SIZE, (2.0, 2.0))
+        box, classes = label_maps.random_window(draws, label_map, (SIZE, SIZE), (2.0, 2.0))
         side = 106  # half the shorter side, rounded
         centres = np.array([int((i + 0.5) * side / SIZE) for i in range(SIZE)])
         for attempt in range(10):
