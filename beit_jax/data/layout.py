@@ -43,16 +43,27 @@ def strays(source: Source, path: str) -> list[str]:
     return beside if len(beside) < len(names) else []
 
 
-def doubts(classes: Sequence[str], path: str) -> list[str]:
-    """What the names of the classes make one wonder about."""
+def parts_of_a_set(classes: Sequence[str], path: str) -> dict[str, str]:
+    """The settings of `DataConfig` that are meant where the names of all classes are those of parts
+    of a set; {} where they are not."""
     parts = [name for name in classes if name.lower() in PARTS]
     if not parts or len(parts) < len(classes):
-        return []
+        return {}
     train = next((name for name in parts if name.lower().startswith('train')), parts[0])
-    held = next((name for name in parts if name != train), '')
-    given = f'--data.path={shown(path)}/{train}'
-    given += f' --data.evaluate_path={shown(path)}/{held}' if held else ''
-    return [f'the classes are {", ".join(parts)}, which are parts of a set: give {given}']
+    held = sorted(
+        (name for name in parts if name != train), key=lambda name: name.lower()[:3] != 'val'
+    )
+    meant = {'path': storage.join(path, train)}
+    return meant | ({'evaluate_path': storage.join(path, held[0])} if held else {})
+
+
+def doubts(classes: Sequence[str], path: str) -> list[str]:
+    """What the names of the classes make one wonder about."""
+    given = (
+        f'--data.{name}={shown(value)}' for name, value in parts_of_a_set(classes, path).items()
+    )
+    what = f'the classes are {", ".join(classes)}, which are parts of a set: give '
+    return [what + ' '.join(given)] if parts_of_a_set(classes, path) else []
 
 
 def is_reduced(path: str, found: dict) -> bool:

@@ -21,7 +21,6 @@ from tqdm import tqdm
 from beit_jax import whole_files
 from beit_jax.data.sampler import permutation
 from beit_jax.data.sources.class_tars import ClassTarsSource
-from beit_jax.data.stores.tars import IMAGES
 from beit_jax.errors import check, of_storage
 
 LAYOUTS = ('folder', 'webdataset', 'class_tars')
@@ -29,6 +28,7 @@ _LINE = re.compile(rb'([0-9a-f]{64})  (.+)\n')  # as sha256sum writes and reads 
 _HEAD = '# beit_jax.tools.prepare '
 _ORDER_KEY = 20120419  # of the order in which shards hold what lies sorted by class
 _JPEG = ('.jfif', '.jpe')
+_IMAGES = ('jpg', 'jpeg', 'png', 'webp')  # what the readers of WebDataset know
 _INFO, _CLASSES = '_info.json', 'classes.txt'
 
 
@@ -145,8 +145,8 @@ def _members(source, indices, layout) -> Iterator[tuple[str, bytes]]:
         ending = os.path.splitext(name)[1].lower()
         ending = 'jpg' if ending in _JPEG else ending[1:]
         check(
-            ending in IMAGES,
-            f'{source.name(index)}: webdataset shards take {", ".join(IMAGES)}: give another '
+            ending in _IMAGES,
+            f'{source.name(index)}: webdataset shards take {", ".join(_IMAGES)}: give another '
             '--layout.',
         )
         # names may have dots, which would end a key

@@ -2,6 +2,7 @@
 says what is there, what is wrong, how fast that was, and how to train on it. Which kind of data it
 is, --data.path says. Exit status 2: it is not usable as it is."""
 
+import dataclasses
 import functools
 import os
 import warnings
@@ -17,6 +18,7 @@ from beit_jax.data.pictures.decode import image_ops
 from beit_jax.data.recognition import kind_of
 from beit_jax.data.sources.annotated_folder import TRAINING, AnnotatedFolder
 from beit_jax.data.sources.choice import open_source
+from beit_jax.data.stores import storage
 from beit_jax.errors import check, shown
 from beit_jax.tools import arguments, outputs
 
@@ -62,11 +64,14 @@ def run(options) -> None:
         figures['annotations'] = look
     figures['problems'] = problems(figures, options.max_bad_share)
     figures['usable'] = not figures['problems']
-    train_with = functools.partial(command, data, arguments.DATA, figures['corrupt_share'])
+    parts = layout.parts_of_a_set(source.class_names, data.path) if local else {}
+    meant = dataclasses.replace(data, **parts)
+    train_with = functools.partial(command, meant, arguments.DATA, figures['corrupt_share'])
     more = channel_settings(figures['channels'])
     figures['command'] = train_with(PRETRAIN, '--config.tokenizer.path=TOKENIZER', *more)
     finetune = [*more, '--config.rand_augment='] if more else []
-    figures['finetune_command'] = train_with(FINETUNE, *finetune) if source.class_names else None
+    classes = source.class_names if not parts else storage.list_folder(meant.path)[0]
+    figures['finetune_command'] = train_with(FINETUNE, *finetune) if classes else None
     if annotated:
         reduced = layout.is_reduced(data.path, look)
         given = [f'--config.data.reduce_zero_label={str(reduced).lower()}', *more]

@@ -3,6 +3,7 @@ prints open them."""
 
 import io
 import shlex
+import shutil
 import tarfile
 
 import numpy as np
@@ -159,6 +160,18 @@ def test_segmentation(names, offset, reduced, tmp_path, monkeypatch):
     assert status == 0 and config.task == 'segment'
     assert config.data.reduce_zero_label is reduced
     assert_opens(figures, 'folder', 3, 3)
+
+
+def test_parts_of_a_set(tmp_path, monkeypatch):
+    """train, val and test are no classes: the command names the parts."""
+    path = folder(tmp_path)
+    for part, classes in (('test', CLASSES[:1]), ('train', CLASSES), ('val', CLASSES[:2])):
+        for name in classes:
+            shutil.copytree(path / name, tmp_path / 'set' / part / name)
+    flags = '--data.path', tmp_path / 'set', '--max_bad_share', 0.5
+    status, figures = check(monkeypatch, tmp_path, *flags)
+    assert status == 0 and len(figures['doubts']) == 1 and figures['finetune_command']
+    assert_opens(figures, 'folder', COUNT, LABELS.count(0) + LABELS.count(1))
 
 
 def test_what_is_not_read(tmp_path):

@@ -28,7 +28,7 @@ def test_the_same_run_as_from_the_folder(tmp_path, tokenizer_dir, monkeypatch):
 
     def train(name: str, path: Path) -> int:
         data = {'name': name, 'path': str(path), 'evaluate_path': str(path)}
-        settings = tiny.settings(tokenizer_dir, data=data, total_steps=4, evaluate_every=4)
+        settings = tiny.settings(tokenizer_dir, data=data, total_steps=3, evaluate_every=3)
         return loop.train(task_config(settings), tmp_path / f'run of {path.name}')
 
     with monkeypatch.context() as patch:

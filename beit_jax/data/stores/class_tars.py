@@ -199,8 +199,8 @@ def _class_tars(file, end) -> Iterator[str]:
     tars = [member for member in found if member.name.endswith(_TAR)]
     if not tars:
         raise ValueError(
-            f'it holds {len(found)} files and no class tar: python -m beit_jax.tools.prepare sorts '
-            'the pictures of ILSVRC2012_img_val.tar'
+            f'it holds {len(found)} files and no class tar: unpack it; ILSVRC2012_img_val.tar by '
+            'python -m beit_jax.tools.prepare'
         )
     check_names([_class(member.name) for member in tars])
     for name, length, offset in tars:

@@ -155,7 +155,10 @@ def test_compressed_and_others(folder, tmp_path):
     refused(tar(whole, tars), r"'n01.tar' in it cannot be read \(it is compressed")
     (tmp_path / 'train.tar.gz').rename(whole)
     refused(whole, r'it is compressed.*gunzip')
-    refused(tar(whole, folder / 'n010'), r'it holds \d+ files and no class tar: .*tools.prepare')
+    refused(
+        tar(whole, folder / 'n010'),
+        r'it holds \d+ files and no class tar: unpack it; .*tools.prepare',
+    )
     refused(tmp_path / 'nothing', 'does not exist')
     refused(folder, 'holds no .tar file')
     refused('', 'config.data.path is empty')
