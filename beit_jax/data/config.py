@@ -292,7 +292,11 @@ class SegmentDataConfig(DataConfig):
     def __post_init__(self):
         super().__post_init__()
         check_order('segment_scale', self.segment_scale)
-        one_of('config.data.name of segmentation', self.name, LABEL_MAP_SOURCES)
+        check(
+            self.name in LABEL_MAP_SOURCES,
+            f'config.data.name={self.name!r} has no label maps: segmentation takes '
+            f'{", ".join(LABEL_MAP_SOURCES)}.',
+        )
         check(
             not self.labels_per_class,
             'config.data.labels_per_class is for images of one class each: leave it 0.',

@@ -6,6 +6,8 @@ from beit_jax.data.config import DataConfig, SegmentDataConfig
 from beit_jax.errors import RequestError
 from beit_jax.settings.mapping import from_mapping
 
+LABELLED = ('webdataset', 'parquet', 'class_tars')  # one class a picture
+
 
 @pytest.mark.parametrize(
     'settings, words',
@@ -29,6 +31,7 @@ def test_bad_settings(settings, words):
     [
         ({'segment_scale': (2.0, 1.0)}, 'segment_scale is'),
         ({'labels_per_class': 3}, 'labels_per_class is for'),
+        *(({'name': name}, 'name=.* has no label maps') for name in LABELLED),
     ],
 )
 def test_bad_settings_of_label_maps(settings, words):
