@@ -16,7 +16,15 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
 from beit_jax.data.config import ENDINGS, Reading
-from beit_jax.data.pictures.boxes import BadImageError, check_pixels, is_jpeg, is_png, png_size
+from beit_jax.data.pictures.boxes import (
+    BadImageError,
+    check_pixels,
+    crop,
+    is_jpeg,
+    is_png,
+    png_size,
+    whole_box,
+)
 from beit_jax.data.stores import storage
 from beit_jax.errors import RequestError, check, shown
 
@@ -58,15 +66,16 @@ def decode(image: bytes, reading: Reading = Reading()) -> np.ndarray:
     pictures the first: a JPEG or PNG bit for bit as TensorFlow decodes it.
 
     Raises:
-      BadImageError: another kind of file, a damaged one, more pixels than `reading.max_pixels`, or
-        values whose range nobody knows.
+      BadImageError: another kind of file, a damaged one, more pixels than `reading.max_pixels`, a
+        side below 8 pixels, or values whose range nobody knows.
     """
     with opened(image, reading) as picture:
         try:
             pixels = rgb(picture)
         except RequestError as error:
             raise BadImageError(f'its values are {picture.mode}, of no known range') from error
-    return upright(pixels, image) if reading.exif else pixels
+    # which refuses a side below 8 pixels
+    return crop(upright(pixels, image) if reading.exif else pixels, whole_box)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from tests.data.files import write
 
 def test_classes(tmp_path):
     files = 'b/z.JPG', 'a/deep/y.jpeg', 'a/x.png'
-    others = 'a/.hidden.png', '.git/no.png', 'a/notes.txt', 'c/none.gif'
+    others = 'a/.hidden.png', '.git/no.png', 'a/notes.txt', 'c/none.svg'
     path = write(tmp_path, *files, *others)
     source = FolderSource(path)
     names = [source.name(i) for i in range(len(source))]
@@ -81,7 +81,7 @@ def test_read_many(tmp_path):
         ('', 'is empty'),
         ('missing', 'does not exist'),
         ('file', 'is a file'),
-        ('bare', '.jpg, .jpeg, .png'),
+        ('bare', '.jpg, .jpeg, .jfif, .jpe, .png, .webp'),
     ],
 )
 def test_bad_paths(tmp_path, path, words):
