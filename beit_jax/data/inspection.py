@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 import hashlib
 import io
 import os
-import struct
 import time
 import typing
 
@@ -16,6 +15,7 @@ from PIL import ExifTags, Image
 from tqdm import tqdm
 
 from beit_jax.data.pictures.boxes import BadImageError, FormatError
+from beit_jax.data.pictures.read import PARSER_ERRORS
 from beit_jax.data.sources.source import Source
 from beit_jax.data.sources.subset import spread
 
@@ -23,7 +23,15 @@ SMALL, LONG = 32, 10  # a shorter side in pixels and an aspect ratio to wonder a
 _NPY = b'\x93NUMPY'
 SIDE = 224  # pixels, what models are shown
 BLOCK = 1024  # examples handed to the threads at a time, so that millions do not wait in a queue
-FORMATS = {'JPEG': ('.jpg', '.jpeg', '.jfif', '.jpe'), 'PNG': ('.png',)}
+FORMATS = {
+    'JPEG': ('.jpg', '.jpeg', '.jfif', '.jpe'),
+    'PNG': ('.png',),
+    'WEBP': ('.webp',),
+    'TIFF': ('.tif', '.tiff'),
+    'BMP': ('.bmp',),
+    'GIF': ('.gif',),
+    'PPM': ('.ppm', '.pgm', '.pbm', '.pnm'),
+}
 ROW = np.dtype(
     [
         ('good', '?'),
@@ -101,7 +109,7 @@ def _header(image: bytes, name: str):
             form = 'JPEG' if header.format == 'MPO' else header.format
             frames = getattr(header, 'n_frames', 1) if form in FORMATS else 1
             turned = _orientation(header)
-    except (OSError, SyntaxError, ValueError):
+    except PARSER_ERRORS:
         return 0, 0, 'unknown', 'unknown', ['a header that Pillow cannot read'], 1
     oddities = []
     named = [other for other in FORMATS if name.lower().endswith(FORMATS[other])]
@@ -116,9 +124,11 @@ def _header(image: bytes, name: str):
 
 
 def _orientation(header: Image.Image) -> int:
+    if header.format == 'TIFF':  # which is turned as it is read
+        return 1
     try:  # getexif would decode a PNG that has none
         return header.getexif().get(ExifTags.Base.Orientation, 1) if 'exif' in header.info else 1
-    except (SyntaxError, ValueError, struct.error):  # EXIF that nobody can read turns nothing
+    except PARSER_ERRORS:  # EXIF that nobody can read turns nothing
         return 1
 
 

@@ -71,7 +71,7 @@ def _convert(kind, value, path):
     if dataclasses.is_dataclass(kind):
         check(
             isinstance(value, Mapping) or hasattr(value, 'items'),
-            f'config.{path} is {value!r}: it is a group of settings.',
+            f'config.{path} is {reprlib.repr(value)}: it is a group of settings.',
         )
         return from_mapping(kind, value, f'{path}.')
     if typing.get_origin(kind) in (typing.Union, types.UnionType):  # a number, or several
@@ -96,7 +96,7 @@ def _convert(kind, value, path):
     taken = (int, float) if base is float else base
     check(
         isinstance(value, taken) and (base is bool or not isinstance(value, bool)),
-        f'config.{path} is {value!r} ({type(value).__name__}): it takes {base.__name__}.',
+        f'config.{path} is {reprlib.repr(value)} ({type(value).__name__}): it takes {base.__name__}.',
     )
     if base not in USUAL:
         return value

@@ -53,7 +53,7 @@ def faulty_folder(root: Path) -> tuple[dict[Path, str], dict[Path, str], dict[Pa
     (bee / 'text.jpg').write_text('<html>not found</html>')
     (bee / 'empty.jpg').write_bytes(b'')
     (bee / 'gone.jpg').symlink_to(root / 'nowhere.jpg')
-    noise(bee / 'drawn.png', 47, 43, format='GIF')
+    noise(bee / 'drawn.png', 47, 43, format='JPEG2000')
     noise(bee / 'speck.png', 41, 7)
     corrupt = {
         bee / 'cut.jpg': 'truncated',
@@ -61,7 +61,7 @@ def faulty_folder(root: Path) -> tuple[dict[Path, str], dict[Path, str], dict[Pa
         bee / 'text.jpg': 'no image of a kind that is read',
         bee / 'empty.jpg': 'no image of a kind that is read (empty)',
         bee / 'gone.jpg': os.strerror(2),
-        bee / 'drawn.png': 'no image of a kind that is read but GIF',
+        bee / 'drawn.png': 'no image of a kind that is read but JPEG2000',
         bee / 'speck.png': 'smaller than 8 pixels',
     }
     noise(bee / 'small.png', 31, 37)
@@ -151,15 +151,15 @@ def test_what_lies_beside(tmp_path, monkeypatch, capsys):
     root = tmp_path / 'images'
     for name in ('train/a.jpg', 'train/b.jfif', 'val/c.JPE', 'val/d.png'):
         noise(root / name, 41, 43, format='PNG' if name.endswith('png') else 'JPEG')
-    for name in ('train/x.webp', 'val/y.WEBP', 'z.tif', 'LICENSE', '.hidden', '.git/config'):
+    for name in ('train/x.svg', 'val/y.SVG', 'z.heic', 'LICENSE', '.hidden', '.git/config'):
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_text('')
     (root / 'val' / 'back').symlink_to(root)
     status, figures = check(monkeypatch, tmp_path, '--data.path', root)
     assert status == 0 and figures['examples'] == 4 and not figures['suspicious']
-    assert figures['left_out'] == {'.webp': 2, 'hidden': 2, '.tif': 1, '': 1}
+    assert figures['left_out'] == {'.svg': 2, 'hidden': 2, '.heic': 1, '': 1}
     said = capsys.readouterr().out
-    assert 'not read    .webp 2, hidden 2, ' in said and 'no ending 1' in said
+    assert 'not read    .svg 2, hidden 2, ' in said and 'no ending 1' in said
     assert (
         f'the classes are train, val, which are parts of a set: give --data.path={root}/tr' in said
     )

@@ -62,7 +62,9 @@ def test_home(tmp_path, monkeypatch):
     given = options.parse_args(['--checkpoint=~/c', '--images=~/d'])
     assert (given.checkpoint, given.images) == (f'{tmp_path}/c', f'{tmp_path}/d')
     options = importlib.import_module('beit_jax.tools.check_data')._arguments()
-    data = arguments.data_config(options.parse_args(['--data.path=~/e', '--data.index=~/f']))
+    data = arguments.data_config(
+        options.parse_args(['--data.name=folder', '--data.path=~/e', '--data.index=~/f'])
+    )
     assert (data.path, data.index) == (f'{tmp_path}/e', f'{tmp_path}/f')
     config = task_config(tiny.settings('~/t', init='~/w', data={'path': '~/d'}))
     assert (config.init, config.data.path) == (f'{tmp_path}/w', f'{tmp_path}/d')

@@ -4,7 +4,6 @@ resizing. RGB of 8 bits has ways of its own (`decode_simd`). No TensorFlow."""
 from collections.abc import Callable, Sequence
 import io
 import math
-import struct
 import threading
 
 from cykooz_resizer import (
@@ -29,7 +28,7 @@ from beit_jax.data.pictures.boxes import (
     check_pixels,
     crop,
 )
-from beit_jax.data.pictures.read import opened
+from beit_jax.data.pictures.read import PARSER_ERRORS, opened
 
 _NPY, _TIFF, _PNG = b'\x93NUMPY', (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+'), b'\x89PNG'
 _KERNELS = {
@@ -181,11 +180,7 @@ def _tiff(image: bytes, pixels: PixelFormat, max_pixels: int) -> np.ndarray:
                 channels.append(_of_pillow(picture))
     except BadImageError:
         raise
-    # of many kinds, by a parser that takes a file at its word
-    except (
-        OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, struct.error,
-        ArithmeticError, RuntimeError, MemoryError, AttributeError,
-    ) as error:  # fmt: skip
+    except PARSER_ERRORS as error:
         raise BadImageError(
             f'a TIFF that Pillow cannot read ({error}): damaged, or of several samples a pixel; '
             'save each channel as a page, or all as .npy'

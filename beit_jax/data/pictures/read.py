@@ -29,6 +29,11 @@ from beit_jax.data.stores import storage
 from beit_jax.errors import RequestError, check, shown
 
 _DAMAGED = 'truncated or damaged'
+# what Pillow's parsers raise, which take a damaged file at its word
+PARSER_ERRORS = (
+    OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error,
+    ArithmeticError, RuntimeError, MemoryError, AttributeError,
+)  # fmt: skip
 _CRITICAL, _EXIF = (b'IHDR', b'PLTE', b'IDAT', b'IEND'), b'eXIf'  # chunks of a PNG
 _ORIENTATION = 0x0112  # in EXIF
 # how the rows and columns of a picture of this orientation are put right
@@ -100,7 +105,7 @@ def opened(image: bytes, reading: Reading = Reading()) -> Iterator[Image.Image]:
         raise
     except Image.DecompressionBombError as error:
         raise BadImageError(f'more pixels than Pillow takes ({error})') from error
-    except (OSError, SyntaxError, ValueError, IndexError, TypeError, struct.error) as error:
+    except PARSER_ERRORS as error:
         raise BadImageError(_DAMAGED) from error
 
 
@@ -147,7 +152,7 @@ def orientation(image: bytes, reading: Reading = Reading()) -> int:
             return 1
         try:
             return picture.getexif().get(_ORIENTATION, 1)
-        except (OSError, SyntaxError, ValueError, TypeError, KeyError, struct.error):
+        except PARSER_ERRORS:
             return 1
 
 

@@ -10,13 +10,15 @@ import time
 import numpy as np
 import pytest
 
-from beit_jax.data.config import DataConfig
+from beit_jax.data.config import ENDINGS, DataConfig
 from beit_jax.data.sources.choice import open_source
 from beit_jax.data.sources.folder import FolderSource
 from beit_jax.data.stores import listing, manifest, storage
 from beit_jax.errors import RequestError
 
 FOLDERS, FILES = 7, 11
+
+LIST = f'images {" ".join(ENDINGS)}'
 
 
 @pytest.fixture
@@ -142,7 +144,7 @@ def test_killed_and_started_again_it_goes_on(path, index, listed):
     ids=['half', 'no end', 'zeros'],
 )
 def test_half_a_line_does_not_count(path, index, half, listed, monkeypatch):
-    spool = manifest.list_path(index, {'list': 'images', 'path': path}).with_suffix('.part')
+    spool = manifest.list_path(index, {'list': LIST, 'path': path}).with_suffix('.part')
     spool.parent.mkdir(parents=True)
     whole = (['', [f'n{i}' for i in range(FOLDERS)], 0, []], ['n0', ['n0/deep'], 0, []])
     spool.write_bytes(b''.join(map(manifest._line, whole)) + half)
@@ -187,7 +189,7 @@ def test_a_damaged_list_is_refused(path, index, damage):
 def test_the_list_of_another_folder_is_refused(path, index):
     FolderSource(path, index=index)
     other = str(Path(path) / 'n1')
-    the_list(index).rename(manifest.list_path(index, {'list': 'images', 'path': other}))
+    the_list(index).rename(manifest.list_path(index, {'list': LIST, 'path': other}))
     words = rf"is a list of .*'path': '{path}'.*, not of .*'path': '{other}'"
     with pytest.raises(RequestError, match=words):
         FolderSource(other, index=index)
