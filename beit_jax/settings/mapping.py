@@ -96,7 +96,8 @@ def _convert(kind, value, path):
     taken = (int, float) if base is float else base
     check(
         isinstance(value, taken) and (base is bool or not isinstance(value, bool)),
-        f'config.{path} is {reprlib.repr(value)} ({type(value).__name__}): it takes {base.__name__}.',
+        f'config.{path} is {reprlib.repr(value)} ({type(value).__name__}): it takes '
+        f'{base.__name__}.',
     )
     if base not in USUAL:
         return value
