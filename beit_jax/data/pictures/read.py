@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib
 import io
+import math
 import re
 import struct
 import zlib
@@ -50,6 +51,9 @@ _TURNS = {
 _MARKER, _SCAN_END = re.compile(rb'\xff+[^\x00\xff]'), re.compile(rb'\xff+[\xc0-\xcf\xd8-\xfe]')
 _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
 _ALONE = (0x01, *range(0xD0, 0xD8))  # markers without a segment, which mean nothing there
+# segments of applications and comments; of them JFIF and Adobe tell the colours where they are so
+# long (else libjpeg does not look at them), and there is EXIF
+_TOLD, _TELLING = (*range(0xE0, 0xF0), 0xFE), {0xE0: 16, 0xE1: 2, 0xEE: 14}
 
 
 def read_image(path: str, reading: Reading = Reading()) -> np.ndarray:
@@ -189,9 +193,9 @@ def rgb(image: Image.Image) -> np.ndarray:
 
 
 def _segments(jpeg: bytes) -> bytes:
-    """A JPEG file up to its end, without what stands between its segments, and Pillow would refuse.
-    libjpeg, as training has it, skips that, but does not take a segment that is cut off, as Pillow
-    does once the picture is complete."""
+    """A JPEG file up to its end, without what does not make its pixels, or stands between segments:
+    it may be broken, and Pillow would refuse it then; libjpeg, as training has it, does not. It
+    refuses a segment that is cut off, which Pillow takes once the picture is complete."""
     kept, start = [jpeg[:2]], 2
     while found := _MARKER.search(jpeg, start):
         marker, start = jpeg[found.end() - 1], found.end()
@@ -199,12 +203,12 @@ def _segments(jpeg: bytes) -> bytes:
             return b''.join([*kept, jpeg[start - 2 : start]])
         if marker in _ALONE:
             continue
-        end = start
-        if marker != _SOI:
-            end += max(2, int.from_bytes(jpeg[start : start + 2]))
+        length = 0 if marker == _SOI else max(2, int.from_bytes(jpeg[start : start + 2]))
+        end = start + length
         if marker == _SOS and (scan := _SCAN_END.search(jpeg, end)):
             end = scan.start()
-        kept.append(jpeg[start - 2 : end])
+        if marker not in _TOLD or length >= _TELLING.get(marker, math.inf):
+            kept.append(jpeg[start - 2 : end])
         start = end
     raise BadImageError(_DAMAGED)
 

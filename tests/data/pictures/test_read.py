@@ -116,7 +116,7 @@ def test_damaged_files_are_judged_alike(photo):
 def test_segments_that_are_cut_off_or_apart(photo):
     """Of 20,000 damaged files, those that Pillow alone and libjpeg alone judge otherwise: a marker
     in a scan that leads past the end, which is reached after the last pixel; bytes between the
-    segments of the header."""
+    segments of the header; a segment of an application that is too short."""
     whole, decoders = encoded(photo.resize((97, 61)).convert('CMYK'), format='JPEG'), [decode]
     decoders += [
         lambda file, way=way: way.decode_crop(file, boxes.whole_box) for way in WAYS.values()
@@ -124,8 +124,11 @@ def test_segments_that_are_cut_off_or_apart(photo):
     table, scan = whole.index(b'\xff\xc4'), whole.index(b'\xff\xda')
     apart = whole[:table] + b'\xff\x01' + bytes(9) + b'\xff' + whole[table:]
     cut = whole[: scan + 400] + b'\xff\xe7\xfe\xed' + whole[scan + 404 :]
+    short = whole[:2] + b'\xff\xe0\0\x08JFIF\0\x01\xff\xe2\0\x0eICC_PROFILE\0\xff\xee\0\x07Adobe'
+    expected = decode(whole)
     for decoder in decoders:
-        np.testing.assert_array_equal(decoder(apart), decode(whole))
+        np.testing.assert_array_equal(decoder(apart), expected)
+        np.testing.assert_array_equal(decoder(short + whole[2:]), expected)
         with pytest.raises(boxes.BadImageError, match='truncated or damaged'):
             decoder(cut)
 
