@@ -2,7 +2,7 @@
 
 import numpy as np
 
-CHANNELS, KINDS = 12, 16
+CHANNELS, KINDS = 12, 24
 
 
 def picture(seed: int, side: int = 28) -> np.ndarray:

@@ -26,19 +26,19 @@ from tests.tools.call import call
 from tests.train.test_resume import assert_same_run, metrics_lines
 
 pytestmark = pytest.mark.usefixtures('one_device')
-SIZE = 20, 24
+SIZE, COUNT = (20, 24), 400
 FORM = {'data.channels': spectra.CHANNELS, 'data.bits': 16}
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    return spectra.write(tmp_path_factory.mktemp('spectra') / 'set', 150)
+    return spectra.write(tmp_path_factory.mktemp('spectra') / 'set', COUNT)
 
 
 @pytest.fixture(scope='module')
 def tokenizer(folder, tmp_path_factory):
     path = tmp_path_factory.mktemp('tokenizer')
-    options = {'kind': 'kmeans', 'vocabulary': 24, 'patch_size': 4, 'patches': 2500}
+    options = {'kind': 'kmeans', 'vocabulary': 32, 'patch_size': 4, 'patches': 2500}
     options |= {'image_size': '20,24', 'output': path / 'kmeans', 'data.path': folder}
     call(fit_tokenizer, **options, **FORM)
     return path / 'kmeans'
@@ -48,7 +48,7 @@ def data_of(folder, **changed):
     return {
         'name': 'folder',
         'path': str(folder),
-        'holdout': 0.2,
+        'holdout': 0.25,
         'image_size': SIZE,
         'channels': spectra.CHANNELS,
         'bits': 16,
@@ -71,10 +71,10 @@ def test_learns(folder, tokenizer, tmp_path):
     config = settings(
         folder,
         tokenizer,
-        total_steps=150,
+        total_steps=200,
         batch_size=32,
         evaluate_every=0,
-        save_every=150,
+        save_every=200,
         log_every=50,
         optimizer={'lr': 5e-3, 'warmup_steps': 10},
         model={'width': 32, 'hidden': 64, 'init_std': 0.1},
@@ -150,7 +150,7 @@ def test_tools(folder, tokenizer, trained, tmp_path, capsys):
     ids |= {'output': tmp_path / 'more.npy', 'data.path': folder}
     del ids['images']
     call(tokenize, **ids, **FORM)
-    assert np.load(tmp_path / 'more.npy').shape == (150, 30)
+    assert np.load(tmp_path / 'more.npy').shape == (COUNT, 30)
     capsys.readouterr()
 
 
@@ -160,12 +160,12 @@ def test_check_data(folder, tmp_path, capsys):
     whole = np.stack([np.load(file) for file in sorted(folder.iterdir())]) / 65535
     for name, expected in (('mean', whole.mean((0, 1, 2))), ('std', whole.std((0, 1, 2)))):
         np.testing.assert_allclose(found['channels'][name], expected, atol=1e-4)
-    assert found['modes'] == {'12 x uint16': 150} and found['usable']
+    assert found['modes'] == {'12 x uint16': COUNT} and found['usable']
     command = found['command']
     for part in ('channels=12', 'bits=16', 'mean=(', 'std=(', 'color_jitter=(0.0,0.0,0.0)'):
         assert f'--config.data.{part}' in command and command in text
     wrong = FORM | {'data.channels': 11}
-    with pytest.raises(RequestError, match='not one of 150 examples can be used'):
+    with pytest.raises(RequestError, match=f'not one of {COUNT} examples can be used'):
         call(check_data, **{'data.path': folder}, **wrong)
     assert '12 channels, not config.data.channels=11' in capsys.readouterr().out
 
@@ -193,7 +193,7 @@ def test_fine_tuning_and_labels(folder, trained, tmp_path):
     config['data'] = data_of(tmp_path / 'set')
     config['model'] |= {'depth': 2}
     assert loop.train(task_config(config), tmp_path / 'segment') == 0
-    assert metrics_lines(tmp_path / 'segment')[-1]['eval/images'] == 8
+    assert metrics_lines(tmp_path / 'segment')[-1]['eval/images'] == 10
     images = {'images': tmp_path / 'set' / 'images', 'limit': 2, 'output': tmp_path / 'maps'}
     call(predict, checkpoint=tmp_path / 'segment', **images)
     maps = sorted((tmp_path / 'maps').iterdir())
