@@ -154,3 +154,26 @@ def test_to_float_and_normalize(photo):
     np.testing.assert_allclose(images, photo / 255, atol=1e-7)
     np.testing.assert_array_equal(to_float(jnp.array([0, 255], jnp.uint8)), [0, 1])
     np.testing.assert_allclose(normalize(images, mean, std), (photo / 255 - mean) / std, atol=1e-5)
+
+
+def test_jitter_of_other_channels():
+    """Brightness and contrast, about the mean grey of the whole picture; nothing else."""
+    random = np.random.default_rng(1)
+    images, greys = random.random((4, 3, 5, 12), np.float32), random.random(4).astype(np.float32)
+    keys = jax.random.split(jax.random.key(3), 4)
+    found = jitter(keys, jnp.asarray(images), (0.4, 0.3, 0.0), jnp.asarray(greys))
+    for row, (key, one) in enumerate(zip(keys, found)):
+        image, grey = images[row].astype(np.float64), greys[row]
+        order, factors = draw_jitter(key, (0.4, 0.3, 0.0))
+        assert factors[2] == 1
+        for operation in np.asarray(order):
+            if operation == 0:
+                image, grey = (image * factors[0]).clip(0, 1), min(grey * factors[0], 1)
+            elif operation == 1:
+                image = (grey + factors[1] * (image - grey)).clip(0, 1)
+        np.testing.assert_allclose(one, image, atol=1e-6)
+
+
+def test_values_of_sixteen_bits():
+    values = jnp.asarray([0, 1, 65535], jnp.uint16)
+    np.testing.assert_allclose(to_float(values), [0, 1 / 65535, 1], rtol=1e-7)

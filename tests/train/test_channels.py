@@ -10,6 +10,7 @@ import pytest
 import beit_jax
 from beit_jax.errors import RequestError
 from beit_jax.settings.mapping import task_config
+from beit_jax.tasks import make_task
 from beit_jax.tools import (
     attention,
     check_data,
@@ -152,6 +153,16 @@ def test_tools(folder, tokenizer, trained, tmp_path, capsys):
     call(tokenize, **ids, **FORM)
     assert np.load(tmp_path / 'more.npy').shape == (COUNT, 30)
     capsys.readouterr()
+
+
+def test_a_dvae_of_ones_own(folder, tmp_path):
+    model = {'groups': 3, 'blocks': 1, 'width': 8, 'decoder_input': 8, 'vocabulary': 17}
+    run = {'task': 'tokenizer', 'batch_size': 8, 'total_steps': 1, 'compute_dtype': 'float32'}
+    config = task_config(run | {'model': model, 'data': data_of(folder)})
+    assert loop.train(config, tmp_path / 'run') == 0
+    task = make_task(task_config(settings(folder, tmp_path / 'run' / 'tokenizer')))
+    assert task.tokenizer.channels == spectra.CHANNELS and task.tokenizer.factor == 4
+    assert task.prepare_views[0].shape == (*SIZE, spectra.CHANNELS)
 
 
 def test_check_data(folder, tmp_path, capsys):
