@@ -137,9 +137,11 @@ class Pretrain(Task):
             f'{wanted}: give config.tokenizer.path the tokenizer that it was trained with.',
         )
         channels, new = architecture['channels'], self.config.model.channels
+        if channels == new:
+            return params, (), []
         encoder, notes = fit_channels(params['encoder'], channels, new)
         params, fresh = params | {'encoder': encoder}, ()
-        if channels != new and target == 'pixels':  # the head draws them
+        if target == 'pixels':  # the head draws them
             params['head'] = {'norm': params['head']['norm']}
             fresh = ('head/projection',)
             notes.append(f'the head of {source} for {channels} channels starts afresh')
