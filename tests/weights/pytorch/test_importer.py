@@ -183,8 +183,8 @@ KEY_BIAS = 'blocks.0.attn.qkv.bias'
         ),
         ({'drop': ('patch_embed.proj.weight',)}, 'the size of the patches cannot be told'),
         (
-            {'patch_embed__proj__weight': torch.ones(128, 1, 16, 16)},
-            'not for square patches of three colours',
+            {'patch_embed__proj__weight': torch.ones(128, 3, 16, 8)},
+            'not for square patches',
         ),
         ({'drop': (TABLE,)}, 'positions of 0 kinds'),
         (
