@@ -10,7 +10,7 @@ import warnings
 from PIL import Image
 
 from beit_jax.data import layout
-from beit_jax.data.config import DataConfig
+from beit_jax.data.config import DataConfig, PixelFormat
 from beit_jax.data.inspection import empty_folders, measure
 from beit_jax.data.inspection_report import channel_settings, command, problems, report
 from beit_jax.data.pictures.boxes import whole_box
@@ -38,7 +38,10 @@ def run(options) -> None:
     )
     path = getattr(options, 'data.path')
     if not getattr(options, 'data.name'):
-        setattr(options, 'data.name', kind_of(path, '--data.path') if path else DataConfig.name)
+        form = (getattr(options, f'data.{name}') for name in ('channels', 'bits', 'bands'))
+        rgb = PixelFormat(*form) == PixelFormat()
+        kind = kind_of(path, '--data.path', rgb) if path else DataConfig.name
+        setattr(options, 'data.name', kind)
     data = arguments.data_config(options)
     json_file = outputs.file('--json', options.json, [data.path, data.evaluate_path])
     Image.MAX_IMAGE_PIXELS = None  # only headers are read with Pillow,
