@@ -11,11 +11,11 @@ import time
 import typing
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 from tqdm import tqdm
 
 from beit_jax.data.pictures.boxes import BadImageError, FormatError
-from beit_jax.data.pictures.read import PARSER_ERRORS
+from beit_jax.data.pictures.read import PARSER_ERRORS, orientation_of
 from beit_jax.data.sources.source import Source
 from beit_jax.data.sources.subset import spread
 
@@ -108,7 +108,7 @@ def _header(image: bytes, name: str):
             # MPO: a JPEG that others follow
             form = 'JPEG' if header.format == 'MPO' else header.format
             frames = getattr(header, 'n_frames', 1) if form in FORMATS else 1
-            turned = _orientation(header)
+            turned = orientation_of(header)
     except PARSER_ERRORS:
         return 0, 0, 'unknown', 'unknown', ['a header that Pillow cannot read'], 1
     oddities = []
@@ -121,15 +121,6 @@ def _header(image: bytes, name: str):
     if turned > 1:
         oddities.append(f'EXIF orientation {turned}, which training ignores')
     return *header.size, form, header.mode, oddities, turned
-
-
-def _orientation(header: Image.Image) -> int:
-    if header.format == 'TIFF':  # which is turned as it is read
-        return 1
-    try:  # getexif would decode a PNG that has none
-        return header.getexif().get(ExifTags.Base.Orientation, 1) if 'exif' in header.info else 1
-    except PARSER_ERRORS:  # EXIF that nobody can read turns nothing
-        return 1
 
 
 def digest(image: bytes | np.ndarray) -> int:

@@ -45,7 +45,7 @@ def decode_crop(
             check_pixels(height, width, reading.max_pixels)
             if colors in ('YCbCr', 'Gray', 'RGB'):
                 pixels = simplejpeg.decode_jpeg(image)
-                return crop(upright(pixels, image) if reading.exif else pixels, box_of)
+                return crop(upright(pixels, image, reading), box_of)
         except ValueError:  # damage, which is not always fatal: one decoder judges for both
             pass
     # no JPEG, or CMYK, which is converted in different ways

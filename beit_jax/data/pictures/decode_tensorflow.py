@@ -46,7 +46,7 @@ def decode_crop(
         return crop(image, box_of)
     if reading.exif:
         pixels = decode_crop(image, whole_box, reading._replace(exif=False))
-        return crop(upright(pixels, image), box_of)
+        return crop(upright(pixels, image, reading), box_of)
     try:
         if is_jpeg(image):
             contents = tf.constant(image)

@@ -83,8 +83,9 @@ def decode(image: bytes, reading: Reading = Reading()) -> np.ndarray:
             pixels = rgb(picture)
         except RequestError as error:
             raise BadImageError(f'its values are {picture.mode}, of no known range') from error
-    # which refuses a side below 8 pixels
-    return crop(upright(pixels, image) if reading.exif else pixels, whole_box)
+        if reading.exif:
+            pixels = _turned(pixels, orientation_of(picture))
+    return crop(pixels, whole_box)  # which refuses a side below 8 pixels
 
 
 @contextlib.contextmanager
@@ -142,22 +143,32 @@ def formats(endings: tuple[str, ...]) -> dict[str, tuple[Callable, Callable | No
     return {known[ending]: Image.OPEN[known[ending]] for ending in endings}
 
 
-def upright(pixels: np.ndarray, image: bytes) -> np.ndarray:
-    """[H, W, C] -> [H, W, C] or [W, H, C]: the picture of a file, turned as its EXIF says."""
-    turn = _TURNS.get(orientation(image))
+def upright(pixels: np.ndarray, image: bytes, reading: Reading) -> np.ndarray:
+    """[H, W, C] -> [H, W, C] or [W, H, C]: the picture of a file, turned as its EXIF says where
+    `reading.exif` asks for it."""
+    return _turned(pixels, orientation(image, reading)) if reading.exif else pixels
+
+
+def _turned(pixels, number):
+    turn = _TURNS.get(number)
     return np.ascontiguousarray(turn(pixels)) if turn else pixels
 
 
 def orientation(image: bytes, reading: Reading = Reading()) -> int:
-    """What a file's EXIF says, 1 to 8; 1, upright, also of a TIFF, which is turned as it is read,
-    and where it says nothing or nonsense."""
+    """`orientation_of` a file."""
     with opened(image, reading) as picture:
-        if picture.format == 'TIFF' or (picture.format == 'PNG' and 'exif' not in picture.info):
-            return 1
-        try:
-            return picture.getexif().get(_ORIENTATION, 1)
-        except PARSER_ERRORS:
-            return 1
+        return orientation_of(picture)
+
+
+def orientation_of(picture: Image.Image) -> int:
+    """What EXIF says, 1 to 8; 1, upright, also of a TIFF, which is turned as it is read, and where
+    it says nothing or nonsense. Of a PNG without it the pixels are not decoded."""
+    if picture.format == 'TIFF' or (picture.format == 'PNG' and 'exif' not in picture.info):
+        return 1
+    try:
+        return picture.getexif().get(_ORIENTATION, 1)
+    except PARSER_ERRORS:
+        return 1
 
 
 def rgb(image: Image.Image) -> np.ndarray:

@@ -150,7 +150,8 @@ def test_endings(photo, tmp_path):
     source = open_source(more, 'train')
     assert len(source) == 3
     tga = source.read(1).image
-    np.testing.assert_array_equal(decode(tga, more.reading), np.asarray(photo))
+    for reading in (more.reading, more.reading._replace(exif=True)):
+        np.testing.assert_array_equal(decode(tga, reading), np.asarray(photo))
     with pytest.raises(boxes.BadImageError, match='no image of a kind that is read'):
         decode(tga)
     for reading in (Reading(), more.reading):
