@@ -100,6 +100,8 @@ def open_cache(
         'flip': data.flip,
         'color_jitter': data.color_jitter,
     }
+    if data.exif:
+        fingerprint['exif'] = True
     if not data.pixels.is_rgb:
         fingerprint['pixels'] = dataclasses.asdict(data.pixels)
     if any(data.color_jitter):

@@ -149,6 +149,7 @@ def test_cache_of_something_else(tokenizer_dir, tmp_path, monkeypatch):
         ({'seed': 1}, 'seed was 0, is 1'),
         ({'data': {'level': 'hard'}}, 'manifest was'),
         ({'data': {'color_jitter': (0.0, 0.0, 0.0)}}, 'color_jitter was'),
+        ({'data': {'exif': True}}, 'exif'),
     ):
         with pytest.raises(
             RequestError,
