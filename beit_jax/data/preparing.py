@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from beit_jax import whole_files
 from beit_jax.data.sampler import permutation
-from beit_jax.data.sources.class_tars import ClassTarsSource
+from beit_jax.data.sources.class_tars import PlacedSource
 from beit_jax.errors import check, of_storage
 
 LAYOUTS = ('folder', 'webdataset', 'class_tars')
@@ -45,7 +45,7 @@ class Done(typing.NamedTuple):
 
 
 def prepare(
-    source: ClassTarsSource, output: Path, part: str, layout: str, samples: int, ordered: bool
+    source: PlacedSource, output: Path, part: str, layout: str, samples: int, ordered: bool
 ) -> Done:
     """Writes all pictures of `source` as `part` ('train', 'validation') of a data set in `output`.
 

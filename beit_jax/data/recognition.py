@@ -7,7 +7,7 @@ import numpy as np
 
 from beit_jax.data.config import ENDINGS
 from beit_jax.data.stores import storage
-from beit_jax.data.stores.class_tars import PACKED, members, reading
+from beit_jax.data.stores.tar_file import PACKED, members, reading
 from beit_jax.errors import RequestError, check, of_storage, shown
 
 _TAR, _TABLES, _ARRAY = '.tar', ('.parquet', '.arrow'), '.npy'
@@ -59,7 +59,7 @@ def _kind_of_folder(path, key, rgb):
 
 def _kind_of_tar(path, key):
     """Tars of pictures alone are a class each, and what has labels beside them is WebDataset's."""
-    with reading(path, key) as file:
+    with reading(path, f'{key}={shown(path)!r}') as file:
         found = members(file, 0, file.seek(0, os.SEEK_END))
         names = [member.name.lower() for member in itertools.islice(found, _LOOKED_AT)]
     return 'class_tars' if all(name.endswith((*ENDINGS, _TAR)) for name in names) else 'webdataset'

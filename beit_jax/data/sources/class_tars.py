@@ -8,16 +8,38 @@ import numpy as np
 
 from beit_jax.data.config import ENDINGS
 from beit_jax.data.sources.folder import numbered, path_kind
-from beit_jax.data.sources.source import Example
 from beit_jax.data.sources.splits import digest
+from beit_jax.data.sources.stored import StoredSource
 from beit_jax.data.stores import storage
-from beit_jax.data.stores.class_tars import PACKED, ClassTars
+from beit_jax.data.stores.class_tars import ClassTars, Placed
+from beit_jax.data.stores.tar_file import PACKED
 from beit_jax.errors import check, of_storage, shown
 
 
-class ClassTarsSource:
-    """The pictures of a tar of tars, or of a folder of tars: in the order, with the classes and the
-    fingerprint of a folder that has, for each tar, a folder of its pictures.
+class PlacedSource(StoredSource):
+    """Pictures in tars, in the order, with the classes and the fingerprint of a folder that has a
+    folder a class. `class_names` and `where` are as of `numbered`."""
+
+    def __init__(self, tars: Placed, class_names: tuple[str, ...] | None, where: str):
+        super().__init__(tars)
+        self.fingerprint = tars.names.fingerprint
+        self.class_names, self._labels = numbered(tars.classes, class_names, where)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 [N]."""
+        return np.repeat(self._labels, np.diff(self._shards.starts))
+
+    def label(self, index: int) -> int:
+        return self._labels[self._shards.names.folder(index)]
+
+    def file(self, index: int) -> str:
+        """CLASS/NAME of example `index`."""
+        return self._shards.names.file(index)
+
+
+class ClassTarsSource(PlacedSource):
+    """The pictures of a tar of tars, or of a folder of tars, of which each is a class.
 
     `class_names`, `key`, `index` and `endings` are as of `FolderSource`. A tar without pictures is
     no class, and is named on stderr.
@@ -45,40 +67,12 @@ class ClassTarsSource:
             'tars': digest(stamps, stamps.values()),
         }
         sizes = {name: size for name, (size, _) in stamps.items()}
-        self._tars = ClassTars(path, sizes, key, index, of, endings)
-        self.fingerprint = self._tars.names.fingerprint
-        where = f'{key}={path!r}'
-        if empty := self._tars.empty:
-            names = shown(', '.join(empty[:3]) + ', ...' * (len(empty) > 3))
-            print(f'{where}: no picture in {len(empty)} tars, no classes: {names}', file=sys.stderr)
-        self.class_names, self._labels = numbered(self._tars.classes, class_names, where)
-
-    def __len__(self) -> int:
-        return len(self._tars)
-
-    @property
-    def labels(self) -> np.ndarray:
-        """int64 [N]."""
-        return np.repeat(self._labels, np.diff(self._tars.starts))
-
-    def name(self, index: int) -> str:
-        return self._tars.name(index)
-
-    def file(self, index: int) -> str:
-        """CLASS/NAME of example `index`."""
-        return self._tars.names.file(index)
-
-    def read(self, index: int) -> Example:
-        return Example(self._tars.read(index), self.label(index))
-
-    def label(self, index: int) -> int:
-        return self._labels[self._tars.names.folder(index)]
-
-    def read_many(self, start: int, stop: int) -> list[Example | OSError]:
-        return [
-            image if isinstance(image, OSError) else Example(image, self.label(index))
-            for index, image in enumerate(self._tars.read_many(start, stop), start)
-        ]
+        tars = ClassTars(path, sizes, key, index, of, endings)
+        if tars.empty:
+            names = shown(', '.join(tars.empty[:3]) + ', ...' * (len(tars.empty) > 3))
+            told = f'no picture in {len(tars.empty)} tars, no classes: {names}'
+            print(f'{key}={path!r}: {told}', file=sys.stderr)
+        super().__init__(tars, class_names, f'{key}={path!r}')
 
 
 def _stamps(path, key) -> dict[str, tuple[int, str]]:

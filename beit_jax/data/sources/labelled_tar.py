@@ -11,18 +11,18 @@ import tarfile
 
 import numpy as np
 
-from beit_jax.data.sources.class_tars import ClassTarsSource
-from beit_jax.data.sources.folder import numbered, path_kind
+from beit_jax.data.sources.class_tars import PlacedSource
+from beit_jax.data.sources.folder import path_kind
 from beit_jax.data.stores import storage
-from beit_jax.data.stores.class_tars import Placed, pictures, placed, reading
+from beit_jax.data.stores.class_tars import Placed, pictures, placed
+from beit_jax.data.stores.tar_file import reading
 from beit_jax.errors import check, of_storage, shown
 
 _META, _TRUTH = 'data/meta.mat', 'data/ILSVRC2012_validation_ground_truth.txt'
 
 
-class LabelledTar(ClassTarsSource):
-    """The pictures of a tar, in the order, with the classes and the fingerprint of a folder that
-    has a folder a class.
+class LabelledTar(PlacedSource):
+    """The pictures of a tar.
 
     `labels`: of each picture {name without ending: class}; `class_names`: all classes, or None for
     those of `labels`; `key`: the option that messages name.
@@ -40,7 +40,7 @@ class LabelledTar(ClassTarsSource):
         key: str,
     ):
         check(path_kind(path, key) == 'file', f'{key}={path!r} is no file: give a tar of pictures.')
-        with reading(path, key) as file:
+        with reading(path, f'{key}={shown(path)!r}') as file:
             found = pictures(file, 0, file.seek(0, os.SEEK_END))
         by_class, missing = defaultdict(list), dict(labels)
         for member in found:
@@ -57,10 +57,9 @@ class LabelledTar(ClassTarsSource):
             f'the first is {min(missing, default="")!r}: download it again.',
         )
         columns = ((name, list(zip(*by_class[name]))) for name in sorted(by_class))
-        self._tars = Placed(*placed(columns), lambda name: path)
-        self.fingerprint = self._tars.names.fingerprint
+        tars = Placed(*placed(columns), lambda name: path)
         names = tuple(sorted(set(labels.values()))) if class_names is None else class_names
-        self.class_names, self._labels = numbered(self._tars.classes, names, f'{key}={path!r}')
+        super().__init__(tars, names, f'{key}={path!r}')
 
 
 def read_labels(path: str, key: str) -> dict[str, str]:

@@ -3,12 +3,12 @@
 
 import os
 
-import numpy as np
 import pyarrow as pa
 
 from beit_jax.data.sources.folder import path_kind
-from beit_jax.data.sources.source import Example, or_error
+from beit_jax.data.sources.source import Example
 from beit_jax.data.sources.splits import digest, facts_of, of_split
+from beit_jax.data.sources.stored import StoredSource
 from beit_jax.data.stores import storage
 from beit_jax.data.stores.tables import Rows, read_schema
 from beit_jax.errors import RequestError, check, of_storage
@@ -16,7 +16,7 @@ from beit_jax.errors import RequestError, check, of_storage
 IMAGES, LABELS = ('image', 'img', 'jpg', 'png', 'webp'), ('label', 'labels', 'cls')  # columns
 
 
-class ParquetSource:
+class ParquetSource(StoredSource):
     """The rows of one split of a folder of `.parquet` files, here or in `data` below, or of the
     `.arrow` files that `Dataset.save_to_disk` wrote.
 
@@ -62,36 +62,17 @@ class ParquetSource:
             'files': digest(stamps, stamps.values()),
             'columns': f'{image} {label}',
         }
-        self._rows = Rows(files, image, label, key, index, of)
+        rows = Rows(files, image, label, key, index, of)
+        super().__init__(rows)
+        self.labels = rows.labels
         sizes = [size for size, _ in stamps.values()]
-        self.fingerprint = digest(stamps, sizes, self._rows.file_counts)
+        self.fingerprint = digest(stamps, sizes, rows.file_counts)
         self.class_names = class_names
         if class_names is None:
-            self.class_names = _class_names(schema, label, self._rows.labels, f'{key}={path!r}')
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    @property
-    def labels(self) -> np.ndarray:
-        """int [N]."""
-        return self._rows.labels
-
-    def name(self, index: int) -> str:
-        return self._rows.name(index)
-
-    def read(self, index: int) -> Example:
-        return self._example(index, self._rows.read(index))
+            self.class_names = _class_names(schema, label, self.labels, f'{key}={path!r}')
 
     def label(self, index: int) -> int:
-        return int(self._rows.labels[index])
-
-    def read_many(self, start: int, stop: int) -> list[Example | OSError]:
-        rows = enumerate(self._rows.read_many(start, stop), start)
-        return [
-            row if isinstance(row, OSError) else or_error(self._example, index, row)
-            for index, row in rows
-        ]
+        return int(self.labels[index])
 
     def _example(self, index, value):
         if isinstance(value, dict):

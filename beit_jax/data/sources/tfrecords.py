@@ -14,7 +14,8 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from beit_jax.data.pictures.label_values import Coded
 from beit_jax.data.sources.annotated_folder import read_classes
-from beit_jax.data.sources.source import Example, or_error
+from beit_jax.data.sources.source import Example
+from beit_jax.data.sources.stored import StoredSource
 from beit_jax.data.stores import storage
 from beit_jax.data.stores.shards import ArrayRecords, TFRecords
 from beit_jax.errors import RequestError, check, of_storage
@@ -26,7 +27,7 @@ MAX_CLASSES = 1_000_000
 _TFRECORD, _ARRAY_RECORD = tfds.core.FileFormat.TFRECORD, tfds.core.FileFormat.ARRAY_RECORD
 
 
-class TfdsSource:
+class TfdsSource(StoredSource):
     """One split of a TFDS version directory, which holds dataset_info.json, shard by shard.
 
     The image is the dataset's only Image feature, the label its ClassLabel feature `label`, else 0.
@@ -87,7 +88,7 @@ class TfdsSource:
         shards = [f'{name}\t{size}\t{n}\n' for name, size, n in zip(names, sizes, counts)]
         self.fingerprint = hashlib.sha256(''.join(shards).encode()).hexdigest()
         if info.file_format is _ARRAY_RECORD:
-            self._records = ArrayRecords(files, counts)
+            super().__init__(ArrayRecords(files, counts))
         else:
             of = {
                 'list': 'records',
@@ -95,25 +96,10 @@ class TfdsSource:
                 'split': split,
                 'shards': self.fingerprint,
             }
-            self._records = TFRecords(files, sizes, counts, index, of)
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def name(self, index: int) -> str:
-        return self._records.name(index)
-
-    def read(self, index: int) -> Example:
-        return self._example(index, self._records.read(index))
+            super().__init__(TFRecords(files, sizes, counts, index, of))
 
     def label(self, index: int) -> int:
         return self.read(index).label
-
-    def read_many(self, start: int, stop: int) -> list[Example | OSError]:
-        return [
-            record if isinstance(record, OSError) else or_error(self._example, index, record)
-            for index, record in enumerate(self._records.read_many(start, stop), start)
-        ]
 
     def _example(self, index, record):
         try:

@@ -11,19 +11,19 @@ import numpy as np
 
 from beit_jax.data.config import ENDINGS
 from beit_jax.data.sources.folder import path_kind
-from beit_jax.data.sources.source import Example
 from beit_jax.data.sources.splits import digest, facts_of, of_split
+from beit_jax.data.sources.stored import StoredSource
 from beit_jax.data.stores import storage
+from beit_jax.data.stores.tar_file import PACKED
 from beit_jax.data.stores.tars import TarSamples
 from beit_jax.errors import check, of_storage
 
 _IMAGES = tuple(ending[1:] for ending in ENDINGS)  # as a member's name ends
 _INFO, _CLASSES = '_info.json', 'classes.txt'
-_PACKED = ('.tar.gz', '.tgz', '.tar.bz2', '.tar.xz', '.tar.zst')
 _RANGE = re.compile(r'\{(\d+)\.\.(\d+)\}')
 
 
-class WebDatasetSource:
+class WebDatasetSource(StoredSource):
     """The samples of one split of a folder of `.tar` shards, or of the shards that a pattern names:
     `gs://bucket/name-{0000..1023}.tar`.
 
@@ -62,8 +62,9 @@ class WebDatasetSource:
             'members': f'{",".join(images)} {label}',
         }
         files = [storage.join(folder, name) for name in names]
-        self._samples = TarSamples(files, images, label, key, index, of)
-        counts = self._samples.counts.tolist()
+        samples = TarSamples(files, images, label, key, index, of)
+        super().__init__(samples)
+        self.labels, counts = samples.labels, samples.counts.tolist()
         for file, count, expected in zip(files, counts, shards.counts or counts):
             check(
                 count == expected,
@@ -73,30 +74,10 @@ class WebDatasetSource:
         self.fingerprint = digest(names, (size for size, _ in shards.stamps.values()), counts)
         self.class_names = class_names
         if class_names is None:
-            self.class_names = _class_names(folder, self._samples.labels, key)
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    @property
-    def labels(self) -> np.ndarray:
-        """int [N]."""
-        return self._samples.labels
-
-    def name(self, index: int) -> str:
-        return self._samples.name(index)
-
-    def read(self, index: int) -> Example:
-        return Example(self._samples.read(index), self.label(index))
+            self.class_names = _class_names(folder, self.labels, key)
 
     def label(self, index: int) -> int:
-        return int(self._samples.labels[index])
-
-    def read_many(self, start: int, stop: int) -> list[Example | OSError]:
-        return [
-            image if isinstance(image, OSError) else Example(image, self.label(index))
-            for index, image in enumerate(self._samples.read_many(start, stop), start)
-        ]
+        return int(self.labels[index])
 
 
 def expand(pattern: str) -> list[str]:
@@ -133,7 +114,7 @@ def _find(path, split, key) -> _Shards:
         info = _info(folder, key)
     except OSError as error:
         raise of_storage(error, f'{key}={path!r} cannot be read ({error}).') from error
-    packed = sorted(storage.list_folder(folder, _PACKED)[1]) if not there else ()
+    packed = sorted(storage.list_folder(folder, PACKED)[1]) if not there else ()
     check(
         not packed,
         f'{key}={path!r}: {packed and packed[0][0]} is compressed, so that nothing in it can be '

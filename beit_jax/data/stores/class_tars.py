@@ -3,10 +3,8 @@ each picture lies is read once from the headers, so that they come in any order.
 
 import collections
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-import contextlib
 import os
 import posixpath
-import tarfile
 import typing
 
 import numpy as np
@@ -14,19 +12,10 @@ import numpy as np
 from beit_jax.data.config import ENDINGS
 from beit_jax.data.stores import listing, manifest, storage
 from beit_jax.data.stores.shards import Shards
-from beit_jax.data.stores.tars import COMPRESSED, check_whole
-from beit_jax.errors import check, of_storage, shown
+from beit_jax.data.stores.tar_file import PACKED, Member, members, reading
+from beit_jax.errors import check, shown
 
-PACKED = ('.tar.gz', '.tgz', '.tar.bz2', '.tar.xz', '.tar.zst')
 _TAR = '.tar'
-
-
-class Member(typing.NamedTuple):
-    """A file in a tar: its path there, and where it lies, in bytes."""
-
-    name: str
-    length: int
-    offset: int
 
 
 class Placed(Shards):
@@ -87,8 +76,9 @@ class ClassTars(Placed):
 
         def look(task):
             name, begin, end = task.split('\0')
+            file = files.get(name, path)
             inside = f': the class tar {shown(name) + _TAR!r} in it' * (name not in files)
-            with reading(files.get(name, path), key, inside) as file:
+            with reading(file, f'{key}={shown(file)!r}{inside}') as file:
                 if name:
                     columns = list(map(list, zip(*pictures(file, int(begin), int(end), endings))))
                     return manifest.Task([], len(columns[0]) if columns else 0, columns)
@@ -133,43 +123,13 @@ def placed(folders: Iterable[tuple[str, list]]) -> tuple[dict, manifest.Arrays]:
     return facts, arrays | {'lengths': lengths, 'offsets': offsets}
 
 
-def members(file: typing.BinaryIO, begin: int, end: int) -> Iterator[Member]:
-    """The regular files of the tar that lies from byte `begin` to `end` of a file, in order, their
-    places counted from the beginning of the file.
-
-    Raises:
-      ValueError, tarfile.TarError: it is compressed, cut short or damaged, a member has a path that
-        leads out of it, or holes.
-    """
-    file.seek(begin)
-    if file.read(6).startswith(COMPRESSED):
-        raise ValueError('it is compressed, so that nothing in it can be found: gunzip it')
-    file.seek(begin)
-    cut = tarfile.ReadError('it is cut short, or damaged')
-    with tarfile.open(fileobj=file, mode='r:', encoding='utf-8', errors='surrogateescape') as tar:
-        for member in tar:
-            check_whole(member)
-            if not begin < member.offset_data <= member.offset_data + member.size <= end:
-                raise cut
-            if not member.isreg():
-                continue
-            name = posixpath.normpath(member.name)
-            if name.startswith(('/', '..')):
-                raise ValueError(f'the path {member.name!r} leads out of it')
-            yield Member(name, member.size, member.offset_data)
-        # at a damaged header tarfile stops as at the end, which is a block of zeros
-        file.seek(tar.offset)
-        if tar.offset + tarfile.BLOCKSIZE > end or any(file.read(tarfile.BLOCKSIZE)):
-            raise cut
-
-
 def pictures(
     file: typing.BinaryIO, begin: int, end: int, endings: tuple[str, ...] = ENDINGS
 ) -> list[Member]:
     """Those of `members` that are pictures, sorted as the files of a folder are."""
     found = [
         member
-        for member in members(file, begin, end)
+        for member in _inside(members(file, begin, end))
         if member.name.lower().endswith(endings)
         and not any(part.startswith('.') for part in member.name.split('/'))
     ]
@@ -178,21 +138,18 @@ def pictures(
     return found
 
 
-@contextlib.contextmanager
-def reading(path: str, key: str, inside: str = '') -> Iterator[typing.BinaryIO]:
-    """Opens a tar; what cannot be read in it (`inside` says which part) is an error in a line,
-    which names the setting or option `key`."""
-    try:
-        with storage.opened(path) as file:
-            yield file
-    except (OSError, tarfile.TarError, ValueError) as error:
-        message = f'{key}={shown(path)!r}{inside} cannot be read ({error}).'
-        raise of_storage(error, message) from error
+def _inside(found: Iterable[Member]) -> Iterator[Member]:
+    """With paths in their short form. Raises ValueError where one leads out of the tar."""
+    for member in found:
+        name = posixpath.normpath(member.name)
+        if name.startswith(('/', '..')):
+            raise ValueError(f'the path {member.name!r} leads out of it')
+        yield member._replace(name=name)
 
 
 def _class_tars(file, end) -> Iterator[str]:
     """The tasks of the tars in a tar."""
-    found = list(members(file, 0, end))
+    found = list(_inside(members(file, 0, end)))
     packed = [member.name for member in found if member.name.endswith(PACKED)]
     if packed:
         raise ValueError(f'{packed[0]!r} in it is compressed: unpack it, and gunzip what is in it')

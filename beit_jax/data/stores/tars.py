@@ -1,9 +1,10 @@
 """Samples in tar files (WebDataset): members that follow one another and are called alike but for
 the ending. Where each lies is read once from the headers, so that they come in any order."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import itertools
 import json
+import os
 import tarfile
 import typing
 
@@ -11,10 +12,7 @@ import numpy as np
 
 from beit_jax.data.stores import manifest, storage
 from beit_jax.data.stores.shards import Shards
-from beit_jax.errors import of_storage
-
-# first bytes of gzip, bzip2, xz and zstandard
-COMPRESSED = (b'\x1f\x8b', b'BZh', b'\xfd7zXZ', b'\x28\xb5\x2f\xfd')
+from beit_jax.data.stores.tar_file import Member, members, reading
 
 
 class Place(typing.NamedTuple):
@@ -92,48 +90,22 @@ def _places(path, images, label, key) -> list[Place]:
 
     A sample's label is read with the headers: then no read is needed to know it.
     """
-    try:
-        with (
-            storage.opened(path) as file,
-            tarfile.open(fileobj=_plain(file), mode='r:', errors='surrogateescape') as tar,
-        ):
-            found = [_place(tar, *sample, images, label) for sample in _samples(tar)]
-            # at a damaged header tarfile stops as at the end, which is a block of zeros
-            file.seek(tar.offset)
-            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise tarfile.ReadError('it is cut short, or damaged')
-    except (OSError, tarfile.TarError, ValueError) as error:
-        raise of_storage(error, f'{key}: the shard {path!r} cannot be read ({error}).') from error
-    return found
+    with reading(path, f'{key}: the shard {path!r}') as file:
+        found = members(file, 0, file.seek(0, os.SEEK_END))
+        return [_place(file, *sample, images, label) for sample in _samples(found)]
 
 
-def _plain(file):
-    """The file, unless it is compressed."""
-    start = file.read(6)
-    if start.startswith(COMPRESSED):
-        raise ValueError('it is compressed, so that nothing in it can be found: gunzip it')
-    file.seek(0)
-    return file
-
-
-def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
+def _samples(found: Iterable[Member]) -> Iterator[tuple[str, dict[str, Member]]]:
     """(name without ending, its members by their ending in lower case), in order."""
-    files = (member for member in tar if member.isfile() and not _hidden(member.name))
-    for name, members in itertools.groupby(files, lambda member: _parts(member.name)[0]):
+    files = (member for member in found if not _hidden(member.name))
+    for name, group in itertools.groupby(files, lambda member: _parts(member.name)[0]):
         sample = {}
-        for member in members:
-            check_whole(member)
+        for member in group:
             ending = _parts(member.name)[1]
             if ending in sample:
                 raise ValueError(f'there are two members {member.name!r}')
             sample[ending] = member
         yield name, sample
-
-
-def check_whole(member: tarfile.TarInfo) -> None:
-    """Raises ValueError where the bytes of a member are not those of the file."""
-    if member.issparse():
-        raise ValueError(f'{member.name!r} is stored without its zeros (tar --sparse)')
 
 
 def _hidden(name):
@@ -148,7 +120,7 @@ def _parts(name):
     return folder + slash + stem, ending.lower()
 
 
-def _place(tar, name, sample, images, label) -> Place:
+def _place(file, name, sample, images, label) -> Place:
     there = [ending for ending in images if ending in sample]
     if len(there) != 1:
         raise ValueError(
@@ -156,16 +128,17 @@ def _place(tar, name, sample, images, label) -> Place:
             f'{", ".join(sample)}'
         )
     image = sample[there[0]]
-    return Place(image.offset_data, image.size, _label(tar, name, sample, label))
+    return Place(image.offset, image.length, _label(file, name, sample, label))
 
 
-def _label(tar, name, sample, label) -> int:
+def _label(file, name, sample, label) -> int:
     if not label:
         return 0
     ending, _, field = label.partition('.') if label.startswith('json.') else (label, '', '')
     if ending not in sample:
         raise ValueError(f'the sample {name!r} has no {ending!r} among {", ".join(sample)}')
-    text = tar.extractfile(sample[ending]).read(2**20)
+    file.seek(sample[ending].offset)
+    text = file.read(min(sample[ending].length, 2**20))
     try:
         number = int(json.loads(text)[field] if field else text)
     except (ValueError, KeyError, TypeError) as error:

@@ -64,7 +64,6 @@ class Checkpoints:
                 )
                 return
         self.wait()
-        # threads of a save that failed may have written after it was abandoned
         self._remove_unfinished()
         with self._saving(step):
             # made when it is first needed, for it stumbles over damaged checkpoints
@@ -125,6 +124,7 @@ class Checkpoints:
         self._remove_unfinished()
 
     def _remove_unfinished(self):
+        """Again later, for threads of a save that failed may write after it was abandoned."""
         for unfinished in (
             self._directory.glob('*.orbax-checkpoint-tmp*') if jax.process_index() == 0 else ()
         ):
@@ -229,3 +229,4 @@ class Checkpoints:
         self.wait()
         if self._checkpointer is not None:
             self._checkpointer.close()
+        self._remove_unfinished()

@@ -212,7 +212,7 @@ def test_a_shard_cut_later_leaves_the_others(tmp_path):
     source = WebDatasetSource(path)
     good = [source.read(i) for i in range(COUNT)]
     shard = tmp_path / 'set' / 'set-train-001.tar'
-    shard.write_bytes(shard.read_bytes()[: int(source._samples._offsets[9]) + 3])
+    shard.write_bytes(shard.read_bytes()[: int(source._shards._offsets[9]) + 3])
     many = source.read_many(0, COUNT)
     assert many[:9] == good[:9] and many[14:] == good[14:]
     assert all(isinstance(error, OSError) for error in many[9:14])
