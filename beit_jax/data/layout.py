@@ -6,9 +6,10 @@ import os
 
 import numpy as np
 
-from beit_jax.data.config import ENDINGS, IGNORED
+from beit_jax.data.config import ENDINGS, IGNORED, DataConfig
 from beit_jax.data.inspection import in_threads
 from beit_jax.data.pictures import label_maps
+from beit_jax.data.sources.annotated_folder import TRAINING, AnnotatedFolder
 from beit_jax.data.sources.source import Source
 from beit_jax.data.sources.subset import spread
 from beit_jax.data.stores import storage
@@ -73,10 +74,18 @@ def is_reduced(path: str, found: dict) -> bool:
     return not ours or 0 not in values or values[-1] >= found['classes']
 
 
-def is_annotated(path: str) -> bool:
-    """Whether a folder holds images and annotations, for segmentation."""
-    parts = (storage.join(path, name) for name in ('images', 'annotations'))
-    return all(storage.kind(part) == 'folder' for part in parts)
+def annotated(data: DataConfig) -> Source | None:
+    """The training pictures with their label maps, and without them as its attribute `images`;
+    None where they are no folder or set of TFDS that has some."""
+    if data.name == 'tfds' and data.path:
+        from beit_jax.data.sources.tfrecords import TfdsSource, has_label_maps
+
+        if has_label_maps(data.path):
+            return TfdsSource(data.path, data.split, data.index, label_maps=True)
+    parts = (storage.join(data.path, name) for name in ('images', 'annotations'))
+    if data.name == 'folder' and all(storage.kind(part) == 'folder' for part in parts):
+        return AnnotatedFolder(data.path, TRAINING, index=data.index)
+    return None
 
 
 def annotations(source: Source, limit: int, workers: int) -> dict:

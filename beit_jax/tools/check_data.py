@@ -16,7 +16,6 @@ from beit_jax.data.inspection_report import channel_settings, command, problems,
 from beit_jax.data.pictures.boxes import whole_box
 from beit_jax.data.pictures.decode import image_ops
 from beit_jax.data.recognition import kind_of
-from beit_jax.data.sources.annotated_folder import TRAINING, AnnotatedFolder
 from beit_jax.data.sources.choice import open_source
 from beit_jax.data.stores import storage
 from beit_jax.errors import check, shown
@@ -46,10 +45,9 @@ def run(options) -> None:
     json_file = outputs.file('--json', options.json, [data.path, data.evaluate_path])
     Image.MAX_IMAGE_PIXELS = None  # only headers are read with Pillow,
     warnings.filterwarnings('ignore', module='PIL')  # and what it says of them names no file
-    annotated = None
     local = data.name == 'folder' and os.path.isdir(data.path)
-    if local and layout.is_annotated(data.path):
-        annotated = AnnotatedFolder(data.path, TRAINING, index=data.index)
+    annotated = layout.annotated(data)
+    if annotated:
         source, held_out = annotated.images, None
     else:
         source, held_out = open_source(data, 'train'), open_source(data, 'evaluate')

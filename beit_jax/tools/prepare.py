@@ -4,12 +4,12 @@ compares what is there with its checksum.
 
 --train: ILSVRC2012_img_train.tar, or the folder of class tars that winter21_whole.tar.gz holds.
 --val: ILSVRC2012_img_val.tar, which takes --labels: ILSVRC2012_devkit_t12.tar.gz, which
-image-net.org has beside it, or LOC_val_solution.csv of Kaggle's ImageNet Object Localization
-Challenge."""
+image-net.org has beside it; or ILSVRC/Data/CLS-LOC/val of Kaggle's ImageNet Object Localization
+Challenge with its LOC_val_solution.csv."""
 
 from beit_jax.data.preparing import LAYOUTS, prepare
 from beit_jax.data.sources.class_tars import ClassTarsSource
-from beit_jax.data.sources.labelled_tar import LabelledTar, read_labels
+from beit_jax.data.sources.labelled import Labelled, read_labels
 from beit_jax.errors import check, one_of
 from beit_jax.tools import arguments, outputs
 
@@ -23,14 +23,14 @@ def run(options) -> None:
         "Kaggle's LOC_val_solution.csv.",
     )
     check(options.samples > 0, f'--samples is {options.samples}: use at least 1.')
-    output = outputs.folder('--output', options.output, [options.train])
+    output = outputs.folder('--output', options.output, [options.train, options.val])
     parts, class_names = {}, None
     if options.train:
         parts['train'] = ClassTarsSource(options.train, key='--train')
         class_names = parts['train'].class_names
     if options.val:
         labels = read_labels(options.labels, '--labels')
-        parts['validation'] = LabelledTar(options.val, labels, class_names, '--val')
+        parts['validation'] = Labelled(options.val, labels, class_names, '--val')
     for part, source in parts.items():
         done = prepare(source, output, part, options.layout, options.samples, options.ordered)
         print(
@@ -55,7 +55,7 @@ def _arguments():
         'ILSVRC2012_img_val.tar --labels ILSVRC2012_devkit_t12.tar.gz --output /imagenet',
     )
     parser.add_argument('--train', type=arguments.path, metavar='PATH', help='class tars')
-    parser.add_argument('--val', type=arguments.path, metavar='TAR', help='held-out pictures')
+    parser.add_argument('--val', type=arguments.path, metavar='PATH', help='held-out pictures')
     parser.add_argument('--labels', type=arguments.path, metavar='FILE', help='their classes')
     parser.add_argument('--output', required=True, metavar='DIR', help='the folder to write into')
     parser.add_argument('--layout', default='folder', help=f'{", ".join(LAYOUTS)} (folder)')

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from beit_jax.data import preparing
 from beit_jax.data.config import DataConfig
 from beit_jax.data.sources.choice import open_source
 from beit_jax.data.sources.class_tars import ClassTarsSource
-from beit_jax.data.sources.labelled_tar import LabelledTar, read_labels
+from beit_jax.data.sources.labelled import Labelled, read_labels
 from beit_jax.errors import RequestError, StorageError
 from beit_jax.tools import arguments, prepare
 from tests.class_tars import class_tars, tar
@@ -92,7 +93,11 @@ def files(folder: Path) -> dict:
 @pytest.mark.parametrize('labels', ['ILSVRC2012_devkit_t12.tar.gz', 'LOC_val_solution.csv'])
 def test_layouts(root, monkeypatch, capsys, layout, labels):
     """Each is read as the folders are; `sha256sum` agrees; and nothing is written twice."""
-    words = '--layout', layout, '--samples', 7, '--ordered'
+    words = ['--layout', layout, '--samples', 7, '--ordered']
+    if labels.endswith('.csv'):  # Kaggle's archive holds the pictures as files
+        with tarfile.open(root / 'ILSVRC2012_img_val.tar') as held_out:
+            held_out.extractall(root / 'CLS-LOC', filter='data')
+        words += ['--val', root / 'CLS-LOC']
     assert call(monkeypatch, root, *words, labels=labels) == 0
     parts = opened(capsys.readouterr().out)
     for source, name in zip(parts, ('train', 'val')):
@@ -207,7 +212,8 @@ def test_bad_requests(root, monkeypatch, capsys):
         (['--layout', 'zip'], 'Allowed: folder, webdataset, class_tars'),
         (['--samples', '0'], '--samples is 0'),
         (['--train', root / 'nothing.tar'], 'does not exist'),
-        (['--val', root], 'is no file'),
+        (['--val', root / 'nothing'], 'does not exist'),
+        (['--val', root / 'train'], 'lacks 11 of the 11 pictures that have labels'),
         (['--labels', root / 'ILSVRC2012_img_val.tar'], 'there are 0 files data/meta.mat'),
         (['--labels', root / 'nothing.csv'], 'No such file'),
     ):
@@ -229,7 +235,7 @@ def test_labels_that_do_not_fit(root):
         (labels, CLASSES[:2], "has the class 'n01484850', which the training images do not"),
     ):
         with pytest.raises(RequestError, match=message):
-            LabelledTar(path, given, names, '--val')
+            Labelled(path, given, names, '--val')
     table, kit = root / 'LOC_val_solution.csv', root / 'ILSVRC2012_devkit_t12.tar.gz'
     table.write_text('ImageId,PredictionString\nILSVRC2012_val_00000001,\n')
     whole = kit.read_bytes()

@@ -2,6 +2,7 @@
 without converting them. No TensorFlow, which TFDS does without here."""
 
 import contextlib
+import copy
 import hashlib
 import json
 import os
@@ -98,6 +99,13 @@ class TfdsSource(StoredSource):
             }
             super().__init__(TFRecords(files, sizes, counts, index, of))
 
+    @property
+    def images(self) -> 'TfdsSource':
+        """The pictures alone."""
+        pictures = copy.copy(self)
+        pictures.class_names, pictures._maps = (), []
+        return pictures
+
     def label(self, index: int) -> int:
         return self.read(index).label
 
@@ -112,6 +120,13 @@ class TfdsSource(StoredSource):
             return Example(image, feature['label'].int64_list.value[0] if self.class_names else 0)
         except (DecodeError, IndexError) as error:
             raise OSError(f'{self.name(index)} is damaged: {error}') from error
+
+
+def has_label_maps(path: str) -> bool:
+    """Whether a set has images with a name of `LABEL_MAPS`."""
+    _, info = _open(path)
+    with _parsing(path):
+        return not set(LABEL_MAPS).isdisjoint(info.features)
 
 
 def _open(path):

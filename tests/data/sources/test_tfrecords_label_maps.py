@@ -12,6 +12,7 @@ from beit_jax.data.sources.choice import open_source
 from beit_jax.errors import RequestError
 from tests.data.batches import train
 from tests.data.pairs import SIZES, VIEWS, pair, write_pairs
+from tests.tools.test_check_data import check
 
 pytest.importorskip('tensorflow')  # which TFDS writes records by
 
@@ -101,3 +102,17 @@ def test_a_value_that_is_no_class(settings):
 def test_other_features(settings, names, words):
     with pytest.raises(RequestError, match=words):
         open_source(settings(*names), 'train')
+
+
+def test_check_data(settings, folder, tmp_path, monkeypatch, capsys):
+    """Says of it what it says of the folder of these pairs."""
+    path = Path(settings('image', 'segmentation_mask').path)
+    for place in path, folder:
+        (place / 'classes.txt').write_text('a\nb\nc\nd\ne\nf\n')
+    status, found = check(monkeypatch, tmp_path, '--data.path', path)
+    assert status == 0 and found['examples'] == 6 and not found['corrupt']
+    said = capsys.readouterr().out
+    assert 'configs/segment_ade20k.py' in found['command'] and '--config.data.name=tfds' in said
+    assert 'with config.data.reduce_zero_label=true no pixel has 1 of 6 classes: f' in said
+    expected = check(monkeypatch, tmp_path, '--data.path', folder)[1]
+    assert found['annotations'] == expected['annotations'] and expected['annotations']

@@ -1,5 +1,5 @@
-"""A tar of pictures whose classes another file knows: ILSVRC2012_img_val.tar, by the development
-kit or by Kaggle's table."""
+"""Pictures whose classes another file knows: those of ILSVRC2012_img_val.tar by the development
+kit, those of the folder that Kaggle's archive has by its table."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -11,25 +11,27 @@ import tarfile
 
 import numpy as np
 
+from beit_jax.data.config import ENDINGS
 from beit_jax.data.sources.class_tars import PlacedSource
 from beit_jax.data.sources.folder import path_kind
+from beit_jax.data.sources.source import or_error
 from beit_jax.data.stores import storage
 from beit_jax.data.stores.class_tars import Placed, pictures, placed
-from beit_jax.data.stores.tar_file import reading
+from beit_jax.data.stores.tar_file import Member, reading
 from beit_jax.errors import check, of_storage, shown
 
 _META, _TRUTH = 'data/meta.mat', 'data/ILSVRC2012_validation_ground_truth.txt'
 
 
-class LabelledTar(PlacedSource):
-    """The pictures of a tar.
+class Labelled(PlacedSource):
+    """The pictures of a tar, or of a folder that has no folders.
 
     `labels`: of each picture {name without ending: class}; `class_names`: all classes, or None for
     those of `labels`; `key`: the option that messages name.
 
     Raises:
-      RequestError: the tar is damaged; a picture without label, a label without picture, a class
-        that `class_names` does not have.
+      RequestError: neither of them, a damaged tar; a picture without label, a label without
+        picture, a class that `class_names` does not have.
     """
 
     def __init__(
@@ -39,16 +41,19 @@ class LabelledTar(PlacedSource):
         class_names: tuple[str, ...] | None,
         key: str,
     ):
-        check(path_kind(path, key) == 'file', f'{key}={path!r} is no file: give a tar of pictures.')
-        with reading(path, f'{key}={shown(path)!r}') as file:
-            found = pictures(file, 0, file.seek(0, os.SEEK_END))
+        kind = path_kind(path, key)
+        check(
+            bool(kind),
+            f'{key}={path!r} does not exist: give a tar of pictures, or a folder of them.',
+        )
+        found = _files(path, key) if kind == 'folder' else _tar(path, key)
         by_class, missing = defaultdict(list), dict(labels)
         for member in found:
             stem = PurePath(member.name).stem
             check(
                 stem in missing,
                 f'{key}={path!r}: of {shown(member.name)!r} no class is known: give the --labels '
-                'of this tar.',
+                'of these pictures.',
             )
             by_class[missing.pop(stem)].append(member)
         check(
@@ -57,9 +62,36 @@ class LabelledTar(PlacedSource):
             f'the first is {min(missing, default="")!r}: download it again.',
         )
         columns = ((name, list(zip(*by_class[name]))) for name in sorted(by_class))
-        tars = Placed(*placed(columns), lambda name: path)
+        store = _Files if kind == 'folder' else Placed
+        there = store(*placed(columns), lambda name: path)
         names = tuple(sorted(set(labels.values()))) if class_names is None else class_names
-        super().__init__(tars, names, f'{key}={path!r}')
+        super().__init__(there, names, f'{key}={path!r}')
+
+
+class _Files(Placed):
+    """Each a file of the folder."""
+
+    def name(self, index: int) -> str:
+        return shown(self._path(index))
+
+    def _path(self, index):
+        return storage.join(self.files[0], os.path.basename(self.names.file(index)))
+
+    def _read(self, shard, start, stop):
+        return [or_error(storage.read, self._path(index)) for index in range(start, stop)]
+
+
+def _files(folder, key) -> list[Member]:
+    try:
+        found = storage.list_folder(folder, ENDINGS)[1]
+    except OSError as error:
+        raise of_storage(error, f'{key}={folder!r} cannot be read ({error}).') from error
+    return [Member(name, size, 0) for name, size in found]
+
+
+def _tar(path, key) -> list[Member]:
+    with reading(path, f'{key}={shown(path)!r}') as file:
+        return pictures(file, 0, file.seek(0, os.SEEK_END))
 
 
 def read_labels(path: str, key: str) -> dict[str, str]:
