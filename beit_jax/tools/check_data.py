@@ -17,6 +17,7 @@ from beit_jax.data.pictures.boxes import whole_box
 from beit_jax.data.pictures.decode import image_ops
 from beit_jax.data.recognition import kind_of
 from beit_jax.data.sources.choice import open_source
+from beit_jax.data.sources.source import together
 from beit_jax.data.stores import storage
 from beit_jax.errors import check, shown
 from beit_jax.tools import arguments, outputs
@@ -66,8 +67,10 @@ def run(options) -> None:
     figures['problems'] = problems(figures, options.max_bad_share)
     figures['usable'] = not figures['problems']
     parts = layout.parts_of_a_set(source.class_names, data.path) if local else {}
-    meant = dataclasses.replace(data, **parts)
-    train_with = functools.partial(command, meant, arguments.DATA, figures['corrupt_share'])
+    chunk = together(source) if together(source) > 1 else 0
+    meant = dataclasses.replace(data, chunk=chunk, **parts)
+    named = (*arguments.DATA, 'chunk')
+    train_with = functools.partial(command, meant, named, figures['corrupt_share'])
     more = channel_settings(figures['channels'])
     figures['command'] = train_with(PRETRAIN, '--config.tokenizer.path=TOKENIZER', *more)
     finetune = [*more, '--config.rand_augment='] if more else []

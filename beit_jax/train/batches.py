@@ -14,7 +14,7 @@ from beit_jax.data import pipeline
 from beit_jax.data.sampler import Sampler
 from beit_jax.data.segmentation import classes_in_words
 from beit_jax.data.sources.chunks import chunked
-from beit_jax.data.sources.source import Source
+from beit_jax.data.sources.source import Source, together
 from beit_jax.data.sources.subset import Subset
 from beit_jax.errors import StorageError, check
 from beit_jax.models.memory import available, compiled_when_called
@@ -64,13 +64,20 @@ class Batches:
 
     def check_source(self) -> list[str]:
         """Refuses training images of which too many cannot be read, and annotations without a
-        class; lines on the classes that annotations have."""
+        class; lines on the classes that annotations have, and on reads that cost much."""
         data = self._config.data
         pipeline.check_source(self._source, data)
         sources = {'training': self._source, 'held-out': self._held_out} if data.label_maps else {}
-        return [
+        notes = [
             classes_in_words(source, data, which) for which, source in sources.items() if source
         ]
+        count = together(self._source)
+        if count > 1 and not data.chunk:
+            notes.append(
+                f'warning: for each picture {count} are read, which lie in one row group: '
+                f'config.data.chunk={count} reads each once'
+            )
+        return notes
 
     @functools.cached_property
     def frozen(self):

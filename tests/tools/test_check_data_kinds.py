@@ -13,6 +13,7 @@ import webdataset
 
 from beit_jax.data.recognition import kind_of
 from beit_jax.data.sources.choice import open_source
+from beit_jax.data.stores import tables
 from beit_jax.errors import RequestError
 from beit_jax.settings.mapping import task_config
 from beit_jax.settings.recipes import load_recipe
@@ -137,6 +138,16 @@ def test_held_out(tmp_path, monkeypatch):
     status, figures = check(monkeypatch, tmp_path, *flags)
     assert status == 0 and len(figures['overlap']) == 5
     assert_opens(figures, 'parquet', COUNT, 5)
+
+
+def test_rows_that_are_read_together(tmp_path, monkeypatch):
+    """More groups of rows than stay in memory: the command reads each once."""
+    lines = []
+    for kept in (4, 3):
+        monkeypatch.setattr(tables, '_KEPT', kept)
+        path = parquet(tmp_path / str(kept))  # four groups, of three rows
+        lines.append(check(monkeypatch, tmp_path, '--data.path', path, '--limit', 6)[1]['command'])
+    assert [config_of(line).data.chunk for line in lines] == [0, 3]
 
 
 def test_records(tmp_path, monkeypatch):

@@ -64,7 +64,7 @@ class ParquetSource(StoredSource):
         }
         rows = Rows(files, image, label, key, index, of)
         super().__init__(rows)
-        self.labels = rows.labels
+        self.labels, self.together = rows.labels, rows.together
         sizes = [size for size, _ in stamps.values()]
         self.fingerprint = digest(stamps, sizes, rows.file_counts)
         self.class_names = class_names

@@ -50,6 +50,11 @@ def check_label(source: Source, index: int, label: int) -> None:
     )
 
 
+def together(source: Source) -> int:
+    """How many examples are read for the sake of one, where they are not read in order."""
+    return getattr(source, 'together', 1)
+
+
 def or_error(read, *arguments) -> Example | OSError:
     """What `read` gives, or the OSError that it raises."""
     try:

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 
 from beit_jax.data.sampler import permutation
-from beit_jax.data.sources.source import Example, Source, check_label
+from beit_jax.data.sources.source import Example, Source, check_label, together
 from beit_jax.errors import RequestError, check
 
 # not the run's seed: every run on the same data holds out the same examples
@@ -17,7 +17,7 @@ class Subset:
 
     def __init__(self, source: Source, indices: np.ndarray):
         self.source, self.indices = source, np.asarray(indices, np.int64)
-        self.class_names = source.class_names
+        self.class_names, self.together = source.class_names, together(source)
         content = source.fingerprint.encode() + self.indices.tobytes()
         self.fingerprint = hashlib.sha256(content).hexdigest()
 

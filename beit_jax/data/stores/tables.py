@@ -24,6 +24,7 @@ class Rows(Shards):
     Attributes:
       labels: int64 [N], the column `label`; zeros where that is ''.
       file_counts: how many rows each file holds.
+      together: how many rows are read for the sake of one, 1 where all groups stay in memory.
 
     Raises:
       RequestError, which names the setting `key`: a file that is damaged or has no such columns.
@@ -56,6 +57,8 @@ class Rows(Shards):
         # a shard is a group of rows
         super().__init__(files, arrays['counts'])
         self.labels = arrays['labels']
+        counts = arrays['counts']
+        self.together = int(np.median(counts)) if len(counts) > _KEPT else 1
         ends = np.cumsum(np.bincount(self._file, arrays['counts'], len(files))).astype(np.int64)
         self._file_starts = np.concatenate([[0], ends])
         self._first_group = np.searchsorted(self._file, np.arange(len(files)))

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 import contextlib
 import tarfile
+import threading
 import typing
 
 from beit_jax.data.stores import storage
@@ -11,6 +12,9 @@ from beit_jax.errors import of_storage
 PACKED = ('.tar.gz', '.tgz', '.tar.bz2', '.tar.xz', '.tar.zst')  # names of compressed ones
 # first bytes of gzip, bzip2, xz and zstandard
 _COMPRESSED = (b'\x1f\x8b', b'BZh', b'\xfd7zXZ', b'\x28\xb5\x2f\xfd')
+# Local tars that are looked through at once: threads beyond these wait for the interpreter more
+# than for the disk, and hold one another up.
+_LOCAL = threading.BoundedSemaphore(2)
 
 
 class Member(typing.NamedTuple):
@@ -24,8 +28,9 @@ class Member(typing.NamedTuple):
 @contextlib.contextmanager
 def reading(path: str, where: str) -> Iterator[typing.BinaryIO]:
     """Opens a tar; what cannot be read in it is an error in a line, which begins with `where`."""
+    limit = contextlib.nullcontext() if storage.is_remote(path) else _LOCAL
     try:
-        with storage.opened(path) as file:
+        with limit, storage.opened(path) as file:
             yield file
     except (OSError, tarfile.TarError, ValueError) as error:
         raise of_storage(error, f'{where} cannot be read ({error}).') from error
