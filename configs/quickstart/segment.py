@@ -5,7 +5,7 @@ from the pre-trained encoder.
 
 Variant: `scratch`, the same model and budget from random weights. WORKDIR/images has held-out
 pictures with truth and prediction, WORKDIR/classes.csv the IoU of each class. Expect (2 CPU cores,
-two minutes): mIoU above 0.8, from random weights about 0.77.
+two minutes): mIoU about 0.8, from random weights about 0.77.
 """
 
 from beit_jax.settings.recipes import recipe, vary
