@@ -19,6 +19,7 @@ from beit_jax.models.patches import patchify
 from beit_jax.models.tokenizers import kmeans, make_tokenizer, random_projection
 from beit_jax.tools import arguments, outputs, pixels_option
 from beit_jax.weights.tokenizer import save_tokenizer
+from beit_jax.whole_files import whole_directory
 
 BATCH = 100
 
@@ -45,7 +46,7 @@ def run(options) -> None:
     kind, image_size, patch_size = options.kind, options.image_size, options.patch_size
     settings = {'vocabulary': options.vocabulary, 'patch_size': patch_size}
     check(options.seed >= 0, f'--seed is {options.seed}: use 0 or more.')
-    output = outputs.folder('--output', options.output)
+    output = outputs.folder('--output', options.output, new=True)
     settings['channels'] = pixels_option.pixel_format(options).num_channels
     config = make_tokenizer(kind, settings, image_size).config
     key = jax.random.key(options.seed)
@@ -66,7 +67,8 @@ def run(options) -> None:
         )
     else:
         params = random_projection.draw(key, config)
-    save_tokenizer(output, kind, config, image_size, params)
+    with whole_directory(output) as folder:
+        save_tokenizer(folder, kind, config, image_size, params)
     rows, columns = (side // patch_size for side in sides(image_size))
     print(
         f'{kind} tokenizer: {config.vocabulary} tokens, {image_size} pixels to {rows} x {columns} '

@@ -18,14 +18,14 @@ def run(options) -> None:
     kind, config, params = read_tokenizer(options.input)
     image_size = options.image_size or 112
     # encoder.pkl and decoder.pkl may come one after the other
-    if (output / DESCRIPTION).is_file() and len(params) == 1:
+    if (output / DESCRIPTION).is_file():
         tokenizer, there = load_tokenizer(str(output), encoder=False, decoder=True)
-        kept = {part: tree for part, tree in there.items() if part not in params}
-        if kept:
-            image_size = options.image_size or tokenizer.image_size
-            kind, config, params = join(
-                tokenizer.kind, tokenizer.config, kept, kind, config, params, options.input[0]
-            )
+        again = ' and '.join(sorted(there.keys() & params.keys()))
+        check(not again, f'{output} has {again} already: give another --output, or remove it.')
+        image_size = options.image_size or tokenizer.image_size
+        kind, config, params = join(
+            tokenizer.kind, tokenizer.config, there, kind, config, params, options.input[0]
+        )
     tokenizer = make_tokenizer(kind, vars(config), image_size)
     params = jax.tree.map(lambda x: np.ascontiguousarray(x, np.float32), params)
     _check_shapes(tokenizer, params, ' '.join(options.input))

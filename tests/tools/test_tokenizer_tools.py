@@ -55,6 +55,8 @@ def test_fit(fitted, tmp_path):
     assert len(np.unique(ids_of(fitted, shapes(200)))) == 13
     call(fit_tokenizer, **PROJECTION, output=tmp_path / 'r')
     assert len(np.unique(ids_of(tmp_path / 'r', shapes(200)))) > 10
+    with pytest.raises(RequestError, match='r is there already: give another --output'):
+        call(fit_tokenizer, **PROJECTION, output=tmp_path / 'r', seed=1)
     for changed, message in (
         ({'patches': 12}, '--patches 12 are too few'),
         ({'image_size': 16}, 'cannot cut pictures of 16'),

@@ -133,8 +133,11 @@ def test_halves_one_after_the_other(tmp_path):
     ):
         with pytest.raises(RequestError, match=message):
             convert(tmp_path / 'U', *inputs)
-    with pytest.raises(RequestError, match='does not belong to the other half'):
+    with pytest.raises(RequestError, match='T has decoder already: give another --output'):
         convert(tmp_path / 'T', other)
+    convert(tmp_path / 'E', files[0], image_size=64)
+    with pytest.raises(RequestError, match='does not belong to the other half'):
+        convert(tmp_path / 'E', other)
     call(import_tokenizer, input=files[1], output=tmp_path / 'D')
     with pytest.raises(RequestError, match='has a decoder alone: import its encoder too'):
         load_tokenizer(str(tmp_path / 'D'))
