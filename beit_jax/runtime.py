@@ -15,6 +15,7 @@ import sys
 from beit_jax.errors import RequestError, check
 
 _LIBRARY = 'xla_cpu_experimental_ynn_fusion_type'
+_DETERMINISTIC = '--xla_gpu_deterministic_ops'
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 LESS_MEMORY = (
     'lower config.batch_size (of a tool: --batch_size), raise config.accumulate_steps or '
@@ -38,6 +39,11 @@ def set_xla_flags() -> None:
     jaxlib = tuple(int(number) for number in version('jaxlib').split('.')[:2])
     if (0, 10) <= jaxlib <= (0, 12) and _LIBRARY not in flags:
         os.environ['XLA_FLAGS'] = f'{flags} --{_LIBRARY}=-reduce'.strip()
+
+
+def is_deterministic() -> bool:
+    """Whether XLA is told to compile for a GPU only what gives the same bits each time."""
+    return f'{_DETERMINISTIC}=true' in os.environ.get('XLA_FLAGS', '').split()
 
 
 def keep_memory() -> None:
