@@ -24,7 +24,7 @@ from beit_jax.models.platform import HEADS, by_rows, cudnn_hindrance, row_axes, 
 from beit_jax.runtime import is_deterministic
 
 WAYS = ('auto', 'plain', 'cudnn', 'pallas')
-HIDDEN = -3e4  # on the logit of a key that is none: exp gives 0; finite, so that no row is NaN
+_HIDDEN = -3e4  # on the logit of a key that is none: its weight is 0; -inf makes NaN of some rows
 _IMAGES = 4  # a step of a Pallas kernel, at most
 _MAX_TOKENS = 640  # above, the weights of two heads do not fit on the chip
 _MULTIPLE = 16  # rows of a tile of bfloat16: what the width of a head must be a multiple of
@@ -40,7 +40,7 @@ def choose(setting: str, *, dtype, tokens: int, width: int, biased: bool) -> str
       dtype: of queries, keys and values.
       tokens: N, CLS among them.
       width: of a head.
-      biased: whether there is a bias on the logits, which is learned.
+      biased: whether there is a bias on the logits.
 
     Raises:
       RequestError: a setting that cannot be taken here.
@@ -94,10 +94,19 @@ def _cudnn_hindrance(dtype: str, width: int, biased: bool) -> str:
     return ''
 
 
-def padded_tokens(way: str, tokens: int, biased: bool) -> int:
-    """How many tokens a sequence is to be filled up to: cuDNN gives the gradient of a bias for an
-    even number alone."""
-    return tokens + tokens % 2 if way == 'cudnn' and biased else tokens
+def padded_tokens(way: str, tokens: int) -> int:
+    """How many tokens a sequence is to be filled up to: cuDNN gives gradients for an even number
+    alone."""
+    return tokens + tokens % 2 if way == 'cudnn' else tokens
+
+
+def hide_padding(bias_HNN, tokens: int):
+    """The bias of a sequence that is filled up to `tokens`: nobody looks at what is added."""
+    more = tokens - bias_HNN.shape[1]
+    if not more:
+        return bias_HNN
+    bias_HNN = jnp.pad(bias_HNN, ((0, 0), (0, more), (0, 0)), constant_values=_HIDDEN)
+    return jnp.pad(bias_HNN, ((0, 0), (0, 0), (0, more)))
 
 
 def row_major(x):
@@ -162,7 +171,7 @@ def _on_mesh(kernel, rows, *of_heads):
 
 
 def attend_by_cudnn(q_BND, k_BND, v_BND, query_bias_D, bias_HNN, *, width: int):
-    """`attend` on one NVIDIA GPU; with a bias N is even. `width`: of a head."""
+    """`attend` on one NVIDIA GPU; for gradients N is even. `width`: of a head."""
     q_BND = q_BND + query_bias_D.astype(q_BND.dtype)
     split = lambda x_BND: x_BND.reshape(*x_BND.shape[:2], -1, width)
     if bias_HNN is not None:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from beit_jax.errors import check, one_of
-from beit_jax.models.attention import WAYS, choose, padded_tokens
+from beit_jax.models.attention import WAYS, choose, hide_padding, padded_tokens
 from beit_jax.models.initializers import Constant, TruncatedNormal, Uniform, parameter
 from beit_jax.models.layers import Block, RelativePositionBias, linear
 from beit_jax.models.patches import patchify
@@ -84,13 +84,13 @@ class EncoderConfig:
 
     def attention_way(self, grid: tuple[int, int], dtype) -> str:
         """'plain', 'cudnn' or 'pallas' on the devices that are traced for: see `choose`."""
-        rows, columns = grid
+        tokens = 1 + math.prod(grid)
         return choose(
             self.attention,
             dtype=dtype,
-            tokens=1 + rows * columns,
+            tokens=tokens,
             width=self.width // self.heads,
-            biased='bias' in self.positions,
+            biased='bias' in self.positions or tokens % 2 > 0,  # what is filled up is hidden by one
         )
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -233,11 +233,15 @@ class Encoder(nnx.Module):
         x_BND = jnp.concatenate([cls_B1D, x_BPD], axis=1)
         if self.position_embedding is not None:
             x_BND = x_BND + self.position_embedding[...].astype(self.dtype)
-        way, count = self.config.attention_way(self.grid_shape, self.dtype), x_BND.shape[1]
-        tokens = padded_tokens(way, count, 'bias' in self.config.positions)
-        if tokens > count:  # once, and with a token, which no norm makes NaN of
+        count = self._num_tokens
+        tokens = padded_tokens(self.config.attention_way(self.grid_shape, self.dtype), count)
+        if tokens > count:  # once, and with a token, of which no norm makes NaN
             x_BND = jnp.concatenate([x_BND, x_BND[:, : tokens - count]], axis=1)
-        return x_BND, self.position_bias(tokens) if self.position_bias is not None else None
+        if self.position_bias is not None:
+            return x_BND, self.position_bias(tokens)
+        if tokens == count or 'bias' in self.config.positions:  # of each layer
+            return x_BND, None
+        return x_BND, hide_padding(jnp.zeros((self.config.heads, count, count)), tokens)
 
     def _draw_drop_path(self, keys_B):
         """What each branch is multiplied by, float32 [L, 2, B], or None where nothing is dropped.

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from beit_jax.models.attention import HIDDEN, attend, row_major, weights
+from beit_jax.models.attention import attend, hide_padding, row_major, weights
 from beit_jax.models.initializers import Constant, Divided, TruncatedNormal, parameter
 from beit_jax.models.platform import keep_rows, target_platform
 
@@ -100,14 +100,10 @@ class RelativePositionBias(nnx.Module):
     def __call__(self, tokens: int) -> jax.Array:
         """float32 [H, N, N] (key, query), added to the attention logits.
 
-        tokens: N; what it is more than those of the grid is hidden: nobody looks there.
+        tokens: N, those of the grid or more.
         """
-        index = relative_position_index(self.grid).T
-        bias_HNN, more = self.table[...][index].transpose(2, 0, 1), tokens - len(index)
-        if not more:
-            return bias_HNN
-        bias_HNN = jnp.pad(bias_HNN, ((0, 0), (0, more), (0, 0)), constant_values=HIDDEN)
-        return jnp.pad(bias_HNN, ((0, 0), (0, 0), (0, more)))
+        bias_HNN = self.table[...][relative_position_index(self.grid).T].transpose(2, 0, 1)
+        return hide_padding(bias_HNN, tokens)
 
 
 class Attention(nnx.Module):
