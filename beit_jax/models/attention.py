@@ -110,12 +110,12 @@ def hide_padding(bias_HNN, tokens: int):
 
 
 def row_major(x):
-    """`x` [B, ...], on a TPU in the layout that the kernels take.
+    """`x` [B, ...], on a TPU or GPU in the layout that the kernels take.
 
-    Left to itself, the compiler may lay tokens outermost, and copies then. By rows, for over
-    several slices it would gather a constrained array whole.
+    Left to itself, the compiler may lay tokens outermost or images innermost, and copies then. By
+    rows, for over several slices it would gather a constrained array whole.
     """
-    if target_platform() != 'tpu':
+    if target_platform() == 'cpu':
         return x
     return by_rows(lambda x: with_layout_constraint(x, Layout(tuple(range(x.ndim)))), x)
 

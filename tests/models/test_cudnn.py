@@ -199,7 +199,8 @@ WIDE3 = WIDE | {'unroll': 3}
 )
 def test_lowers(settings, tokens, calls, monkeypatch):
     """For CUDA, on any machine: each attention is cuDNN's, and no logits are left in memory."""
-    monkeypatch.setattr(attention, 'cudnn_hindrance', lambda: '')
+    for module in (attention, platform):
+        monkeypatch.setattr(module, 'target_platform', lambda: 'gpu')
     monkeypatch.setattr(CUDNN, lambda: 91_000)
     config = task_config(settings)
     count = np.prod([size for size in dataclasses.astuple(config.mesh) if size > 0])
@@ -208,6 +209,7 @@ def test_lowers(settings, tokens, calls, monkeypatch):
     text = program.function.trace(*program.inputs).lower(lowering_platforms=('cuda',)).as_text()
     assert len(re.findall(r'custom_call @__cudnn\$fmha', text)) == calls
     assert re.search(rf'tensor<\d+x{tokens}x768xbf16>', text)
+    assert 'custom_call @LayoutConstraint' in text
     assert not re.search(rf'tensor<\d+x\d+x{tokens}x{tokens}xf32>', text)
 
 
