@@ -22,7 +22,9 @@ from beit_jax.runtime import (
     print_any_name,
     quiet_abandoned_saves,
     run_unheard,
+    set_deterministic,
     set_xla_flags,
+    tell_of_devices,
 )
 from beit_jax.settings.mapping import task_config
 from beit_jax.settings.recipes import parse_flags
@@ -75,7 +77,10 @@ def main(_) -> int | None:
     quiet_abandoned_saves()
     # JAX tells where there is an accelerator and it takes the CPU
     logging.getLogger('jax').setLevel(logging.WARNING)
+    tell_of_devices()
     set_xla_flags()
+    if _CONFIG.value.get('deterministic'):
+        set_deterministic()
     try:
         with machine_named():
             _run()

@@ -6,15 +6,19 @@ from collections.abc import Iterator
 import contextlib
 import ctypes
 from importlib.metadata import version
+import importlib.util
 import io
+import logging
 import os
 from pathlib import Path
+import pkgutil
 import re
 import sys
 
 from beit_jax.errors import RequestError, check
 
 _LIBRARY = 'xla_cpu_experimental_ynn_fusion_type'
+DETERMINISTIC = '--xla_gpu_deterministic_ops=true'
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 LESS_MEMORY = (
     'lower config.batch_size (of a tool: --batch_size), raise config.accumulate_steps or '
@@ -38,6 +42,45 @@ def set_xla_flags() -> None:
     jaxlib = tuple(int(number) for number in version('jaxlib').split('.')[:2])
     if (0, 10) <= jaxlib <= (0, 12) and _LIBRARY not in flags:
         os.environ['XLA_FLAGS'] = f'{flags} --{_LIBRARY}=-reduce'.strip()
+
+
+def tell_of_devices() -> None:
+    """What JAX says of accelerators that it does not use reaches the user in a line, with what to
+    do."""
+    logger = logging.getLogger('jax._src.xla_bridge')
+    if _in_a_line not in logger.filters:
+        logger.addFilter(_in_a_line)
+
+
+def _in_a_line(record: logging.LogRecord) -> bool:
+    said = record.getMessage()
+    if record.exc_info:  # a plugin that does not start, with its stacks
+        said += f': {record.exc_info[1]}'
+    if 'Falling back to cpu' in said:
+        package = 'jax[tpu]' if 'TPU' in said else 'jax[cuda13]'
+        said += f' To use it: pip install "{package}" (docs/install.md).'
+    record.msg, record.args, record.exc_info = said, (), None
+    return True
+
+
+def gpu_plugins() -> list[str]:
+    """What is installed by which JAX runs on GPUs: ['xla_cuda13'], or []."""
+    found = importlib.util.find_spec('jax_plugins')
+    modules = pkgutil.iter_modules(found.submodule_search_locations) if found else ()
+    return [module.name for module in modules if re.search('cuda|rocm', module.name)]
+
+
+def set_deterministic() -> None:
+    """Has XLA compile for GPUs only what gives the same bits each time. It then takes the first
+    algorithm of each product instead of the one that it measured to be the fastest, so that there
+    are no measurements to be kept. Other devices are not concerned, and get no flag."""
+    if gpu_plugins():
+        os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {DETERMINISTIC}'.strip()
+
+
+def is_deterministic() -> bool:
+    """Whether XLA compiles for a GPU only what gives the same bits each time."""
+    return DETERMINISTIC in os.environ.get('XLA_FLAGS', '').split() and bool(gpu_plugins())
 
 
 def keep_memory() -> None:

@@ -116,6 +116,7 @@ def test_programs_are_kept_for_the_next_start(tmp_path):
     ('variable', 'value', 'message'),
     [
         ('JAX_PLATFORMS', 'tpu', 'error: JAX has no device for JAX_PLATFORMS=tpu ('),
+        ('JAX_PLATFORMS', 'cuda', 'error: JAX has no device for JAX_PLATFORMS=cuda: pip install'),
         ('JAX_PLATFORMS', 'nothing', 'error: JAX has no device for JAX_PLATFORMS=nothing ('),
         ('JAX_ENABLE_X64', '1', 'error: JAX_ENABLE_X64 is set: unset it'),
         ('SLURM_NTASKS', '4', 'error: the environment (SLURM_NTASKS=4) is that of several'),
@@ -138,14 +139,53 @@ import runpy, sys
 from jax._src import hardware_utils
 hardware_utils.has_visible_nvidia_gpu = lambda: True
 sys.argv = sys.argv[1:]
-runpy.run_path('main.py', run_name='__main__')
+run = runpy.run_path if sys.argv[0] == 'main.py' else runpy.run_module
+run(sys.argv[0], run_name='__main__')
 """
 
 
 def test_that_jax_took_the_cpu_is_said(tmp_path):
     command = tiny.arguments(tmp_path / 'run', tmp_path / 'nothing')
     result = tiny.run(['-c', _FALLBACK, *command], JAX_PLATFORMS='')
-    assert result.returncode == 2 and 'Falling back to cpu' in result.stderr, result.stderr
+    said = 'Falling back to cpu. To use it: pip install "jax[cuda13]"'
+    assert result.returncode == 2 and said in result.stderr, result.stderr
+    tool = ['beit_jax.tools.fit_tokenizer', '--kind=random_projection']
+    output = f'--output={tmp_path / "tokenizer"}'
+    result = tiny.run(['-c', _FALLBACK, *tool, output], JAX_PLATFORMS='')
+    assert result.returncode == 0 and said in result.stderr, result.stderr
+
+
+# as on a machine with the JAX for GPUs and without a GPU's driver
+_PLUGIN = """
+import logging
+from beit_jax.runtime import tell_of_devices
+tell_of_devices(), tell_of_devices()
+try:
+    raise RuntimeError('no driver')
+except RuntimeError:
+    logging.getLogger('jax._src.xla_bridge').exception('the plugin %s', 'fails')
+"""
+
+
+def test_a_plugin_that_fails_takes_a_line():
+    done = subprocess.run(
+        [sys.executable, '-c', _PLUGIN], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == 'the plugin fails: no driver\n'
+
+
+def test_deterministic(monkeypatch):
+    """On a GPU a flag, which this XLA knows; elsewhere nothing."""
+    monkeypatch.setenv('XLA_FLAGS', '--xla_dump_to=D')
+    runtime.set_deterministic()
+    assert os.environ['XLA_FLAGS'] == '--xla_dump_to=D' and not runtime.is_deterministic()
+    monkeypatch.setattr(runtime, 'gpu_plugins', lambda: ['xla_cuda13'])
+    assert not runtime.is_deterministic()
+    runtime.set_deterministic()
+    assert os.environ['XLA_FLAGS'] == '--xla_dump_to=D --xla_gpu_deterministic_ops=true'
+    assert runtime.is_deterministic()
+    started = 'import jax; print(jax.devices()[0].platform)'
+    assert output(started, XLA_FLAGS=runtime.DETERMINISTIC).strip() == 'cpu'
 
 
 def test_memory_that_runs_out():

@@ -52,7 +52,8 @@ def head_config(architecture: dict) -> UperNetConfig:
 
 
 def encoder_config(architecture: dict) -> EncoderConfig:
-    names = [field.name for field in dataclasses.fields(EncoderConfig)]
+    """All of it but the way of attention, which is that of the machine at hand."""
+    names = {field.name for field in dataclasses.fields(EncoderConfig)} - {'attention'}
     return from_mapping(
         EncoderConfig, {name: architecture[name] for name in names}, 'architecture.'
     )

@@ -8,6 +8,7 @@ D width, H heads, L layers.
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import math
 from typing import Annotated
 
 from flax import nnx
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from beit_jax.errors import check, one_of
+from beit_jax.models.attention import WAYS, choose, hide_padding, padded_tokens
 from beit_jax.models.initializers import Constant, TruncatedNormal, Uniform, parameter
 from beit_jax.models.layers import Block, RelativePositionBias, linear
 from beit_jax.models.patches import patchify
@@ -58,11 +60,14 @@ class EncoderConfig:
     unroll: Count = 1  # blocks per step of the scan; the depth or more: no scan, slower to compile
     remat: bool = False  # recompute the blocks in the backward pass
     remat_policy: str = 'nothing'  # what remat still saves: nothing | dots
+    # auto: the fastest of these that is possible | plain: JAX | cudnn: NVIDIA GPUs | pallas: TPUs
+    attention: str = 'auto'
 
     def __post_init__(self):
         one_of('config.model.size', self.size, PRESETS)
         one_of('config.model.positions', self.positions, POSITIONS)
         one_of('config.model.remat_policy', self.remat_policy, REMAT_POLICIES)
+        one_of('config.model.attention', self.attention, WAYS)
         for name, value in PRESETS[self.size].items():
             if not getattr(self, name):
                 object.__setattr__(self, name, value)
@@ -76,6 +81,17 @@ class EncoderConfig:
     def patch_values(self) -> int:
         """Numbers that a patch of a picture has."""
         return self.channels * self.patch_size**2
+
+    def attention_way(self, grid: tuple[int, int], dtype) -> str:
+        """'plain', 'cudnn' or 'pallas' on the devices that are traced for: see `choose`."""
+        tokens = 1 + math.prod(grid)
+        return choose(
+            self.attention,
+            dtype=dtype,
+            tokens=tokens,
+            width=self.width // self.heads,
+            biased='bias' in self.positions or tokens % 2 > 0,  # what is filled up is hidden by one
+        )
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches of a picture of height x width pixels."""
@@ -140,6 +156,7 @@ class Encoder(nnx.Module):
                 qkv_bias=config.qkv_bias,
                 kernel_init=kernel_init,
                 grid=grid if own else None,
+                way=config.attention,
                 dtype=dtype,
                 rngs=rngs,
             )
@@ -166,7 +183,11 @@ class Encoder(nnx.Module):
             first axis L.
         """
         x_BND, bias_HNN = self._embed(images_BHWC, mask_BP)
-        return self._run_blocks(x_BND, bias_HNN, self._draw_drop_path(keys_B), every_layer)
+        keep_L2B = self._draw_drop_path(keys_B)
+        if every_layer is None:
+            return self._tokens(self._run_blocks(x_BND, bias_HNN, keep_L2B))
+        of_each = lambda x_BND: every_layer(self._tokens(x_BND))
+        return self._run_blocks(x_BND, bias_HNN, keep_L2B, of_each)
 
     def taps(self, images_BHWC, blocks: Sequence[int], *, keys_B=None) -> list:
         """What some blocks give, by their numbers from 0 (-1: what the first one gets).
@@ -178,8 +199,8 @@ class Encoder(nnx.Module):
         for block in sorted(set(blocks)):
             if block >= done:
                 which = slice(done, block + 1)
-                x_BND = self._run_blocks(x_BND, bias_HNN, keep_L2B, None, which)
-            made[block], done = x_BND, block + 1
+                x_BND = self._run_blocks(x_BND, bias_HNN, keep_L2B, which=which)
+            made[block], done = self._tokens(x_BND), block + 1
         return [made[block] for block in blocks]
 
     def attention(self, images_BHWC, layer: int):
@@ -191,7 +212,16 @@ class Encoder(nnx.Module):
         blocks = list(self.blocks.values())
         for block in blocks[:layer]:
             x_BND = block(x_BND, bias_HNN)
-        return blocks[layer].attention.weights(blocks[layer].norm1(x_BND), bias_HNN)
+        weights_BHNN = blocks[layer].attention.weights(blocks[layer].norm1(x_BND), bias_HNN)
+        return weights_BHNN[..., : self._num_tokens, : self._num_tokens]
+
+    @property
+    def _num_tokens(self) -> int:
+        return 1 + math.prod(self.grid_shape)
+
+    def _tokens(self, x_BND):
+        """Without what a sequence was filled up with."""
+        return x_BND[:, : self._num_tokens]
 
     def _embed(self, images_BHWC, mask_BP=None):
         """(what the first block gets, the bias that the layers share or None)."""
@@ -203,7 +233,15 @@ class Encoder(nnx.Module):
         x_BND = jnp.concatenate([cls_B1D, x_BPD], axis=1)
         if self.position_embedding is not None:
             x_BND = x_BND + self.position_embedding[...].astype(self.dtype)
-        return x_BND, self.position_bias() if self.position_bias is not None else None
+        count = self._num_tokens
+        tokens = padded_tokens(self.config.attention_way(self.grid_shape, self.dtype), count)
+        if tokens > count:  # once, and with a token, of which no norm makes NaN
+            x_BND = jnp.concatenate([x_BND, x_BND[:, : tokens - count]], axis=1)
+        if self.position_bias is not None:
+            return x_BND, self.position_bias(tokens)
+        if tokens == count or 'bias' in self.config.positions:  # of each layer
+            return x_BND, None
+        return x_BND, hide_padding(jnp.zeros((self.config.heads, count, count)), tokens)
 
     def _draw_drop_path(self, keys_B):
         """What each branch is multiplied by, float32 [L, 2, B], or None where nothing is dropped.
@@ -217,7 +255,7 @@ class Encoder(nnx.Module):
         kept_L2B = uniform_BL2.transpose(1, 2, 0) >= rates_L[:, None, None]
         return kept_L2B / (1 - rates_L[:, None, None])
 
-    def _run_blocks(self, x_BND, bias_HNN, keep_L2B, every_layer, which=slice(None)):
+    def _run_blocks(self, x_BND, bias_HNN, keep_L2B, every_layer=None, which=slice(None)):
         """Runs some blocks (`which`): here alone a scan or a plain loop is chosen."""
         config, blocks = self.config, list(self.blocks.values())[which]
         graphdef = nnx.graphdef(blocks[0])

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from beit_jax.models.attention import attend, row_major, weights
+from beit_jax.models.attention import attend, hide_padding, row_major, weights
 from beit_jax.models.initializers import Constant, Divided, TruncatedNormal, parameter
 from beit_jax.models.platform import keep_rows, target_platform
 
@@ -97,9 +97,13 @@ class RelativePositionBias(nnx.Module):
         self.grid = grid
         self.table = parameter(Constant(0.0), (num_relative_positions(grid), heads), rngs)
 
-    def __call__(self) -> jax.Array:
-        """float32 [H, N, N] (key, query), added to the attention logits."""
-        return self.table[...][relative_position_index(self.grid).T].transpose(2, 0, 1)
+    def __call__(self, tokens: int) -> jax.Array:
+        """float32 [H, N, N] (key, query), added to the attention logits.
+
+        tokens: N, those of the grid or more.
+        """
+        bias_HNN = self.table[...][relative_position_index(self.grid).T].transpose(2, 0, 1)
+        return hide_padding(bias_HNN, tokens)
 
 
 class Attention(nnx.Module):
@@ -114,12 +118,13 @@ class Attention(nnx.Module):
         *,
         grid: tuple[int, int] | None,
         qkv_bias: bool,
+        way: str,
         dtype,
         rngs: nnx.Rngs,
     ):
         """`grid`: rows and columns of patches if the layer has a bias table of its own; `qkv_bias`:
-        whether queries and values have biases."""
-        self.heads, biased = heads, {'use_bias': qkv_bias}
+        whether queries and values have biases; `way`: see `attend`."""
+        self.heads, self.way, biased = heads, way, {'use_bias': qkv_bias}
         self.query = linear(width, width, kernel_init, dtype=dtype, rngs=rngs, **biased)
         self.key = linear(width, width, kernel_init, dtype=dtype, rngs=rngs, use_bias=False)
         self.value = linear(width, width, kernel_init, dtype=dtype, rngs=rngs, **biased)
@@ -136,7 +141,8 @@ class Attention(nnx.Module):
         """
         q_BND, k_BND, query_bias_D = self._queries_and_keys(x_BND)
         v_BND = product(x_BND, self.value.kernel[...].astype(x_BND.dtype))
-        read_BND = attend(q_BND, k_BND, v_BND, query_bias_D, self._bias(x_BND, bias_HNN))
+        bias_HNN = self._bias(x_BND, bias_HNN)
+        read_BND = attend(q_BND, k_BND, v_BND, query_bias_D, bias_HNN, self.heads, self.way)
         # The weights of a token add up to 1: the values' bias can as well be added after them.
         kernel_DD, bias_D = self.out.kernel[...], self.out.bias[...]
         if self.value.bias is not None:
@@ -149,7 +155,10 @@ class Attention(nnx.Module):
 
         Rows sum to 1.
         """
-        return weights(*self._queries_and_keys(x_BND), self._bias(x_BND, bias_HNN))
+        bias_HNN = self._bias(x_BND, bias_HNN)
+        if bias_HNN is None:
+            bias_HNN = jnp.zeros((self.heads, *x_BND.shape[1:2] * 2))
+        return weights(*self._queries_and_keys(x_BND), bias_HNN)
 
     def _queries_and_keys(self, x_BND):
         """(queries without their bias [B, N, D], keys [B, N, D], the queries' bias [D]).
@@ -164,9 +173,7 @@ class Attention(nnx.Module):
         return q_BND, k_BND, self.query.bias[...] * scale
 
     def _bias(self, x_BND, bias_HNN):
-        if self.position_bias is not None:
-            return self.position_bias()
-        return jnp.zeros((self.heads, *x_BND.shape[1:2] * 2)) if bias_HNN is None else bias_HNN
+        return bias_HNN if self.position_bias is None else self.position_bias(x_BND.shape[1])
 
 
 def scaled(scale_D, kernel, bias_D):
@@ -222,6 +229,7 @@ class Block(nnx.Module):
         qkv_bias: bool,
         kernel_init: TruncatedNormal,
         grid: tuple[int, int] | None,
+        way: str,
         dtype,
         rngs: nnx.Rngs,
     ):
@@ -235,6 +243,7 @@ class Block(nnx.Module):
             out_init,
             grid=grid,
             qkv_bias=qkv_bias,
+            way=way,
             dtype=dtype,
             rngs=rngs,
         )

@@ -10,12 +10,34 @@ from jax.sharding import PartitionSpec as P
 
 # the axes of the mesh over which images and heads lie (`train.sharding`)
 ROWS, HEADS = ('slice', 'data', 'fsdp'), 'tensor'
+_AMPERE = 8  # major compute capability
 
 
 def target_platform() -> str:
     """'tpu', 'gpu' or 'cpu': of the mesh in use (`train.sharding.on_mesh`), else JAX's default."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device else jax.default_backend()
+
+
+def cudnn_hindrance() -> str:
+    """Why cuDNN's attention cannot be taken on the devices that are traced for, and what to do; ''
+    where it can.
+
+    Of GPUs that are elsewhere nothing but their platform is known: they are taken for NVIDIA's.
+    """
+    platform = target_platform()
+    if platform != 'gpu':
+        return f"cuDNN is for NVIDIA's GPUs, this is a {platform}: run it on one"
+    if jax.default_backend() == 'gpu':
+        device = jax.local_devices()[0]
+        major = str(device.compute_capability).partition('.')[0]  # '9.0'; of AMD's: 'gfx942'
+        if not (major.isdecimal() and int(major) >= _AMPERE):
+            return (
+                f"cuDNN's attention takes an NVIDIA GPU of compute capability {_AMPERE}.0 or "
+                f'more, this is a {device.device_kind} of {device.compute_capability}: run it on '
+                'one'
+            )
+    return ''
 
 
 def row_axes() -> tuple[str, ...]:

@@ -78,6 +78,8 @@ class RunConfig:
     max_skipped_steps: Count = 10
     # seconds after which a step that has not ended ends the run, for something hangs; 0: never
     step_timeout: float = 1800.0
+    # on a GPU: only what gives the same bits each time, slower; CPUs and TPUs do so anyway
+    deterministic: bool = False
     # go on in a work directory of another config or other data, with a warning of what changed
     accept_changes: bool = False
     # of a moving average of the parameters, which is then evaluated and exported; 0: none

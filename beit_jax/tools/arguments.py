@@ -11,7 +11,7 @@ import typing
 
 from beit_jax.data.config import DataConfig
 from beit_jax.errors import RequestError, StorageError, check
-from beit_jax.runtime import machine_named, print_any_name, set_xla_flags
+from beit_jax.runtime import machine_named, print_any_name, set_xla_flags, tell_of_devices
 from beit_jax.settings.mapping import from_mapping
 from beit_jax.train.processes.exit_status import REFUSED, status_of
 
@@ -102,6 +102,7 @@ def main(run: Callable[[argparse.Namespace], None], arguments: argparse.Argument
     """Runs a tool on the command line and exits with its status."""
     print_any_name()
     set_xla_flags()
+    tell_of_devices()
     try:
         options, overrides = arguments.parse_known_args()
         if overrides and 'config' not in options:

@@ -12,13 +12,13 @@ import jax
 import beit_jax
 from beit_jax.data.sources.choice import open_source
 from beit_jax.errors import check
-from beit_jax.runtime import keep_memory
+from beit_jax.runtime import DETERMINISTIC, is_deterministic, keep_memory
 from beit_jax.settings.run import RunConfig
-from beit_jax.tasks import make_task
+from beit_jax.tasks import EncoderRunConfig, make_task
 from beit_jax.train import optimizer as optimizers
 from beit_jax.train import state as states
 from beit_jax.train.batches import Batches
-from beit_jax.train.sharding import check_batch, make_mesh
+from beit_jax.train.sharding import check_batch, make_mesh, on_mesh
 from beit_jax.train.workdir.changes import known_data, settings_of
 
 HELD_OUT = 'set config.data.evaluate_path (folder), evaluate_split (tfds) or holdout'
@@ -31,6 +31,7 @@ class Run:
       config: the settings, with what the data decide.
       task, mesh, batches: what is learned, on which devices, from what.
       source, held_out: the examples; `held_out` is None where there are none.
+      attention: how it is computed, '' where nothing has any.
       notes: lines for the user, said when the run begins.
 
     Raises:
@@ -43,6 +44,8 @@ class Run:
         keep_memory()
         self.mesh = make_mesh(config.mesh)
         check_batch(self.mesh, config.batch_size, config.accumulate_steps)
+        self.attention = on_mesh(self.mesh, _attention)(config)
+        self.notes += _determinism(config, self.mesh.devices.flat[0].platform)
         with known_data(config, workdir):
             self.source = open_source(config.data, 'train')
             self.held_out = open_source(config.data, 'evaluate')
@@ -86,6 +89,7 @@ class Run:
             f'{self.config.task}: {count:,} parameters; {len(self.source):,} images; '
             f'batch {self.config.batch_size}; {self.config.total_steps:,} steps; '
             f'mesh {mesh} of {jax.devices()[0].device_kind}'
+            + (f'; attention {self.attention}' if self.attention else '')
         )
 
     @functools.cached_property  # once a run: a tokenizer may have hundreds of megabytes
@@ -109,4 +113,34 @@ class Run:
             'data': self.fingerprint,
             'config': settings_of(self.config),
             'versions': {'beit_jax': beit_jax.__version__, 'jax': jax.__version__},
+            'computed': {
+                'device': self.mesh.devices.flat[0].device_kind,
+                'attention': self.attention,
+                'deterministic': is_deterministic(),
+            },
         }
+
+
+def _attention(config: RunConfig) -> str:
+    """How the encoder's is computed on the mesh in use; '' for a task without one.
+
+    Raises:
+      RequestError: config.model.attention cannot be had there.
+    """
+    if not isinstance(config, EncoderRunConfig):
+        return ''
+    return config.model.attention_way(config.grid, config.compute_dtype)
+
+
+def _determinism(config: RunConfig, platform: str) -> list[str]:
+    """What there is to say of config.deterministic."""
+    if not config.deterministic:
+        return []
+    if platform != 'gpu':
+        return [f'config.deterministic changes nothing on a {platform}']
+    check(
+        is_deterministic(),
+        'config.deterministic is read before JAX starts, by main.py alone: elsewhere set '
+        f'XLA_FLAGS={DETERMINISTIC}.',
+    )
+    return [f'deterministic: XLA_FLAGS has {DETERMINISTIC}']

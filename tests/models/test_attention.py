@@ -97,7 +97,11 @@ def test_kernel_on_a_mesh(mesh, monkeypatch):
     rows = jax.NamedSharding(devices, P(ROWS, None, 'tensor'))
     heads = jax.NamedSharding(devices, P('tensor'))
     placed = [jax.device_put(array, rows if i < 3 else heads) for i, array in enumerate(arguments)]
-    on_devices = jax.jit(on_mesh(devices, functools.partial(result_and_gradients, attend)))
+    on_devices = jax.jit(
+        on_mesh(
+            devices, functools.partial(result_and_gradients, functools.partial(attend, heads=HEADS))
+        )
+    )
     found = on_devices(placed, gradient)
     assert calls == [(BATCH // math.prod(mesh[:3]), HEADS * WIDTH // mesh[3], TOKENS)]
     check_close(found, result_and_gradients(attend_plain, arguments, gradient))
@@ -109,5 +113,7 @@ def test_kernel_on_a_mesh(mesh, monkeypatch):
 def test_what_the_kernel_takes(tokens, width, by_kernel, monkeypatch):
     monkeypatch.setattr(attention, 'target_platform', lambda: 'tpu')
     q_BND, bias_HNN = jnp.zeros((2, tokens, 2 * width)), jnp.zeros((2, tokens, tokens))
-    jaxpr = jax.make_jaxpr(attend)(q_BND, q_BND, q_BND, jnp.zeros(2 * width), bias_HNN)
+    jaxpr = jax.make_jaxpr(functools.partial(attend, heads=2))(
+        q_BND, q_BND, q_BND, jnp.zeros(2 * width), bias_HNN
+    )
     assert ('pallas_call' in str(jaxpr)) == by_kernel

@@ -165,7 +165,7 @@ def test_stochastic_depth_in_the_model():
     encoder, block = model().encoder, list(model().encoder.blocks.values())[-1]
     rng = np.random.default_rng(0)
     x_BND = jnp.asarray(rng.normal(size=(BATCH, 16, CONFIG.width)), jnp.float32)
-    keep_2B, bias_HNN = jnp.asarray(encoder._draw_drop_path(keys_B)[-1]), encoder.position_bias()
+    keep_2B, bias_HNN = jnp.asarray(encoder._draw_drop_path(keys_B)[-1]), encoder.position_bias(16)
     np.testing.assert_allclose(np.unique(keep_2B), [0, 1 / (1 - 0.4)])
 
     @jax.jit
@@ -193,7 +193,7 @@ def test_every_layer(unroll):
     layers_LBND, last_BND = run()
     assert layers_LBND.shape == (CONFIG.depth, BATCH, 16, CONFIG.width)
     np.testing.assert_array_equal(layers_LBND[-1], last_BND)
-    bias_HNN, blocks = encoder.position_bias(), list(encoder.blocks.values())
+    bias_HNN, blocks = encoder.position_bias(16), list(encoder.blocks.values())
     for layer in range(1, CONFIG.depth):
         expected_BND = blocks[layer](layers_LBND[layer - 1], bias_HNN)
         np.testing.assert_allclose(layers_LBND[layer], expected_BND, atol=1e-5)

@@ -129,6 +129,8 @@ def test_variants_and_settings_behind_the_colon():
         (['--config=configs/nothing.py'], 'nothing.py'),
         (['--workdir=/proc/nothing'], '--workdir=/proc/nothing cannot be written'),
         (['--config.data.name=folder', '--config.data.path=/nowhere'], '/nowhere'),
+        (['--config.model.attention=cudnn'], "cuDNN is for NVIDIA's GPUs, this is a cpu"),
+        (['--config.model.attention=flash'], 'Allowed: auto, plain, cudnn, pallas'),
         (['--config.mesh.data=3'], 'does not make the 1 devices'),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else '',

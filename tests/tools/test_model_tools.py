@@ -154,7 +154,7 @@ def test_attention_weights(pretrained, images):
     normed = block.norm1(before)
     values = np.asarray(block.attention.value(normed)).reshape(COUNT, 26, 2, 8)
     mixed = np.einsum('bhqs,bshk->bqhk', weights, values).reshape(COUNT, 26, 16)
-    added = block.attention(normed, encoder.position_bias())
+    added = block.attention(normed, encoder.position_bias(normed.shape[1]))
     np.testing.assert_allclose(block.attention.out(mixed), added, atol=1e-5)
 
 

@@ -17,7 +17,7 @@ from beit_jax.settings.run import RunConfig
 from beit_jax.train.workdir.directory import writing
 
 FILE = 'config.json'  # in a work directory
-# What may change when a run is resumed, for it changes no result.
+# What may change when a run is resumed, for it changes no result (but for the order of sums).
 FREE_SETTINGS = (
     'log_every',
     'save_every',
@@ -25,6 +25,8 @@ FREE_SETTINGS = (
     'max_skipped_steps',
     'step_timeout',
     'accept_changes',
+    'deterministic',
+    'model.attention',
     'mesh',
     'profile',
     'data.path',
