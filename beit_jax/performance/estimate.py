@@ -17,9 +17,11 @@ class Estimate:
     operations: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     # bytes by kind of collective
     received: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-    # where the target knows them: cost and number by kind of operation
+    # where the target knows them: cost and number by kind of operation; floating-point operations
+    # of all products, with what is computed anew
     kinds: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     counts: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    flops: int = 0
     # bytes that the program takes besides what the compiler says
     workspace: int = 0
 

@@ -98,6 +98,7 @@ def roofline(text: str, gpu: Gpu, trips: int) -> Estimate:
             kind, flops = _products(each, computation(body), computation)
             rate = gpu.product * _rate(each, computation(body), gpu)
             moved = _moved(each, computation(body), computation)
+            result.flops += times * flops
             seconds = max(flops / rate, moved / (gpu.copy * gpu.bandwidth))
         cost = 1e9 * FACTORS[kind] * seconds
         result.cost += times * cost

@@ -118,6 +118,7 @@ def _examine(program, config, on: Target) -> tuple:
         'temporaries': memory.temp_size_in_bytes,
         'memory': peak(memory),
         'workspace': found.workspace,
+        'executed_flops': found.flops or None,
         'received': dict(found.received),
         'operations': dict(found.operations.most_common(10)),
         'kinds': dict(found.kinds.most_common()),

@@ -3,7 +3,9 @@ compiled: that is `make test-gpu-compile`."""
 
 import dataclasses
 import importlib.util
+import json
 import math
+import os
 
 import jax
 import pytest
@@ -14,6 +16,7 @@ from beit_jax.performance.gpu_estimate import roofline
 from beit_jax.performance.gpus import FACTORS, GPUS, target_config
 from beit_jax.performance.programs import Program
 from beit_jax.tools import plan as tool
+from tests import tiny
 from tests.performance.test_plan import recipe
 
 # as XLA writes it for an H100, cut to what is read
@@ -140,6 +143,8 @@ def test_flops():
             'attend back': 5 * logits,
         }
     )
+    products = 2 * 7 * 11 * 13 + 2 * (2 * 3 * 7 * 11 * 5) + 2 * (2 * 3 * 11 * 13)
+    assert roofline(HLO, ENDLESS, 1).flops == products + 3 * convolution + 7 * logits
 
 
 def test_collectives():
@@ -250,3 +255,25 @@ def test_what_does_not_fit(fraction, limit, monkeypatch):
         'config.accumulate_steps or config.mesh.fsdp; XLA_CLIENT_MEM_FRACTION=0.92 gives JAX more ',
     ):
         plan.plan(recipe(batch_size=2048), 'h100:1')
+
+
+def test_whole_plan(tmp_path, monkeypatch, capsys):
+    """Of a tiny run on two devices, compiled for this CPU in place of a GPU: what is said of it."""
+    topology = type('Topology', (), {'devices': jax.devices()[:2]})
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: True)
+    monkeypatch.setattr('jax.experimental.topologies.get_topology_desc', lambda **_: topology)
+    monkeypatch.setenv('XLA_FLAGS', os.environ['XLA_FLAGS'])
+    config, found = tmp_path / 'config.json', tmp_path / 'plan.json'
+    config.write_text(json.dumps(tiny.settings('', target='pixels')))
+    words = [f'--config={config}', '--topology=h100:2', f'--json={found}']
+    monkeypatch.setattr('sys.argv', ['plan', *words])
+    tool.arguments.main(tool.run, tool._arguments())
+    said, result = capsys.readouterr().out, json.loads(found.read_text())
+    step = result['programs']['step']
+    assert 'pretrain, batch 8 on h100:2: 2 GPUs, 4 images each' in said
+    assert 'A roofline, per GPU' in said and 'of 63.71 GB' in said
+    assert f'step: {step["nanoseconds"]:,} nanoseconds' in said
+    assert f'{step["counts"]["other"]:,} x other' in said and 'received by all-reduce' in said
+    assert sum(step['kinds'].values()) == pytest.approx(step['nanoseconds'], rel=1e-3)
+    assert result['step_seconds'] == result['nanoseconds'] / 1e9
+    assert 'triton_gemm=false' in os.environ['XLA_FLAGS']

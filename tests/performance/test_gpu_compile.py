@@ -1,0 +1,96 @@
+"""The programs of the recipes, compiled for GPUs on a machine without one: they compile, they fit,
+and they consist of what they should. `make test-gpu-compile`; minutes each, one after the other."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests import tiny
+
+FUSED = False  # whether bfloat16 attention is cuDNN's
+PRETRAIN, FINETUNE = 'configs/pretrain_imagenet1k.py', 'configs/finetune_imagenet1k.py'
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    recipe: str
+    topology: str
+    options: str
+    gigabytes: float  # of a GPU, at most
+    attentions: int  # fused ones: forward, backward, and computed anew
+    executed: float = 1  # arithmetic, over that of the method
+    collectives: tuple[str, ...] = ()
+    convolutions: int = 0  # of the tokenizer
+
+
+CASES = {
+    'base': Case(PRETRAIN, 'h100:1', 'batch_size=256', 27, 2 * 12),
+    'large by a scan': Case(
+        f'{PRETRAIN}:large', 'h100:1', 'batch_size=64 model.unroll=1', 40, 2 * 24
+    ),
+    'remat': Case(
+        PRETRAIN, 'h100:1', 'batch_size=256 model.depth=2 model.remat=true', 5, 3 * 2, 4 / 3
+    ),
+    'data and a tokenizer': Case(
+        PRETRAIN, 'h100:8', 'batch_size=512 model.depth=1', 5, 2, 1, ('all-reduce',), 25
+    ),
+    'fsdp': Case(
+        PRETRAIN, 'h100:8', 'batch_size=512 model.depth=2 mesh.fsdp=4', 5, 2 * 2, 1,
+        ('all-gather', 'all-reduce'),
+    ),
+    'tensor': Case(
+        PRETRAIN, 'h100:8', 'batch_size=512 model.depth=2 mesh.tensor=2', 5, 2 * 2, 1,
+        ('all-reduce',),
+    ),
+    'fine-tuning': Case(FINETUNE, 'h100:1', 'batch_size=128 model.depth=2', 5, 2 * 2),
+    'fine-tuning at 384': Case(
+        f'{FINETUNE}:base,384', 'h100:1', 'batch_size=64 model.depth=2', 9, 2 * 2
+    ),
+    'segmentation': Case(
+        'configs/segment_ade20k.py', 'h100:1', 'batch_size=2 model.depth=4', 9, 2 * 4
+    ),
+    'tokenizer': Case('configs/tokenizer_imagenet1k.py', 'h100:1', 'batch_size=32', 50, 0),
+}  # fmt: skip
+
+
+@pytest.mark.gpu_compile
+@pytest.mark.skipif(
+    importlib.util.find_spec('jax_cuda13_plugin') is None,
+    reason='takes XLA for CUDA: pip install "jax[cuda13]", in an environment of its own',
+)
+@pytest.mark.parametrize('name', CASES)
+def test_compiled(name, tmp_path):
+    case = CASES[name]
+    command = ['-m', 'beit_jax.tools.plan', f'--config={case.recipe}']
+    command += [f'--topology={case.topology}', f'--json={tmp_path}/plan.json']
+    command += [f'--config.{option}' for option in case.options.split()]
+    command += ['--dall_e'] * bool(case.convolutions)
+    # as a user starts it, not as other tests have XLA compile for a CPU
+    environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
+    environment.pop('JAX_COMPILATION_CACHE_DIR', None)
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=tiny.REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=5400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    print(done.stdout)
+    planned = json.loads((tmp_path / 'plan.json').read_text())
+    step, counts = planned['programs']['step'], planned['programs']['step']['counts']
+    assert planned['memory'] < 1e9 * case.gigabytes
+    assert step['executed_flops'] == pytest.approx(case.executed * step['flops'], rel=0.1)
+    assert set(case.collectives) <= step['received'].keys()
+    assert bool(step['received']) == (planned['chips'] > 1)
+    if case.convolutions:
+        assert planned['programs']['tokenizer']['counts']['convolution'] == case.convolutions
+    if FUSED:
+        assert counts.get('attention', 0) == case.attentions and 'batched product' not in counts
