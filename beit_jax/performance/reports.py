@@ -67,10 +67,10 @@ def of_step(result: dict) -> str:
 
 def of_plan(result: dict) -> str:
     mesh = ' x '.join(f'{axis} {size}' for axis, size in result['mesh'].items())
-    device = result['device']
+    device, chips = result['device'], result['chips']
     lines = [
-        f'{result["task"]}, batch {result["batch_size"]} on {result["topology"]}: '
-        f'{result["chips"]} {device}s, {result["images_per_chip"]} images each; mesh {mesh}; jax '
+        f'{result["task"]}, batch {result["batch_size"]} on {result["topology"]}: {chips} '
+        f'{device}{"s" * (chips > 1)}, {result["images_per_chip"]} images each; mesh {mesh}; jax '
         f'{result["jax"]}',
         result['figures'],
     ]

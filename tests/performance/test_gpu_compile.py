@@ -10,7 +10,16 @@ import sys
 
 import pytest
 
+from beit_jax.performance.gpus import GPUS
 from tests import tiny
+
+pytestmark = [
+    pytest.mark.gpu_compile,
+    pytest.mark.skipif(
+        importlib.util.find_spec('jax_cuda13_plugin') is None,
+        reason='takes XLA for CUDA: pip install "jax[cuda13]", in an environment of its own',
+    ),
+]
 
 FUSED = False  # whether bfloat16 attention is cuDNN's
 PRETRAIN, FINETUNE = 'configs/pretrain_imagenet1k.py', 'configs/finetune_imagenet1k.py'
@@ -58,33 +67,12 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.gpu_compile
-@pytest.mark.skipif(
-    importlib.util.find_spec('jax_cuda13_plugin') is None,
-    reason='takes XLA for CUDA: pip install "jax[cuda13]", in an environment of its own',
-)
 @pytest.mark.parametrize('name', CASES)
 def test_compiled(name, tmp_path):
     case = CASES[name]
-    command = ['-m', 'beit_jax.tools.plan', f'--config={case.recipe}']
-    command += [f'--topology={case.topology}', f'--json={tmp_path}/plan.json']
-    command += [f'--config.{option}' for option in case.options.split()]
-    command += ['--dall_e'] * bool(case.convolutions)
-    # as a user starts it, not as other tests have XLA compile for a CPU
-    environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
-    environment.pop('JAX_COMPILATION_CACHE_DIR', None)
-    done = subprocess.run(
-        [sys.executable, *command],
-        cwd=tiny.REPOSITORY,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=5400,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    print(done.stdout)
-    planned = json.loads((tmp_path / 'plan.json').read_text())
+    words = [f'--config={case.recipe}', f'--topology={case.topology}']
+    words += [f'--config.{option}' for option in case.options.split()]
+    planned = plan(tmp_path, *words, *['--dall_e'] * bool(case.convolutions))
     step, counts = planned['programs']['step'], planned['programs']['step']['counts']
     assert planned['memory'] < 1e9 * case.gigabytes
     assert step['executed_flops'] == pytest.approx(case.executed * step['flops'], rel=0.1)
@@ -94,3 +82,30 @@ def test_compiled(name, tmp_path):
         assert planned['programs']['tokenizer']['counts']['convolution'] == case.convolutions
     if FUSED:
         assert counts.get('attention', 0) == case.attentions and 'batched product' not in counts
+
+
+@pytest.mark.parametrize('gpu', GPUS)
+def test_every_gpu(gpu, tmp_path):
+    """XLA takes the text about it and compiles for it."""
+    settings = tiny.settings('', target='pixels', compute_dtype='bfloat16')
+    (tmp_path / 'config.json').write_text(json.dumps(settings))
+    planned = plan(tmp_path, f'--config={tmp_path}/config.json', f'--topology={gpu}:8')
+    assert planned['chips'] == 8 and planned['memory_limit'] == 0.75 * GPUS[gpu].memory
+
+
+def plan(folder, *words) -> dict:
+    """What the tool finds, as a user starts it: not as other tests have XLA compile for a CPU."""
+    environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
+    environment.pop('JAX_COMPILATION_CACHE_DIR', None)
+    done = subprocess.run(
+        [sys.executable, '-m', 'beit_jax.tools.plan', *words, f'--json={folder}/plan.json'],
+        cwd=tiny.REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=5400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    print(done.stdout)
+    return json.loads((folder / 'plan.json').read_text())
