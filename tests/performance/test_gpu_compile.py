@@ -21,7 +21,6 @@ pytestmark = [
     ),
 ]
 
-FUSED = False  # whether bfloat16 attention is cuDNN's
 PRETRAIN, FINETUNE = 'configs/pretrain_imagenet1k.py', 'configs/finetune_imagenet1k.py'
 
 
@@ -43,7 +42,7 @@ CASES = {
         f'{PRETRAIN}:large', 'h100:1', 'batch_size=64 model.unroll=1', 40, 2 * 24
     ),
     'remat': Case(
-        PRETRAIN, 'h100:1', 'batch_size=256 model.depth=2 model.remat=true', 5, 3 * 2, 4 / 3
+        PRETRAIN, 'h100:1', 'batch_size=256 model.depth=2 model.remat=true', 5, 3 * 2, 1.18
     ),
     'data and a tokenizer': Case(
         PRETRAIN, 'h100:8', 'batch_size=512 model.depth=1', 5, 2, 1, ('all-reduce',), 25
@@ -80,8 +79,8 @@ def test_compiled(name, tmp_path):
     assert bool(step['received']) == (planned['chips'] > 1)
     if case.convolutions:
         assert planned['programs']['tokenizer']['counts']['convolution'] == case.convolutions
-    if FUSED:
-        assert counts.get('attention', 0) == case.attentions and 'batched product' not in counts
+    # cuDNN's alone: plain attention is products of many small matrices
+    assert counts.get('attention', 0) == case.attentions and 'batched product' not in counts
 
 
 @pytest.mark.parametrize('gpu', GPUS)

@@ -121,6 +121,14 @@ def test_flops_of_base():
     assert tokenizer == pytest.approx(2 * 26.06e9, rel=1e-3)  # forward only
 
 
+def test_flops_of_kernels():
+    """What a device computes by kernels of its own counts alike, also where there is none."""
+    plain = recipe(batch_size=16, model=dataclasses.replace(recipe().model, depth=1))
+    cudnn = dataclasses.replace(plain, model=dataclasses.replace(plain.model, attention='cudnn'))
+    flops = [step_programs(each, make_mesh(each.mesh))['step'].flops for each in (plain, cudnn)]
+    assert flops[0] == flops[1]
+
+
 def test_memory_of_programs_in_turns():
     """What both are given, and the larger of what one makes and puts aside; a donated argument
     (alias) is what it makes."""
