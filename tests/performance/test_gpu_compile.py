@@ -37,7 +37,7 @@ class Case:
 
 
 CASES = {
-    'base': Case(PRETRAIN, 'h100:1', 'batch_size=256', 27, 2 * 12),
+    'base': Case(PRETRAIN, 'h100:1', 'batch_size=256', 19, 2 * 12),
     'large by a scan': Case(
         f'{PRETRAIN}:large', 'h100:1', 'batch_size=64 model.unroll=1', 40, 2 * 24
     ),
@@ -48,16 +48,16 @@ CASES = {
         PRETRAIN, 'h100:8', 'batch_size=512 model.depth=1', 5, 2, 1, ('all-reduce',), 25
     ),
     'fsdp': Case(
-        PRETRAIN, 'h100:8', 'batch_size=512 model.depth=2 mesh.fsdp=4', 5, 2 * 2, 1,
+        PRETRAIN, 'h100:8', 'batch_size=512 model.depth=1 mesh.fsdp=4', 5, 2, 1,
         ('all-gather', 'all-reduce'),
     ),
     'tensor': Case(
-        PRETRAIN, 'h100:8', 'batch_size=512 model.depth=2 mesh.tensor=2', 5, 2 * 2, 1,
+        PRETRAIN, 'h100:8', 'batch_size=512 model.depth=1 mesh.tensor=2', 5, 2, 1,
         ('all-reduce',),
     ),
-    'fine-tuning': Case(FINETUNE, 'h100:1', 'batch_size=128 model.depth=2', 5, 2 * 2),
+    'fine-tuning': Case(FINETUNE, 'h100:1', 'batch_size=128 model.depth=1', 5, 2),
     'fine-tuning at 384': Case(
-        f'{FINETUNE}:base,384', 'h100:1', 'batch_size=64 model.depth=2', 9, 2 * 2
+        f'{FINETUNE}:base,384', 'h100:1', 'batch_size=64 model.depth=1', 9, 2
     ),
     'segmentation': Case(
         'configs/segment_ade20k.py', 'h100:1', 'batch_size=2 model.depth=4', 9, 2 * 4
@@ -74,7 +74,7 @@ def test_compiled(name, tmp_path):
     planned = plan(tmp_path, *words, *['--dall_e'] * bool(case.convolutions))
     step, counts = planned['programs']['step'], planned['programs']['step']['counts']
     assert planned['memory'] < 1e9 * case.gigabytes
-    assert step['executed_flops'] == pytest.approx(case.executed * step['flops'], rel=0.1)
+    assert step['executed_flops'] == pytest.approx(case.executed * step['flops'], rel=0.05)
     assert set(case.collectives) <= step['received'].keys()
     assert bool(step['received']) == (planned['chips'] > 1)
     if case.convolutions:
