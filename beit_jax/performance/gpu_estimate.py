@@ -57,8 +57,7 @@ class GpuTarget:
             f'{MOST}, for example {kind}:8.',
         )
         self._gpu, self._number = GPUS[kind], int(number)
-        given = [os.environ[name] for name in _FRACTION if os.environ.get(name)]
-        self.memory = float(given[0] if given else 0.75) * self._gpu.memory
+        self.memory = _fraction() * self._gpu.memory
         self.flops_per_second = self._gpu.bfloat16
         self.link_bytes_per_second = self._gpu.nvlink
 
@@ -79,6 +78,16 @@ class GpuTarget:
 
     def estimate(self, text: str, traced, trips: int) -> Estimate:
         return roofline(text, self._gpu, trips)
+
+
+def _fraction() -> float:
+    """Of a GPU's memory, that JAX takes."""
+    for name in _FRACTION:
+        if given := os.environ.get(name):
+            number = re.fullmatch(r'0?\.\d+|1(\.0*)?', given)
+            check(bool(number), f'{name}={given}: give a share of the memory, for example 0.92.')
+            return float(given)
+    return 0.75
 
 
 def roofline(text: str, gpu: Gpu, trips: int) -> Estimate:

@@ -210,6 +210,11 @@ def test_bad_requests(arguments, message, monkeypatch, capsys):
     refused(arguments, message, monkeypatch, capsys)
 
 
+def test_bad_share_of_the_memory(monkeypatch, capsys):
+    monkeypatch.setenv('XLA_CLIENT_MEM_FRACTION', '92%')
+    refused(['--topology=h100:8'], 'XLA_CLIENT_MEM_FRACTION=92%: give', monkeypatch, capsys)
+
+
 def test_without_the_compiler(monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
     refused(['--topology=h100:8'], 'pip install "jax[cuda13]"', monkeypatch, capsys)
