@@ -76,13 +76,15 @@ def of_plan(result: dict) -> str:
     ]
     for name, part in result['programs'].items():
         lines += ['', *_of_program(name, part, result['unit'])]
-    transfers = f'{1e3 * result["transfer_seconds"]:.1f} ms of a step'
+    transfers = (
+        f'; transfers between {device}s take {1e3 * result["transfer_seconds"]:.1f} ms of a step '
+        f'{result["transfers"]}'
+    )
     added = f'{result["workspace"] / 1e9:.2f} GB'
     lines += [
         '',
         f'start: {result["initial_state"] / 1e9:.2f} GB of state, made in '
-        f'{result["initial_memory"] / 1e9:.2f} GB; transfers between {device}s take {transfers} '
-        f'{result["transfers"]}',
+        f'{result["initial_memory"] / 1e9:.2f} GB' + transfers * (chips > 1),
         *([f"added to what XLA counts: {added} for cuDNN's attention"] * bool(result['workspace'])),
         f'memory {result["memory"] / 1e9:.2f} of {result["memory_limit"] / 1e9:.2f} GB; a step '
         f'{1e3 * result["step_seconds"]:.1f} ms; {result["images_per_second"]:,.0f} images/s; '
