@@ -39,10 +39,10 @@ class Case:
 CASES = {
     'base': Case(PRETRAIN, 'h100:1', 'batch_size=256', 19, 2 * 12),
     'large by a scan': Case(
-        f'{PRETRAIN}:large', 'h100:1', 'batch_size=64 model.unroll=1', 40, 2 * 24
+        f'{PRETRAIN}:large', 'h100:1', 'batch_size=64 model.unroll=1', 25, 2 * 24
     ),
     'remat': Case(
-        PRETRAIN, 'h100:1', 'batch_size=256 model.depth=2 model.remat=true', 5, 3 * 2, 1.18
+        PRETRAIN, 'h100:1', 'batch_size=256 model.depth=2 model.remat=true', 4, 3 * 2, 1.18
     ),
     'data and a tokenizer': Case(
         PRETRAIN, 'h100:8', 'batch_size=512 model.depth=1', 5, 2, 1, ('all-reduce',), 25
@@ -55,12 +55,12 @@ CASES = {
         PRETRAIN, 'h100:8', 'batch_size=512 model.depth=1 mesh.tensor=2', 5, 2, 1,
         ('all-reduce',),
     ),
-    'fine-tuning': Case(FINETUNE, 'h100:1', 'batch_size=128 model.depth=1', 5, 2),
+    'fine-tuning': Case(FINETUNE, 'h100:1', 'batch_size=128 model.depth=1', 1.5, 2),
     'fine-tuning at 384': Case(
         f'{FINETUNE}:base,384', 'h100:1', 'batch_size=64 model.depth=1', 9, 2
     ),
     'segmentation': Case(
-        'configs/segment_ade20k.py', 'h100:1', 'batch_size=2 model.depth=4', 9, 2 * 4
+        'configs/segment_ade20k.py', 'h100:1', 'batch_size=2 model.depth=4', 4, 2 * 4
     ),
     'tokenizer': Case('configs/tokenizer_imagenet1k.py', 'h100:1', 'batch_size=32', 50, 0),
 }  # fmt: skip
