@@ -1,13 +1,14 @@
 # One environment in .venv; `make PYTHON=python3.13 ...` chooses the interpreter.
 PYTHON ?= python3
 VENV ?= .venv
+VENV_GPU ?= .venv-gpu
 # requirements-no-tensorflow.txt does without TensorFlow, into another VENV
 REQUIREMENTS ?= requirements.txt
 BIN := $(VENV)/bin
 QUICK := runs/quickstart
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: quickstart test test-newest test-slow test-faults bench-tpu lint clean
+.PHONY: quickstart test test-newest test-slow test-faults bench-tpu test-gpu-compile lint clean
 
 $(VENV)/installed: requirements.txt requirements-no-tensorflow.txt requirements-tensorflow.txt
 	@echo "== installing $(REQUIREMENTS) into $(VENV) (once; a minute or two)"
@@ -70,9 +71,17 @@ bench-tpu: $(VENV)/installed-test
 	$(BIN)/pip install --quiet --disable-pip-version-check "jax[tpu]"
 	$(PYTEST) -m slow -rP --durations=0 tests/performance/test_plan_estimates.py
 
+# the recipes' programs compiled for GPUs, on a machine without one; in an environment of its own, for
+# CUDA's libraries are 6 GB; about an hour on two cores
+test-gpu-compile:
+	$(MAKE) VENV=$(VENV_GPU) REQUIREMENTS=requirements-no-tensorflow.txt $(VENV_GPU)/installed-test
+	$(VENV_GPU)/bin/pip install --quiet --disable-pip-version-check "jax[cuda13]"
+	$(VENV_GPU)/bin/python -m pytest -m gpu_compile -rP --durations=0 \
+		tests/performance/test_gpu_compile.py
+
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(VENV_GPU) runs

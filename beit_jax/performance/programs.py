@@ -50,7 +50,8 @@ def step_programs(config: RunConfig, mesh, dall_e: bool = False) -> dict[str, Pr
     if config.task == 'pretrain' and config.target == 'tokens':
         rows, columns = config.grid
         batch['tokens'] = _shape(config.batch_size, rows * columns, dtype=jnp.uint16)
-    programs = {'step': Program(step, (state, batch), _step_flops(task, state['params'], batch))}
+    flops = _step_flops(_make_task(_counted(config), dall_e), state['params'], batch)
+    programs = {'step': Program(step, (state, batch), flops)}
     if config.task == 'pretrain' and task.frozen:
         frozen = jax.tree.map(lambda leaf: _shape(*leaf.shape, dtype=leaf.dtype), task.frozen)
         inputs = frozen, _batch(config.batch_size, task.prepare_views)
@@ -139,6 +140,14 @@ def _batch(size: int, views) -> dict:
         'valid': _shape(size, dtype=jnp.float32),
         'substituted': _shape(size, dtype=jnp.bool_),
     }
+
+
+def _counted(config):
+    """The config of the same arithmetic in products that can be seen, on any device: in plain
+    attention."""
+    if not hasattr(config.model, 'attention'):  # a tokenizer's
+        return config
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, attention='plain'))
 
 
 def _step_flops(task, params, batch) -> int:

@@ -67,20 +67,25 @@ def of_step(result: dict) -> str:
 
 def of_plan(result: dict) -> str:
     mesh = ' x '.join(f'{axis} {size}' for axis, size in result['mesh'].items())
+    device, chips = result['device'], result['chips']
     lines = [
-        f'{result["task"]}, batch {result["batch_size"]} on {result["topology"]}: '
-        f'{result["chips"]} chips, {result["images_per_chip"]} images each; mesh {mesh}; jax '
+        f'{result["task"]}, batch {result["batch_size"]} on {result["topology"]}: {chips} '
+        f'{device}{"s" * (chips > 1)}, {result["images_per_chip"]} images each; mesh {mesh}; jax '
         f'{result["jax"]}',
-        'Estimates of the TPU compiler, per chip: nothing ran on a TPU.',
+        result['figures'],
     ]
     for name, part in result['programs'].items():
-        lines += ['', *_of_program(name, part)]
-    transfers = f'{1e3 * result["transfer_seconds"]:.1f} ms of a step'
+        lines += ['', *_of_program(name, part, result['unit'])]
+    transfers = (
+        f'; transfers between {device}s take {1e3 * result["transfer_seconds"]:.1f} ms of a step '
+        f'{result["transfers"]}'
+    )
+    added = f'{result["workspace"] / 1e9:.2f} GB'
     lines += [
         '',
         f'start: {result["initial_state"] / 1e9:.2f} GB of state, made in '
-        f'{result["initial_memory"] / 1e9:.2f} GB; transfers between chips take {transfers} at the '
-        'published rate of links within a slice, if none overlaps',
+        f'{result["initial_memory"] / 1e9:.2f} GB' + transfers * (chips > 1),
+        *([f"added to what XLA counts: {added} for cuDNN's attention"] * bool(result['workspace'])),
         f'memory {result["memory"] / 1e9:.2f} of {result["memory_limit"] / 1e9:.2f} GB; a step '
         f'{1e3 * result["step_seconds"]:.1f} ms; {result["images_per_second"]:,.0f} images/s; '
         f'utilisation {result["utilisation"]:.1%}',
@@ -88,14 +93,18 @@ def of_plan(result: dict) -> str:
     return '\n'.join(lines)
 
 
-def _of_program(name: str, part: dict) -> list[str]:
+def _of_program(name: str, part: dict, unit: str) -> list[str]:
+    cost = part[unit]
     lines = [
-        f'{name}: {part["cycles"]:,} cycles; {part["flops"] / 1e12:.2f} TFLOP; arguments '
+        f'{name}: {cost:,} {unit}; {part["flops"] / 1e12:.2f} TFLOP; arguments '
         f'{part["arguments"] / 1e9:.2f} GB, temporaries {part["temporaries"] / 1e9:.2f} GB; '
         f'compiled in {part["compile_seconds"]:.0f} s'
     ]
-    for operation, cycles in part['operations'].items():
-        lines.append(f'  {cycles / part["cycles"]:6.1%} {cycles:>13,}  {operation[-100:]}')
+    for kind, share in part['kinds'].items():
+        lines.append(f'  {share / cost:6.1%} {share:>13,.0f}  {part["counts"][kind]:,} x {kind}')
+    lines += ['  of which'] * bool(part['kinds'])
+    for operation, share in part['operations'].items():
+        lines.append(f'  {share / cost:6.1%} {share:>13,.0f}  {operation[-100:]}')
     for kind, size in part['received'].items():
         lines.append(f'  received by {kind}: {size / 1e6:.1f} MB')
     return lines

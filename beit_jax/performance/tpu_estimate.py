@@ -1,128 +1,105 @@
-"""What the TPU's compiler says of a program that it compiled: cycles by operation, and bytes that
-chips receive from one another.
+"""What the TPU's own compiler says of a program that it compiled: cycles by operation, and bytes
+that chips receive from one another. Needs libtpu, and no TPU.
 
-It reads the optimised text of the program (`compiled.as_text()`), in which every fusion carries the
-compiler's own estimate. Transfers are not in the cycles: they overlap with arithmetic as far as the
-compiler finds any.
+It reads the optimised text of the program, in which every fusion carries the compiler's own
+estimate. Transfers are not in the cycles: they overlap with arithmetic as far as the compiler finds
+any.
 """
 
-import collections
+from collections.abc import Sequence
 import dataclasses
-import math
+import importlib.util
 import re
 
-_COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .*)?\{\s*$')
+from beit_jax.errors import RequestError, check
+from beit_jax.performance import hlo
+from beit_jax.performance.estimate import Estimate
+
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
-_LOOP = re.compile(r' while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)')
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-_LIMIT = re.compile(r' constant\((\d+)\)')
-_CALLED = re.compile(r'(?:to_apply|calls|branch_computations)=\{?%?([\w.\-]+)')
-_NAME = re.compile(r'op_name="([^"]*)"')
-_COLLECTIVE = re.compile(
-    r' (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\('
-)
-_ARRAY = re.compile(r'\b(pred|[subf]+\d+)\[([\d,]*)\]')
-# groups of chips: [how many,of how many], {{the first,...},...}, or a mesh and the axes of it along
-# which a group lies
-_GROUPS = re.compile(
-    r'replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]*)\}|mesh\[([^\]]*)\] \{([^}]*)\})'
-)
-# what a chip receives of an array of one byte that k chips have in the end (all-reduce, all-gather)
-# or had before, by the ring algorithm
-_RECEIVED = {
-    'all-reduce': lambda k: 2 * (k - 1) / k,
-    'all-gather': lambda k: (k - 1) / k,
-    'reduce-scatter': lambda k: k - 1,
-    'all-to-all': lambda k: (k - 1) / k,
-    'collective-permute': lambda k: 1,
+_WALKED = ('call', 'conditional', 'fusion')
+EXAMPLES = 'v4:2x2x1, v5e:2x2, v5e:4x4, v5e:16x16, v5p:2x2x1, v5p:4x4x4, v6e:4x4, v6e:16x16'
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Of a kind of TPU (Google's published figures; peak and bandwidth are those of a chip, with
+    all its cores)."""
+
+    flops_per_cycle: int  # bfloat16
+    hertz: float
+    bytes_per_second: float  # of its memory
+    memory: float  # bytes
+    cores: int  # that share the parallel steps of a kernel
+    link_bytes_per_second: float  # of all its links to other chips of its slice
+
+
+CHIPS = {
+    'v4': Chip(262_144, 1.05e9, 1.228e12, 32 * 2**30, 2, 3e11),
+    'v5e': Chip(131_072, 1.5e9, 8.19e11, 16 * 2**30, 1, 2e11),
+    'v5p': Chip(262_144, 1.75e9, 2.765e12, 95 * 2**30, 2, 6e11),
+    'v6e': Chip(524_288, 1.75e9, 1.64e12, 32 * 2**30, 1, 4.48e11),
 }
 
 
-@dataclasses.dataclass
-class Estimate:
-    """Of one run of a program on one chip."""
+class Tpu:
+    """The `Target` of a topology, for example v5e:4x4."""
 
-    cycles: int = 0
-    # cycles by name, digits folded
-    operations: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-    # bytes by kind of collective
-    received: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    device, unit = 'chip', 'cycles'
+    figures = 'Estimates of the TPU compiler, per chip: nothing ran on a TPU.'
+    transfers = 'at the published rate of links within a slice, if none overlaps'
+    more_memory = ''
+
+    def __init__(self, topology: str):
+        self.topology, self._chip = topology, CHIPS[topology.partition(':')[0]]
+        self.units_per_second = self._chip.hertz
+        self.flops_per_second = self._chip.flops_per_cycle * self._chip.hertz
+        self.memory = self._chip.memory
+        self.link_bytes_per_second = self._chip.link_bytes_per_second
+
+    def devices(self, slices: int) -> Sequence:
+        from jax.experimental import topologies
+
+        check(
+            importlib.util.find_spec('libtpu') is not None,
+            'planning for a TPU takes its compiler: pip install "jax[tpu]".',
+        )
+        try:
+            found = topologies.get_topology_desc(self.topology, platform='tpu', num_slices=slices)
+            return found.devices
+        except Exception as error:  # of the compiler, of many types
+            raise RequestError(
+                f'--topology={self.topology} is unknown: give KIND:SHAPE, for example {EXAMPLES}. '
+                f'({str(error).splitlines()[0][:200]})'
+            ) from error
+
+    def estimate(self, text: str, traced, trips: int) -> Estimate:
+        """Kernels, of which the compiler says nothing, count by the schedule of their
+        instructions."""
+        from beit_jax.performance import jaxprs
+        from beit_jax.performance.tpu_kernels import kernel_cycles
+
+        found, chip, known = estimate(text, trips), self._chip, {}
+        bytes_per_cycle = chip.bytes_per_second / chip.hertz
+        for equation, times in jaxprs.equations(traced.jaxpr):
+            if equation.primitive.name != 'pallas_call':
+                continue
+            name = equation.params['name']
+            kernel = name, *(variable.aval.shape for variable in equation.invars)
+            if kernel not in known:
+                known[kernel] = kernel_cycles(equation, self.topology, chip.cores, bytes_per_cycle)
+            found.cost += times * known[kernel]
+            found.operations[f'{name} (a kernel, by its schedule)'] += times * known[kernel]
+        return found
 
 
 def estimate(text: str, trips: int) -> Estimate:
-    """Adds up the estimates in a program; a loop of unknown length counts `trips` times."""
-    bodies, entry = _split(text)
+    """Adds up the cycles in a program; a loop of unknown length counts `trips` times."""
     result = Estimate()
-
-    def walk(body, times):
-        for line in bodies.get(body, ()):
-            if loop := _LOOP.search(line):
-                walk(loop[2], times * (_known_trips(line, bodies.get(loop[1], ())) or trips))
-                continue
-            if cycles := _CYCLES.search(line):
-                result.cycles += times * int(cycles[1])
-                result.operations[_name(line)] += times * int(cycles[1])
-            if kind := _COLLECTIVE.search(line):
-                result.received[kind[1]] += times * _bytes_received(kind, line)
-            if ' call(' in line or ' conditional(' in line or ' fusion(' in line:
-                for callee in _CALLED.findall(line):
-                    walk(callee, times)
-
-    walk(entry, 1)
+    for _, line, times in hlo.executed(*hlo.split(text), trips, _WALKED):
+        if cycles := _CYCLES.search(line):
+            result.cost += times * int(cycles[1])
+            result.operations[hlo.operation(line)] += times * int(cycles[1])
+        if received := hlo.received(line):
+            kind, size = received
+            result.received[kind] += times * size
     return result
-
-
-def _split(text: str) -> tuple[dict[str, list[str]], str]:
-    """({computation: its lines}, the one that is run)."""
-    bodies, name, entry = {}, None, None
-    for line in text.splitlines():
-        if head := _COMPUTATION.match(line):
-            name = head[2]
-            bodies[name] = []
-            entry = name if head[1] else entry
-        elif name is not None:
-            bodies[name].append(line)
-    return bodies, entry
-
-
-def _known_trips(line: str, condition: list[str]) -> int:
-    """Of a loop that says how long it is, or that counts up to a constant; else 0."""
-    if known := _TRIPS.search(line):
-        return int(known[1])
-    limits = [int(limit[1]) for limit in map(_LIMIT.search, condition) if limit]
-    counts_up = any('ROOT' in line and 'direction=LT' in line for line in condition)
-    return limits[0] if len(limits) == 1 and counts_up else 0
-
-
-def _name(line: str) -> str:
-    found = _NAME.search(line)
-    return re.sub(r'\d+', '#', found[1] if found else line.partition(' = ')[0].strip())
-
-
-def _bytes_received(kind, line: str) -> int:
-    """By a chip, of the arrays that a collective makes."""
-    arrays = _ARRAY.findall(line[: kind.start()])
-    # the -start of an asynchronous one makes (operands, results, marks of the transfer)
-    if kind[2] and kind[1] != 'all-reduce':
-        arrays = [array for array in arrays if array != ('u32', '')]
-        arrays = arrays[len(arrays) // 2 :]
-    size = sum(_array_size(dtype, shape) for dtype, shape in arrays)
-    return round(size * _RECEIVED[kind[1]](_group_size(line)))
-
-
-def _group_size(line: str) -> int:
-    """How many chips take part in a collective; 2 where it has no groups (a permutation)."""
-    groups = _GROUPS.search(line)
-    if not groups:
-        return 2
-    if groups[3]:
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", groups[3]))
-        axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", groups[4])
-        return math.prod(int(part or sizes[axis]) for axis, part in axes)
-    return int(groups[1]) if groups[1] else len(groups[2].split(','))
-
-
-def _array_size(dtype: str, shape: str) -> float:
-    """Bytes; shape: '19,251'."""
-    item = 1 if dtype == 'pred' else int(re.sub(r'\D+', '', dtype)) / 8
-    return math.prod(map(int, filter(None, shape.split(',')))) * item

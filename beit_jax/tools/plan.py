@@ -1,11 +1,12 @@
-"""Does a recipe's training step fit a TPU, and how fast is it? The TPU's own compiler says so,
-on a machine without one.
+"""Does a recipe's training step fit a TPU or a GPU, and how fast is it? Asked on a machine without
+one.
 
 It compiles the real step for the topology, takes minutes, and needs the compiler:
-pip install "jax[tpu]". With an empty config.tokenizer.path, pre-training is planned on given
-tokens; with a tokenizer or --dall_e, that is part of the step. With config.mesh.slice=N the chips
-are N slices of the topology. All figures are estimates of the compiler: cycles do not count what
-chips wait for one another.
+pip install "jax[tpu]", or "jax[cuda13]" in an environment of its own. With an empty
+config.tokenizer.path, pre-training is planned on given tokens; with a tokenizer or --dall_e, that
+is part of the step. With config.mesh.slice=N the chips are N slices of a TPU's topology. On a TPU
+all figures are estimates of its compiler: cycles do not count what chips wait for one another. On
+GPUs the time is a roofline over the compiled program, so at best what a step takes.
 """
 
 import argparse
@@ -15,6 +16,9 @@ from beit_jax.performance.plan import EXAMPLES, plan, search_batch
 from beit_jax.performance.reports import of_plan
 from beit_jax.tools import arguments, config_option, outputs
 
+# Where there is no GPU to try them on, XLA gives products to Triton in its smallest tiles; with one
+# most go to cuBLAS.
+WITHOUT_GPU = '--xla_gpu_enable_triton_gemm=false'
 # There is no TPU for libtpu to ask, to complain of not finding, or to take from others that plan at
 # the same time.
 WITHOUT_TPU = {
@@ -28,6 +32,9 @@ WITHOUT_TPU = {
 def run(options: argparse.Namespace) -> None:
     for name, value in WITHOUT_TPU.items():
         os.environ.setdefault(name, value)
+    flags = os.environ.get('XLA_FLAGS', '')
+    if WITHOUT_GPU not in flags:
+        os.environ['XLA_FLAGS'] = f'{flags} {WITHOUT_GPU}'.strip()
     os.environ['JAX_PLATFORMS'] = 'cpu'
     json_file = outputs.file('--json', options.json, [options.config])
     find = search_batch if options.search_batch else plan

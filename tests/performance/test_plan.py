@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from beit_jax.errors import RequestError
-from beit_jax.performance import jaxprs, plan
+from beit_jax.performance import jaxprs, plan, tpu_estimate
 from beit_jax.performance.programs import Program, peak, peak_in_turns, step_programs
 from beit_jax.performance.tpu_estimate import estimate
 from beit_jax.settings.mapping import task_config
@@ -58,7 +58,7 @@ def recipe(**changed):
 
 def test_estimate():
     found = estimate(HLO, trips=2)
-    assert found.cycles == (12 + 2 + 4) * 100 + 7 + 3
+    assert found.cost == (12 + 2 + 4) * 100 + 7 + 3
     assert dict(found.operations) == {'jit(step)/layer_#/dot': 1807, 'jit(step)/add': 3}
     reduced = 160 * 2 * 3 / 4 + round(28 * 2 * 4 / 5) + 28 * 2 * 3 / 4
     assert dict(found.received) == {
@@ -121,6 +121,14 @@ def test_flops_of_base():
     assert tokenizer == pytest.approx(2 * 26.06e9, rel=1e-3)  # forward only
 
 
+def test_flops_of_kernels():
+    """What a device computes by kernels of its own counts alike, also where there is none."""
+    plain = recipe(batch_size=16, model=dataclasses.replace(recipe().model, depth=1))
+    cudnn = dataclasses.replace(plain, model=dataclasses.replace(plain.model, attention='cudnn'))
+    flops = [step_programs(each, make_mesh(each.mesh))['step'].flops for each in (plain, cudnn)]
+    assert flops[0] == flops[1]
+
+
 def test_memory_of_programs_in_turns():
     """What both are given, and the larger of what one makes and puts aside; a donated argument
     (alias) is what it makes."""
@@ -167,7 +175,8 @@ def test_no_plan_of_a_probe():
     [
         (
             ['--topology=v9:2x2'],
-            r'--topology=v9:2x2 is unknown: give KIND:SHAPE, for example v4:2x2x1, v5e:2x2',
+            r'--topology=v9:2x2 is unknown: give KIND:SHAPE of a TPU or KIND:NUMBER of a GPU '
+            '(a100, b200, h100, h200), for example v4:2x2x1, v5e:2x2',
         ),
         (
             ['--topology=v5e:2x2', '--json=/dev/null/plan.json'],
@@ -190,7 +199,7 @@ def test_bad_requests(arguments, message, monkeypatch, capsys):
 def test_without_the_compiler(monkeypatch):
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(RequestError, match=r'pip install "jax\[tpu\]"'):
-        plan._devices('v5e:2x2')
+        plan.target('v5e:2x2').devices(1)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +232,7 @@ def test_what_does_not_fit(answer, message):
             raise jax.errors.JaxRuntimeError(f'RESOURCE_EXHAUSTED: {answer}')
 
     with pytest.raises(plan.MemoryLimitError, match=message):
-        plan._compile(Program(Stub(), (), 0), recipe())
+        plan._compile(Program(Stub(), (), 0), recipe(), plan.target('v5e:2x2'))
 
 
 @pytest.mark.parametrize(
@@ -274,5 +283,5 @@ def _chip(monkeypatch, most, error=plan.MemoryLimitError):
             raise error(f'{config.batch_size} images')
         return {'images_per_second': 1000 - abs(images - 48), 'memory': images * 1e8}
 
-    monkeypatch.setattr(plan, '_devices', lambda topology, slices: [0] * 4)
+    monkeypatch.setattr(tpu_estimate.Tpu, 'devices', lambda target, slices: [0] * 4)
     monkeypatch.setattr(plan, 'plan', planned)
