@@ -8,7 +8,8 @@ BIN := $(VENV)/bin
 QUICK := runs/quickstart
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: quickstart test test-newest test-slow test-faults bench-tpu test-gpu-compile lint clean
+.PHONY: quickstart test test-newest test-slow test-faults bench-tpu bench-gpu test-gpu-compile lint
+.PHONY: clean
 
 $(VENV)/installed: requirements.txt requirements-no-tensorflow.txt requirements-tensorflow.txt
 	@echo "== installing $(REQUIREMENTS) into $(VENV) (once; a minute or two)"
@@ -70,6 +71,12 @@ test-faults: $(VENV)/installed-test
 bench-tpu: $(VENV)/installed-test
 	$(BIN)/pip install --quiet --disable-pip-version-check "jax[tpu]"
 	$(PYTEST) -m slow -rP --durations=0 tests/performance/test_plan_estimates.py
+
+# what is to be measured on a GPU, in eight minutes, into OUTPUT; where JAX (cuda), flax, optax,
+# orbax-checkpoint and PyTorch are installed, and nothing else is needed
+OUTPUT = gpu
+bench-gpu:
+	$(PYTHON) -m beit_jax.tools.benchmark gpu --output=$(OUTPUT)
 
 # the recipes' programs compiled for GPUs, on a machine without one; in an environment of its own, for
 # CUDA's libraries are 6 GB; about an hour on two cores

@@ -35,17 +35,17 @@ def benchmark_step(config: RunConfig, repeats: int, variants: tuple[str, ...]) -
     os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
     keep_memory()
     _check(config, variants)
-    ours, peers = _Ours(config), {}
+    ours, peers = Ours(config), {}
     if variants:
         from beit_jax.performance.torch_benchmark import Peer
 
         peers = {name: Peer(config, name) for name in variants}
-    seconds, product, rates = {}, _Product(config.compute_dtype), []
+    seconds, product, rates = {}, Product(config.compute_dtype), []
     for _ in range(repeats):
         rates.append(product.rate())
         for name, one in {'ours': ours, **peers}.items():
             for what, step in ((WHOLE, one.step), (GIVEN, one.step_on_given_tokens)):
-                seconds.setdefault((name, what), []).append(_seconds(step, one.wait))
+                seconds.setdefault((name, what), []).append(seconds_a_step(step, one.wait))
     rate = statistics.median(rates)
     rows = []
     for (name, what), times in seconds.items():
@@ -115,8 +115,14 @@ def _ratio(seconds: dict, what: str, peers) -> float:
     return statistics.median(theirs / ours for ours, theirs in zip(seconds['ours', what], best))
 
 
-class _Ours:
-    """The programs of a run, on random pictures."""
+class Ours:
+    """The programs of a run, on random pictures.
+
+    Attributes:
+      flops: of the method, of the whole step and of that on given tokens.
+      compile_seconds: of all programs.
+      memory: bytes a device by the compiler's account.
+    """
 
     def __init__(self, config: RunConfig):
         mesh, rng = make_mesh(config.mesh), np.random.default_rng(0)
@@ -154,10 +160,15 @@ class _Ours:
             for name, tree in state.items()
         }
         batches = jax.tree.map(random, batch), jax.tree.map(random, small)
-        self._state = jax.device_put(state, state_shardings(mesh, state))
+        self._first_state, self._shardings = state, state_shardings(mesh, state)
         self._batch, self._small = jax.device_put(batches, batch_sharding(mesh))
         self._frozen = jax.device_put(jax.tree.map(weights, frozen), replicated(mesh))
+        self.restart()
         self.step()
+
+    def restart(self):
+        """Back to the state before the first step."""
+        self.state = jax.device_put(self._first_state, self._shardings)
 
     def step(self):
         self._learn(self._tokenize(self._frozen, self._small)['tokens'])
@@ -166,13 +177,13 @@ class _Ours:
         self._learn(self._batch['tokens'])
 
     def _learn(self, tokens):
-        self._state, self._metrics = self._step(self._state, self._batch | {'tokens': tokens})
+        self.state, self._metrics = self._step(self.state, self._batch | {'tokens': tokens})
 
     def wait(self):
         jax.block_until_ready(self._metrics)
 
 
-class _Product:
+class Product:
     """What the device makes of a large matrix product of the compute dtype."""
 
     def __init__(self, dtype: str):
@@ -187,11 +198,15 @@ class _Product:
         def multiply():
             self._result = self._multiply(self._matrix)
 
-        return 2 * self._size**3 / _seconds(multiply, lambda: jax.block_until_ready(self._result))
+        return (
+            2
+            * self._size**3
+            / seconds_a_step(multiply, lambda: jax.block_until_ready(self._result))
+        )
 
 
-def _seconds(step: Callable, wait: Callable, least: float = 1.0) -> float:
-    """Of a step, over as many as take `least` seconds, 30 at most; the first does not count."""
+def seconds_a_step(step: Callable, wait: Callable, least: float = 1.0) -> float:
+    """Over as many as take `least` seconds, 30 at most; the first does not count."""
     began = time.perf_counter()
     step(), wait()
     count = min(30, max(1, math.ceil(least / (time.perf_counter() - began))))

@@ -7,6 +7,8 @@ input   images per second of a recipe's input, stage by stage, against the Pillo
         BEiT's official code, timm and torchvision
 step    images per second of a pre-training step on the device at hand, and its share of what a
         matrix product reaches, against PyTorch
+gpu     all that is to be measured on a GPU, in eight minutes: numerics of attention, base and large
+        against PyTorch, flags, memory, determinism, a profile
 """
 
 import argparse
@@ -22,6 +24,9 @@ PEERS = ('eager', 'eager-fused', 'compiled', 'compiled-fused')
 
 
 def run(options: argparse.Namespace) -> None:
+    if options.what == 'gpu':
+        _run_gpu(options)
+        return
     json_file = outputs.file('--json', options.json, [getattr(options, 'config', '')])
     check(options.repeats > 0, 'use at least 1 for --repeats.')
     result = {'masks': _run_masks, 'input': _run_input, 'step': _run_step}[options.what](options)
@@ -59,6 +64,16 @@ def _run_step(options) -> dict:
     return result
 
 
+def _run_gpu(options) -> None:
+    from beit_jax.performance.gpu_benchmark import benchmark_gpu
+
+    check(options.seconds > 0, f'--seconds is {options.seconds}: use a number above 0.')
+    output = outputs.folder('--output', options.output)
+    output.mkdir(parents=True, exist_ok=True)
+    benchmark_gpu(output.absolute(), options.seconds, options.rehearse)
+    print(f'{output}/gpu.md has the tables')
+
+
 def _arguments() -> argparse.ArgumentParser:
     parser = arguments.parser(
         'benchmark', __doc__, 'python -m beit_jax.tools.benchmark masks --json masks.json'
@@ -92,6 +107,14 @@ def _arguments() -> argparse.ArgumentParser:
     step.add_argument(
         '--peer', nargs='*', choices=PEERS, help='variants of PyTorch; without a name all'
     )
+    gpu = what.add_parser(
+        'gpu',
+        help='all that is to be measured on a GPU',
+        epilog='example: python -m beit_jax.tools.benchmark gpu --output=gpu',
+    )
+    gpu.add_argument('--output', required=True, help='a folder; parts that it holds are not run')
+    gpu.add_argument('--seconds', type=float, default=480.0, help='in all (default 480)')
+    gpu.add_argument('--rehearse', action='store_true', help='with tiny sizes, on any device')
     for each in (reading, step):
         config_option.add(each)
     for each in (masks, reading, step):

@@ -1,0 +1,95 @@
+"""What `gpu_benchmark` found, as tables in the form of docs/benchmarks.md."""
+
+import statistics
+
+from beit_jax.performance.step_benchmark import GIVEN, WHOLE
+
+_SAME = 'same bits'
+
+
+def report(result: dict) -> str:
+    """The Markdown of `gpu.json`; parts that have not run are named at the end."""
+    parts = {name: part['found'] for name, part in result['parts'].items()}
+    device = next((found['device'] for found in parts.values() if 'device' in found), 'no device')
+    lines = [f'{device}, {result["machine"]}' + '; a rehearsal' * result['rehearsal'], '']
+    for name, found in parts.items():
+        if 'seconds' in found:
+            lines += _race(name, found)
+        elif 'milliseconds' in found:
+            lines += _profile(found)
+    if 'numerics' in parts:
+        lines += _numerics(parts['numerics'])
+    lines += _bits({name: found for name, found in parts.items() if name.startswith(_SAME)})
+    for name, part in result['parts'].items():
+        ended = 'was ended by its time' if part['status'] is None else f'status {part["status"]}'
+        lines += [f'{name}: {ended} after {part["seconds"]} s'] * (not part['whole'])
+    return '\n'.join(lines) + '\n'
+
+
+def _race(name, found):
+    product, count = found['product'], found['batch_size']
+    lines = [
+        f'**{name}**, {count} images; a matrix product makes {product / 1e12:.0f} TFLOP/s',
+        '',
+        '| | median ms | min | max | images/s | of the product |',
+        '|-|-|-|-|-|-|',
+    ]
+    flops = next(facts['flops'] for facts in found.values() if 'flops' in _dict(facts))
+    for what, times in found['seconds'].items():
+        median = statistics.median(times)
+        told = ' | '.join(f'{1e3 * each:.1f}' for each in (median, min(times), max(times)))
+        share = flops[what.rpartition(': ')[2]] / median / product
+        lines.append(f'| {what} | {told} | {count / median:,.0f} | {share:.1%} |')
+    lines.append('')
+    for what in (WHOLE, GIVEN):
+        ours, theirs = (_best(found['seconds'], who, what) for who in ('ours', 'PyTorch'))
+        if ours and theirs:
+            ratio = statistics.median(b / a for a, b in zip(reversed(ours), reversed(theirs)))
+            lines.append(f"{what}: PyTorch's best takes {ratio:.2f} of our time.")
+    for who, facts in found.items():
+        if 'planned' in _dict(facts):
+            planned, peak = facts['planned'] / 1e9, facts['peak of the process'] / 1e9
+            lines.append(
+                f'{who}: {planned:.2f} GB by the compiler, {peak:.2f} GB the peak of the process '
+                f'until then; compiled in {facts["compile_seconds"]:.0f} s.'
+            )
+    return [*lines, '']
+
+
+def _dict(value):
+    return value if isinstance(value, dict) else {}
+
+
+def _best(seconds, who, what):
+    """The times of the fastest, newest last."""
+    times = [ts for name, ts in seconds.items() if name.startswith(who) and name.endswith(what)]
+    return min(times, key=statistics.median, default=[])
+
+
+def _profile(found):
+    lines = [f'**profile**, {found["sum"]:.1f} ms a step in all', '', '| operation | ms |', '|-|-|']
+    lines += [f'| `{name[:70]}` | {ms:.3f} |' for name, ms in found['milliseconds'].items()]
+    return [*lines, '']
+
+
+def _numerics(found):
+    lines = ['**numerics**: the difference from plain float32, of its norm', '']
+    for attention, errors in found.items():
+        told = ', '.join(f'{part} {error:.2e}' for part, error in errors.items())
+        lines.append(f'- {attention} in bfloat16: {told}')
+    return [*lines, '']
+
+
+def _bits(parts):
+    """Whether five steps ended in the same bits, within a process and in two."""
+    lines = []
+    for name in (_SAME, f'{_SAME}, deterministic'):
+        again = f'{name}, again' if 'deterministic' in name else f'{name} again'
+        one, two = parts.get(name, {}), parts.get(again, {})
+        for what, pair in (
+            ('twice in a process', (one.get('first'), one.get('second'))),
+            ('in two processes', (one.get('first'), two.get('first'))),
+        ):
+            if all(pair):
+                lines.append(f'- {name}, {what}: {"yes" if pair[0] == pair[1] else "no"}')
+    return [*lines, ''] if lines else []

@@ -1,0 +1,74 @@
+"""`benchmark gpu`: what it measures is the recipes', and what has been measured is not lost."""
+
+import json
+
+import pytest
+
+from beit_jax.performance import gpu_benchmark, gpu_parts
+from beit_jax.performance.gpu_benchmark import Part, benchmark_gpu
+from beit_jax.performance.step_benchmark import GIVEN, WHOLE
+from beit_jax.settings.mapping import task_config
+from beit_jax.settings.recipes import load_recipe
+from beit_jax.tools import arguments, benchmark
+from tests import tiny
+
+RECIPE = str(tiny.REPOSITORY / 'configs' / 'pretrain_imagenet1k.py')
+
+
+@pytest.mark.parametrize('name', gpu_parts.RECIPES)
+def test_the_recipes(name):
+    ours, theirs = task_config(gpu_parts.settings(name)), task_config(load_recipe(RECIPE, name))
+    for setting in ('model', 'mask', 'optimizer', 'tokenizer', 'batch_size', 'compute_dtype'):
+        assert getattr(ours, setting) == getattr(theirs, setting)
+    assert (ours.grid, ours.target, ours.predict) == (theirs.grid, theirs.target, theirs.predict)
+
+
+def test_a_part_is_measured_once(tmp_path, monkeypatch, capsys):
+    """In a process of its own, on a CPU with tiny sizes; a second call finds it."""
+    monkeypatch.setattr(gpu_benchmark, 'PARTS', (Part('numerics', gpu_parts.numerics, 60),))
+    options = ['gpu', f'--output={tmp_path / "out"}', '--rehearse']
+    for run in ('numerics: done', ''):
+        assert arguments.status(benchmark.run, benchmark._arguments(), options) == 0
+        assert run in capsys.readouterr().out
+    found = json.loads((tmp_path / 'out' / 'gpu.json').read_text())['parts']['numerics']
+    assert found['whole'] and found['found']['plain']['position bias'] == 0
+    assert 'plain: loss 0.00e+00' in (tmp_path / 'out' / 'gpu.md').read_text()
+    assert 'numerics' not in capsys.readouterr().out
+
+
+def write(lines, *found, whole=True):
+    """A part that has measured this, and then ends, or is killed while it writes."""
+    text = ''.join(json.dumps(each) + '\n' for each in found)
+    lines.write_text(text if whole else text + '{"half a li')
+    return gpu_benchmark.subprocess.CompletedProcess([], 0)
+
+
+def test_what_is_interrupted(tmp_path, monkeypatch):
+    """A part that its time ends keeps what it has measured, and is measured again."""
+    seconds = {f'ours, plain: {what}': [0.5, 0.25, 0.125] for what in (WHOLE, GIVEN)}
+    seconds |= {f'PyTorch, eager: {what}': [0.75, 0.375] for what in (WHOLE, GIVEN)}
+    facts = {'compile_seconds': 3.0, 'planned': 2e9, 'peak of the process': 3e9}
+    facts['flops'] = {WHOLE: 6.25e12, GIVEN: 3.125e12}
+    found = {'batch_size': 64, 'device': 'a GPU', 'seconds': seconds, 'product': 50e12}
+    ended = {'base': False, 'large': True}
+
+    def run(command, *, timeout, **_):
+        name = command[3]
+        done = write(tmp_path / f'{name}.jsonl', {'ours, plain': facts}, found, whole=ended[name])
+        if not ended[name]:
+            raise gpu_benchmark.subprocess.TimeoutExpired(command, timeout)
+        return done
+
+    monkeypatch.setattr(gpu_benchmark.subprocess, 'run', run)
+    parts = [Part(name, getattr(gpu_parts, name), 50) for name in ended]
+    monkeypatch.setattr(gpu_benchmark, 'PARTS', parts)
+    result = benchmark_gpu(tmp_path, 100, False)['parts']
+    assert [result[name]['whole'] for name in ended] == [False, True]
+    assert result['base']['found'] == result['large']['found'] == found | {'ours, plain': facts}
+    table = (tmp_path / 'gpu.md').read_text()
+    assert '| ours, plain: whole step | 250.0 | 125.0 | 500.0 | 256 | 50.0% |' in table
+    assert "whole step: PyTorch's best takes 3.00 of our time." in table  # turn by turn
+    assert 'base: was ended by its time' in table and 'large: was' not in table
+    ended['base'] = True
+    assert benchmark_gpu(tmp_path, 100, False)['parts']['base']['whole']
+    assert json.loads((tmp_path / 'gpu.json').read_text())['parts']['base']['whole']
