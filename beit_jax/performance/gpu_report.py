@@ -73,10 +73,10 @@ def _profile(found):
 
 
 def _numerics(found):
-    lines = ['**numerics**: the difference from plain float32, of its norm', '']
+    lines = ['**numerics**: the difference from plain float32 over its norm', '']
     for attention, errors in found.items():
         told = ', '.join(f'{part} {error:.2e}' for part, error in errors.items())
-        lines.append(f'- {attention} in bfloat16: {told}')
+        lines.append(f'- {attention}: {told}')
     return [*lines, '']
 
 

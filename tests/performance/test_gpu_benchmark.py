@@ -9,8 +9,9 @@ from beit_jax.performance.gpu_benchmark import Part, benchmark_gpu
 from beit_jax.performance.step_benchmark import GIVEN, WHOLE
 from beit_jax.settings.mapping import task_config
 from beit_jax.settings.recipes import load_recipe
-from beit_jax.tools import arguments, benchmark
+from beit_jax.tools import benchmark
 from tests import tiny
+from tests.tools.call import call
 
 RECIPE = str(tiny.REPOSITORY / 'configs' / 'pretrain_imagenet1k.py')
 
@@ -26,14 +27,14 @@ def test_the_recipes(name):
 def test_a_part_is_measured_once(tmp_path, monkeypatch, capsys):
     """In a process of its own, on a CPU with tiny sizes; a second call finds it."""
     monkeypatch.setattr(gpu_benchmark, 'PARTS', (Part('numerics', gpu_parts.numerics, 60),))
-    options = ['gpu', f'--output={tmp_path / "out"}', '--rehearse']
-    for run in ('numerics: done', ''):
-        assert arguments.status(benchmark.run, benchmark._arguments(), options) == 0
-        assert run in capsys.readouterr().out
+    said = []
+    for _ in range(2):
+        call(benchmark, 'gpu', '--rehearse', output=tmp_path / 'out')
+        said.append(capsys.readouterr().out)
+    assert 'numerics: done' in said[0] and 'numerics' not in said[1]
     found = json.loads((tmp_path / 'out' / 'gpu.json').read_text())['parts']['numerics']
     assert found['whole'] and found['found']['plain']['position bias'] == 0
     assert 'plain: loss 0.00e+00' in (tmp_path / 'out' / 'gpu.md').read_text()
-    assert 'numerics' not in capsys.readouterr().out
 
 
 def write(lines, *found, whole=True):
