@@ -46,14 +46,16 @@ PARTS = (
 )
 
 
-def benchmark_gpu(output: Path, seconds: float, rehearse: bool) -> dict:
-    """Runs the parts that `output` does not hold yet, within `seconds`.
+def benchmark_gpu(output: Path, seconds: float, rehearse: bool) -> str:
+    """Tables of what was measured. Runs the parts that `output` does not hold yet, within `seconds`.
 
     Writes `gpu.json`, `gpu.md` (its tables) and `gpu.log` anew after each part, and
     what XLA tells of the device: the results of its autotuning and its description of the target.
     rehearse: the same with tiny sizes, on any device, in as much time as it takes.
     """
-    file, began = output / _RESULT, time.monotonic()
+    output, began = output.absolute(), time.monotonic()
+    output.mkdir(parents=True, exist_ok=True)
+    file = output / _RESULT
     result = {'machine': machine(), 'rehearsal': rehearse, 'parts': {}}
     if file.exists():
         result = json.loads(file.read_text())
@@ -67,7 +69,7 @@ def benchmark_gpu(output: Path, seconds: float, rehearse: bool) -> dict:
         result['parts'][part.name] = found
         whole_files.write(file, result, indent=1)
         whole_files.replace(output / _TABLE, report(result))
-    return result
+    return report(result)
 
 
 def _run(part: Part, output: Path, seconds: float, rehearse: bool) -> dict:

@@ -68,10 +68,9 @@ def _run_gpu(options) -> None:
     from beit_jax.performance.gpu_benchmark import benchmark_gpu
 
     check(options.seconds > 0, f'--seconds is {options.seconds}: use a number above 0.')
-    output = outputs.folder('--output', options.output)
-    output.mkdir(parents=True, exist_ok=True)
-    benchmark_gpu(output.absolute(), options.seconds, options.rehearse)
-    print(f'{output}/gpu.md has the tables')
+    print(
+        benchmark_gpu(outputs.folder('--output', options.output), options.seconds, options.rehearse)
+    )
 
 
 def _arguments() -> argparse.ArgumentParser:
@@ -107,11 +106,7 @@ def _arguments() -> argparse.ArgumentParser:
     step.add_argument(
         '--peer', nargs='*', choices=PEERS, help='variants of PyTorch; without a name all'
     )
-    gpu = what.add_parser(
-        'gpu',
-        help='all that is to be measured on a GPU',
-        epilog='example: python -m beit_jax.tools.benchmark gpu --output=gpu',
-    )
+    gpu = what.add_parser('gpu', help='all that is to be measured on a GPU')
     gpu.add_argument('--output', required=True, help='a folder; parts that it holds are not run')
     gpu.add_argument('--seconds', type=float, default=480.0, help='in all (default 480)')
     gpu.add_argument('--rehearse', action='store_true', help='with tiny sizes, on any device')
