@@ -47,11 +47,11 @@ PARTS = (
 
 
 def benchmark_gpu(output: Path, seconds: float, rehearse: bool) -> str:
-    """Tables of what was measured. Runs the parts that `output` does not hold yet, within `seconds`.
+    """Tables of what was measured, after the parts that `output` does not hold yet, in `seconds`.
 
-    Writes `gpu.json`, `gpu.md` (its tables) and `gpu.log` anew after each part, and
-    what XLA tells of the device: the results of its autotuning and its description of the target.
-    rehearse: the same with tiny sizes, on any device, in as much time as it takes.
+    Writes `gpu.json`, `gpu.md` (the tables) and `gpu.log` anew after each part, and what XLA tells
+    of the device: the results of its autotuning and its description of the target. rehearse: the
+    same with tiny sizes, on any device, in as much time as it takes.
     """
     output, began = output.absolute(), time.monotonic()
     output.mkdir(parents=True, exist_ok=True)
