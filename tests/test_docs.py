@@ -62,7 +62,7 @@ def commands_in(text: str):
     lexer = shlex.shlex(text, posix=True, punctuation_chars=True)
     lexer.whitespace_split = True
     for between, group in itertools.groupby(lexer, lambda word: set(word) <= set('();<>|&')):
-        words = list(group)
+        words = [re.sub(r'\$\w+', '0', word) for word in group]  # $i of a loop of the shell
         for quoted in words:
             if ' ' in quoted and not quoted.startswith('import '):
                 yield from commands_in(quoted)
