@@ -193,14 +193,18 @@ def test_two_processes_are_one(tokenizer_dir, tmp_path):
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0, out + err
     assert one.returncode == 0, one.stderr
-    rows, expected = metrics_lines(tmp_path / 'pair'), metrics_lines(tmp_path / 'one')
+    assert_same_figures(tmp_path / 'pair', tmp_path / 'one')
+    params, _ = load_params(str(tmp_path / 'pair'))
+    norm = np.linalg.norm(params['encoder']['blocks']['00']['attention']['query']['kernel'])
+    assert read_alone(tmp_path / 'pair' / 'checkpoints' / '7') == pytest.approx((7, norm), rel=1e-6)
+
+
+def assert_same_figures(workdir, reference):
+    rows, expected = metrics_lines(workdir), metrics_lines(reference)
     assert [row['step'] for row in rows] == [row['step'] for row in expected]
     for row, wanted in zip(rows, expected):
         for name in wanted.keys() - {'images_per_second'}:
             assert row[name] == pytest.approx(wanted[name], abs=1e-5), (wanted['step'], name)
-    params, _ = load_params(str(tmp_path / 'pair'))
-    norm = np.linalg.norm(params['encoder']['blocks']['00']['attention']['query']['kernel'])
-    assert read_alone(tmp_path / 'pair' / 'checkpoints' / '7') == pytest.approx((7, norm), rel=1e-6)
 
 
 def read_alone(path) -> tuple[int, float]:

@@ -15,13 +15,13 @@ from tests import tiny
 from tests.class_tars import class_tars, tar
 from tests.data.sources import test_parquet
 from tests.photos import write_photos
+from tests.train.test_mesh import assert_same_figures
 from tests.train.test_resume import assert_same_run
 
-pytestmark = pytest.mark.usefixtures('one_device')
 
-
-def test_the_same_run_as_from_the_folder(tmp_path, tokenizer_dir, monkeypatch, capsys):
-    """Parameters and metrics; each run is stopped after step 2, and goes on."""
+@pytest.fixture
+def stored(tmp_path):
+    """{kind of source: paths of the same photographs}."""
     folder = tmp_path / 'images'
     for i, photo in enumerate(write_photos(folder / 'all')):
         (folder / f'n{i % 3}').mkdir(exist_ok=True)
@@ -35,7 +35,8 @@ def test_the_same_run_as_from_the_folder(tmp_path, tokenizer_dir, monkeypatch, c
         for i, (image, label) in enumerate(zip(images, labels)):
             writer.write({'__key__': f'{i:03}', 'jpg': image, 'cls': label})
     table = test_parquet.table(images, labels, source.class_names)
-    stored = {
+    return {
+        'folder': (folder,),
         'class_tars': (tars, tar(tmp_path / 'train.tar', tars)),
         'webdataset': (tmp_path / 'shards',),
         'parquet': (
@@ -44,13 +45,22 @@ def test_the_same_run_as_from_the_folder(tmp_path, tokenizer_dir, monkeypatch, c
         ),
     }
 
+
+def data(name: str, path: Path) -> dict:
+    both = {'name': name, 'path': str(path), 'evaluate_path': str(path)}
+    return both | ({'evaluate_split': 'train'} if name in ('webdataset', 'parquet') else {})
+
+
+@pytest.mark.usefixtures('one_device')
+def test_the_same_run_as_from_the_folder(stored, tmp_path, tokenizer_dir, monkeypatch, capsys):
+    """Parameters and metrics; each run is stopped after step 2, and goes on."""
+
     def train(name: str, path: Path) -> int:
-        data = {'name': name, 'path': str(path), 'evaluate_path': str(path)}
-        if name in ('webdataset', 'parquet'):
-            data['evaluate_split'] = 'train'
-        settings = tiny.settings(tokenizer_dir, data=data, total_steps=3, evaluate_every=3)
+        few = {'total_steps': 3, 'evaluate_every': 3, 'data': data(name, path)}
+        settings = tiny.settings(tokenizer_dir, **few)
         return loop.train(task_config(settings), tmp_path / f'run of {path.name}')
 
+    (folder,) = stored.pop('folder')
     assert train('folder', folder) == 0
     for name, path in ((name, path) for name, paths in stored.items() for path in paths):
         with monkeypatch.context() as patch:
@@ -64,3 +74,21 @@ def test_the_same_run_as_from_the_folder(tmp_path, tokenizer_dir, monkeypatch, c
     assert train('parquet', tmp_path / 'hub') == 0
     said = 'for each picture 3 are read, which lie in one row group: config.data.chunk=3'
     assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    'name',
+    ['webdataset', *(pytest.param(n, marks=pytest.mark.slow) for n in ('class_tars', 'parquet'))],
+)
+def test_two_processes_are_one(name, stored, tokenizer_dir, tmp_path):
+    """Two that read it, each its own rows, against one that reads the folder."""
+    few = {'total_steps': 3, 'evaluate_every': 3}
+    of = lambda kind: few | {'data': data(kind, stored[kind][0])}
+    pair = tiny.start_pair(tiny.arguments(tmp_path / 'pair', tokenizer_dir, **of(name)))
+    one = tiny.arguments(tmp_path / 'one', tokenizer_dir, **of('folder'))
+    done = tiny.run(one, JAX_NUM_CPU_DEVICES='2')
+    assert done.returncode == 0, done.stderr
+    for process in pair:
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, out + err
+    assert_same_figures(tmp_path / 'pair', tmp_path / 'one')
