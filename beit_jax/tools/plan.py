@@ -14,6 +14,7 @@ import os
 
 from beit_jax.performance.plan import EXAMPLES, plan, search_batch
 from beit_jax.performance.reports import of_plan
+from beit_jax.runtime import set_deterministic
 from beit_jax.tools import arguments, config_option, outputs
 
 # Where there is no GPU to try them on, XLA gives products to Triton in its smallest tiles; with one
@@ -37,8 +38,11 @@ def run(options: argparse.Namespace) -> None:
         os.environ['XLA_FLAGS'] = f'{flags} {WITHOUT_GPU}'.strip()
     os.environ['JAX_PLATFORMS'] = 'cpu'
     json_file = outputs.file('--json', options.json, [options.config])
+    config = config_option.read(options)
+    if config.deterministic:
+        set_deterministic()
     find = search_batch if options.search_batch else plan
-    result = find(config_option.read(options), options.topology, options.dall_e)
+    result = find(config, options.topology, options.dall_e)
     print(of_plan(result))
     if options.search_batch:
         print(

@@ -269,7 +269,8 @@ def test_whole_plan(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr('jax.experimental.topologies.get_topology_desc', lambda **_: topology)
     monkeypatch.setenv('XLA_FLAGS', os.environ['XLA_FLAGS'])
     config, found = tmp_path / 'config.json', tmp_path / 'plan.json'
-    config.write_text(json.dumps(tiny.settings('', target='pixels')))
+    config.write_text(json.dumps(tiny.settings('', target='pixels', deterministic=True)))
+    monkeypatch.setattr('beit_jax.runtime.gpu_plugins', lambda: ['xla_cuda13'])
     words = [f'--config={config}', '--topology=h100:2', f'--json={found}']
     monkeypatch.setattr('sys.argv', ['plan', *words])
     tool.arguments.main(tool.run, tool._arguments())
@@ -281,4 +282,6 @@ def test_whole_plan(tmp_path, monkeypatch, capsys):
     assert f'{step["counts"]["other"]:,} x other' in said and 'received by all-reduce' in said
     assert sum(step['kinds'].values()) == pytest.approx(step['nanoseconds'], rel=1e-3)
     assert result['step_seconds'] == result['nanoseconds'] / 1e9
-    assert 'triton_gemm=false' in os.environ['XLA_FLAGS']
+    # as a run of this config has it, and without a GPU
+    assert '--xla_gpu_deterministic_ops=true' in os.environ['XLA_FLAGS']
+    assert '--xla_gpu_enable_triton_gemm=false' in os.environ['XLA_FLAGS']
