@@ -58,9 +58,13 @@ def normalized(images):
 def all_logits(model, images, mask_BP):
     """Of the tokens of all patches."""
     slots_BP = np.broadcast_to(np.arange(mask_BP.shape[1]), mask_BP.shape)
-    module = nnx.merge(model.graphdef, model.params)
     pixels = (images - np.float32(0.5)) / np.float32(0.5)
-    return jax.jit(module.__call__)(pixels, mask_BP, slots_BP)
+
+    @jax.jit
+    def logits(params, *inputs):  # as constants they would stay, with the program
+        return nnx.merge(model.graphdef, params)(*inputs)
+
+    return logits(model.params, pixels, mask_BP, slots_BP)
 
 
 def make_and_write(dialect, kind, directory):
