@@ -25,8 +25,7 @@ PEERS = ('eager', 'eager-fused', 'compiled', 'compiled-fused')
 
 def run(options: argparse.Namespace) -> None:
     if options.what == 'gpu':
-        _run_gpu(options)
-        return
+        return _run_gpu(options)
     json_file = outputs.file('--json', options.json, [getattr(options, 'config', '')])
     check(options.repeats > 0, 'use at least 1 for --repeats.')
     result = {'masks': _run_masks, 'input': _run_input, 'step': _run_step}[options.what](options)
@@ -68,9 +67,8 @@ def _run_gpu(options) -> None:
     from beit_jax.performance.gpu_benchmark import benchmark_gpu
 
     check(options.seconds > 0, f'--seconds is {options.seconds}: use a number above 0.')
-    print(
-        benchmark_gpu(outputs.folder('--output', options.output), options.seconds, options.rehearse)
-    )
+    output = outputs.folder('--output', options.output)
+    print(benchmark_gpu(output, options.seconds, options.rehearse))
 
 
 def _arguments() -> argparse.ArgumentParser:
@@ -78,9 +76,7 @@ def _arguments() -> argparse.ArgumentParser:
         'benchmark', __doc__, 'python -m beit_jax.tools.benchmark masks --json masks.json'
     )
     what = parser.add_subparsers(dest='what', required=True)
-    masks = what.add_parser(
-        'masks', help='blockwise masks against the official algorithm', epilog=parser.epilog
-    )
+    masks = what.add_parser('masks', help='blockwise masks against the official algorithm')
     masks.add_argument('--batch', type=int, default=256, help='masks a call (default 256)')
     reading = what.add_parser(
         'input',
