@@ -39,7 +39,7 @@ PARTS = (
     Part('no Triton products', gpu_parts.whole, 50, '--xla_gpu_enable_triton_gemm=false'),
     Part('latency hiding', gpu_parts.whole, 50, '--xla_gpu_enable_latency_hiding_scheduler=true'),
     Part('same bits', gpu_parts.same_bits, 40),
-    Part('same bits again', gpu_parts.same_bits, 30),
+    Part('same bits, again', gpu_parts.same_bits, 30),
     Part('same bits, deterministic', gpu_parts.same_bits, 40, _DETERMINISTIC),
     Part('same bits, deterministic, again', gpu_parts.same_bits, 30, _DETERMINISTIC),
     Part('profile', gpu_parts.profile, 40),

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from beit_jax.performance.programs import IMAGES
 from beit_jax.performance.step_benchmark import GIVEN, WHOLE, Ours, Product, seconds_a_step
 from beit_jax.runtime import keep_memory
 from beit_jax.settings.mapping import task_config
@@ -184,7 +185,7 @@ def _with_attention(config: Config, attention: str) -> Config:
 
 def _gradients(config: Config) -> tuple[float, dict[str, np.ndarray]]:
     """(loss, {name: float32 gradient}) of the same random pictures, tokens and parameters."""
-    config = config.resolve(1_281_167, ())
+    config = config.resolve(IMAGES, ())
     task, rng = make_on_given_tokens(config), np.random.default_rng(0)
 
     def weights(leaf):

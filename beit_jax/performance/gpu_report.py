@@ -84,8 +84,7 @@ def _bits(parts):
     """Whether five steps ended in the same bits, within a process and in two."""
     lines = []
     for name in (_SAME, f'{_SAME}, deterministic'):
-        again = f'{name}, again' if 'deterministic' in name else f'{name} again'
-        one, two = parts.get(name, {}), parts.get(again, {})
+        one, two = parts.get(name, {}), parts.get(f'{name}, again', {})
         for what, pair in (
             ('twice in a process', (one.get('first'), one.get('second'))),
             ('in two processes', (one.get('first'), two.get('first'))),

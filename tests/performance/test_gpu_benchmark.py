@@ -6,6 +6,7 @@ import pytest
 
 from beit_jax.performance import gpu_benchmark, gpu_parts
 from beit_jax.performance.gpu_benchmark import Part, benchmark_gpu
+from beit_jax.performance.gpu_report import report
 from beit_jax.performance.step_benchmark import GIVEN, WHOLE
 from beit_jax.settings.mapping import task_config
 from beit_jax.settings.recipes import load_recipe
@@ -74,3 +75,14 @@ def test_what_is_interrupted(tmp_path, monkeypatch):
     ended['base'] = True
     assert 'was ended' not in benchmark_gpu(tmp_path, 100, False)
     assert json.loads((tmp_path / 'gpu.json').read_text())['parts']['base']['whole']
+
+
+def test_the_same_bits():
+    """Twice in a process and in two, as the parts are called."""
+    found = {'first': 'a', 'second': 'a'}, {'first': 'b', 'second': 'b'}
+    names = [part.name for part in gpu_benchmark.PARTS if part.function is gpu_parts.same_bits]
+    took = {'whole': True, 'status': 0, 'seconds': 1.0}
+    parts = {name: took | {'found': found[i % 2]} for i, name in enumerate(names)}
+    table = report({'machine': 'M', 'rehearsal': False, 'parts': parts})
+    for name in names[::2]:
+        assert f'- {name}, twice in a process: yes\n- {name}, in two processes: no\n' in table

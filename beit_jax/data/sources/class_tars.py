@@ -12,7 +12,7 @@ from beit_jax.data.sources.splits import digest
 from beit_jax.data.sources.stored import StoredSource
 from beit_jax.data.stores import storage
 from beit_jax.data.stores.class_tars import ClassTars, Placed
-from beit_jax.data.stores.tar_file import PACKED
+from beit_jax.data.stores.tar_file import refuse_packed
 from beit_jax.errors import check, of_storage, shown
 
 
@@ -85,12 +85,7 @@ def _stamps(path, key) -> dict[str, tuple[int, str]]:
     if kind == 'file':
         folder, name = os.path.split(path)
         return {'': storage.stamps(folder or '.', (name.lower(),))[name]}
-    packed = [name for name, _ in storage.list_folder(path, PACKED)[1]]
-    check(
-        not packed,
-        f'{key}={path!r}: {packed and packed[0]} is compressed, so that nothing in it can be '
-        'found: gunzip all of them.',
-    )
+    refuse_packed(path, f'{key}={path!r}')
     stamps = storage.stamps(path, ('.tar',))
     check(bool(stamps), f'{key}={path!r} holds no .tar file: set it to the folder that does.')
     return stamps

@@ -71,9 +71,6 @@ class ParquetSource(StoredSource):
         if class_names is None:
             self.class_names = _class_names(schema, label, self.labels, f'{key}={path!r}')
 
-    def label(self, index: int) -> int:
-        return int(self.labels[index])
-
     def _example(self, index, value):
         if isinstance(value, dict):
             value = value['bytes'] or self._beside(index, value.get('path'))

@@ -1,5 +1,7 @@
 """A source whose examples are records that many files of a store hold."""
 
+import numpy as np
+
 from beit_jax.data.sources.source import Example, or_error
 from beit_jax.data.stores.shards import Shards
 
@@ -10,6 +12,7 @@ class StoredSource:
 
     class_names: tuple[str, ...]
     fingerprint: str
+    labels: np.ndarray  # int [N], or `label` is a subclass's own
 
     def __init__(self, shards: Shards):
         self._shards = shards
@@ -30,7 +33,7 @@ class StoredSource:
         ]
 
     def label(self, index: int) -> int:
-        raise NotImplementedError
+        return int(self.labels[index])
 
     def _example(self, index: int, record) -> Example:
         return Example(record, self.label(index))

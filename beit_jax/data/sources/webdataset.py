@@ -14,7 +14,7 @@ from beit_jax.data.sources.folder import path_kind
 from beit_jax.data.sources.splits import digest, facts_of, of_split
 from beit_jax.data.sources.stored import StoredSource
 from beit_jax.data.stores import storage
-from beit_jax.data.stores.tar_file import PACKED
+from beit_jax.data.stores.tar_file import refuse_packed
 from beit_jax.data.stores.tars import TarSamples
 from beit_jax.errors import check, of_storage
 
@@ -76,9 +76,6 @@ class WebDatasetSource(StoredSource):
         if class_names is None:
             self.class_names = _class_names(folder, self.labels, key)
 
-    def label(self, index: int) -> int:
-        return int(self.labels[index])
-
 
 def expand(pattern: str) -> list[str]:
     """The names of `name-{00..12}.tar`; several ranges count like digits."""
@@ -114,12 +111,8 @@ def _find(path, split, key) -> _Shards:
         info = _info(folder, key)
     except OSError as error:
         raise of_storage(error, f'{key}={path!r} cannot be read ({error}).') from error
-    packed = sorted(storage.list_folder(folder, PACKED)[1]) if not there else ()
-    check(
-        not packed,
-        f'{key}={path!r}: {packed and packed[0][0]} is compressed, so that nothing in it can be '
-        'found: gunzip all of them.',
-    )
+    if not there:
+        refuse_packed(folder, f'{key}={path!r}')
     facts = info.get(split, {})
     if pattern:
         names = expand(pattern)

@@ -7,7 +7,7 @@ import threading
 import typing
 
 from beit_jax.data.stores import storage
-from beit_jax.errors import of_storage
+from beit_jax.errors import check, of_storage
 
 PACKED = ('.tar.gz', '.tgz', '.tar.bz2', '.tar.xz', '.tar.zst')  # names of compressed ones
 # first bytes of gzip, bzip2, xz and zstandard
@@ -23,6 +23,16 @@ class Member(typing.NamedTuple):
     name: str
     length: int
     offset: int
+
+
+def refuse_packed(folder: str, where: str) -> None:
+    """Raises RequestError, which begins with `where`, for a folder that holds compressed tars."""
+    packed = [name for name, _ in storage.list_folder(folder, PACKED)[1]]
+    check(
+        not packed,
+        f'{where}: {packed and packed[0]} is compressed, so that nothing in it can be found: '
+        'gunzip all of them.',
+    )
 
 
 @contextlib.contextmanager
