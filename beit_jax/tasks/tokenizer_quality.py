@@ -13,7 +13,7 @@ import numpy as np
 
 from beit_jax.images.color import to_float
 from beit_jax.images.quality import WINDOW, psnr, ssim
-from beit_jax.models.tokenizers import PRECISIONS, make_tokenizer
+from beit_jax.models.tokenizers import PRECISIONS, make_tokenizer, precision_here
 
 KEPT = 8  # pictures that are given back
 
@@ -26,17 +26,18 @@ def measure(tokenizer, params, batches: Iterable[np.ndarray]) -> dict:
       a dict: `psnr` (dB) and `ssim`, means over images, None without a decoder; `codebook_usage`,
         the share of tokens that occur; `token_perplexity`, the effective number of tokens;
         `position_entropy`, bits, [rows][columns]; `agreement` by precision, the share of positions
-        with the token of float32; `images_per_second` by precision; and `pictures`, float [2, 8, H,
-        W, C]: originals, reconstructions.
+        with the token of float32; `images_per_second` by precision; `precision_here`, which one
+        each is on this device; and `pictures`, float [2, 8, H, W, C]: originals, reconstructions.
     """
     params = jax.device_put(params)
     make = functools.partial(
         make_tokenizer, tokenizer.kind, dataclasses.asdict(tokenizer.config), tokenizer.image_size
     )
-    encode = {precision: jax.jit(make(precision).encode) for precision in PRECISIONS}
+    here = {precision: precision_here(precision) for precision in PRECISIONS}
+    encode = {precision: jax.jit(make(precision).encode) for precision in here.values()}
     draw = jax.jit(functools.partial(_draw, tokenizer))
-    same = dict.fromkeys(PRECISIONS, 0)
-    seconds = {precision: [] for precision in PRECISIONS}
+    same = dict.fromkeys(encode, 0)
+    seconds = {precision: [] for precision in encode}
     quality, kept, counts_PV, total, size = [], [], None, 0, 0
     for pixels in batches:
         images = jax.block_until_ready(to_float(jnp.asarray(pixels)))
@@ -52,8 +53,8 @@ def measure(tokenizer, params, batches: Iterable[np.ndarray]) -> dict:
             counts_PV = np.zeros((positions, tokenizer.vocabulary))
         np.add.at(counts_PV, (np.arange(positions), exact_BP), 1)
         total += exact_BP.size
-        for precision in PRECISIONS:
-            same[precision] += int((ids[precision] == exact_BP).sum())
+        for precision, ids_BP in ids.items():
+            same[precision] += int((ids_BP == exact_BP).sum())
         if 'decoder' in params:
             pictures, *figures = draw(params, exact_BP, images)
             quality.append(np.stack(figures))
@@ -65,11 +66,12 @@ def measure(tokenizer, params, batches: Iterable[np.ndarray]) -> dict:
         'codebook_usage': float((counts_V > 0).mean()),
         'token_perplexity': float(2 ** _entropy(counts_V)),
         'position_entropy': entropy_P.reshape(grid).tolist(),
-        'agreement': {precision: count / total for precision, count in same.items()},
+        'agreement': {precision: same[one] / total for precision, one in here.items()},
         'images_per_second': {
-            precision: 1 / float(np.median(values)) if values else None
-            for precision, values in seconds.items()
+            precision: 1 / float(np.median(seconds[one])) if seconds[one] else None
+            for precision, one in here.items()
         },
+        'precision_here': here,
         'images': total // len(counts_PV),
         'vocabulary': tokenizer.vocabulary,
         'device': jax.devices()[0].device_kind,

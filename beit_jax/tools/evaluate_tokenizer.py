@@ -12,7 +12,6 @@ from beit_jax.data.pictures.grid import rows_picture, visible
 from beit_jax.data.sources.choice import open_source
 from beit_jax.data.sources.subset import Subset, spread
 from beit_jax.errors import RequestError, check
-from beit_jax.models.tokenizers import PRECISIONS
 from beit_jax.tasks.tokenizer_quality import measure
 from beit_jax.tools import arguments, images_option, outputs, pixels_option
 from beit_jax.weights.tokenizer import load_tokenizer
@@ -52,7 +51,10 @@ def report(figures: dict) -> str:
         f'entropy           {entropies.mean():.2f} bits a position ({entropies.min():.2f} to '
         f'{entropies.max():.2f})',
     ]
-    for precision in PRECISIONS:
+    for precision, here in figures['precision_here'].items():
+        if here != precision:
+            lines.append(f'{precision:18}is {here} on this device')
+            continue
         rate = figures['images_per_second'][precision]
         speed = f'{rate:,.0f} images/s' if rate else 'no speed (it takes two whole batches)'
         agreement = f'{figures["agreement"][precision]:.3%} of tokens as in float32'

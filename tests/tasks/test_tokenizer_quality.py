@@ -185,10 +185,12 @@ def test_default_precision_keeps_the_tokens(tmp_path, monkeypatch):
     exact = ids('float32')
     share = {
         'bfloat16_3x': np.mean(ids('float32', of_high_and_low) == exact),
-        'TF32': np.mean(ids('float32', of_tf32) == exact),
+        'tensorfloat32': np.mean(ids('float32', of_tf32) == exact),
         'bfloat16': np.mean(ids('bfloat16') == exact),
     }
     print(share)
-    assert share['bfloat16_3x'] >= 0.999 > share['bfloat16'] > 0.95
+    assert share['bfloat16_3x'] >= 0.999 > share['tensorfloat32'] >= 0.997
+    assert 0.99 > share['bfloat16'] > 0.95
     assert task_config({'task': 'pretrain', 'total_steps': 1}).tokenizer.precision == 'bfloat16_3x'
-    np.testing.assert_array_equal(ids('bfloat16_3x'), exact)  # what it is where there is no TPU
+    for precision in ('bfloat16_3x', 'tensorfloat32'):  # what they are on a CPU
+        np.testing.assert_array_equal(ids(precision), exact)

@@ -110,7 +110,11 @@ def test_evaluate(fitted, tmp_path, capsys):
     assert figures['agreement']['float32'] == 1 and 0.9 < figures['agreement']['bfloat16'] <= 1
     assert all(rate > 0 for rate in figures['images_per_second'].values())
     assert Image.open(tmp_path / 'new' / 'p.png').size == (8 * 112, 2 * 112)
-    assert f'PSNR {figures["psnr"]:.2f} dB' in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f'PSNR {figures["psnr"]:.2f} dB' in said
+    # what would be measured twice is not
+    assert 'tensorfloat32     is float32 on this device\nbfloat16  ' in said
+    assert figures['agreement']['tensorfloat32'] == 1
 
 
 def test_evaluate_without_a_decoder(tmp_path, capsys):

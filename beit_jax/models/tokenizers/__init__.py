@@ -18,10 +18,17 @@ from beit_jax.settings.intervals import Interval
 from beit_jax.settings.mapping import from_mapping
 
 KINDS = ('dvae', 'customized', 'kmeans', 'random_projection')
-# bfloat16_3x: three bfloat16 products for one on a TPU, which keeps all but one in ten thousand of
-# float32's ids; elsewhere it is float32, for what a GPU would do instead, TF32, keeps fewer than
-# 99.9 % (docs/benchmarks.md).
-PRECISIONS = ('float32', 'bfloat16_3x', 'bfloat16')
+# Besides float32 and bfloat16: bfloat16_3x, three bfloat16 products for one, keeps all but one in
+# ten thousand of float32's ids and is for a TPU; tensorfloat32, ten bits of mantissa, keeps 99.78 %
+# (docs/benchmarks.md) and is for a GPU.
+PRECISIONS = ('float32', 'bfloat16_3x', 'tensorfloat32', 'bfloat16')
+# What each is on a device; the nearest that is no worse where a device does not have it. JAX takes
+# either for Precision.HIGH.
+_HIGH = {
+    ('tpu', 'bfloat16_3x'): 'bfloat16_3x',
+    ('tpu', 'tensorfloat32'): 'bfloat16_3x',
+    ('gpu', 'tensorfloat32'): 'tensorfloat32',
+}
 Vocabulary = Annotated[int, Interval(2, 2**16)]  # ids fit uint16
 
 
@@ -95,7 +102,14 @@ def make_tokenizer(
     return tokenizer
 
 
+def precision_here(precision: str) -> str:
+    """Which of PRECISIONS one of them is on the devices that are traced for."""
+    if precision in ('float32', 'bfloat16'):
+        return precision
+    return _HIGH.get((target_platform(), precision), 'float32')
+
+
 def dtype_and_precision(precision: str) -> dict:
     """What flax and JAX call one of PRECISIONS: {'dtype', 'precision'}."""
-    passes = 'float32' if precision == 'bfloat16_3x' and target_platform() != 'tpu' else precision
-    return {'dtype': 'bfloat16' if precision == 'bfloat16' else 'float32', 'precision': passes}
+    dtype = 'bfloat16' if precision == 'bfloat16' else 'float32'
+    return {'dtype': dtype, 'precision': precision_here(precision)}

@@ -1,8 +1,10 @@
 """Our dVAE against the package dall_e with the same random weights, 1e-4 in float32."""
 
+import dataclasses
 import functools
 import json
 import math
+import re
 
 import dall_e
 from flax import nnx, traverse_util
@@ -14,7 +16,8 @@ import scipy.stats
 import torch
 
 from beit_jax.errors import RequestError
-from beit_jax.models.tokenizers import fused_block
+from beit_jax.models import tokenizers
+from beit_jax.models.tokenizers import dvae, fused_block, kmeans, make_tokenizer
 from beit_jax.models.tokenizers.dvae import (
     DVAE,
     Config,
@@ -149,6 +152,31 @@ def test_bfloat16_leaves_the_last_layer_to_float32():
     logits = jax.eval_shape(lambda state, images: nnx.merge(graphdef, state)(images), state, images)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((state, logits)))
     assert logits.shape == (2, 3, 5, 53)
+
+
+@pytest.mark.parametrize(
+    ('platform', 'precision', 'products'),
+    [
+        ('gpu', 'tensorfloat32', 'HIGH'),  # XLA's name for TF32 there, for three products on a TPU
+        ('gpu', 'bfloat16_3x', 'HIGHEST'),
+        ('tpu', 'tensorfloat32', 'HIGH'),
+        ('tpu', 'bfloat16_3x', 'HIGH'),
+        ('cpu', 'tensorfloat32', 'HIGHEST'),
+        ('cpu', 'bfloat16_3x', 'HIGHEST'),
+        ('gpu', 'float32', 'HIGHEST'),
+        ('gpu', 'bfloat16', 'DEFAULT'),
+    ],
+)
+@pytest.mark.parametrize('kind', [dvae, kmeans])
+def test_precision_of_a_device(kind, platform, precision, products, monkeypatch):
+    """Of all convolutions and products, as they are lowered."""
+    for module in (tokenizers, dvae):
+        monkeypatch.setattr(module, 'target_platform', lambda: platform)
+    sizes = {'patch_size': 4, 'vocabulary': 53} if kind is kmeans else dataclasses.asdict(TINY)
+    tokenizer = make_tokenizer(kind.__name__.rpartition('.')[2], sizes, 8, precision)
+    images = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
+    text = jax.jit(tokenizer.encode).lower(tokenizer.abstract(), images).as_text()
+    assert set(re.findall(r'\b(?:DEFAULT|HIGH|HIGHEST)\b', text)) == {products}
 
 
 def test_pixel_maps():
