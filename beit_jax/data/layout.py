@@ -1,8 +1,8 @@
 """What a folder holds besides the pictures that are read, and what makes one wonder at it."""
 
 from collections import Counter
-from collections.abc import Sequence
 import os
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from beit_jax.data.inspection import in_threads
 from beit_jax.data.pictures import label_maps
 from beit_jax.data.sources.annotated_folder import TRAINING, AnnotatedFolder
 from beit_jax.data.sources.source import Source
-from beit_jax.data.sources.subset import spread
+from beit_jax.data.sources.subset import Subset, spread
 from beit_jax.data.stores import storage
 from beit_jax.errors import RequestError, shown
 
@@ -44,27 +44,55 @@ def strays(source: Source, path: str) -> list[str]:
     return beside if len(beside) < len(names) else []
 
 
-def parts_of_a_set(classes: Sequence[str], path: str) -> dict[str, str]:
-    """The settings of `DataConfig` that are meant where the names of all classes are those of parts
-    of a set; {} where they are not."""
-    parts = [name for name in classes if name.lower() in PARTS]
-    if not parts or len(parts) < len(classes):
-        return {}
-    train = next((name for name in parts if name.lower().startswith('train')), parts[0])
-    held = sorted(
-        (name for name in parts if name != train), key=lambda name: name.lower()[:3] != 'val'
-    )
-    meant = {'path': storage.join(path, train)}
-    return meant | ({'evaluate_path': storage.join(path, held[0])} if held else {})
+class Parts(NamedTuple):
+    """Folders of pictures that are parts of a set, as train and test."""
+
+    folder: str  # in which they lie
+    names: list[str]
+
+    @property
+    def meant(self) -> dict[str, str]:
+        """The settings of `DataConfig` that train on one of them and hold out another."""
+        train = next((name for name in self.names if name.lower().startswith('train')), '')
+        train = train or self.names[0]
+        held = [name for name in self.names if name != train]
+        held.sort(key=lambda name: name.lower()[:3] != 'val')
+        paths = {'path': train} | ({'evaluate_path': held[0]} if held else {})
+        return {key: storage.join(self.folder, name) for key, name in paths.items()}
+
+    def in_words(self, option: str) -> str:
+        """What to do about them; `option`: what stands before the names of settings."""
+        given = ' '.join(f'{option}{key}={shown(path)}' for key, path in self.meant.items())
+        names = shown(', '.join(self.names))
+        return f'{shown(self.folder)} holds {names}, which are parts of a set: give {given}'
 
 
-def doubts(classes: Sequence[str], path: str) -> list[str]:
-    """What the names of the classes make one wonder about."""
-    given = (
-        f'--data.{name}={shown(value)}' for name, value in parts_of_a_set(classes, path).items()
-    )
-    what = f'the classes are {", ".join(classes)}, which are parts of a set: give '
-    return [what + ' '.join(given)] if parts_of_a_set(classes, path) else []
+def parts_of_a_set(source: Source, path: str) -> Parts | None:
+    """The folders of `path`, or of the one folder in it, where all that hold pictures are called as
+    parts of a set; else None. What is no folder of pictures has none."""
+    while isinstance(source, Subset):
+        source = source.source
+    folders = list(filter(None, getattr(source, 'folders', ())))
+    while folders:
+        names = sorted({folder.partition('/')[0] for folder in folders})
+        if all(name.lower() in PARTS for name in names):
+            return Parts(path, names)
+        if len(names) > 1:
+            break
+        path = storage.join(path, names[0])
+        folders = list(filter(None, (folder.partition('/')[2] for folder in folders)))
+    return None
+
+
+def lies_in(path: str, folder: str) -> bool:
+    """Whether a path lies in a folder, and is not that folder. '' lies in none."""
+    if not path or not folder or storage.is_remote(path) != storage.is_remote(folder):
+        return False
+    paths = path, folder
+    if not storage.is_remote(path):
+        paths = map(os.path.realpath, paths)
+    inner, outer = (each.rstrip('/') + '/' for each in paths)
+    return inner != outer and inner.startswith(outer)
 
 
 def is_reduced(path: str, found: dict) -> bool:

@@ -56,19 +56,19 @@ def run(options) -> None:
     figures = measure(source, held_out, options.limit, data.num_workers, decode)
     if data.name == 'folder':
         figures['empty_classes'] += empty_folders(data.path, source)
-    figures |= {'left_out': {}, 'strays': [], 'doubts': [], 'annotations': None}
+    parts = None if annotated else layout.parts_of_a_set(source, data.path)
+    doubts = [parts.in_words('--data.')] if parts else []
+    figures |= {'left_out': {}, 'strays': [], 'doubts': doubts, 'annotations': None}
     if local:
         figures['left_out'] = layout.left_out(data.path)
         figures['strays'] = layout.strays(source, data.path)
-        figures['doubts'] = layout.doubts(source.class_names, data.path)
     if annotated:
         look = layout.annotations(annotated, options.limit, data.num_workers)
         figures['annotations'] = look
     figures['problems'] = problems(figures, options.max_bad_share)
     figures['usable'] = not figures['problems']
-    parts = layout.parts_of_a_set(source.class_names, data.path) if local else {}
     chunk = together(source) if together(source) > 1 else 0
-    meant = dataclasses.replace(data, chunk=chunk, **parts)
+    meant = dataclasses.replace(data, chunk=chunk, **(parts.meant if parts else {}))
     named = (*arguments.DATA, 'chunk')
     train_with = functools.partial(command, meant, named, figures['corrupt_share'])
     more = channel_settings(figures['channels'])

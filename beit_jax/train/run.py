@@ -10,11 +10,13 @@ from pathlib import Path
 import jax
 
 import beit_jax
+from beit_jax.data import layout
 from beit_jax.data.sources.choice import open_source
+from beit_jax.data.sources.source import Source
 from beit_jax.errors import check
 from beit_jax.runtime import DETERMINISTIC, is_deterministic, keep_memory
 from beit_jax.settings.run import RunConfig
-from beit_jax.tasks import EncoderRunConfig, make_task
+from beit_jax.tasks import EncoderRunConfig, LabelledRunConfig, make_task
 from beit_jax.train import optimizer as optimizers
 from beit_jax.train import state as states
 from beit_jax.train.batches import Batches
@@ -49,6 +51,7 @@ class Run:
         with known_data(config, workdir):
             self.source = open_source(config.data, 'train')
             self.held_out = open_source(config.data, 'evaluate')
+        _check_classes(config, self.source)
         self.config = config.resolve(len(self.source), self.source.class_names)
         self.task = make_task(self.config)
         self.batches = Batches(self.config, self.task, self.mesh, self.source, self.held_out)
@@ -58,11 +61,7 @@ class Run:
             self.held_out is not None or not self.task.needs_held_out,
             f'config.task={config.task} needs held-out images: {HELD_OUT}.',
         )
-        if self.held_out is not None and self.held_out.fingerprint == self.source.fingerprint:
-            self.notes.append(
-                'WARNING: the held-out images are the training images (config.data.evaluate_path, '
-                'or evaluate_split of tfds, names them): what eval/ says is no test'
-            )
+        self.notes += _tested_on(config, self.source, self.held_out)
 
     @functools.cached_property
     def schedule(self):
@@ -130,6 +129,33 @@ def _attention(config: RunConfig) -> str:
     if not isinstance(config, EncoderRunConfig):
         return ''
     return config.model.attention_way(config.grid, config.compute_dtype)
+
+
+def _check_classes(config: RunConfig, source: Source) -> None:
+    """Raises RequestError where the classes would be parts of a set."""
+    labelled = isinstance(config, LabelledRunConfig) and not config.data.label_maps
+    parts = layout.parts_of_a_set(source, config.data.path) if labelled else None
+    check(parts is None, f'{parts and parts.in_words("--config.data.")}. They are no classes.')
+
+
+def _tested_on(config: RunConfig, source: Source, held_out: Source | None) -> list[str]:
+    """What there is to say where images of a test are trained on."""
+    data, no_test = config.data, 'what eval/ says is no test'
+    parts = layout.parts_of_a_set(source, data.path)
+    if parts and len(parts.names) > 1:
+        return [f'WARNING: {parts.in_words("--config.data.")}; now all of them are trained on']
+    if held_out is not None and held_out.fingerprint == source.fingerprint:
+        return [
+            'WARNING: the held-out images are the training images (config.data.evaluate_path, '
+            f'or evaluate_split of tfds, names them): {no_test}'
+        ]
+    whole = data.name == 'folder' and not data.label_maps  # all below the path are trained on
+    if whole and layout.lies_in(data.evaluate_path, data.path):
+        return [
+            'WARNING: config.data.evaluate_path lies in config.data.path, so the held-out images '
+            f'are training images too: {no_test}'
+        ]
+    return []
 
 
 def _determinism(config: RunConfig, platform: str) -> list[str]:

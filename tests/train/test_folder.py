@@ -62,6 +62,37 @@ def test_held_out_images_that_are_trained_on(tokenizer_dir, tmp_path):
         assert any('held-out images are the training images' in note for note in notes) == said
 
 
+@pytest.mark.parametrize('above', ['', 'set'])
+def test_parts_of_a_set(above, tokenizer_dir, tmp_path):
+    """Train and test side by side, or in the one folder that there is: a line at the start of
+    pre-training, and no classes; the settings that it names do."""
+    for part in ('train', 'test'):
+        for name in ('a', 'b'):
+            write_photos(tmp_path / 'photos' / above / part / name)
+    next((tmp_path / 'photos' / above / 'test' / 'a').iterdir()).unlink()
+    said = f'{Path(tmp_path, "photos", above)} holds test, train, which are parts of a set: give '
+    config = folder_settings(tokenizer_dir, tmp_path / 'photos', holdout=0.5)
+    (note,) = Run(config, tmp_path / 'run').notes
+    assert note.startswith(f'WARNING: {said}')
+    given = dict(re.findall(r'--config.data.(\w+)=([^ ;]+)', note))
+    classes = tiny.classify_settings(data={'name': 'folder', 'path': str(tmp_path / 'photos')})
+    with pytest.raises(RequestError, match=f'^{re.escape(said)}.*They are no classes.$'):
+        Run(task_config(classes), tmp_path / 'classes')
+    run = Run(folder_settings(tokenizer_dir, given.pop('path'), **given), tmp_path / 'run')
+    assert not run.notes and (len(run.source), len(run.held_out)) == (16, 15)
+    classes['data'] |= {'path': f'{tmp_path}/photos/{above}/train', 'holdout': 0.5}
+    assert Run(task_config(classes), tmp_path / 'classes').source.class_names == ('a', 'b')
+
+
+def test_held_out_images_in_the_folder_of_the_training_images(tokenizer_dir, tmp_path):
+    for name in ('mine', 'mine/later', 'mine_too'):
+        write_photos(tmp_path / name)
+    for name, said in (('mine/later', True), ('mine_too', False)):
+        held = str(tmp_path / name)
+        notes = Run(folder_settings(tokenizer_dir, tmp_path / 'mine', evaluate_path=held), tmp_path)
+        assert any('lies in config.data.path' in note for note in notes.notes) == said
+
+
 def test_bad_records_are_replaced_and_counted(tokenizer_dir, tmp_path, capsys):
     photos = write_photos(tmp_path / 'photos')
     for copy in range(4):

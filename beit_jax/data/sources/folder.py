@@ -18,6 +18,9 @@ class FolderSource:
     is 0 and `class_names` is (). `class_names` may be given, so that held-out images count their
     classes as the training images do; `key` is the setting that messages name. The list of files is
     kept in the folder `index`, unless that is ''.
+
+    Attributes:
+      folders: the paths below `path` of all folders that hold images, sorted; '' is `path` itself.
     """
 
     def __init__(
@@ -36,15 +39,15 @@ class FolderSource:
             f'{key}={path!r} is a file: set it to the folder that holds the images.',
         )
         self.path, self._listing = path, Listing(path, key, index, endings)
-        self.fingerprint = self._listing.fingerprint
-        classes = [folder.partition('/')[0] for folder in self._listing.folders]
+        self.fingerprint, self.folders = self._listing.fingerprint, self._listing.folders
+        classes = [folder.partition('/')[0] for folder in self.folders]
         classes = classes if all(classes) else []  # some images are not in a sub-folder
         self.class_names, self._labels = numbered(classes, class_names, f'{key}={path!r}')
         check(
             bool(classes) or not self.class_names,
             f'{key}={path!r} has images outside class folders: sort them as the training images.',
         )
-        self._labels = self._labels or [0] * len(self._listing.folders)  # of each folder
+        self._labels = self._labels or [0] * len(self.folders)  # of each folder
 
     def __len__(self) -> int:
         return len(self._listing)
