@@ -20,6 +20,7 @@ from beit_jax.settings.intervals import Count, Interval
 
 KINDS = ('blockwise', 'random', 'none')
 ATTEMPTS = 10  # for one block; a block that fails as often ends the mask
+_FILL = 0x66696C6C  # sets the key of what fills up apart from those of the attempts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,10 +29,12 @@ class MaskConfig:
 
     # blockwise | random | none (nothing is hidden, and the other settings are not used)
     kind: str = 'blockwise'
-    patches: Count = 75  # hidden at most (blockwise) or exactly (random)
+    patches: Count = 75  # hidden at most (blockwise) or exactly (random, or `exact`)
     min_block: Count = 16  # patches of the smallest block that is tried while as many are wanted
     # height over width of a block is log-uniform in [min_aspect, 1 / min_aspect]
     min_aspect: Annotated[float, Interval(0.01, 1)] = 0.3
+    # blockwise masks that end early are filled up with random patches: exactly `patches` (BEiT v2)
+    exact: bool = False
 
     def __post_init__(self):
         one_of('config.mask.kind', self.kind, KINDS)
@@ -78,7 +81,7 @@ def draw_masks(keys_B: jax.Array, config: MaskConfig, grid: tuple[int, int]) -> 
             jnp.zeros((batch, 0), jnp.int32),
             jnp.zeros((batch, 0), jnp.float32),
         )
-    draw = _blockwise if config.kind == 'blockwise' else _random
+    draw = _random if config.kind == 'random' else _filled if config.exact else _blockwise
     masks = by_rows(jax.vmap(lambda key: draw(key, config, grid)[0]), keys_B)
     mask_BP = masks.reshape(keys_B.shape[0], -1)
     slots = lambda mask_P: jnp.nonzero(mask_P, size=config.patches, fill_value=0)[0]
@@ -96,6 +99,15 @@ def count_blocks(keys_B: jax.Array, config: MaskConfig, grid: tuple[int, int]) -
 def _random(key, config, grid):
     order = jax.random.permutation(key, grid[0] * grid[1])
     return order < config.patches, 1
+
+
+def _filled(key, config, grid):
+    """`_blockwise`, and of the patches that it leaves as many as are wanted still, each as likely
+    (beit2/masking_generator.py:91)."""
+    hidden_hw, blocks = _blockwise(key, config, grid)
+    order = jax.random.permutation(jax.random.fold_in(key, _FILL), hidden_hw.size)
+    order = order.reshape(grid) - hidden_hw * hidden_hw.size  # blocks come before all others
+    return order <= jnp.sort(order.ravel())[config.patches - 1], blocks
 
 
 def _blockwise(key, config, grid):

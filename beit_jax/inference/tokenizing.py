@@ -67,7 +67,7 @@ def pictures_of_path(
     return Pictures(len(images), names.__getitem__, {'data': data}, read)
 
 
-def pictures_of_data(data: DataConfig, part: str) -> Pictures:
+def pictures_of_data(data: DataConfig, part: str, resampling: str = 'lanczos3') -> Pictures:
     """The central square of each image of a data set's `part`, 'train' or 'evaluate'.
 
     Raises:
@@ -82,7 +82,7 @@ def pictures_of_data(data: DataConfig, part: str) -> Pictures:
     pipeline.check_source(source, data)
 
     def read(indices, batch):
-        views, rows = (data.view('image', 0, 'lanczos3'),), np.arange(batch)
+        views, rows = (data.view('image', 0, resampling),), np.arange(batch)
         chosen = Subset(source, indices)
         for made in pipeline.evaluate_batches(chosen, batch, views, data, rows, crop):
             yield made['image'], made['valid']

@@ -1,6 +1,7 @@
-"""Resizing on the device, as torch does it: bilinear interpolation and adaptive pooling.
+"""Resizing on the device, as torch does it: bilinear interpolation, adaptive pooling, and the
+bicubic interpolation of positions.
 
-Both are linear in each axis: a small matrix for the rows and one for the columns. Shape legend: B
+All are linear in each axis: a small matrix for the rows and one for the columns. Shape legend: B
 images, h w rows and columns, H W those of the result, C channels.
 """
 
@@ -43,3 +44,36 @@ def _pooling_matrix(old: int, new: int) -> np.ndarray:
     cells, places = np.arange(new)[:, None], np.arange(old)
     inside = (places >= cells * old // new) & (places < -(-(cells + 1) * old // new))
     return inside / inside.sum(axis=1, keepdims=True)
+
+
+@functools.lru_cache
+def bicubic_matrix(old: int, new: int) -> np.ndarray:
+    """[new, old]: torch's bicubic interpolation along one axis.
+
+    a = -0.75, centres of pixels aligned, borders repeated.
+    """
+
+    def kernel(x):
+        x = np.abs(x)
+        near, far = 1.25 * x**3 - 2.25 * x**2 + 1, -0.75 * (x**3 - 5 * x**2 + 8 * x - 4)
+        return np.where(x <= 1, near, np.where(x < 2, far, 0))
+
+    matrix, centres = np.zeros((new, old)), (np.arange(new) + 0.5) * old / new - 0.5
+    for tap in range(-1, 3):
+        source = np.floor(centres).astype(int) + tap
+        np.add.at(matrix, (np.arange(new), np.clip(source, 0, old - 1)), kernel(centres - source))
+    return matrix
+
+
+def resize_position_embedding(embedding_ND, grid: tuple[int, int], new_grid: tuple[int, int]):
+    """Absolute positions [1 + P, D] for another grid of patches; the first, CLS's, stays."""
+    resized = resample_grid(
+        embedding_ND[1:].reshape(*grid, -1), *map(bicubic_matrix, grid, new_grid)
+    )
+    return jnp.concatenate([embedding_ND[:1], resized.reshape(new_grid[0] * new_grid[1], -1)])
+
+
+def resample_grid(x_hwD, rows, columns):
+    """[h, w, D] by a matrix for each axis, NumPy [H, h] and [W, w] -> [H, W, D]."""
+    rows, columns = (jnp.asarray(matrix, x_hwD.dtype) for matrix in (rows, columns))
+    return jnp.einsum('ah,bw,hwd->abd', rows, columns, x_hwD, precision='highest')

@@ -108,7 +108,9 @@ class Pretrain(Task):
         if not self.tokenizer:
             return ()
         size = one_size(*(side * self.tokenizer.factor for side in self.config.grid))
-        return (self.config.data.view('token_image', size, 'lanczos3'),)
+        view = self.config.data.view('token_image', size, self.tokenizer.resampling)
+        same = dataclasses.replace(view, name='image')  # pixels that are read anyway
+        return (same if same in self.views else view,)
 
     @property
     def token_cache(self):
@@ -150,7 +152,7 @@ class Pretrain(Task):
 
     def prepare(self, frozen, batch, *, train):
         """{'tokens': uint16 [B, P]} of the clean picture."""
-        picture_BSS3 = self._picture(batch, 'token_image', train)
+        picture_BSS3 = self._picture(batch, self.prepare_views[0].name, train)
         return {'tokens': self.tokenizer.encode(frozen, picture_BSS3).astype(jnp.uint16)}
 
     def _picture(self, batch, name, train):
@@ -246,6 +248,7 @@ class GivenTokens:
 
     vocabulary: int = 8192
     factor: int = 8  # pixels per token: DALL-E's
+    resampling: str = 'lanczos3'
 
 
 def make_on_given_tokens(

@@ -23,7 +23,7 @@ def measure(tokenizer, params, batches: Iterable[np.ndarray]) -> dict:
     uint16 [B, H, W, C]; all but the last of one size.
 
     Returns:
-      a dict: `psnr` (dB) and `ssim`, means over images, None without a decoder; `codebook_usage`,
+      a dict: `psnr` (dB) and `ssim`, means over images, None where nothing draws; `codebook_usage`,
         the share of tokens that occur; `token_perplexity`, the effective number of tokens;
         `position_entropy`, bits, [rows][columns]; `agreement` by precision, the share of positions
         with the token of float32; `images_per_second` by precision; `precision_here`, which one
@@ -55,7 +55,7 @@ def measure(tokenizer, params, batches: Iterable[np.ndarray]) -> dict:
         total += exact_BP.size
         for precision, ids_BP in ids.items():
             same[precision] += int((ids_BP == exact_BP).sum())
-        if 'decoder' in params:
+        if 'decoder' in params and tokenizer.decodes == 'pixels':
             pictures, *figures = draw(params, exact_BP, images)
             quality.append(np.stack(figures))
             kept = kept or [np.asarray(images[:KEPT]), np.asarray(pictures[:KEPT])]

@@ -14,20 +14,20 @@ from beit_jax.data.sources.subset import Subset, spread
 from beit_jax.errors import RequestError, check
 from beit_jax.tasks.tokenizer_quality import measure
 from beit_jax.tools import arguments, images_option, outputs, pixels_option
-from beit_jax.weights.tokenizer import load_tokenizer
+from beit_jax.weights.tokenizer import check_draws, load_tokenizer
 
 CELL = 112  # side of a picture in the picture, in pixels
 
 
 def read_batches(
-    options, data: DataConfig, left_out: images_option.LeftOut
+    options, data: DataConfig, resampling: str, left_out: images_option.LeftOut
 ) -> Iterator[np.ndarray]:
     """Batches [B, height, width, channels] of at most `options.limit` pictures, spread evenly over
     the held-out ones, or over all; without those that cannot be read."""
     source = open_source(data, 'evaluate') or open_source(data, 'train')
     source = Subset(source, spread(source, options.limit))
     pipeline.check_source(source, data)
-    views, rows = (data.view('image', 0, 'lanczos3'),), np.arange(options.batch)
+    views, rows = (data.view('image', 0, resampling),), np.arange(options.batch)
     for batch in pipeline.evaluate_batches(
         source, options.batch, views, data, rows, data.evaluate_crop
     ):
@@ -72,14 +72,13 @@ def run(options) -> None:
     output = outputs.file('--output', options.output, inputs, outputs.PICTURE)
     json_file = outputs.file('--json', options.json, inputs)
     tokenizer, params = load_tokenizer(options.tokenizer, decoder=True)
-    check(
-        not output or 'decoder' in params,
-        f'the tokenizer {options.tokenizer} has no decoder: it cannot draw pictures.',
-    )
+    if output:
+        check_draws(tokenizer, params, options.tokenizer)
     size = pixels_option.picture_size(options, tokenizer)
     data = pixels_option.data_for(options, tokenizer, size)
     left_out = images_option.LeftOut(options)
-    figures = measure(tokenizer, params, read_batches(options, data, left_out))
+    batches = read_batches(options, data, tokenizer.resampling, left_out)
+    figures = measure(tokenizer, params, batches)
     pictures = figures.pop('pictures')
     print(f'{report(figures)}{left_out}')
     if output:

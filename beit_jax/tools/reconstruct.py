@@ -20,7 +20,7 @@ from beit_jax.tasks.reconstruction import predict_pictures
 from beit_jax.tools import arguments, images_option, outputs, pixels_option
 from beit_jax.train.state import abstract_params
 from beit_jax.weights.load import load_weights
-from beit_jax.weights.tokenizer import load_tokenizer
+from beit_jax.weights.tokenizer import check_draws, load_tokenizer
 from beit_jax.weights.trees import check_params
 from beit_jax.whole_files import read_json
 
@@ -69,10 +69,8 @@ def run(options) -> None:
     task, params = load_run(options.workdir, options.tokenizer)
     path = task.config.tokenizer.path
     tokenizer_params = load_tokenizer(path, decoder=True)[1] if task.tokenizer else {}
-    check(
-        'decoder' in tokenizer_params or not task.tokenizer,
-        f'the tokenizer {path} has no decoder: it cannot draw pictures.',
-    )
+    if task.tokenizer:
+        check_draws(task.tokenizer, tokenizer_params, path)
     pixels_option.check_bands(options, task.config.model.channels)
     views, left_out = task.views + task.prepare_views, images_option.LeftOut(options)
     image, *token_image = map(to_float, read_views(options, views, task.config.data, left_out))

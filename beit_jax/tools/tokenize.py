@@ -33,7 +33,8 @@ def run(options) -> None:
             options.images, size, pixels_option.format_for(options, tokenizer)
         )
     else:
-        pictures = pictures_of_data(pixels_option.data_for(options, tokenizer, size), options.part)
+        data = pixels_option.data_for(options, tokenizer, size)
+        pictures = pictures_of_data(data, options.part, tokenizer.resampling)
     first, last = (pictures.count * p // processes for p in (process, process + 1))
     description = pictures.description | {
         'tokenizer': weights.fingerprint(tokenizer, params),

@@ -39,7 +39,7 @@ class Batches:
         """
         self._config, self._task, self._mesh = config, task, mesh
         self._source, self._held_out = source, held_out
-        self._views = task.views + task.prepare_views
+        self._views = tuple(dict.fromkeys(task.views + task.prepare_views))
         data = config.data
         self._sampler = Sampler(
             len(source),
@@ -104,28 +104,31 @@ class Batches:
         )
 
         def placed():
-            batches = itertools.chain(with_tokenizer, without)
-            for batch in itertools.islice(batches, config.total_steps - start):
+            batches = itertools.chain(
+                zip(with_tokenizer, itertools.repeat(False)), zip(without, itertools.repeat(True))
+            )
+            for batch, cached in itertools.islice(batches, config.total_steps - start):
                 self._bad.extend(self._name_bad(batch, self._source))
-                yield batch['view'], put_batch(self._mesh, batch, config.batch_size)
+                yield batch['view'], put_batch(self._mesh, batch, config.batch_size), cached
 
-        for views, batch in one_ahead(placed()):
-            yield self._prepared(views, batch, compute, cache)
+        for views, batch, cached in one_ahead(placed()):
+            yield self._prepared(views, batch, compute, cache, cached)
 
-    def _prepared(self, views, batch, compute, cache):
-        """The batch that the step takes: with tokens, computed or from the cache.
+    def _prepared(self, views, batch, compute, cache, cached: bool):
+        """The batch that the step takes: with tokens, computed or, where they are `cached`, read.
 
         views: the numbers of this process's views.
         """
         names = {view.name for view in self._task.prepare_views}
         if not names:
             made = {}
-        elif names <= batch.keys():
+        elif not cached:
             made = compute(self.frozen, {name: batch[name] for name in (*names, 'view', 'grey')})
             if cache:
                 cache.put(*gather(self._mesh)((batch['view'], made['tokens'])))
         else:
             made = put_batch(self._mesh, {'tokens': cache.read(views)}, self._config.batch_size)
+        names -= {view.name for view in self._task.views}
         return {name: value for name, value in batch.items() if name not in names} | made
 
     def reread(self, step: int) -> dict:

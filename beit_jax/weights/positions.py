@@ -11,6 +11,7 @@ import numpy as np
 from scipy.interpolate import CubicSpline
 
 from beit_jax.models.layers import num_relative_positions
+from beit_jax.models.resize import resample_grid, resize_position_embedding
 
 BIAS = 'position_bias'
 
@@ -41,45 +42,15 @@ def _bias_matrix(old: int, new: int) -> np.ndarray:
     return CubicSpline(places, np.eye(len(places)), bc_type='not-a-knot')(wanted)
 
 
-@functools.lru_cache
-def _bicubic_matrix(old: int, new: int) -> np.ndarray:
-    """[new, old]: torch's bicubic interpolation along one axis.
-
-    a = -0.75, centres of pixels aligned, borders repeated.
-    """
-
-    def kernel(x):
-        x = np.abs(x)
-        near, far = 1.25 * x**3 - 2.25 * x**2 + 1, -0.75 * (x**3 - 5 * x**2 + 8 * x - 4)
-        return np.where(x <= 1, near, np.where(x < 2, far, 0))
-
-    matrix, centres = np.zeros((new, old)), (np.arange(new) + 0.5) * old / new - 0.5
-    for tap in range(-1, 3):
-        source = np.floor(centres).astype(int) + tap
-        np.add.at(matrix, (np.arange(new), np.clip(source, 0, old - 1)), kernel(centres - source))
-    return matrix
-
-
 def resize_bias_table(table_RH, grid: tuple[int, int], new_grid: tuple[int, int]):
     """A bias table [R, heads] for another grid of patches (rows, columns).
 
     Its last three rows, those of CLS, stay as they are.
     """
     offsets = table_RH[:-3].reshape(2 * grid[0] - 1, 2 * grid[1] - 1, -1)
-    resized = _resize(offsets, *map(_bias_matrix, grid, new_grid))
+    resized = resample_grid(offsets, *map(_bias_matrix, grid, new_grid))
     resized = resized.reshape(num_relative_positions(new_grid) - 3, -1)
     return jnp.concatenate([resized, table_RH[-3:]])
-
-
-def resize_position_embedding(embedding_ND, grid: tuple[int, int], new_grid: tuple[int, int]):
-    """Absolute positions [1 + P, D] for another grid of patches; the first, CLS's, stays."""
-    resized = _resize(embedding_ND[1:].reshape(*grid, -1), *map(_bicubic_matrix, grid, new_grid))
-    return jnp.concatenate([embedding_ND[:1], resized.reshape(new_grid[0] * new_grid[1], -1)])
-
-
-def _resize(x_hwD, rows, columns):
-    rows, columns = (jnp.asarray(matrix, x_hwD.dtype) for matrix in (rows, columns))
-    return jnp.einsum('ah,bw,hwd->abd', rows, columns, x_hwD, precision='highest')
 
 
 def fit_positions(

@@ -83,6 +83,14 @@ def load_tokenizer(
     return tokenizer, {part: params[part] for part in wanted if part in params}
 
 
+def check_draws(tokenizer, params, path: str) -> None:
+    """Raises RequestError where a tokenizer, loaded from `path` with its decoder, cannot draw."""
+    why = '' if 'decoder' in params else 'has no decoder'
+    if tokenizer.decodes != 'pixels':
+        why = f'decodes {tokenizer.decodes}'
+    check(not why, f'the tokenizer {path} {why}: it cannot draw pictures.')
+
+
 def _is_pair(value) -> bool:
     return type(value) is list and len(value) == 2 and all(type(side) is int for side in value)
 

@@ -4,6 +4,7 @@ The statistical tests of a function have together a false alarm in 10,000 new se
 fixed, so none).
 """
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -110,6 +111,50 @@ def test_frequency_of_each_patch(grid, config):
     variance = np.maximum(p * (1 - p), 1e-9) * (1 / len(mask_BP) + 1 / count)
     z = np.abs(mask_BP.mean(axis=0) - expected_BP.mean(axis=0)) / np.sqrt(variance)
     assert 2 * scipy.stats.norm.sf(z).min() > FALSE_ALARM / (patches + 1), z.max()
+
+
+@pytest.mark.parametrize(
+    'grid, config', [((7, 5), MaskConfig(patches=31, min_block=11)), ((7, 37), SINGLE)]
+)
+def test_exact_masks_are_filled_up_uniformly(grid, config):
+    """Each patch beside the blocks as often as any other, each pair as often as any other: z-tests
+    with together FALSE_ALARM. The blocks are bit for bit those of a mask that is not filled up."""
+    blocks_BP = draw(config, grid).mask_BP
+    mask_BP, slots_BK, weights_BK = draw(dataclasses.replace(config, exact=True), grid)
+    assert (mask_BP.sum(axis=1) == config.patches).all() and (weights_BK == 1).all()
+    assert (np.take_along_axis(mask_BP, slots_BK, axis=1) == 1).all()
+    assert (np.diff(slots_BK) > 0).all()
+    assert (mask_BP >= blocks_BP).all()
+    left_BP, filled_BP = (each.astype(float) for each in (~blocks_BP, mask_BP & ~blocks_BP))
+    assert (filled_BP.sum(axis=1) > 1).mean() > 0.04
+    left_B, filled_B, patches = left_BP.sum(axis=1), filled_BP.sum(axis=1), grid[0] * grid[1]
+    single_B = filled_B / left_B
+    pair_B = single_B * (filled_B - 1) / (left_B - 1)
+    statistics = [
+        (filled_BP.sum(axis=0), single_B @ left_BP, (single_B * (1 - single_B)) @ left_BP),
+        [
+            (filled_BP.T @ filled_BP)[np.triu_indices(patches, 1)],
+            *(
+                (left_BP.T @ (weight_B[:, None] * left_BP))[np.triu_indices(patches, 1)]
+                for weight_B in (pair_B, pair_B * (1 - pair_B))
+            ),
+        ],
+    ]
+    for observed, expected, variance in statistics:
+        enough = variance > 25  # of fewer than that the normal law does not hold
+        z = (np.abs(observed - expected) / np.sqrt(np.maximum(variance, 1e-9)))[enough]
+        assert len(z) == patches or len(variance) > patches
+        assert 2 * scipy.stats.norm.sf(z).min() > FALSE_ALARM / (patches * (patches + 1) / 2), z
+
+
+def test_exact_at_the_published_size():
+    """75 of 196, which 67.5 % of the blockwise masks reach by themselves."""
+    blocks_BP = np.asarray(draw_masks(keys(997), MaskConfig(), GRID).mask_BP)
+    mask_BP = np.asarray(draw_masks(keys(997), MaskConfig(exact=True), GRID).mask_BP)
+    assert (mask_BP.sum(axis=1) == 75).all()
+    whole = blocks_BP.sum(axis=1) == 75
+    assert 0.6 < whole.mean() < 0.75
+    np.testing.assert_array_equal(mask_BP[whole], blocks_BP[whole])
 
 
 @pytest.mark.parametrize(

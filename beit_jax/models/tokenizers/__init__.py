@@ -1,8 +1,8 @@
-"""What pre-training knows of a tokenizer: pictures to token ids, and ids to pictures.
+"""What pre-training knows of a tokenizer: pictures to token ids, and ids to pictures or features.
 
 A kind of tokenizer is one file of this folder, with two classes: `Config`, its architecture, and
 `Tokenizer`. Its name in KINDS makes it known to every recipe and tool. Shape legend: B images, S
-side in pixels, P tokens in reading order, V vocabulary.
+side in pixels, P tokens in reading order, V vocabulary, F width of a feature.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from beit_jax.models.platform import target_platform
 from beit_jax.settings.intervals import Interval
 from beit_jax.settings.mapping import from_mapping
 
-KINDS = ('dvae', 'customized', 'kmeans', 'random_projection')
+KINDS = ('dvae', 'customized', 'kmeans', 'random_projection', 'vqkd')
 # Besides float32 and bfloat16: bfloat16_3x, three bfloat16 products for one, keeps all but one in
 # ten thousand of float32's ids and is for a TPU; tensorfloat32, ten bits of mantissa, keeps 99.78 %
 # (docs/benchmarks.md) and is for a GPU.
@@ -47,9 +47,12 @@ class Tokenizer(Protocol):
     image_size: int | tuple[int, int]
     factor: int  # pixels per token along each side
     pixels: str  # how it maps pixels in [0, 1], in words
+    resampling: str  # how its pictures are resized: lanczos3 | bicubic
+    decodes: str  # what its decoder makes of ids: pixels | features
 
     def abstract(self) -> dict:
-        """Shapes and dtypes of the parameters: of 'encoder' and, if it can draw, of 'decoder'."""
+        """Shapes and dtypes of the parameters: of 'encoder' and, if it can decode, of
+        'decoder'."""
 
     def encode(self, params: Any, images_BSS3: jax.Array) -> jax.Array:
         """Pixels in [0, 1], float32 [B, height, width, channels] -> ids int32 [B, P].
@@ -61,9 +64,9 @@ class Tokenizer(Protocol):
         self, params: Any, ids_BP: jax.Array, grid: tuple[int, int] | None = None
     ) -> jax.Array:
         """ids int [B, P] of a grid, square where that is None -> pixels in [0, 1], float32 [B,
-        height, width, channels].
+        height, width, channels]; where `decodes` is features, float32 [B, P, F].
 
-        Reads params['decoder'] alone.
+        Reads params['decoder'], and of params['encoder'] no more than a codebook.
         """
 
 

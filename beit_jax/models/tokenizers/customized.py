@@ -86,7 +86,7 @@ class CustomizedDecoder(nnx.Module):
 class Tokenizer:
     """A token is the most likely code of its cell."""
 
-    pixels, channels = '2 x - 1', 3
+    pixels, channels, resampling, decodes = '2 x - 1', 3, 'lanczos3', 'pixels'
 
     def __init__(self, config: Config, image_size: int, precision: str = 'float32'):
         self.config, self.image_size = config, image_size

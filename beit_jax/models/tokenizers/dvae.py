@@ -204,7 +204,7 @@ class DVAE(nnx.Module):
 class Tokenizer:
     """A token is the most likely code of its cell."""
 
-    pixels = '0.8 x + 0.1'
+    pixels, resampling, decodes = '0.8 x + 0.1', 'lanczos3', 'pixels'
 
     def __init__(self, config: Config, image_size: int, precision: str = 'float32'):
         self.config, self.image_size = config, image_size

@@ -100,6 +100,8 @@ def _means(sums_VD, counts_V, otherwise):
 class Tokenizer:
     """The decoder draws the mean of all patches of a token, brightness and colour included."""
 
+    resampling, decodes = 'lanczos3', 'pixels'
+
     def __init__(self, config: Config, image_size: int, precision: str = 'float32'):
         self.config, self.image_size = config, image_size
         self.vocabulary, self.factor = config.vocabulary, config.patch_size

@@ -28,6 +28,11 @@ def identify(source: Source) -> tuple[str, dict[str, np.ndarray]]:
         f'{path}: config.json says that it is a {shown(model_type)}, not a BEiT.',
     )
     check(bool(tensors), f'{path} holds no tensors.')
+    check(
+        not _has(tensors, 'quantize.', 'encoder/codebook'),
+        f'{path} is a VQ-KD tokenizer, not an encoder: give config.tokenizer.path the '
+        'folder that beit_jax.tools.import_tokenizer makes of the released file.',
+    )
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): array for name, array in tensors.items()}

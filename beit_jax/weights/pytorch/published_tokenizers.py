@@ -1,49 +1,75 @@
 """A published tokenizer out of its files: DALL-E's has one for each half."""
 
+import dataclasses
+from typing import Any
+
 from beit_jax.errors import RequestError, check
-from beit_jax.weights.pytorch.tokenizers import from_customized, from_dalle
+from beit_jax.weights.pytorch.tokenizers import from_customized, from_dalle, from_vqkd
 from beit_jax.weights.pytorch.torch_reader import read_tensors
 
 
-def read_tokenizer(paths: list[str]):
-    """(kind, Config, params) of one or two files.
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """A tokenizer, or a half of one."""
+
+    kind: str  # of models.tokenizers.KINDS
+    config: Any  # its Config
+    params: dict
+    image_size: int = 0  # side of its pictures in pixels; 0: the file does not tell
+    notes: tuple[str, ...] = ()  # what was left out
+
+
+def read_tokenizer(paths: list[str]) -> Published:
+    """The tokenizer of one or two files.
 
     Raises:
       RequestError: a file that is refused, or two that do not belong together.
     """
-    kind, config, params = '', None, {}
+    found = None
     for path in paths:
         tensors = read_tensors(path)
-        dalle = any(name.startswith('blocks.') for name in tensors)
         try:
-            new_config, parts = from_dalle(tensors) if dalle else from_customized(tensors)
+            new = _read(tensors)
         except RequestError as error:
             raise RequestError(f'{path}: {error}') from error
-        new_kind = 'dvae' if dalle else 'customized'
+        there = found.params if found else {}
         check(
-            not params.keys() & parts.keys(),
-            f'{path} is a second {" and ".join(parts)}: give one of each.',
+            not there.keys() & new.params.keys(),
+            f'{path} is a second {" and ".join(new.params)}: give one of each.',
         )
-        kind, config, params = join(kind, config, params, new_kind, new_config, parts, path)
-    return kind, config, params
+        found = join(found, new, path)
+    return found
 
 
-def join(kind, config, params, new_kind, new_config, parts, source: str):
-    """(kind, Config, params) of a tokenizer with `parts` added, which are from `source`.
+def _read(tensors) -> Published:
+    check(
+        'patch_embed.proj.weight' not in tensors,
+        'it is an encoder, not a tokenizer: give it as config.init.',
+    )
+    if any(name.startswith('quantize.') for name in tensors):
+        config, params, image_size, notes = from_vqkd(tensors)
+        return Published('vqkd', config, params, image_size, tuple(notes))
+    if any(name.startswith('blocks.') for name in tensors):
+        return Published('dvae', *from_dalle(tensors))
+    return Published('customized', *from_customized(tensors))
+
+
+def join(found: Published | None, new: Published, source: str) -> Published:
+    """A tokenizer with the parts of `new` added, which are from `source`.
 
     DALL-E's two halves share all sizes but the decoder's input width.
 
     Raises:
       RequestError: they do not belong together.
     """
-    if not params:
-        return new_kind, new_config, parts
-    decoder_config, other = (new_config, config) if 'decoder' in parts else (config, new_config)
+    if not found:
+        return new
+    decoder, other = (new, found) if 'decoder' in new.params else (found, new)
     same = ('groups', 'blocks', 'width', 'vocabulary')
     check(
-        kind == new_kind == 'dvae'
-        and all(getattr(decoder_config, name) == getattr(other, name) for name in same),
-        f'{source} does not belong to the other half: it is {new_config}, the other one {config}. '
-        'Give both, or another --output.',
+        found.kind == new.kind == 'dvae'
+        and all(getattr(decoder.config, name) == getattr(other.config, name) for name in same),
+        f'{source} does not belong to the other half: it is {new.config}, the other one '
+        f'{found.config}. Give both, or another --output.',
     )
-    return kind, decoder_config, params | parts
+    return dataclasses.replace(found, config=decoder.config, params=found.params | new.params)

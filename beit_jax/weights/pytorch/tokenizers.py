@@ -1,6 +1,6 @@
 """The published tokenizers, from PyTorch's names and layouts to ours.
 
-They are DALL-E's encoder and decoder, and BEiT's "customized" dVAE.
+They are DALL-E's encoder and decoder, BEiT's "customized" dVAE, and VQ-KD of BEiT v2.
 """
 
 import re
@@ -9,7 +9,9 @@ from flax import traverse_util
 import numpy as np
 
 from beit_jax.errors import check
-from beit_jax.models.tokenizers import customized, dvae
+from beit_jax.models.tokenizers import customized, dvae, vqkd
+from beit_jax.weights.pytorch import names
+from beit_jax.weights.pytorch.architecture import HEAD_WIDTH, read_sizes
 
 # Patterns of whole names, without the last part, and our paths.
 # fmt: off
@@ -25,7 +27,80 @@ CUSTOMIZED = (
     (r'(encoder|decoder)\.(\d{1,2})\.net\.(\d)', r'\1/layers/\2/convs/\3'),
     (r'(encoder|decoder)\.(\d{1,2})',            r'\1/output'),
 )
+VQKD = (
+    ('quantize.embedding.weight', 'encoder/codebook'),
+    *((f'{half}_task_layer.{place}.{theirs}', f'{half}r/fc{i}/{ours}')
+      for half in ('encode', 'decode') for i, place in ((1, 0), (2, 2))
+      for theirs, ours in (('weight', 'kernel'), ('bias', 'bias'))),
+)
+# what only the training of VQ-KD uses
+VQKD_TRAINING = ('teacher_model.', 'scaling_layer.', 'quantize.cluster_size',
+                 'quantize.embedding.cluster_size', 'quantize.embedding.embed_avg',
+                 'quantize.embedding.initted')
 # fmt: on
+
+
+def from_vqkd(tensors: dict[str, np.ndarray]):
+    """(Config, params, side of its pictures, notes) of the official code's VQKD, sizes read from
+    the tensors; without a decoder where it has none.
+
+    Raises:
+      RequestError: a name that such a module does not have, or sizes that nothing tells.
+    """
+    halves, flat, notes = {'encoder': {}, 'decoder': {}}, {}, []
+    kept = {n: array for n, array in tensors.items() if not n.startswith(VQKD_TRAINING)}
+    if teacher := sum(name.startswith(VQKD_TRAINING[0]) for name in tensors):
+        notes.append(f'the {teacher} tensors of the teacher are left out: a tokenizer has none')
+    table = dict(VQKD)
+    for name, array in names.split_qkv(kept).items():
+        half, _, rest = name.partition('.')
+        path = names.to_path(rest, 'unilm', 'mean') if half in halves else None
+        check(bool(path or name in table), f'{name[:80]!a} is no part of a VQ-KD tokenizer.')
+        axes = _axes(path or table[name])
+        check(array.ndim == axes, f'{name} has {array.ndim} axes, not {axes}.')
+        if path:
+            place = 'vit' if path.startswith('encoder/') else 'norm'
+            halves[half][path] = array
+            flat[f'{half}/{place}/{path.split("/", 1 if place == "vit" else 2)[-1]}'] = (
+                names.from_torch(path, array)
+            )
+        else:
+            flat[table[name]] = array.T if table[name].endswith('kernel') else array
+    codebook = flat.get('encoder/codebook')
+    check(
+        codebook is not None,
+        'there is no quantize.embedding.weight in it: it is not of a VQKD.',
+    )
+    bad = np.count_nonzero(~np.isfinite(codebook))
+    check(bad == 0, f'its codebook has {bad} numbers that are NaN or infinite.')
+    sizes = read_sizes(halves['encoder'])
+    width, features = sizes['width'], flat.get('decoder/fc2/bias', np.empty(0)).size
+    check(
+        width % HEAD_WIDTH == 0,
+        f'nothing tells its number of heads, and its width {width} is no multiple of {HEAD_WIDTH}.',
+    )
+    config = vqkd.Config(
+        vocabulary=codebook.shape[0],
+        code_width=codebook.shape[1],
+        patch_size=sizes['patch_size'],
+        channels=sizes['colours'],
+        width=width,
+        depth=sizes['depth'],
+        decoder_depth=read_sizes(halves['decoder'])['depth'] if halves['decoder'] else 1,
+        heads=width // HEAD_WIDTH,
+        hidden=sizes['hidden'],
+        features=features or vqkd.Config.features,
+    )
+    return config, traverse_util.unflatten_dict(flat, sep='/'), sizes['image_size'], notes
+
+
+def _axes(path: str) -> int:
+    """How many axes PyTorch's array has of one of our paths of VQ-KD."""
+    if path.endswith('patch_embedding/kernel'):
+        return 4
+    if path.endswith(('_token', 'position_embedding')):
+        return 3
+    return 2 if path.endswith(('kernel', 'table', 'codebook')) else 1
 
 
 def from_dalle(tensors: dict[str, np.ndarray]):
