@@ -1,5 +1,5 @@
-"""What a study found: `results.csv` (a line a run), `report.md` (tables) and `report.png` (mean and
-deviation of each arm)."""
+"""What a study found: `results.csv` (a line a run), `report.md` (tables), `report.png` (mean and
+deviation of each arm) and `probes.png` (every layer of the encoders)."""
 
 import csv
 from importlib.metadata import version
@@ -13,6 +13,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from beit_jax.performance.machine import machine
+from beit_jax.studies import probes
 
 matplotlib.use('Agg')
 VERSIONS = ('jax', 'flax', 'optax', 'numpy')
@@ -25,14 +26,19 @@ PRETRAINING = (
 
 
 def write(study, runs: list, workdir: Path, about: str, command: str) -> None:
-    """Writes the three files of the runs that are done, and prints the table.
+    """Writes the files of the runs that are done, and prints the tables.
 
     about: the study file's docstring, whose first paragraph is the title; command: what was run.
     """
     done = [run for run in runs if run.done]
     _write_csv(done, workdir)
-    _plot(study, done, workdir / 'report.png')
-    table, hours = _table(study, done), sum(run.result['seconds'] for run in done) / 3600
+    tables, hours = [], sum(run.result['seconds'] for run in done) / 3600
+    if _compared(done):
+        _plot(study, done, workdir / 'report.png')
+        tables += [*_table(study, done), '', '![mean and deviation of each arm](report.png)', '']
+    if probed := probes.by_arm(study, done):
+        probes.plot(probed, workdir / 'probes.png')
+        tables += [*_probe_table(study, probed), '', '![accuracy by layer](probes.png)', '']
     missing = ''
     if len(done) < len(runs):
         missing = f' {len(runs) - len(done)} of {len(runs)} runs are missing.'
@@ -44,14 +50,12 @@ def write(study, runs: list, workdir: Path, about: str, command: str) -> None:
         '',
         f'{_machine()}. {len(done)} runs, {hours:.2f} hours of one process.{missing}',
         '',
-        *table,
-        '',
-        '![mean and deviation of each arm](report.png)',
-        '',
+        *tables,
         *_pretraining_table(done),
     ]
     (workdir / 'report.md').write_text('\n'.join(lines).rstrip() + '\n')
-    print('\n'.join(table), f'\n-> {workdir / "report.md"}, report.png, results.csv')
+    shown = '\n'.join(line for line in tables if not line.startswith('!['))
+    print(shown.rstrip(), f'\n-> {workdir / "report.md"}')
 
 
 def _compared(done: list) -> list:
@@ -116,6 +120,18 @@ def _table(study, done):
     return [*lines, '', legend]
 
 
+def _probe_table(study, probed):
+    lines = [_row('frozen encoder', 'linear head', 'k-NN'), '|-|-|-|']
+    for arm, each in probed.items():
+        cells = []
+        for metric in ('eval/accuracy', probes.NEIGHBOURS):
+            known = [100 * metrics[metric] for metrics in each if metric in metrics]
+            cells.append(f'{_spread(known, 1)} ({len(known)})' if known else '-')
+        lines.append(_row(arm, *cells))
+    legend = 'In percent, of the best layer and features: mean +- deviation over seeds (how many).'
+    return [*lines, '', legend]
+
+
 def _pretraining_table(done):
     """What pre-training says of itself, under the first arm that has it. Tokens differ in how hard
     they are to predict: it does not tell which encoder is the best one."""
@@ -143,8 +159,6 @@ def _pretraining_table(done):
 
 def _plot(study, done, path):
     found = _percent(done, study.metric)
-    if not found:
-        return
     columns, rows, label = len(study.tasks), len(study.arms), f'{_in_words(study.metric)}, %'
     size = (5.5 * columns, 4) if study.axis else (4 * columns + 1.5, 0.42 * rows + 1.3)
     figure = Figure(figsize=size, layout='constrained')

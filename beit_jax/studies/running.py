@@ -15,6 +15,7 @@ import jax
 from beit_jax import whole_files
 from beit_jax.errors import check
 from beit_jax.settings.mapping import task_config
+from beit_jax.studies.probes import neighbours
 from beit_jax.studies.study import Run
 from beit_jax.train import loop
 
@@ -74,7 +75,8 @@ def _train(settings: dict, folder: Path) -> dict:
         return {name: value for name, value in row.items() if name.startswith('eval/')}
 
     rows, _ = whole_files.metric_lines(folder / 'metrics.jsonl')
-    return next(filter(None, map(evaluated, reversed(rows))))
+    metrics = next(filter(None, map(evaluated, reversed(rows))))
+    return metrics | (neighbours(folder) if settings['task'] == 'probe' else {})
 
 
 def _fit(settings: dict, folder: Path) -> dict:

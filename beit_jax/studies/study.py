@@ -1,5 +1,5 @@
-"""What a study is: arms that are pre-trained differently, or not at all, then fine-tuned alike,
-over several seeds; and its runs, in order."""
+"""What a study is: arms that are pre-trained differently, or not at all, then probed and fine-tuned
+alike, over several seeds; and its runs, in order."""
 
 import dataclasses
 import functools
@@ -15,14 +15,14 @@ from beit_jax.settings.recipes import load_recipe
 from beit_jax.train.workdir.changes import settings_of
 from beit_jax.whole_files import read_json
 
-# The stages before the fine-tuning, in order. Each gives what it leaves to the next: (where it lies
-# in its folder, the setting for it).
+# The stages before an encoder is judged, in order. Each gives what it leaves to the next: (where it
+# lies in its folder, the setting for it).
 RESULTS = {
     'tokenizer': ('tokenizer', 'tokenizer.path'),
     'fit_tokenizer': ('tokenizer', 'tokenizer.path'),
     'pretrain': ('', 'init'),
 }
-STAGES = (*RESULTS, 'finetune')
+STAGES = (*RESULTS, 'probe', 'finetune')
 # the first of those of the runs that choose a learning rate: no arm is compared with them
 CHOOSING_SEED = 1000
 
@@ -38,7 +38,8 @@ class Study:
     # name -> {stage: settings}: its stages, of STAGES; `line` and `x` place it in the plot, where
     # `axis` is set; `baseline`, for that of all
     arms: dict
-    tasks: dict  # name -> settings: the fine-tunings that every arm gets
+    # name -> settings: the fine-tunings that every arm with the stage gets
+    tasks: dict = dataclasses.field(default_factory=dict)
     baseline: str = ''  # the arm that others are compared with, seed by seed
     seeds: int = 3  # of the weights, the draws and the choice of labelled pictures, in every stage
     # learning rates of the fine-tuning to choose from; (): that of the recipe
@@ -51,8 +52,12 @@ class Study:
 
     def __post_init__(self):
         check(
-            bool(self.arms) and bool(self.tasks) and self.seeds > 0 and self.choosing_seeds > 0,
-            'a study needs arms, tasks, seeds and choosing_seeds.',
+            bool(self.arms) and self.seeds > 0 and self.choosing_seeds > 0,
+            'a study needs arms, seeds and choosing_seeds.',
+        )
+        check(
+            bool(self.tasks) or not any('finetune' in arm for arm in self.arms.values()),
+            "a study whose arms have 'finetune' needs tasks: the fine-tunings that each gets.",
         )
         for name, arm in self.arms.items():
             for stage in arm.keys() - {'line', 'x', 'baseline'}:
@@ -62,8 +67,9 @@ class Study:
                     f'the arm {name!r} has the stage {stage}, but recipes has none for it.',
                 )
             check(
-                'finetune' in arm,
-                f"the arm {name!r} has no 'finetune': give its settings, '' for the recipe's.",
+                'finetune' in arm or 'probe' in arm,
+                f"the arm {name!r} has no 'finetune' and no 'probe': give the settings of either, "
+                "'' for the recipe's.",
             )
             check(
                 not self.axis or {'line', 'x'} <= arm.keys(),
@@ -140,8 +146,8 @@ def plan(study: Study, workdir: Path) -> list[Run]:
         run = Run(folder=path, stage=stage, recipe=study.recipes[stage], **what)
         return runs.setdefault(path, run)
 
-    def encoder(arm: str, seed: int) -> tuple[tuple[Run, ...], str]:
-        """(the last of its runs, what gives it to the fine-tuning)."""
+    def encoder(arm: str, seed: int) -> tuple[tuple[Run, ...], str, list[str]]:
+        """(the last of its runs, what gives it to the fine-tuning, the settings it came by)."""
         needs, given, history = (), '', []
         for stage in (stage for stage in RESULTS if stage in study.arms[arm]):
             settings = study.arms[arm][stage]
@@ -154,12 +160,21 @@ def plan(study: Study, workdir: Path) -> list[Run]:
             made = add(*folder, stage=stage, settings=settings, needs=needs, arm=arm, seed=seed)
             place, setting = RESULTS[stage]
             needs, given = (made,), f'{setting}={made.folder / place}'
-        return needs, given
+        return needs, given, history
+
+    def probe(arm: str, seed: int) -> Run:
+        needs, given, history = encoder(arm, seed)
+        settings = study.arms[arm]['probe']
+        # random weights where there is no encoder
+        given = f'encoder={given.removeprefix("init=")}'
+        folder = '+'.join((*history, settings or 'plain')), f'seed{seed}'
+        joined = _joined(settings, given, f'seed={seed}')
+        return add(*folder, stage='probe', settings=joined, needs=needs, arm=arm, seed=seed)
 
     def fine_tuning(
         arm: str, task: str, seed: int, folder: str, *settings: str, candidates: dict
     ) -> Run:
-        needs, given = encoder(arm, seed % CHOOSING_SEED)
+        needs, given, _ = encoder(arm, seed % CHOOSING_SEED)
         joined = _joined(
             study.arms[arm]['finetune'],
             study.tasks[task],
@@ -185,12 +200,15 @@ def plan(study: Study, workdir: Path) -> list[Run]:
         settings = study.validation, f'optimizer.lr={rate:g}'
         return fine_tuning(arm, task, seed, folder, *settings, candidates={})
 
-    for seed, arm, task in itertools.product(range(study.seeds), study.arms, study.tasks):
-        candidates = {}
-        for rate in study.rates:
-            seeds = range(study.choosing_seeds)
-            candidates[rate] = [choosing(arm, task, rate, i) for i in seeds]
-        fine_tuning(arm, task, seed, f'seed{seed}', candidates=candidates)
+    for seed, arm in itertools.product(range(study.seeds), study.arms):
+        if 'probe' in study.arms[arm]:
+            probe(arm, seed)
+        for task in study.tasks if 'finetune' in study.arms[arm] else ():
+            candidates = {}
+            for rate in study.rates:
+                seeds = range(study.choosing_seeds)
+                candidates[rate] = [choosing(arm, task, rate, i) for i in seeds]
+            fine_tuning(arm, task, seed, f'seed{seed}', candidates=candidates)
     return list(runs.values())
 
 
