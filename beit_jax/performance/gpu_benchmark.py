@@ -36,6 +36,7 @@ PARTS = (
     Part('base', gpu_parts.base, 150, '--xla_gpu_dump_autotune_results_to={output}/autotuning.txt'),
     Part('target', gpu_parts.target, 20, _DUMP),
     Part('large', gpu_parts.large, 75),
+    Part('tokenizer', gpu_parts.tokenizer, 45),
     Part('no Triton products', gpu_parts.whole, 50, '--xla_gpu_enable_triton_gemm=false'),
     Part('latency hiding', gpu_parts.whole, 50, '--xla_gpu_enable_latency_hiding_scheduler=true'),
     Part('same bits', gpu_parts.same_bits, 40),

@@ -3,8 +3,10 @@ PART FILE [--rehearse]. What is measured is added to FILE at once, a line of JSO
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import hashlib
 import json
+import math
 from pathlib import Path
 import statistics
 import sys
@@ -13,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from beit_jax.models.tokenizers import PRECISIONS, make_tokenizer, precision_here
 from beit_jax.performance.programs import IMAGES
 from beit_jax.performance.step_benchmark import GIVEN, WHOLE, Ours, Product, seconds_a_step
 from beit_jax.runtime import keep_memory
@@ -39,6 +42,7 @@ _TINY = {  # what a rehearsal changes
     'model': {'size': 'tiny', 'width': 64, 'depth': 2, 'heads': 2, 'hidden': 128, 'unroll': 2},
 }
 _TURNS = 5
+_TOKENS_IN = 'float16'  # as DALL-E's own code computes on a GPU
 PEERS = ('compiled-fused', 'compiled', 'eager-fused', 'eager')  # the likeliest best first
 
 Tell = Callable[[dict], None]
@@ -85,6 +89,32 @@ def base(config: Callable[..., Config], tell: Tell) -> None:
 def large(config: Callable[..., Config], tell: Tell) -> None:
     """The same of the large model with 128 images, of the best attention and variant."""
     _race(config('large', 128), _attentions()[-1:], PEERS[:1], tell)
+
+
+def tokenizer(config: Callable[..., Config], tell: Tell) -> None:
+    """Seconds of DALL-E's tokenizer alone in each precision, 256 images, ours and PyTorch's in
+    turns, and the share of ids that are those of ours in float32."""
+    of, rng, tokenizers, exact = config('base', 256), np.random.default_rng(0), {}, None
+    sides = tuple(8 * side for side in of.grid)
+    images = jnp.asarray(rng.random((of.batch_size, *sides, 3), np.float32))
+
+    def weights(leaf):
+        deviation = math.prod(leaf.shape[:-1]) ** -0.5 if leaf.ndim > 1 else 0.0
+        return deviation * rng.standard_normal(leaf.shape, np.float32)
+
+    shapes = make_tokenizer('dvae', {}, sides).abstract()['encoder']
+    params = jax.device_put({'encoder': jax.tree.map(weights, shapes)})
+    for precision in dict.fromkeys(map(precision_here, ('float32', _TOKENS_IN, *PRECISIONS))):
+        ours = _OurTokenizer(precision, params, images)
+        exact = ours.ids if exact is None else exact
+        chosen = dataclasses.replace(of.tokenizer, precision=precision)
+        there = {'ours': ours, 'PyTorch': _peer(dataclasses.replace(of, tokenizer=chosen))}
+        seconds = {name: [] for name in there}
+        for _ in range(_TURNS):
+            for name, one in there.items():
+                seconds[name].append(seconds_a_step(one.encode, one.wait, least=0.2))
+        tokenizers[precision] = {'seconds': seconds, 'as in float32': np.mean(ours.ids == exact)}
+        tell({'batch_size': of.batch_size, 'tokenizers': tokenizers})
 
 
 def whole(config: Callable[..., Config], tell: Tell) -> None:
@@ -149,7 +179,8 @@ def _race(config: Config, attentions: tuple[str, ...], peers: tuple[str, ...], t
     }
     for variant in peers:
         makers[f'PyTorch, {variant}'] = lambda variant=variant: _peer(config, variant)
-    product, rates, there, seconds = Product(config.compute_dtype), [], {}, {}
+    product, rates = Product(config.compute_dtype), []
+    there, seconds, facts = {}, {}, {}
 
     def turn():
         rates.append(product.rate())
@@ -159,23 +190,42 @@ def _race(config: Config, attentions: tuple[str, ...], peers: tuple[str, ...], t
                 taken.append(seconds_a_step(step, one.wait, least=0.5))
         tell({'seconds': seconds, 'product': statistics.median(rates)})
 
-    tell({'batch_size': config.batch_size, 'device': jax.devices()[0].device_kind})
+    precision = precision_here(config.tokenizer.precision)
+    tell({'batch_size': config.batch_size, 'tokenizer_precision': precision})
+    tell({'device': jax.devices()[0].device_kind})
     for name, make in makers.items():
         there[name] = one = make()
-        facts = {'compile_seconds': one.compile_seconds}
+        facts[name] = {'compile_seconds': one.compile_seconds}
         if isinstance(one, Ours):
             used = (jax.devices()[0].memory_stats() or {}).get('peak_bytes_in_use', 0)
-            facts |= {'planned': one.memory, 'peak of the process': used, 'flops': one.flops}
-        tell({name: facts})
+            facts[name] |= {'planned': one.memory, 'peak of the process': used, 'flops': one.flops}
+        tell({'facts': facts})
         turn()
     for _ in range(_TURNS - 1):
         turn()
 
 
-def _peer(config, variant):
-    from beit_jax.performance.torch_benchmark import Peer
+class _OurTokenizer:
+    """DALL-E's, on pictures. `ids`: theirs, int32 [B, P]."""
 
-    return Peer(config, variant)
+    def __init__(self, precision: str, params, images):
+        encode = jax.jit(make_tokenizer('dvae', {}, images.shape[1:3], precision).encode)
+        self._encode = functools.partial(encode, params, images)
+        self.encode()
+        self.ids = np.asarray(self._last)
+
+    def encode(self):
+        self._last = self._encode()
+
+    def wait(self):
+        jax.block_until_ready(self._last)
+
+
+def _peer(config, variant=None):
+    """A variant of PyTorch's step, or its tokenizer."""
+    from beit_jax.performance.torch_benchmark import Peer, PeerTokenizer
+
+    return Peer(config, variant) if variant else PeerTokenizer(config, compiled=False)
 
 
 def _with_attention(config: Config, attention: str) -> Config:
@@ -228,6 +278,7 @@ def main(part: str, file: str, *options: str) -> None:
 
     def config(name: str, batch_size: int, attention: str = 'auto', **changes) -> Config:
         chosen = settings(name) | {'batch_size': batch_size} | changes
+        chosen |= {'tokenizer': {'precision': _TOKENS_IN}}
         if rehearse:
             chosen |= _TINY | {'model': chosen['model'] | _TINY['model']}
         return _with_attention(task_config(chosen), attention)

@@ -15,6 +15,8 @@ def report(result: dict) -> str:
     for name, found in parts.items():
         if 'seconds' in found:
             lines += _race(name, found)
+        elif 'tokenizers' in found:
+            lines += _tokenizers(found)
         elif 'milliseconds' in found:
             lines += _profile(found)
     if 'numerics' in parts:
@@ -29,12 +31,14 @@ def report(result: dict) -> str:
 def _race(name, found):
     product, count = found['product'], found['batch_size']
     lines = [
-        f'**{name}**, {count} images; a matrix product makes {product / 1e12:.0f} TFLOP/s',
+        f'**{name}**, {count} images, the tokenizer in {found["tokenizer_precision"]}; a matrix '
+        f'product makes {product / 1e12:.0f} TFLOP/s',
         '',
         '| | median ms | min | max | images/s | of the product |',
         '|-|-|-|-|-|-|',
     ]
-    flops = next(facts['flops'] for facts in found.values() if 'flops' in _dict(facts))
+    ours = {name: facts for name, facts in found['facts'].items() if 'flops' in facts}
+    flops = next(iter(ours.values()))['flops']
     for what, times in found['seconds'].items():
         median = statistics.median(times)
         told = ' | '.join(f'{1e3 * each:.1f}' for each in (median, min(times), max(times)))
@@ -42,28 +46,37 @@ def _race(name, found):
         lines.append(f'| {what} | {told} | {count / median:,.0f} | {share:.1%} |')
     lines.append('')
     for what in (WHOLE, GIVEN):
-        ours, theirs = (_best(found['seconds'], who, what) for who in ('ours', 'PyTorch'))
-        if ours and theirs:
-            ratio = statistics.median(b / a for a, b in zip(reversed(ours), reversed(theirs)))
+        our_times, theirs = (_best(found['seconds'], who, what) for who in ('ours', 'PyTorch'))
+        if our_times and theirs:
+            pairs = zip(reversed(our_times), reversed(theirs))
+            ratio = statistics.median(b / a for a, b in pairs)
             lines.append(f"{what}: PyTorch's best takes {ratio:.2f} of our time.")
-    for who, facts in found.items():
-        if 'planned' in _dict(facts):
-            planned, peak = facts['planned'] / 1e9, facts['peak of the process'] / 1e9
-            lines.append(
-                f'{who}: {planned:.2f} GB by the compiler, {peak:.2f} GB the peak of the process '
-                f'until then; compiled in {facts["compile_seconds"]:.0f} s.'
-            )
+    for who, facts in ours.items():
+        planned, peak = facts['planned'] / 1e9, facts['peak of the process'] / 1e9
+        lines.append(
+            f'{who}: {planned:.2f} GB by the compiler, {peak:.2f} GB the peak of the process until '
+            f'then; compiled in {facts["compile_seconds"]:.0f} s.'
+        )
     return [*lines, '']
-
-
-def _dict(value):
-    return value if isinstance(value, dict) else {}
 
 
 def _best(seconds, who, what):
     """The times of the fastest, newest last."""
     times = [ts for name, ts in seconds.items() if name.startswith(who) and name.endswith(what)]
     return min(times, key=statistics.median, default=[])
+
+
+def _tokenizers(found):
+    lines = [
+        f"**tokenizer**, DALL-E's alone, {found['batch_size']} images, random weights",
+        '',
+        "| | our median ms | PyTorch's | ours: ids as in float32 |",
+        '|-|-|-|-|',
+    ]
+    for precision, one in found['tokenizers'].items():
+        ours, theirs = (1e3 * statistics.median(times) for times in one['seconds'].values())
+        lines.append(f'| {precision} | {ours:.1f} | {theirs:.1f} | {one["as in float32"]:.3%} |')
+    return [*lines, '']
 
 
 def _profile(found):

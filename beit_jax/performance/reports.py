@@ -47,8 +47,9 @@ def of_step(result: dict) -> str:
     product = result['product_flops_per_second'] / 1e12
     lines = [
         f'{result["machine"]}, {os.cpu_count()} cores; {result["devices"]} x {result["device"]}; '
-        f'jax {result["jax"]}; {result["compute_dtype"]}, batch {result["batch_size"]}; '
-        f'{result["repeats"]} repeats; a matrix product makes {product:.3f} TFLOP/s',
+        f'jax {result["jax"]}; {result["compute_dtype"]}, the tokenizer in '
+        f'{result["tokenizer_precision"]}, batch {result["batch_size"]}; {result["repeats"]} '
+        f'repeats; a matrix product makes {product:.3f} TFLOP/s',
         f'{"":54}{"median s":>10}{"min":>8}{"max":>8}{"images/s":>10}{"utilisation":>13}',
     ]
     for row in result['rows']:

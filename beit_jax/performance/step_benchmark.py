@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from beit_jax.errors import check
+from beit_jax.models.tokenizers import precision_here
 from beit_jax.performance.programs import peak_in_turns, step_programs
 from beit_jax.runtime import keep_memory
 from beit_jax.settings.run import RunConfig
@@ -67,6 +68,7 @@ def benchmark_step(config: RunConfig, repeats: int, variants: tuple[str, ...]) -
         'jax': jax.__version__,
         'batch_size': config.batch_size,
         'compute_dtype': config.compute_dtype,
+        'tokenizer_precision': precision_here(config.tokenizer.precision),
         'repeats': repeats,
         'flops': ours.flops,
         'product_flops_per_second': rate,

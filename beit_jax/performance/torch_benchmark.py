@@ -2,9 +2,10 @@
 with random weights (modeling_pretrain.py, engine_for_pretraining.py, optim_factory.py; the
 tokenizer as in dall_e/encoder.py).
 
-bfloat16 autocast where that is asked for, AdamW in its fused form on a GPU, the head on the hidden
-patches alone, 75 an image. Shape legend: B images, N tokens, D width, H heads, P patches, K hidden
-patches.
+bfloat16 autocast where that is asked for, but not around the tokenizer, which has the precision of
+ours; AdamW in its fused form on a GPU, convolutions as cuDNN's trials choose them, the head on the
+hidden patches alone, 75 an image. Shape legend: B images, N tokens, D width, H heads, P patches, K
+hidden patches.
 """
 
 import math
@@ -16,6 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from beit_jax.models.layers import num_relative_positions, relative_position_index
+from beit_jax.models.tokenizers import precision_here
 from beit_jax.tasks.pretrain import Config
 
 VARIANTS = {  # name: (attention by torch's fused kernels, compiled)
@@ -121,11 +123,17 @@ class _TokenizerBlock(nn.Module):
 
 
 class Tokenizer(nn.Module):
-    """DALL-E's encoder: pictures float [B, 3, side, side] in [0, 1] -> ids int64 [B, P]. Its last
-    convolution is in float32."""
+    """DALL-E's encoder: pictures float [B, 3, side, side] in [0, 1] -> ids int64 [B, P].
 
-    def __init__(self, width: int = 256, vocabulary: int = 8192):
+    precision: one of `models.tokenizers.PRECISIONS`. The last convolution is in float32, or TF32
+    where products may be rounded.
+    """
+
+    def __init__(self, width: int = 256, vocabulary: int = 8192, precision: str = 'float32'):
         super().__init__()
+        here = precision_here(precision)
+        self.dtype = {'float16': torch.float16, 'bfloat16': torch.bfloat16}.get(here, torch.float32)
+        self.tf32 = here != 'float32'
         layers, inputs = [nn.Conv2d(3, width, 7, padding=3)], width
         for group in range(4):
             outputs = width * 2**group
@@ -133,13 +141,49 @@ class Tokenizer(nn.Module):
             if group < 3:
                 layers.append(nn.MaxPool2d(2))
             inputs = outputs
-        self.layers = nn.Sequential(*layers, nn.ReLU())
+        self.layers = nn.Sequential(*layers, nn.ReLU()).to(self.dtype)
         self.output = nn.Conv2d(inputs, vocabulary, 1)
 
     def forward(self, images):
-        x = self.layers(0.8 * images + 0.1)
-        with torch.autocast(x.device.type, enabled=False):
-            return self.output(x.float()).argmax(1).flatten(1)
+        x = self.layers((0.8 * images + 0.1).to(self.dtype))
+        return self.output(x.float()).argmax(1).flatten(1)
+
+
+class PeerTokenizer:
+    """The tokenizer on random pictures, ready, in the precision of the config's."""
+
+    def __init__(self, config: Config, compiled: bool, vocabulary: int = 8192):
+        device, precision = _set_up(), config.tokenizer.precision
+        tokenizer = Tokenizer(vocabulary=vocabulary, precision=precision).eval().to(device)
+        # convolutions are faster with channels last
+        tokenizer = tokenizer.to(memory_format=torch.channels_last)
+        self._tf32, self._encode = tokenizer.tf32, tokenizer
+        if compiled:
+            self._encode = torch.compile(tokenizer)
+        rows, columns = config.grid
+        self._images = torch.rand(config.batch_size, 3, 8 * rows, 8 * columns, device=device)
+        self._images = self._images.to(memory_format=torch.channels_last)
+
+    def encode(self) -> torch.Tensor:
+        """int64 [B, P]"""
+        torch.backends.cudnn.allow_tf32 = self._tf32
+        with torch.no_grad():
+            tokens = self._encode(self._images)
+        torch.backends.cudnn.allow_tf32 = True
+        return tokens
+
+    def wait(self) -> None:
+        """Until the device has done all that it was given."""
+        if self._images.device.type == 'cuda':
+            torch.cuda.synchronize()
+
+
+def _set_up() -> torch.device:
+    """Where PyTorch computes, as fast as the official code or JAX would have it."""
+    torch.manual_seed(0)
+    torch.backends.cudnn.benchmark = True  # run_beit_pretraining.py
+    torch.backends.cuda.matmul.allow_tf32 = True  # JAX's default for float32
+    return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 
 
 class Peer:
@@ -147,14 +191,11 @@ class Peer:
     everything that it compiles."""
 
     def __init__(self, config: Config, variant: str, vocabulary: int = 8192):
-        torch.manual_seed(0)
         fused, compiled = VARIANTS[variant]
-        device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-        self._config, self._device = config, device
+        self._config, self._device = config, _set_up()
+        device = self._device
         self._model = MaskedImageModel(config, vocabulary, fused).to(device)
-        # convolutions are faster with channels last
-        self._tokenizer = Tokenizer(vocabulary=vocabulary).eval()
-        self._tokenizer = self._tokenizer.to(device, memory_format=torch.channels_last)
+        self._tokenizer = PeerTokenizer(config, compiled, vocabulary)
         matrices = [weights for weights in self._model.parameters() if weights.ndim > 1]
         others = [weights for weights in self._model.parameters() if weights.ndim <= 1]
         settings = config.optimizer
@@ -171,15 +212,11 @@ class Peer:
         B, (rows, columns), side = config.batch_size, config.grid, config.data.image_size
         P, K = rows * columns, config.mask.patches
         self._images = torch.rand(B, 3, side, side, device=device)
-        self._small = torch.rand(B, 3, 8 * rows, 8 * columns, device=device)
-        self._small = self._small.to(memory_format=torch.channels_last)
         self._slots = torch.rand(B, P, device=device).argsort(1)[:, :K]
         self._mask = torch.zeros(B, P, dtype=torch.bool, device=device)
         self._mask.scatter_(1, self._slots, True)
         self._tokens = torch.randint(vocabulary, (B, P), device=device)
-        self._forward, self._encode = self._model, self._tokenizer
-        if compiled:
-            self._forward, self._encode = torch.compile(self._model), torch.compile(self._tokenizer)
+        self._forward = torch.compile(self._model) if compiled else self._model
         began = time.perf_counter()
         self.step(), self.step_on_given_tokens()
         self.wait()
@@ -187,9 +224,7 @@ class Peer:
 
     def step(self):
         """The whole step: tokens, loss, gradients, update."""
-        with torch.no_grad(), self._autocast():
-            tokens = self._encode(self._small)
-        return self._learn(tokens)
+        return self._learn(self._tokenizer.encode())
 
     def step_on_given_tokens(self):
         return self._learn(self._tokens)
@@ -213,8 +248,7 @@ class Peer:
 
     def wait(self) -> None:
         """Until the device has done all that it was given."""
-        if self._device.type == 'cuda':
-            torch.cuda.synchronize()
+        self._tokenizer.wait()
 
     def peak_memory(self) -> int:
         """Bytes on the GPU; 0 on a CPU."""

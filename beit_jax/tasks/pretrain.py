@@ -38,7 +38,7 @@ TARGETS, PREDICTED = ('tokens', 'pixels'), ('masked', 'all')
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
     path: str = ''  # a directory with tokenizer.safetensors
-    # float32 | bfloat16_3x (float32 but on a TPU) | tensorfloat32 (for a GPU) | bfloat16
+    # float32 | bfloat16_3x (float32 but on a TPU) | tensorfloat32, float16 (for a GPU) | bfloat16
     precision: str = 'bfloat16_3x'
     # side in pixels (or height and width) of the pictures it is shown; 0: what it was made for
     image_size: Annotated[int, Interval(0, 2**14)] | tuple[Side, Side] = 0

@@ -133,6 +133,49 @@ def test_what_was_filled_up_is_cut_off(positions, cudnn):
     np.testing.assert_allclose(found[-1].sum(-1), 1, atol=1e-5)
 
 
+# 37 tokens, which are filled up; a large eps, or the update would be the sign of each gradient
+ODD = {
+    'data': {'image_size': 24},
+    'optimizer': {'lr': 1.0, 'eps': 0.1, 'clip_norm': 0.5},
+}
+LAYERS = {'layer_scale': 0.1, 'drop_path': 0.4}
+
+
+def whole_step(settings, way):
+    """(state, metrics) after the training step of a run, from parameters far from zero."""
+    config = task_config(settings | {'model': settings['model'] | {'attention': way}})
+    program = step_programs(config, make_mesh(config.mesh, jax.devices()[:1]))['step']
+    rng, (state, batch) = np.random.default_rng(0), program.inputs
+
+    def draw(leaf):
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            return rng.normal(0, 0.2, leaf.shape).astype(leaf.dtype)
+        return rng.integers(0, 2 if leaf.dtype == jnp.bool_ else 200, leaf.shape).astype(leaf.dtype)
+
+    start = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state)
+    start |= {'params': jax.tree.map(draw, state['params']), 'step': np.int32(1)}
+    batch = jax.tree.map(draw, batch) | {'valid': np.ones(config.batch_size, np.float32)}
+    return jax.tree.leaves_with_path(program.function(start, batch))
+
+
+@pytest.mark.parametrize(
+    'settings',
+    [
+        tiny.settings('', **ODD, model=LAYERS | {'positions': 'shared_bias'}),
+        tiny.classify_settings(**ODD, model=LAYERS | {'positions': 'layer_bias'}),
+    ],
+    ids=['pretrain', 'fine-tuning'],
+)
+def test_a_whole_step(settings, cudnn):
+    """Jitter, blockwise masks, stochastic depth, loss, clipped gradients (Adam's first moments are
+    a tenth of them) and what is learned."""
+    found, wanted = whole_step(settings, 'cudnn'), whole_step(settings, 'plain')
+    for (path, array), (_, other) in zip(found, wanted, strict=True):
+        scale = np.abs(other).max()
+        assert scale > 0 or not array.shape, path
+        np.testing.assert_allclose(array, other, atol=1e-5 * scale, rtol=0, err_msg=str(path))
+
+
 @pytest.mark.parametrize('mesh', [(1, 8, 1, 1), (2, 1, 2, 2), (1, 1, 2, 4)])
 @pytest.mark.parametrize('biased', [True, False])
 def test_on_a_mesh(mesh, biased, cudnn):

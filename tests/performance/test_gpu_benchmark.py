@@ -52,11 +52,12 @@ def test_what_is_interrupted(tmp_path, monkeypatch):
     facts = {'compile_seconds': 3.0, 'planned': 2e9, 'peak of the process': 3e9}
     facts['flops'] = {WHOLE: 6.25e12, GIVEN: 3.125e12}
     found = {'batch_size': 64, 'device': 'a GPU', 'seconds': seconds, 'product': 50e12}
+    found |= {'tokenizer_precision': 'float16', 'facts': {'ours, plain': facts}}
     ended = {'base': False, 'large': True}
 
     def run(command, *, timeout, **_):
         name = command[3]
-        done = write(tmp_path / f'{name}.jsonl', {'ours, plain': facts}, found, whole=ended[name])
+        done = write(tmp_path / f'{name}.jsonl', found, whole=ended[name])
         if not ended[name]:
             raise gpu_benchmark.subprocess.TimeoutExpired(command, timeout)
         return done
@@ -67,7 +68,7 @@ def test_what_is_interrupted(tmp_path, monkeypatch):
     table = benchmark_gpu(tmp_path, 100, False)
     result = json.loads((tmp_path / 'gpu.json').read_text())['parts']
     assert [result[name]['whole'] for name in ended] == [False, True]
-    assert result['base']['found'] == result['large']['found'] == found | {'ours, plain': facts}
+    assert result['base']['found'] == result['large']['found'] == found
     assert table == (tmp_path / 'gpu.md').read_text()
     assert '| ours, plain: whole step | 250.0 | 125.0 | 500.0 | 256 | 50.0% |' in table
     assert "whole step: PyTorch's best takes 3.00 of our time." in table  # turn by turn
@@ -86,3 +87,22 @@ def test_the_same_bits():
     table = report({'machine': 'M', 'rehearsal': False, 'parts': parts})
     for name in names[::2]:
         assert f'- {name}, twice in a process: yes\n- {name}, in two processes: no\n' in table
+
+
+def test_tokenizers_in_each_precision():
+    found = {
+        'batch_size': 64,
+        'tokenizers': {
+            'float16': {
+                'seconds': {'ours': [0.25, 0.125, 0.5], 'PyTorch': [0.5, 0.375, 1.0]},
+                'as in float32': 0.99875,
+            }
+        },
+    }
+    took = {'whole': True, 'status': 0, 'seconds': 1.0}
+    result = {
+        'machine': 'here',
+        'rehearsal': False,
+        'parts': {'tokenizer': took | {'found': found}},
+    }
+    assert '| float16 | 250.0 | 500.0 | 99.875% |' in report(result)

@@ -309,8 +309,8 @@ def test_grid_of_the_tokenizer(tokenizer_dir):
         make_task(task_config(tiny.settings(tokenizer_dir, **six)))
     task = make_task(task_config(tiny.settings(tokenizer_dir, **six, tokenizer={'image_size': 12})))
     assert [view.size for view in task.prepare_views] == [12]
-    with pytest.raises(RequestError, match=r"config.tokenizer.precision='float16' is unknown"):
-        task_config(tiny.settings(tokenizer_dir, tokenizer={'precision': 'float16'}))
+    with pytest.raises(RequestError, match=r"config.tokenizer.precision='float8' is unknown"):
+        task_config(tiny.settings(tokenizer_dir, tokenizer={'precision': 'float8'}))
 
 
 def test_any_tokenizer_will_do(tmp_path, batch):

@@ -152,6 +152,12 @@ def of_tf32(x, y, function):
     return function(round_off(x), round_off(y))
 
 
+def of_float16(x, y, function):
+    """As on a GPU, where the last layer is of TF32: of numbers of ten bits too."""
+    small = lambda v: v.astype(jnp.float16).astype(jnp.float32)
+    return function(small(x), small(y))
+
+
 def test_default_precision_keeps_the_tokens(tmp_path, monkeypatch):
     """The quickstart's tokenizer, its default precision as a TPU computes it: at least 99.9 % of
     the tokens of float32."""
@@ -186,11 +192,13 @@ def test_default_precision_keeps_the_tokens(tmp_path, monkeypatch):
     share = {
         'bfloat16_3x': np.mean(ids('float32', of_high_and_low) == exact),
         'tensorfloat32': np.mean(ids('float32', of_tf32) == exact),
+        'float16': np.mean(ids('float32', of_float16) == exact),
         'bfloat16': np.mean(ids('bfloat16') == exact),
     }
     print(share)
     assert share['bfloat16_3x'] >= 0.999 > share['tensorfloat32'] >= 0.997
+    assert share['float16'] >= 0.997
     assert 0.99 > share['bfloat16'] > 0.95
     assert task_config({'task': 'pretrain', 'total_steps': 1}).tokenizer.precision == 'bfloat16_3x'
-    for precision in ('bfloat16_3x', 'tensorfloat32'):  # what they are on a CPU
+    for precision in ('bfloat16_3x', 'tensorfloat32', 'float16'):  # what they are on a CPU
         np.testing.assert_array_equal(ids(precision), exact)

@@ -18,16 +18,14 @@ from beit_jax.settings.intervals import Interval
 from beit_jax.settings.mapping import from_mapping
 
 KINDS = ('dvae', 'customized', 'kmeans', 'random_projection', 'vqkd')
-# Besides float32 and bfloat16: bfloat16_3x, three bfloat16 products for one, keeps all but one in
-# ten thousand of float32's ids and is for a TPU; tensorfloat32, ten bits of mantissa, keeps 99.78 %
-# (docs/benchmarks.md) and is for a GPU.
-PRECISIONS = ('float32', 'bfloat16_3x', 'tensorfloat32', 'bfloat16')
-# What each is on a device; the nearest that is no worse where a device does not have it. JAX takes
-# either for Precision.HIGH.
-_HIGH = {
-    ('tpu', 'bfloat16_3x'): 'bfloat16_3x',
-    ('tpu', 'tensorfloat32'): 'bfloat16_3x',
-    ('gpu', 'tensorfloat32'): 'tensorfloat32',
+# bfloat16_3x, for a TPU: three bfloat16 products for one keep all but one in ten thousand of
+# float32's ids. For a GPU: tensorfloat32, whose products see ten bits of mantissa, and float16, ten
+# bits in memory too, in which DALL-E's own code runs there. They keep 99.8 % (docs/benchmarks.md).
+PRECISIONS = ('float32', 'bfloat16_3x', 'tensorfloat32', 'float16', 'bfloat16')
+# What they are where there is such a thing, or else the next that is no worse.
+_HERE = {
+    'tpu': dict.fromkeys(('bfloat16_3x', 'tensorfloat32', 'float16'), 'bfloat16_3x'),
+    'gpu': {'tensorfloat32': 'tensorfloat32', 'float16': 'float16'},
 }
 Vocabulary = Annotated[int, Interval(2, 2**16)]  # ids fit uint16
 
@@ -107,12 +105,14 @@ def make_tokenizer(
 
 def precision_here(precision: str) -> str:
     """Which of PRECISIONS one of them is on the devices that are traced for."""
-    if precision in ('float32', 'bfloat16'):
+    if precision == 'bfloat16':
         return precision
-    return _HIGH.get((target_platform(), precision), 'float32')
+    return _HERE.get(target_platform(), {}).get(precision, 'float32')
 
 
 def dtype_and_precision(precision: str) -> dict:
     """What flax and JAX call one of PRECISIONS: {'dtype', 'precision'}."""
-    dtype = 'bfloat16' if precision == 'bfloat16' else 'float32'
-    return {'dtype': dtype, 'precision': precision_here(precision)}
+    here = precision_here(precision)
+    if here.endswith('16'):
+        return {'dtype': here, 'precision': 'default'}
+    return {'dtype': 'float32', 'precision': here}

@@ -164,6 +164,9 @@ def test_bfloat16_leaves_the_last_layer_to_float32():
         ('cpu', 'tensorfloat32', 'HIGHEST'),
         ('cpu', 'bfloat16_3x', 'HIGHEST'),
         ('gpu', 'float32', 'HIGHEST'),
+        ('gpu', 'float16', 'DEFAULT'),
+        ('tpu', 'float16', 'HIGH'),
+        ('cpu', 'float16', 'HIGHEST'),
         ('gpu', 'bfloat16', 'DEFAULT'),
     ],
 )
@@ -177,6 +180,8 @@ def test_precision_of_a_device(kind, platform, precision, products, monkeypatch)
     images = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
     text = jax.jit(tokenizer.encode).lower(tokenizer.abstract(), images).as_text()
     assert set(re.findall(r'\b(?:DEFAULT|HIGH|HIGHEST)\b', text)) == {products}
+    small = {'float16': 'xf16>', 'bfloat16': 'xbf16>'} if platform == 'gpu' else {}
+    assert set(re.findall(r'xb?f16>', text)) == set(filter(None, [small.get(precision)]))
 
 
 def test_pixel_maps():
