@@ -135,6 +135,11 @@ class Task:
         """`frozen`, which is on the devices by now, with what follows from the training images."""
         return frozen
 
+    def remarks(self, first: Callable[[], dict]) -> list[str]:
+        """Lines for the user on what these pictures are to the task; asked by every process before
+        the first step. first: what this process reads for that, as NumPy arrays."""
+        return []
+
     def prepare(self, frozen, batch: dict, *, train: bool) -> dict:
         """Entries of the batch that are computed from `prepare_views` and not learned: what an
         image's view number decides, no more."""

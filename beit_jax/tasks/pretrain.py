@@ -29,9 +29,12 @@ from beit_jax.models.tokenizers import PRECISIONS, Tokenizer
 from beit_jax.settings.intervals import Interval, Side
 from beit_jax.tasks import EncoderRunConfig, Task, check_encoder
 from beit_jax.tasks.tokenizer import token_statistics
+from beit_jax.tasks.tokenizer_quality import drawn_psnr
 from beit_jax.weights.channels import fit_channels
-from beit_jax.weights.tokenizer import fingerprint, load_tokenizer
+from beit_jax.weights.tokenizer import fingerprint, known_psnr, load_tokenizer
 
+FAR = 6.0  # dB below what a tokenizer keeps of its own pictures: these are others
+LOOKED_AT = 64  # pictures
 TARGETS, PREDICTED = ('tokens', 'pixels'), ('masked', 'all')
 
 
@@ -149,6 +152,25 @@ class Pretrain(Task):
             fresh = ('head/projection',)
             notes.append(f'the head of {source} for {channels} channels starts afresh')
         return params, fresh, notes
+
+    def remarks(self, first):
+        """Whether the tokenizer draws these pictures far worse than its own, where it can draw and
+        that is known."""
+        data, path = self.config.data, self.config.tokenizer.path
+        known = known_psnr(path) if self.tokenizer else None
+        params = load_tokenizer(path, decoder=True)[1] if known is not None else {}
+        if 'decoder' not in params:
+            return []
+        psnr = drawn_psnr(self.tokenizer, params, to_float(first()['token_image'][:LOOKED_AT]))
+        if psnr > known - FAR:
+            return []
+        given = f'--config.data.name={data.name}'
+        given += f' --config.data.path={data.path}' * bool(data.path)
+        return [
+            f'WARNING: the tokenizer {path} draws these pictures at {psnr:.1f} dB PSNR, its own at '
+            f'{known:.1f} dB: its tokens say little of them. Train one on these: the command that '
+            f'made it, with another --workdir and {given}'
+        ]
 
     def prepare(self, frozen, batch, *, train):
         """{'tokens': uint16 [B, P]} of the clean picture."""

@@ -22,8 +22,10 @@ from beit_jax.models.tokenizers.dvae import DVAE, map_pixels, unmap_pixels
 from beit_jax.settings.intervals import Interval, PositiveShare
 from beit_jax.settings.run import RunConfig
 from beit_jax.tasks import Task, of_channels
+from beit_jax.tasks.tokenizer_quality import drawn_psnr
 from beit_jax.weights.tokenizer import save_tokenizer
 
+MEASURED = 64  # training images whose PSNR is known where nothing is held out
 RECONSTRUCTIONS = ('logit_laplace', 'l2', 'smooth_l1')
 Temperature = Annotated[float, Interval(0.001, 1000)]
 
@@ -157,9 +159,17 @@ class Tokenizer(Task):
         }
 
     def finish(self, params, workdir: Path, batches, metrics):
+        """Writes the tokenizer, with its PSNR of held-out images, or where there are none of some
+        training images."""
+        path, size = workdir / 'tokenizer', self.config.data.image_size
+        if metrics:
+            psnr = float(metrics['eval/psnr'])
+        else:
+            batch = next(batches('train', self.config.batch_size))
+            images_BSS3 = to_float(batch['image'][batch['valid'] > 0][:MEASURED])
+            psnr = drawn_psnr(dvae.Tokenizer(self.config.model, size), params, images_BSS3)
         if jax.process_index() == 0:
-            path, size = workdir / 'tokenizer', self.config.data.image_size
-            save_tokenizer(path, 'dvae', self.config.model, size, params)
+            save_tokenizer(path, 'dvae', self.config.model, size, params, psnr)
 
 
 def _cosine(share):

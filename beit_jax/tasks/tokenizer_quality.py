@@ -16,6 +16,7 @@ from beit_jax.images.quality import WINDOW, psnr, ssim
 from beit_jax.models.tokenizers import PRECISIONS, make_tokenizer, precision_here
 
 KEPT = 8  # pictures that are given back
+AT_A_TIME = 8  # pictures that are drawn, where all of a batch might not fit
 
 
 def measure(tokenizer, params, batches: Iterable[np.ndarray]) -> dict:
@@ -77,6 +78,22 @@ def measure(tokenizer, params, batches: Iterable[np.ndarray]) -> dict:
         'device': jax.devices()[0].device_kind,
         'pictures': kept,
     }
+
+
+def drawn_psnr(tokenizer, params, images) -> float:
+    """PSNR in dB, of all pixels together, of what a tokenizer keeps of pictures in [0, 1],
+    float [B, H, W, C]; `params` has its decoder. A few at a time: a whole batch may not fit."""
+    grid = tuple(side // tokenizer.factor for side in images.shape[1:3])
+
+    @jax.jit
+    def error(params, images):
+        def of_one(image):
+            ids_BP = tokenizer.encode(params, image[None])
+            return jnp.mean(jnp.square(tokenizer.decode(params, ids_BP, grid) - image))
+
+        return jnp.mean(jax.lax.map(of_one, images, batch_size=AT_A_TIME))
+
+    return -10 * math.log10(max(float(error(params, images)), 1e-10))
 
 
 def _draw(tokenizer, params, ids_BP, images):

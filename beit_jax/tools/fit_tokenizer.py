@@ -15,13 +15,15 @@ from beit_jax.data.sampler import Sampler
 from beit_jax.data.sources.choice import open_source
 from beit_jax.errors import check
 from beit_jax.images.color import to_float
-from beit_jax.models.patches import patchify
+from beit_jax.models.patches import patchify, unpatchify
 from beit_jax.models.tokenizers import kmeans, make_tokenizer, random_projection
+from beit_jax.tasks.tokenizer_quality import drawn_psnr
 from beit_jax.tools import arguments, outputs, pixels_option
 from beit_jax.weights.tokenizer import save_tokenizer
 from beit_jax.whole_files import whole_directory
 
 BATCH = 100
+MEASURED = 1000  # patches of which it is known how well they are drawn
 
 
 def random_patches(data: DataConfig, patch_size: int, count: int, seed: int) -> np.ndarray:
@@ -48,7 +50,8 @@ def run(options) -> None:
     check(options.seed >= 0, f'--seed is {options.seed}: use 0 or more.')
     output = outputs.folder('--output', options.output, new=True)
     settings['channels'] = pixels_option.pixel_format(options).num_channels
-    config = make_tokenizer(kind, settings, image_size).config
+    tokenizer = make_tokenizer(kind, settings, image_size)
+    config = tokenizer.config
     key = jax.random.key(options.seed)
     if kind == 'kmeans':
         data = arguments.data_config(options, image_size=image_size)
@@ -65,10 +68,12 @@ def run(options) -> None:
             config,
             watched=lambda keys: tqdm(keys, unit='iteration', disable=None, dynamic_ncols=True),
         )
+        pictures = unpatchify(patches_ND[:MEASURED, None], (1, 1), config.channels)  # of one token
+        psnr = drawn_psnr(tokenizer, params, pictures)
     else:
-        params = random_projection.draw(key, config)
+        params, psnr = random_projection.draw(key, config), None
     with whole_directory(output) as folder:
-        save_tokenizer(folder, kind, config, image_size, params)
+        save_tokenizer(folder, kind, config, image_size, params, psnr)
     rows, columns = (side // patch_size for side in sides(image_size))
     print(
         f'{kind} tokenizer: {config.vocabulary} tokens, {image_size} pixels to {rows} x {columns} '

@@ -56,6 +56,8 @@ def _train(run: Run, stop: Stop, closed_later: Callable, lock: Lock) -> int:
     checkpoints = closed_later(Checkpoints(run.workdir, config.keep_checkpoints))
     state = restore_or_init(run, checkpoints)
     start = int(state['step'])
+    if not start:
+        run.notes += run.task.remarks(functools.partial(run.batches.reread, 1))
     log = closed_later(_open_log(run, start))
     resumed = f'; resumed after step {start}' if start else ''
     log.say('\n'.join([run.summary() + resumed, *run.notes]))

@@ -1,7 +1,7 @@
 """A tokenizer on disk.
 
 A directory with `tokenizer.safetensors` (arrays by path) and `tokenizer.json` (kind, picture size,
-architecture).
+architecture, and how well it drew the pictures that it was trained on, where that is known).
 """
 
 import dataclasses
@@ -21,15 +21,23 @@ WEIGHTS, DESCRIPTION = 'tokenizer.safetensors', 'tokenizer.json'
 
 
 def save_tokenizer(
-    directory: Path, kind: str, config, image_size: int | tuple[int, int], params
+    directory: Path,
+    kind: str,
+    config,
+    image_size: int | tuple[int, int],
+    params,
+    psnr: float | None = None,
 ) -> None:
-    """Writes the parameters of a tokenizer (nested dict) and the `Config` of its kind."""
+    """Writes the parameters of a tokenizer (nested dict) and the `Config` of its kind; psnr: in dB,
+    of what it makes of pictures like those that it was trained on."""
     directory.mkdir(parents=True, exist_ok=True)
     flat = traverse_util.flatten_dict(params, sep='/')
     arrays = {path: np.asarray(value) for path, value in flat.items()}
     write_arrays(directory / WEIGHTS, arrays)
     architecture = dataclasses.asdict(config)
     description = {'kind': kind, 'image_size': image_size, 'architecture': architecture}
+    if psnr is not None:
+        description['psnr'] = psnr
     (directory / DESCRIPTION).write_text(json.dumps(description, indent=2) + '\n')
 
 
@@ -89,6 +97,12 @@ def check_draws(tokenizer, params, path: str) -> None:
     if tokenizer.decodes != 'pixels':
         why = f'decodes {tokenizer.decodes}'
     check(not why, f'the tokenizer {path} {why}: it cannot draw pictures.')
+
+
+def known_psnr(path: str) -> float | None:
+    """The PSNR in dB that `save_tokenizer` was given; None where it was given none."""
+    psnr = read_json(Path(path) / DESCRIPTION, 'write the tokenizer again').get('psnr')
+    return psnr if isinstance(psnr, float) else None
 
 
 def _is_pair(value) -> bool:

@@ -8,6 +8,7 @@ import pytest
 import scipy.special
 import scipy.stats
 
+from beit_jax.data.pipeline import evaluate_batches
 from beit_jax.data.sources.shapes import ShapesSource
 from beit_jax.errors import RequestError
 from beit_jax.models.tokenizers.dvae import map_pixels
@@ -15,8 +16,11 @@ from beit_jax.settings.mapping import task_config
 from beit_jax.settings.run import MeshConfig
 from beit_jax.tasks import make_task
 from beit_jax.tasks.tokenizer import reconstruction_loss, token_statistics
+from beit_jax.tasks.tokenizer_quality import drawn_psnr
+from beit_jax.train import loop
 from beit_jax.train.sharding import make_mesh
 from beit_jax.train.state import abstract_params
+from beit_jax.weights.tokenizer import known_psnr, load_tokenizer
 from tests.train.test_mesh import run_steps
 
 SMALL = {
@@ -168,3 +172,33 @@ def test_sizes_that_do_not_fit():
         RequestError, match=r"config.reconstruction='l3' is unknown. Did you mean l2\?"
     ):
         task_config(SMALL | {'reconstruction': 'l3'})
+
+
+@pytest.mark.parametrize('held_out', [7, 0])
+def test_what_a_tokenizer_keeps_lies_beside_it(held_out, tmp_path):
+    """The PSNR, by NumPy, of what it draws of held-out pictures, or of training pictures where
+    there are none."""
+    data = SMALL['data'] | {'num_examples': 8, 'num_evaluate_examples': held_out}
+    assert (
+        loop.train(task_config(SMALL | {'total_steps': 3, 'batch_size': 8, 'data': data}), tmp_path)
+        == 0
+    )
+    tokenizer, params = load_tokenizer(str(tmp_path / 'tokenizer'), decoder=True)
+    split = 'evaluate' if held_out else 'train'
+    source = ShapesSource(held_out or 8, 12, 'easy', split)
+    config = task_config(SMALL).data
+    batch = next(
+        evaluate_batches(
+            source,
+            len(source),
+            (config.view('image', 0, 'lanczos3'),),
+            config,
+            np.arange(len(source)),
+            config.evaluate_crop,
+        )
+    )
+    images = batch['image'] / np.float32(255)
+    drawn = np.asarray(tokenizer.decode(params, tokenizer.encode(params, images)))
+    psnr = -10 * np.log10(np.mean((drawn - images) ** 2))
+    assert known_psnr(str(tmp_path / 'tokenizer')) == pytest.approx(psnr, abs=1e-3)
+    assert drawn_psnr(tokenizer, params, images) == pytest.approx(psnr, abs=1e-3)

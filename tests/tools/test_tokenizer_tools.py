@@ -13,12 +13,13 @@ import scipy.stats
 import skimage.metrics
 
 from beit_jax import whole_files
+from beit_jax.data.config import DataConfig
 from beit_jax.data.pictures.load import load_images
 from beit_jax.data.sources.shapes import ShapesSource
 from beit_jax.errors import RequestError
 from beit_jax.inference.tokenizing import Export
 from beit_jax.tools import evaluate_tokenizer, fit_tokenizer, tokenize
-from beit_jax.weights.tokenizer import load_tokenizer
+from beit_jax.weights.tokenizer import known_psnr, load_tokenizer
 from tests import tiny
 from tests.photos import write_photos
 from tests.tools.call import call
@@ -53,7 +54,15 @@ def test_fit(fitted, tmp_path):
     assert (tokenizer.kind, tokenizer.vocabulary) == ('kmeans', 13)
     assert (tokenizer.factor, tokenizer.image_size) == (3, 15)
     assert len(np.unique(ids_of(fitted, shapes(200)))) == 13
+    # what it draws of the first patches, of one token each, by NumPy
+    tokenizer, params = load_tokenizer(str(fitted), decoder=True)
+    data = DataConfig(name='shapes', image_size=15)
+    patches = fit_tokenizer.random_patches(data, 3, 2003, 0)[:1000].reshape(-1, 3, 3, 3)
+    drawn = params['decoder']['patches'][np.ravel(tokenizer.encode(params, patches))]
+    psnr = -10 * np.log10(np.mean((drawn.reshape(patches.shape) - patches) ** 2))
+    assert known_psnr(str(fitted)) == pytest.approx(psnr, abs=1e-3)
     call(fit_tokenizer, **PROJECTION, output=tmp_path / 'r')
+    assert known_psnr(str(tmp_path / 'r')) is None
     assert len(np.unique(ids_of(tmp_path / 'r', shapes(200)))) > 10
     with pytest.raises(RequestError, match='r is there already: give another --output'):
         call(fit_tokenizer, **PROJECTION, output=tmp_path / 'r', seed=1)

@@ -1,15 +1,19 @@
 """What a run says and refuses when it is opened."""
 
 import dataclasses
+import json
 
+import numpy as np
 import pytest
 
 from beit_jax.errors import RequestError
 from beit_jax.models.architecture import encoder_config
 from beit_jax.settings.mapping import task_config
+from beit_jax.train import loop
 from beit_jax.train import run as runs
 from beit_jax.train.run import Run
 from beit_jax.train.workdir.changes import config_changes, write_config
+from beit_jax.weights.tokenizer import load_tokenizer, save_tokenizer
 from tests import tiny
 
 
@@ -57,3 +61,33 @@ def test_a_model_is_opened_on_another_machine(tokenizer_dir, tmp_path):
     assert encoder_config(architecture | {'attention': 'cudnn'}).attention == 'auto'
     architecture.pop('attention')
     assert encoder_config(architecture).attention == 'auto'
+
+
+def test_a_tokenizer_of_other_pictures(tokenizer_dir, tmp_path, capsys, one_device):
+    """A line where it draws the pictures of the first batch more than 6 dB worse than its own; the
+    run is the same to the bit."""
+    config = task_config(tiny.settings(tokenizer_dir, total_steps=2))
+    task = Run(config, tmp_path / 'a').task
+    tokenizer, params = load_tokenizer(str(tokenizer_dir), decoder=True)
+    images = Run(config, tmp_path).batches.reread(1)['token_image'] / np.float32(255)
+    drawn = np.asarray(tokenizer.decode(params, tokenizer.encode(params, images)))
+    psnr = -10 * np.log10(np.mean((drawn - images) ** 2))
+    never = lambda: pytest.fail('it is read where nothing is known')
+    assert task.remarks(never) == []
+    said = {}
+    for known in (None, psnr + 5.9, psnr + 6.1):
+        directory = tmp_path / str(known)
+        save_tokenizer(directory, 'dvae', tokenizer.config, 10, params, known and float(known))
+        settings = tiny.settings(directory, total_steps=2)
+        assert loop.train(task_config(settings), tmp_path / f'run_{known}') == 0
+        said[known] = capsys.readouterr().out
+    *near, far = said.values()
+    assert f'draws these pictures at {psnr:.1f} dB PSNR, its own at {psnr + 6.1:.1f} dB' in far
+    assert '--config.data.name=shapes' in far and not any('dB' in each for each in near)
+    metrics = [(tmp_path / f'run_{known}' / 'metrics.jsonl').read_text() for known in said]
+    losses = [[json.loads(line).get('loss') for line in text.splitlines()] for text in metrics]
+    assert losses[0] == losses[1] == losses[2]
+    no_decoder = {'encoder': params['encoder']}
+    save_tokenizer(tmp_path / 'half', 'dvae', tokenizer.config, 10, no_decoder, 99.0)
+    assert opened(tmp_path / 'half', tmp_path).task.remarks(never) == []
+    assert opened('', tmp_path, target='pixels').task.remarks(never) == []
