@@ -4,14 +4,12 @@ and they consist of what they should. `make test-gpu-compile`; minutes each, one
 import dataclasses
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
 from beit_jax.performance.gpus import GPUS
 from tests import tiny
+from tests.performance.planned import planned
 
 pytestmark = [
     pytest.mark.gpu_compile,
@@ -71,14 +69,15 @@ def test_compiled(name, tmp_path):
     case = CASES[name]
     words = [f'--config={case.recipe}', f'--topology={case.topology}']
     words += [f'--config.{option}' for option in case.options.split()]
-    planned = plan(tmp_path, *words, *['--dall_e'] * bool(case.convolutions))
-    step, counts = planned['programs']['step'], planned['programs']['step']['counts']
-    assert planned['memory'] < 1e9 * case.gigabytes
+    words += ['--dall_e'] * bool(case.convolutions)
+    found = planned(tmp_path, *words, timeout=5400)
+    step, counts = found['programs']['step'], found['programs']['step']['counts']
+    assert found['memory'] < 1e9 * case.gigabytes
     assert step['executed_flops'] == pytest.approx(case.executed * step['flops'], rel=0.05)
     assert set(case.collectives) <= step['received'].keys()
-    assert bool(step['received']) == (planned['chips'] > 1)
+    assert bool(step['received']) == (found['chips'] > 1)
     if case.convolutions:
-        assert planned['programs']['tokenizer']['counts']['convolution'] == case.convolutions
+        assert found['programs']['tokenizer']['counts']['convolution'] == case.convolutions
     # cuDNN's alone: plain attention is products of many small matrices
     assert counts.get('attention', 0) == case.attentions and 'batched product' not in counts
 
@@ -88,23 +87,6 @@ def test_every_gpu(gpu, tmp_path):
     """XLA takes the text about it and compiles for it."""
     settings = tiny.settings('', target='pixels', compute_dtype='bfloat16')
     (tmp_path / 'config.json').write_text(json.dumps(settings))
-    planned = plan(tmp_path, f'--config={tmp_path}/config.json', f'--topology={gpu}:8')
-    assert planned['chips'] == 8 and planned['memory_limit'] == 0.75 * GPUS[gpu].memory
-
-
-def plan(folder, *words) -> dict:
-    """What the tool finds, as a user starts it: not as other tests have XLA compile for a CPU."""
-    environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
-    environment.pop('JAX_COMPILATION_CACHE_DIR', None)
-    done = subprocess.run(
-        [sys.executable, '-m', 'beit_jax.tools.plan', *words, f'--json={folder}/plan.json'],
-        cwd=tiny.REPOSITORY,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=5400,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    print(done.stdout)
-    return json.loads((folder / 'plan.json').read_text())
+    words = f'--config={tmp_path}/config.json', f'--topology={gpu}:8'
+    found = planned(tmp_path, *words, timeout=1800)
+    assert found['chips'] == 8 and found['memory_limit'] == 0.75 * GPUS[gpu].memory

@@ -1,13 +1,10 @@
 """The TPU compiler's estimates must not get worse: `make bench-tpu`."""
 
 import importlib.util
-import json
-import subprocess
-import sys
 
 import pytest
 
-from tests import tiny
+from tests.performance.planned import planned
 
 # cycles of each program with libtpu 0.0.42.1: docs/benchmarks.md
 CYCLES = {
@@ -27,21 +24,10 @@ CYCLES = {
 @pytest.mark.parametrize(('recipe', 'topology', 'images'), CYCLES)
 def test_no_slower(recipe, topology, images, tmp_path):
     programs = CYCLES[recipe, topology, images]
-    command = ['-m', 'beit_jax.tools.plan', f'--config={recipe}', f'--topology={topology}']
-    command += [f'--config.batch_size={4 * images}', f'--json={tmp_path}/plan.json']
+    words = [f'--config={recipe}', f'--topology={topology}', f'--config.batch_size={4 * images}']
     if 'tokenizer' in programs:
-        command += ['--dall_e', '--config.tokenizer.precision=bfloat16']
-    result = subprocess.run(
-        [sys.executable, *command],
-        cwd=tiny.REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=1800,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    print(result.stdout)
-    planned = json.loads((tmp_path / 'plan.json').read_text())['programs']
-    found = {name: program['cycles'] for name, program in planned.items()}
+        words += ['--dall_e', '--config.tokenizer.precision=bfloat16']
+    result = planned(tmp_path, *words, timeout=1800)['programs']
+    found = {name: program['cycles'] for name, program in result.items()}
     assert found.keys() == programs.keys()
     assert all(found[name] < 1.05 * cycles for name, cycles in programs.items()), found
