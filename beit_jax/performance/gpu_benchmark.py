@@ -85,6 +85,8 @@ def _run(part: Part, output: Path, seconds: float, rehearse: bool) -> dict:
         # or JAX leaves PyTorch a quarter of the memory
         'XLA_PYTHON_CLIENT_PREALLOCATE': 'false',
     }
+    if rehearse:  # PyTorch's threads wait for one another where there are fewer cores
+        environment['OMP_NUM_THREADS'] = '1'
     module, name = part.function.__module__, part.function.__name__
     command = [sys.executable, '-m', module, name, str(lines), *['--rehearse'] * rehearse]
     print(f'{part.name}: at most {seconds:.0f} s', flush=True)

@@ -43,6 +43,11 @@ _TINY = {  # what a rehearsal changes
 }
 _TURNS = 5
 _TOKENS_IN = 'float16'  # as DALL-E's own code computes on a GPU
+_OF_A_GPU = {  # what a part leaves out where there is none
+    'profile': 'the operations, which a GPU alone tells of',
+    'target': "XLA's description of the device",
+    'tokenizer': 'float16 and TF32',
+}
 PEERS = ('compiled-fused', 'compiled', 'eager-fused', 'eager')  # the likeliest best first
 
 Tell = Callable[[dict], None]
@@ -65,7 +70,10 @@ def settings(name: str) -> dict:
 def numerics(config: Callable[..., Config], tell: Tell) -> None:
     """Loss and gradients of one step on given tokens, of each attention in bfloat16, against plain
     float32: the norm of the difference over the norm, of all gradients and of each kind."""
-    exact = _gradients(config('base', 32, compute_dtype='float32', attention='plain'))
+    exact, all_errors = (
+        _gradients(config('base', 32, compute_dtype='float32', attention='plain')),
+        {},
+    )
     for attention in _attentions():
         loss, found = _gradients(config('base', 32, attention=attention))
         errors = {'loss': abs(loss - exact[0]) / abs(exact[0])}
@@ -78,7 +86,8 @@ def numerics(config: Callable[..., Config], tell: Tell) -> None:
         worst = {n: np.linalg.norm(found[n] - exact[1][n]) / norms[n] for n in norms if norms[n]}
         name = max(worst, key=worst.get)
         errors |= {f'worst ({name})': worst[name]}
-        tell({attention: {part: float(error) for part, error in errors.items()}})
+        all_errors[attention] = {part: float(error) for part, error in errors.items()}
+        tell({'errors': all_errors})
 
 
 def base(config: Callable[..., Config], tell: Tell) -> None:
@@ -289,6 +298,8 @@ def main(part: str, file: str, *options: str) -> None:
             lines.write(json.dumps(found) + '\n')
             lines.flush()
 
+        if jax.default_backend() != 'gpu':
+            tell({'without a GPU': _OF_A_GPU.get(part, "cuDNN's attention")})
         globals()[part](config, tell)
 
 

@@ -15,16 +15,18 @@ def report(result: dict) -> str:
     for name, found in parts.items():
         if 'seconds' in found:
             lines += _race(name, found)
+        elif 'errors' in found:
+            lines += _numerics(found['errors'])
         elif 'tokenizers' in found:
             lines += _tokenizers(found)
-        elif 'milliseconds' in found:
+        elif found.get('milliseconds'):
             lines += _profile(found)
-    if 'numerics' in parts:
-        lines += _numerics(parts['numerics'])
     lines += _bits({name: found for name, found in parts.items() if name.startswith(_SAME)})
     for name, part in result['parts'].items():
         ended = 'was ended by its time' if part['status'] is None else f'status {part["status"]}'
         lines += [f'{name}: {ended} after {part["seconds"]} s'] * (not part['whole'])
+        left_out = part['found'].get('without a GPU')
+        lines += [f'{name}: without a GPU, so without {left_out}'] * bool(left_out)
     return '\n'.join(lines) + '\n'
 
 
@@ -85,9 +87,9 @@ def _profile(found):
     return [*lines, '']
 
 
-def _numerics(found):
+def _numerics(all_errors):
     lines = ['**numerics**: the difference from plain float32 over its norm', '']
-    for attention, errors in found.items():
+    for attention, errors in all_errors.items():
         told = ', '.join(f'{part} {error:.2e}' for part, error in errors.items())
         lines.append(f'- {attention}: {told}')
     return [*lines, '']

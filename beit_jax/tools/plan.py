@@ -46,8 +46,8 @@ def run(options: argparse.Namespace) -> None:
     print(of_plan(result))
     if options.search_batch:
         print(
-            f'the largest batch that fits: {result["largest_images_per_chip"]} images a chip; the '
-            f'fastest (above): {result["fastest_images_per_chip"]}'
+            f'the largest batch that fits: {result["largest_images_per_chip"]} images a '
+            f'{result["device"]}; the fastest (above): {result["fastest_images_per_chip"]}'
         )
     outputs.write(json_file, result, indent=2)
 

@@ -34,8 +34,10 @@ def test_a_part_is_measured_once(tmp_path, monkeypatch, capsys):
         said.append(capsys.readouterr().out)
     assert 'numerics: done' in said[0] and 'numerics: at most' not in said[1]
     found = json.loads((tmp_path / 'out' / 'gpu.json').read_text())['parts']['numerics']
-    assert found['whole'] and found['found']['plain']['position bias'] == 0
-    assert 'plain: loss 0.00e+00' in (tmp_path / 'out' / 'gpu.md').read_text()
+    assert found['whole'] and found['found']['errors']['plain']['position bias'] == 0
+    table = (tmp_path / 'out' / 'gpu.md').read_text()
+    assert 'plain: loss 0.00e+00' in table
+    assert "numerics: without a GPU, so without cuDNN's attention" in table
 
 
 def write(lines, *found, whole=True):

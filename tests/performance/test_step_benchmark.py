@@ -9,7 +9,12 @@ import dall_e
 import pytest
 import torch
 
-from beit_jax.performance.torch_benchmark import VARIANTS, MaskedImageModel, Tokenizer
+from beit_jax.performance.torch_benchmark import (
+    VARIANTS,
+    MaskedImageModel,
+    PeerTokenizer,
+    Tokenizer,
+)
 from beit_jax.settings.mapping import task_config
 from beit_jax.tools import arguments, benchmark, config_option
 from tests.torch_models import make_timm
@@ -94,6 +99,33 @@ def test_tokenizer_of_the_peer():
         torch.testing.assert_close(peer.output(peer.layers(pixels)), expected, atol=1e-5, rtol=0)
         assert torch.equal(peer(images), expected.argmax(1).flatten(1))
     assert expected.std() > 0.1
+
+
+@pytest.mark.parametrize(
+    ('precision', 'dtype', 'tf32'),
+    [
+        ('bfloat16_3x', torch.float32, False),
+        ('tensorfloat32', torch.float32, True),
+        ('float16', torch.float16, True),
+        ('bfloat16', torch.bfloat16, True),
+    ],
+)
+def test_precision_of_the_peers_tokenizer(precision, dtype, tf32, monkeypatch):
+    """On a GPU it is that of ours; the last layer is never of half the bits, as in dall_e."""
+    monkeypatch.setattr('beit_jax.models.tokenizers.target_platform', lambda: 'gpu')
+    seen, small = {}, functools.partial(Tokenizer, width=16)
+    monkeypatch.setattr('beit_jax.performance.torch_benchmark.Tokenizer', small)
+    peer = PeerTokenizer(
+        config(**{'tokenizer.precision': precision}), compiled=False, vocabulary=53
+    )
+
+    def see(module, inputs, output):
+        seen[output.dtype] = torch.backends.cudnn.allow_tf32
+
+    for layer in (peer._encode.layers[0], peer._encode.output):
+        layer.register_forward_hook(see)
+    assert peer.encode().shape == (3, 9)
+    assert seen == {dtype: tf32, torch.float32: tf32} and torch.backends.cudnn.allow_tf32
 
 
 def test_benchmark_step(tmp_path, monkeypatch, capsys):
