@@ -200,8 +200,15 @@ def _gelu_and_slope(x):
 gelu.defvjp(_gelu_and_slope, lambda slope, gradient: (gradient * slope,))
 
 
+def quick_gelu(x):
+    """CLIP's: x * sigmoid(1.702 x)."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
 class Mlp(nnx.Module):
-    """Linear, exact GELU, linear."""
+    """Linear, exact GELU (or CLIP's, where `quick` is set), linear."""
+
+    quick = False
 
     def __init__(self, width: int, hidden: int, kernel_init, out_init, *, dtype, rngs: nnx.Rngs):
         self.fc1 = linear(width, hidden, kernel_init, dtype=dtype, rngs=rngs)
@@ -210,7 +217,8 @@ class Mlp(nnx.Module):
     def __call__(self, x_BND, scale_D=None):
         """`scale_D`: what the result is multiplied by, or None."""
         kernel_FD, bias_D = scaled(scale_D, self.fc2.kernel[...], self.fc2.bias[...])
-        y_BND = product(gelu(self.fc1(x_BND)), kernel_FD.astype(x_BND.dtype))
+        activation = quick_gelu if self.quick else gelu
+        y_BND = product(activation(self.fc1(x_BND)), kernel_FD.astype(x_BND.dtype))
         return y_BND + bias_D.astype(x_BND.dtype)
 
 

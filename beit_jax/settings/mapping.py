@@ -16,7 +16,7 @@ import typing
 from beit_jax.errors import RequestError, check, nearest, one_of
 from beit_jax.settings.intervals import USUAL
 
-TASKS = ('pretrain', 'tokenizer', 'classify', 'probe', 'segment')
+TASKS = ('pretrain', 'tokenizer', 'vqkd', 'classify', 'probe', 'segment')
 
 
 def config_class(task: str) -> type:

@@ -95,6 +95,7 @@ class Task:
     # the pictures that `prepare` alone reads; () where there is nothing to prepare
     prepare_views: tuple[View, ...] = ()
     frozen: Any = ()  # arrays that `prepare` needs and nobody learns
+    notes: tuple[str, ...] = ()  # what had to be assumed or changed of the files that it reads
     needs_held_out: ClassVar[bool] = False
     # the settings of a cache for what `prepare` makes (`TokenizerConfig`); None: there is none
     token_cache: Any = None
@@ -131,6 +132,11 @@ class Task:
         """
         return params, (), []
 
+    def begin(self, params, batch: dict, key: jax.Array) -> dict:
+        """The fresh parameters that follow from the first training batch, a sub-tree that takes
+        their place; {} where none do. `batch` is as `loss` takes it, of all devices."""
+        return {}
+
     def calibrate(self, frozen, batches: ReadSample):
         """`frozen`, which is on the devices by now, with what follows from the training images."""
         return frozen
@@ -156,16 +162,17 @@ class Task:
         """(sum of the losses, sums): `sums['weight']` is what the sum of the losses is divided by,
         here and in the gradient.
 
-        In training the sums may have 'statistics': (the running statistics of norms, a sub-tree of
-        the parameters, which the step puts in their place; 1.0, by whose sum it divides them where
-        a batch has parts).
-
         batch: the views, what `prepare` gave, `label` int32 [B], `view` uint32 [B] (the number of
         each view) and `valid` float32 [B]. progress: step / total_steps in [0, 1]; train: draw
         augmentation and dropout, else be deterministic given the keys. In an evaluation the sums
         may have 'rows', a dict of arrays [B, ...] on each image, which are not added up.
         """
         raise NotImplementedError
+
+    def follow(self, params, sums: dict) -> dict:
+        """The parameters that follow from the sums of a training step and from no gradient, a
+        sub-tree that the step puts in their place: running statistics, a codebook."""
+        return {}
 
     def summarize(self, sums: dict) -> dict:
         """The metrics that the added-up sums stand for; scalars."""

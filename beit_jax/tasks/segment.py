@@ -181,6 +181,11 @@ class Segment(Task):
             sums['statistics'] = statistics, 1.0
         return total, sums
 
+    def follow(self, params, sums):
+        """The running statistics of the norms: their mean where a batch has parts."""
+        statistics, count = sums['statistics']
+        return jax.tree.map(lambda total: total / count, statistics)
+
     def summarize(self, sums):
         """`pixel_accuracy` is that of the pixels of the crops that have a class; `loss` has the
         share of `auxiliary_loss` in it."""

@@ -19,7 +19,7 @@ from beit_jax.train.processes.watchdog import Watchdog
 from beit_jax.train.run import Run
 from beit_jax.train.saving import Saver
 from beit_jax.train.sharding import gather
-from beit_jax.train.start import open_cache, restore_or_init
+from beit_jax.train.start import begun, open_cache, restore_or_init
 from beit_jax.train.stepping import Stepper
 from beit_jax.train.workdir.changes import config_changes, write_config
 from beit_jax.train.workdir.checkpoint import Checkpoints
@@ -87,6 +87,8 @@ def _train(run: Run, stop: Stop, closed_later: Callable, lock: Lock) -> int:
         return end(STOPPED, start)
     stepper = closed_later(Stepper(run, stop, log, watchdog))
     for step, batch in zip(range(start + 1, total + 1), run.batches.train(start, cache)):
+        if step == 1:
+            state = begun(run, state, batch)
         state = stepper.take(state, batch, step)
         log.say_all(checkpoints.warnings())
         stopping, last = stop.asked(step), step == total

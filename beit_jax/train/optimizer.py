@@ -12,10 +12,11 @@ from beit_jax.settings.run import OptimizerConfig
 from beit_jax.weights.trees import path_string
 
 # Norm scales, LayerScale, biases, CLS and absolute positions are not decayed; mask token and bias
-# tables are (optim_factory.py:65). Running statistics, which no gradient reaches, are not either:
-# the optimizer leaves them as they are, and the step sets them.
+# tables are (optim_factory.py:65). Running statistics and codebooks, which no gradient reaches, are
+# not either: the optimizer leaves them as they are, and the step sets them.
 _NO_DECAY = re.compile(
-    r'(^|/)(bias|scale|scale1|scale2|cls_token|position_embedding|running_mean|running_var)$'
+    r'(^|/)(bias|scale|scale1|scale2|cls_token|position_embedding|running_mean|running_var'
+    r'|codebook)$'
 )
 _EMBEDDING = re.compile(r'(^|/)(patch_embedding/\w+|cls_token|mask_token|position_embedding)$')
 _BLOCK = re.compile(r'(^|/)blocks/(\d+)/')

@@ -54,6 +54,7 @@ class Run:
         _check_classes(config, self.source)
         self.config = config.resolve(len(self.source), self.source.class_names)
         self.task = make_task(self.config)
+        self.notes += self.task.notes
         self.batches = Batches(self.config, self.task, self.mesh, self.source, self.held_out)
         with known_data(config, workdir):
             self.notes += self.batches.check_source()

@@ -40,6 +40,7 @@ RULES = (
     (r'(conv|deconv\d?|classifier)/kernel$', P(None, None, 'fsdp')),
     (r'(conv|deconv\d?|classifier)/bias$', P()),
     (r'norm/running_(mean|var)$', P()),
+    (r'codebook$', P()),
     # discrete VAE: convolutions [rows, columns, inputs, outputs]
     (r'encoder/input/kernel$', P(None, None, None, 'fsdp')),
     (r'(input|output|shortcut|convs/\d)/kernel$', P(None, None, 'fsdp')),

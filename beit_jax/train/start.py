@@ -16,6 +16,7 @@ from beit_jax.train import state as states
 from beit_jax.train.processes.agreement import together
 from beit_jax.train.run import Run
 from beit_jax.train.sharding import state_shardings
+from beit_jax.train.step import make_begin
 from beit_jax.train.workdir.changes import refuse_changes
 from beit_jax.train.workdir.checkpoint import Checkpoints
 from beit_jax.train.workdir.directory import writing
@@ -54,6 +55,16 @@ def restore_or_init(run: Run, checkpoints: Checkpoints):
         if jax.process_index() == 0:
             _write_parameter_table(run)
     return states.initial_state(run.task, run.optimizer, run.mesh, params)
+
+
+def begun(run: Run, state: dict, batch: dict) -> dict:
+    """The state before the first step, with what the task makes of its batch."""
+    shapes = jax.eval_shape(make_begin(run.task, run.mesh), state['params'], batch)
+    if not shapes:
+        return state
+    found = make_begin(run.task, run.mesh)(state['params'], batch)
+    names = [name for name in ('params', 'ema') if name in state]
+    return state | {name: states.merge(state[name], found) for name in names}
 
 
 def load_params(run: Run, path: str) -> tuple:

@@ -16,6 +16,7 @@ from beit_jax.train.sharding import REPLICAS, batch_sharding, on_mesh, replicate
 from beit_jax.train.state import abstract_state, merge
 
 _AUGMENT = 0x617567  # sets the key of a batch apart from those of its rows
+_BEGIN = 0x626567  # and that of the first batch from those of the steps
 
 
 def make_prepare(task, mesh, *, train: bool):
@@ -67,8 +68,6 @@ def make_train_step(task, optimizer, schedule, mesh, total_steps: int):
         gradients, sums = _accumulate(
             gradients_and_sums, params, (inputs, keys_B), config.accumulate_steps, mesh
         )
-        # of norms, summed over parts and replicas
-        statistics, count = sums.pop('statistics', ({}, 1.0))
         gradients = jax.tree.map(lambda gradient: gradient / sums['weight'], gradients)
         updates, optimizer_state = optimizer.update(gradients, state['optimizer'], params)
         bad_records = state['bad_records'] + jnp.sum(batch['substituted'], dtype=jnp.int32)
@@ -89,10 +88,9 @@ def make_train_step(task, optimizer, schedule, mesh, total_steps: int):
             'skipped_in_a_row': jnp.where(finite, 0, state['skipped_in_a_row'] + 1),
         }
         learned = {'params': optax.apply_updates(params, updates), 'optimizer': optimizer_state}
-        if statistics:
-            learned['params'] = merge(
-                learned['params'], jax.tree.map(lambda total: total / count, statistics)
-            )
+        followed = task.follow(params, sums)  # of sums over parts and replicas
+        if followed:
+            learned['params'] = merge(learned['params'], followed)
         if config.ema_decay:
             # the first steps are soon forgotten
             decay = jnp.minimum(config.ema_decay, (1 + step) / (10 + step))
@@ -110,6 +108,13 @@ def make_train_step(task, optimizer, schedule, mesh, total_steps: int):
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
     )
+
+
+def make_begin(task, mesh):
+    """jitted (params, the first training batch) -> `task.begin`, the same on every device."""
+    key = jax.random.fold_in(jax.random.key(task.config.seed), _BEGIN)
+    begin = lambda params, batch: task.begin(params, model_inputs(batch), key)
+    return jax.jit(on_mesh(mesh, begin), out_shardings=replicated(mesh))
 
 
 @jax.jit

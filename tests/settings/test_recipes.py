@@ -53,6 +53,7 @@ def test_every_study(path, monkeypatch):
 
 RECIPES = (
     'tokenizer_imagenet1k:v8192',
+    'tokenizer_vqkd_imagenet1k:decoder3',
     'pretrain_imagenet1k:base',
     'pretrain_imagenet1k:large',
     'pretrain_imagenet1k:base,vanilla',

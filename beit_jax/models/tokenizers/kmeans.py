@@ -76,16 +76,16 @@ def fit(key, patches_ND, config: Config, iterations: int = 30, watched: Callable
     start_key, *keys = jax.random.split(key, iterations + 1)
     centroids_VD = jax.random.choice(start_key, x_ND, (config.vocabulary,), replace=False)
     for anew_key in watched(keys):
-        sums_VD, counts_V = _sum_by_centroid(x_ND, x_ND, centroids_VD)
+        sums_VD, counts_V = sum_by_centroid(x_ND, x_ND, centroids_VD)
         anew_VD = jax.random.choice(anew_key, x_ND, (config.vocabulary,), replace=False)
         # else all iterations count as done while the first one runs
         centroids_VD = jax.block_until_ready(_means(sums_VD, counts_V, anew_VD))
-    pictures_VD = _means(*_sum_by_centroid(x_ND, patches_ND, centroids_VD), 0.5)
+    pictures_VD = _means(*sum_by_centroid(x_ND, patches_ND, centroids_VD), 0.5)
     return {'encoder': {'centroids': centroids_VD}, 'decoder': {'patches': pictures_VD}}
 
 
 @jax.jit
-def _sum_by_centroid(x_ND, values_ND, centroids_VD):
+def sum_by_centroid(x_ND, values_ND, centroids_VD):
     """(sums of `values` of the x nearest to each centroid [V, D], their counts [V])."""
     find = functools.partial(nearest, centroids_VD=centroids_VD, precision='float32')
     ids_N = jax.lax.map(find, x_ND, batch_size=CHUNK)

@@ -20,7 +20,7 @@ from beit_jax.models.initializers import TruncatedNormal, parameter
 from beit_jax.models.layers import layer_norm, linear
 from beit_jax.models.resize import resize_position_embedding
 from beit_jax.models.tokenizers import Vocabulary, dtype_and_precision, square_grid
-from beit_jax.models.tokenizers.kmeans import nearest
+from beit_jax.models.tokenizers.kmeans import nearest, sum_by_centroid
 from beit_jax.settings.intervals import Count, Interval, Width
 
 Depth = Annotated[int, Interval(1, 200)]
@@ -77,6 +77,31 @@ class UnitRows:
 def unit(x):
     """`x` divided by its length along the last axis."""
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+def first_codebook(key, vectors_NC, vocabulary: int, iterations: int = 10):
+    """Rows [V, C] of length 1 for vectors of length 1: k-means by cosine from random ones of them,
+    which come repeatedly where there are fewer than rows. A row that nobody is nearest to stays."""
+    repeated = len(vectors_NC) < vocabulary
+    rows_VC = jax.random.choice(key, vectors_NC, (vocabulary,), replace=repeated)
+    move = lambda _, rows_VC: _means(*sum_by_centroid(vectors_NC, vectors_NC, rows_VC), rows_VC)
+    return jax.lax.fori_loop(0, iterations, move, rows_VC)
+
+
+def next_codebook(codebook_VC, sums_VC, counts_V, decay: float):
+    """The moving average of a codebook after a batch (norm_ema_quantizer.py).
+
+    `sums_VC`: of the vectors that chose each row, `counts_V` how many there are, over all devices
+    and parts of the batch.
+    """
+    means_VC = _means(sums_VC, counts_V, codebook_VC)
+    return unit(decay * codebook_VC + (1 - decay) * means_VC)
+
+
+def _means(sums_VC, counts_V, otherwise_VC):
+    """Directions of the mean vectors; where there are none, `otherwise`."""
+    means_VC = unit(sums_VC / jnp.maximum(counts_V, 1)[:, None])
+    return jnp.where(counts_V[:, None] > 0, means_VC, otherwise_VC)
 
 
 class Half(nnx.Module):

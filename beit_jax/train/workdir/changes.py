@@ -36,6 +36,7 @@ FREE_SETTINGS = (
     'data.prefetch',
     'data.max_bad_share',
     'tokenizer.path',
+    'teacher.path',
     'tokenizer.cache_views',
     'tokenizer.cache_path',
     'pictures',

@@ -83,6 +83,11 @@ def _open_zip(data: bytes) -> tuple[Any, Callable[[Storage], bytes]]:
     archive = zipfile.ZipFile(io.BytesIO(data))
     entries = {entry.filename: entry for entry in archive.infolist()}
     check(len(entries) == len(archive.infolist()), 'two entries of the archive have the same name')
+    check(
+        not any('/code/__torch__' in name for name in entries),
+        'it is a program of TorchScript, not weights alone: write these with '
+        'torch.save(torch.jit.load(FILE).state_dict(), OTHER)',
+    )
     for name, entry in entries.items():
         check(
             entry.compress_type == zipfile.ZIP_STORED and entry.file_size == entry.compress_size,
