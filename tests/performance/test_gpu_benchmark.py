@@ -73,7 +73,7 @@ def test_what_is_interrupted(tmp_path, monkeypatch):
     assert result['base']['found'] == result['large']['found'] == found
     assert table == (tmp_path / 'gpu.md').read_text()
     assert '| ours, plain: whole step | 250.0 | 125.0 | 500.0 | 256 | 50.0% |' in table
-    assert "whole step: PyTorch's best takes 3.00 of our time." in table  # turn by turn
+    assert "whole step: PyTorch's best takes 3.00 of our time" in table  # turn by turn
     assert 'base: was ended by its time' in table and 'large: was' not in table
     ended['base'] = True
     assert 'was ended' not in benchmark_gpu(tmp_path, 100, False)
