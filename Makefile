@@ -6,9 +6,13 @@ VENV_GPU ?= .venv-gpu
 REQUIREMENTS ?= requirements.txt
 BIN := $(VENV)/bin
 QUICK := runs/quickstart
+# of your-images: a folder of pictures, where everything goes, and laptop, gpu or gpu,small
+DATA ?=
+WORKDIR ?= runs/your_images
+SIZE ?= laptop
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: quickstart test test-newest test-slow test-faults bench-tpu bench-gpu test-gpu-compile lint
+.PHONY: quickstart your-images test test-newest test-slow test-faults bench-tpu bench-gpu test-gpu-compile lint
 .PHONY: clean
 
 $(VENV)/installed: requirements.txt requirements-no-tensorflow.txt requirements-tensorflow.txt
@@ -47,6 +51,11 @@ quickstart: $(VENV)/installed
 	@echo "       the encoder and from random weights"
 	$(BIN)/python -m beit_jax.tools.study --study=configs/studies/quickstart.py \
 		--workdir=$(QUICK)/study --seeds=1 --choose_rates=false --tasks "200 steps"
+
+# the same for your pictures, `make your-images DATA=DIR`; again: it goes on where it stopped
+your-images: $(VENV)/installed
+	@$(BIN)/python -m beit_jax.tools.your_images --data.path="$(DATA)" --workdir="$(WORKDIR)" \
+		--size="$(SIZE)"
 
 PYTEST := $(BIN)/python -m pytest
 

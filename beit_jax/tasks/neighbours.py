@@ -26,6 +26,13 @@ class NeighboursConfig:
     queries: Count = 10_000  # held-out images that are classified so, spread over all
 
 
+def nearest(bank_ND, queries_BD, count: int) -> tuple[jax.Array, jax.Array]:
+    """(cosine similarities float32, rows of the bank int32), [B, K], of the `count` nearest of each
+    query, the nearest first; features float [N, D] and [B, D], of any length."""
+    bank_ND, queries_BD = (_unit_rows(jnp.asarray(x, jnp.float32)) for x in (bank_ND, queries_BD))
+    return _nearest(bank_ND, queries_BD, min(count, len(bank_ND)))
+
+
 def nearest_neighbours(
     bank_ND, labels_N, queries_BD, num_classes: int, config: NeighboursConfig, chunk: int = 1000
 ) -> np.ndarray:
@@ -42,12 +49,16 @@ def nearest_neighbours(
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def _vote(bank_ND, labels_N, queries_BD, count, num_classes, temperature):
-    similarity_BN = jnp.matmul(_unit_rows(queries_BD), bank_ND.T, precision='highest')
-    nearest_BK, index_BK = jax.lax.top_k(similarity_BN, count)
+    nearest_BK, index_BK = _nearest(bank_ND, _unit_rows(queries_BD), count)
     rows_B1 = jnp.arange(len(queries_BD))[:, None]
     votes_BC = jnp.zeros((len(queries_BD), num_classes))
     votes_BC = votes_BC.at[rows_B1, labels_N[index_BK]].add(jnp.exp(nearest_BK / temperature))
     return jnp.argmax(votes_BC, axis=-1)
+
+
+def _nearest(bank_ND, queries_BD, count):
+    similarity_BN = jnp.matmul(queries_BD, bank_ND.T, precision='highest')
+    return jax.lax.top_k(similarity_BN, count)
 
 
 def _unit_rows(x):

@@ -11,7 +11,8 @@ from beit_jax.data.config import DataConfig
 from beit_jax.data.pictures.grid import rows_picture, visible
 from beit_jax.data.sources.choice import open_source
 from beit_jax.data.sources.subset import Subset, spread
-from beit_jax.errors import RequestError, check
+from beit_jax.errors import check
+from beit_jax.inference.reading import readable_batches
 from beit_jax.tasks.tokenizer_quality import measure
 from beit_jax.tools import arguments, images_option, outputs, pixels_option
 from beit_jax.weights.tokenizer import check_draws, load_tokenizer
@@ -27,15 +28,9 @@ def read_batches(
     source = open_source(data, 'evaluate') or open_source(data, 'train')
     source = Subset(source, spread(source, options.limit))
     pipeline.check_source(source, data)
-    views, rows = (data.view('image', 0, resampling),), np.arange(options.batch)
-    for batch in pipeline.evaluate_batches(
-        source, options.batch, views, data, rows, data.evaluate_crop
-    ):
-        for index in batch['index'][batch['substituted']]:
-            name = source.name(index)
-            left_out(name, RequestError(f'{name} cannot be read.'))
-        if batch['valid'].any():
-            yield batch['image'][batch['valid'] > 0]
+    views = (data.view('image', 0, resampling),)
+    for made in readable_batches(source, views, data, options.batch, left_out):
+        yield made['image']
 
 
 def report(figures: dict) -> str:

@@ -1,16 +1,21 @@
 """The pictures that tools are given, or draw."""
 
 import argparse
+from collections.abc import Sequence
 import sys
 
 import numpy as np
 
-from beit_jax.data.config import PixelFormat, sides
+from beit_jax.data.config import DataConfig, PixelFormat, View, sides
 from beit_jax.data.pictures.load import square
+from beit_jax.data.sources.choice import open_source
 from beit_jax.data.sources.shapes import ShapesSource
+from beit_jax.data.sources.subset import Subset, spread
 from beit_jax.errors import RequestError, check
+from beit_jax.inference.reading import readable_batches
 from beit_jax.tools import arguments
 
+HELD_OUT = 'held_out'  # of --images: the held-out pictures of a run
 WHAT = 'folder, image file or .npy array [B, H, W, channels]'
 
 
@@ -63,3 +68,21 @@ def built_in_pictures(
     source = ShapesSource(count, max(sides(size)), level, 'evaluate')
     drawn = [source.read(i).image for i in range(count)]
     return np.stack(drawn if isinstance(size, int) else [square(image, size) for image in drawn])
+
+
+def held_out(
+    data: DataConfig, views: Sequence[View], limit: int, left_out: LeftOut
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """(each view of at most `limit` pictures, their names): evenly spread over those that a run
+    holds out, `--images held_out`.
+
+    Raises:
+      RequestError: it holds none out, they are not there, or none of them can be read.
+    """
+    source = open_source(data, 'evaluate')
+    given = f'--images={HELD_OUT}'
+    check(source is not None, f'{given}: this run holds no pictures out. Give a folder of some.')
+    source = Subset(source, spread(source, limit))
+    made = next(readable_batches(source, views, data, limit, left_out), None)
+    check(made is not None, f'{given}: none of them can be read.')
+    return made, [source.name(index) for index in made['index']]

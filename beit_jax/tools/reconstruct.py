@@ -52,6 +52,9 @@ def read_views(
 ) -> list[np.ndarray]:
     """The pictures of --images as each view has them, [B, height, width, channels]."""
     pixels, images, limit = data.pixels, options.images, options.limit
+    if images == images_option.HELD_OUT:
+        made, _ = images_option.held_out(data, views, limit, left_out)
+        return [made[view.name] for view in views]
     if images != 'shapes':
         whole = [picture for picture, _ in whole_images(images, limit, left_out, data.reading)]
         show = lambda size: np.stack([square(picture, size, 1.0, pixels) for picture in whole])
@@ -96,7 +99,7 @@ def _arguments():
         type=arguments.path,
         help='work directory of a pre-training run',
     )
-    images_option.add(parser, ', or `shapes` (the built-in pictures)', required=True)
+    images_option.add(parser, ', `shapes` (built-in) or `held_out` (of the run)', required=True)
     pixels_option.add_bands(parser)
     parser.add_argument('--output', required=True, help='the PNG to write')
     parser.add_argument('--limit', type=int, default=8, help='at most so many images (8)')

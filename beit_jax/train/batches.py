@@ -53,6 +53,7 @@ class Batches:
         )
         self._rows = local_rows(mesh, config.batch_size)
         self._bad = collections.deque(maxlen=_REMEMBERED)  # training examples
+        self._named = set()  # bad examples, each of which comes once an epoch
         values = sum(math.prod(view.shape) * view.dtype.itemsize for view in self._views)
         size = (_AHEAD + data.prefetch) * len(self._rows) * values
         check(
@@ -201,7 +202,7 @@ class Batches:
             )
 
     def _name_bad(self, batch: dict, source: Source) -> list[int]:
-        """The examples that could not be read; a line for each."""
+        """The examples that could not be read; a line for each that was not yet named."""
         bad = batch['substituted']
         for index, used in zip(batch['index'][bad], batch['used'][bad]):
             what = 'it is left out' if used < 0 else f'{source.name(used)} takes its place'
@@ -209,10 +210,14 @@ class Batches:
         return batch['index'][bad].tolist()
 
     def _warn(self, source: Source, index: int, what: str) -> None:
+        """A line, the first time."""
+        if (name := source.name(index)) in self._named:
+            return
+        self._named.add(name)
         why = pipeline.flaw(source, index, self._config.data)
         # it may be readable by now, after a moment's fault of the storage
         reason = f' ({pipeline.words(why)})' if why else ''
-        print(f'warning: {source.name(index)} cannot be read; {what}{reason}', flush=True)
+        print(f'warning: {name} cannot be read; {what}{reason}', flush=True)
 
     @functools.cached_property  # compiled once a run, not once an evaluation
     def _prepare(self):

@@ -3,8 +3,8 @@ in 6 x 6 patches, 14 of 36 hidden.
 
     python main.py --config=configs/quickstart/pretrain.py --workdir=runs/quickstart/pretrain
 
-It reads the tokenizer of configs/quickstart/tokenizer.py. On your own pictures:
---config.data.name=folder --config.data.path=DIR. Variants are the ablations that
+It reads the tokenizer of configs/quickstart/tokenizer.py. Your own pictures:
+configs/your_images.py. Variants are the ablations that
 configs/pretrain_imagenet1k.py explains: `random`, `pixels`, `all`, `unmasked`.
 Expect (2 CPU cores, about a minute): token_accuracy above five times majority_accuracy, and linear
 probes far above those of a random encoder (configs/quickstart/probe.py).

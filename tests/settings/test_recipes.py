@@ -51,6 +51,24 @@ def test_every_study(path, monkeypatch):
             task_config(study._load(run.recipe, run.settings))
 
 
+def test_stages_of_your_images():
+    """Every stage in every size; the number of pictures bounds the steps of pre-training."""
+    module = load(tiny.REPOSITORY / 'configs' / 'your_images.py')
+    sizes = {'laptop': 'tiny', 'gpu': 'base', 'gpu,small': 'small'}
+    for size, encoder in sizes.items():
+        for stage, task in {name: task for name, (task, _) in module.LAPTOP.items()}.items():
+            config = task_config(module.get_config(f'{stage},{size},pictures=9000').to_dict())
+            assert config.task == task and config.data.holdout == 0.05
+            assert stage == 'tokenizer' or config.model.size == encoder
+    steps = lambda given: module.get_config(given).total_steps
+    found = [steps(f'pretrain,pictures={count}') for count in (149, 6400, 50_000)]
+    assert found == [1000, 20 * 6400 / 64, 4000]
+    assert steps('pretrain,gpu,pictures=51200') == 300 * 100
+    assert steps('pretrain,pictures=149,total_steps=7') == 7
+    with pytest.raises(RequestError, match='pictures=many: give the number of pictures'):
+        module.get_config('pictures=many')
+
+
 RECIPES = (
     'tokenizer_imagenet1k:v8192',
     'tokenizer_vqkd_imagenet1k:decoder3',

@@ -147,6 +147,7 @@ def test_paths_that_are_not_unicode(tmp_path):
         'curves',
         'predict',
         'attention',
+        'neighbours',
         'study',
         'benchmark',
         'import_tokenizer',
