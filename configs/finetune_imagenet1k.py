@@ -9,8 +9,10 @@ Variants: `base` (default) and `large` start from pre-training, `base_intermedia
 `large_intermediate` from configs/finetune_imagenet22k.py, whose head they replace. After the size:
 `384` and `512` change the resolution (positions are interpolated); `in1k` is for encoders
 pre-trained with ImageNet-1k's mean and deviation instead of 0.5 (configs/pretrain_imagenet1k.py);
-`vanilla` is that and the architecture of the paper's tables 1 to 4 (absolute positions). PRETRAINED
-is a checkpoint or a work directory.
+`vanilla` is that and the architecture of the paper's tables 1 to 4 (absolute positions). BEiT v2
+has `v2` (pre-trained for 1600 epochs), `v2_300`, `v2_intermediate` (after fine-tuning on 21k
+classes), and `v2_large`, `v2_large_300`, `v2_large_intermediate`. PRETRAINED is a checkpoint, a
+work directory or a file of weights.
 Memory: --config.accumulate_steps=4.
 
 Expected top-1 on ImageNet-1k (not measured here):
@@ -19,6 +21,8 @@ Expected top-1 on ImageNet-1k (not measured here):
 - pre-trained on 22k (official README): base 83.7 %, large 86.0 %
 - and fine-tuned on 22k (official README): base 85.2 %, 86.8 % at 384; large 87.4 %, 88.4 % at 384,
   88.6 % at 512
+- BEiT v2 (arXiv 2208.06366): base 85.5 % (300 epochs 85.0, after 21k 86.5); large 87.3 % (86.6,
+  88.4)
 """
 
 from beit_jax.settings.recipes import recipe, vary
@@ -30,6 +34,20 @@ _INTERMEDIATE = {
     'new_head': True,
     'mix': {'mixup': 0.0, 'cutmix': 0.0},
 }
+
+_LARGE = {'size': 'large', 'layer_scale': 1e-5}
+
+
+def _v2(lr, epochs, warmup, decay, drop_path, **model):
+    """A row of BEiT v2's table; batch 1024."""
+    return _IN1K | {
+        'epochs': epochs,
+        'model': {'drop_path': drop_path} | model,
+        'optimizer': {'lr': lr, 'warmup_epochs': warmup, 'layer_decay': decay},
+    }
+
+
+_V2_INTERMEDIATE = {name: _INTERMEDIATE[name] for name in ('new_head', 'mix')}
 
 VARIANTS = {
     'base': {},
@@ -49,6 +67,12 @@ VARIANTS = {
     '512': {'data': {'image_size': 512, 'evaluate_crop': 1.0}},
     'in1k': _IN1K,
     'vanilla': _IN1K | {'model': {'positions': 'absolute', 'layer_scale': 0.0}},
+    'v2': _v2(5e-4, 100.0, 20.0, 0.6, 0.2),
+    'v2_300': _v2(5e-4, 100.0, 20.0, 0.65, 0.1),
+    'v2_intermediate': _v2(5e-5, 30.0, 20.0, 0.75, 0.1) | _V2_INTERMEDIATE,
+    'v2_large': _v2(2e-4, 50.0, 5.0, 0.8, 0.2, **_LARGE),
+    'v2_large_300': _v2(5e-4, 50.0, 5.0, 0.8, 0.2, **_LARGE),
+    'v2_large_intermediate': _v2(7e-5, 20.0, 5.0, 0.8, 0.25, **_LARGE) | _V2_INTERMEDIATE,
 }
 
 

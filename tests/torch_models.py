@@ -87,6 +87,37 @@ class OfficialMaskedImageModel(Beit):
         return self.lm_head(self.norm(x)[:, 1:])
 
 
+class OfficialClsModel(OfficialMaskedImageModel):
+    """BEiT v2's modeling_pretrain.py, which pre-trains CLS too (after ../shared/facts/beit2.md)."""
+
+    def __init__(self, vocabulary: int, early: int, layers: int, shared: bool, **sizes):
+        super().__init__(vocabulary, **sizes)
+        self.early, self.shared = early, shared
+        more = sizes | {'depth': layers}
+        self.cls_pt_layers = Beit(num_classes=0, global_pool='token', **more).blocks
+        if not shared:
+            self.cls_pt_norm = nn.LayerNorm(self.embed_dim, eps=1e-6)
+            self.cls_pt_lm_head = nn.Linear(self.embed_dim, vocabulary)
+
+    def forward(self, x, bool_masked_pos):
+        """Logits of all patches by both heads, [B, P, V]."""
+        x = torch.where(bool_masked_pos[..., None], self.mask_token, self.patch_embed(x))
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+        bias = self.rel_pos_bias()
+        for number, block in enumerate(self.blocks, start=1):
+            x = block(x, shared_rel_pos_bias=bias)
+            if number == self.early:
+                early = x[:, 1:]
+        more = torch.cat([x[:, :1], early], dim=1)
+        for block in self.cls_pt_layers:
+            more = block(more, shared_rel_pos_bias=bias)
+        if self.shared:
+            more = self.lm_head(self.norm(more))
+        else:
+            more = self.cls_pt_lm_head(self.cls_pt_norm(more))
+        return self.lm_head(self.norm(x))[:, 1:], more[:, 1:]
+
+
 def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
     """No weight at a symmetric value: none is 0 or 1, or like another."""
     torch.manual_seed(seed)

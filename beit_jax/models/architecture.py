@@ -8,7 +8,7 @@ import dataclasses
 from flax import nnx
 
 from beit_jax.models.encoder import EncoderConfig
-from beit_jax.models.heads import Classifier, MaskedImageModel
+from beit_jax.models.heads import Classifier, ClsHeadConfig, MaskedImageModel
 from beit_jax.models.presets import PRESETS
 from beit_jax.models.upernet import Segmenter, UperNetConfig
 from beit_jax.settings.mapping import from_mapping
@@ -51,6 +51,11 @@ def head_config(architecture: dict) -> UperNetConfig:
     return head.fitted(encoder_config(architecture))
 
 
+def cls_head_config(architecture: dict) -> ClsHeadConfig:
+    """The head that pre-trains CLS; of most models there is none."""
+    return from_mapping(ClsHeadConfig, architecture.get('cls_head', {}), 'architecture.cls_head.')
+
+
 def encoder_config(architecture: dict) -> EncoderConfig:
     """All of it but the way of attention, which is that of the machine at hand."""
     names = {field.name for field in dataclasses.fields(EncoderConfig)} - {'attention'}
@@ -66,8 +71,9 @@ def build(
 
     Args:
       architecture: `architecture` (of ARCHITECTURES), `grid`, the fields of `EncoderConfig`, and
-        `target` and for tokens `vocabulary`, or `num_classes` (0: no head but its norm) and
-        `pooling`, or `num_classes` and `head` (the fields of `UperNetConfig`).
+        `target` and for tokens `vocabulary` and perhaps `cls_head` (the fields of `ClsHeadConfig`),
+        or `num_classes` (0: no head but its norm) and `pooling`, or `num_classes` and `head` (the
+        fields of `UperNetConfig`).
       dtype: of the products and of the residual stream.
 
     Raises:
@@ -76,7 +82,9 @@ def build(
     config, grid = encoder_config(architecture), tuple(architecture['grid'])
     options = {'dtype': dtype, 'rngs': rngs}
     if predicts_tokens(architecture):
-        return MaskedImageModel(config, grid, architecture['vocabulary'], **options)
+        more = cls_head_config(architecture)
+        more.check_depth(config.depth)
+        return MaskedImageModel(config, grid, architecture['vocabulary'], cls_head=more, **options)
     if patch_target(architecture):
         return MaskedImageModel(config, grid, config.patch_values, **options)
     classes = architecture['num_classes']
@@ -97,6 +105,8 @@ def in_words(architecture: dict) -> list[str]:
     a, (rows, columns) = architecture, architecture['grid']
     if predicts_tokens(a):
         head = f'pre-trained: predicts {a["vocabulary"]} tokens'
+        if (more := cls_head_config(a)).layers:
+            head += f', CLS by {more.layers} more blocks on the patches of block {more.early}'
     elif patch_target(a):
         head = 'pre-trained: predicts the pixels of each patch, normalised'
     elif segments(a):

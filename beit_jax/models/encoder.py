@@ -24,6 +24,7 @@ from beit_jax.models.presets import PRESETS
 from beit_jax.settings.intervals import Count, Interval, Share, ShareBelow1
 
 MAX_PATCHES = 2**13  # each has a bias to each other one
+_EARLY = 0x636C73  # sets the keys of blocks behind an early layer apart from those of the others
 # an embedding, biases of all layers or of each; the official --abs_pos_emb alone gives two of them
 POSITIONS = (
     'absolute',
@@ -109,6 +110,30 @@ class EncoderConfig:
         return rows, columns
 
 
+def make_blocks(
+    config: EncoderConfig, grid: tuple[int, int], layers: range, kernel_init, *, dtype, rngs
+) -> nnx.Dict:
+    """Blocks '00', '01', ... that start as those of the depths `layers`, from 0."""
+
+    def block(layer):
+        return Block(
+            layer + 1,
+            config.width,
+            config.heads,
+            config.hidden,
+            layer_scale=config.layer_scale,
+            norm_eps=config.norm_eps,
+            qkv_bias=config.qkv_bias,
+            kernel_init=kernel_init,
+            grid=grid if 'layer_bias' in config.positions else None,
+            way=config.attention,
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    return nnx.Dict({f'{i:02d}': block(layer) for i, layer in enumerate(layers)})
+
+
 class Encoder(nnx.Module):
     """Images to token representations, before the last norm (which belongs to the heads)."""
 
@@ -140,30 +165,16 @@ class Encoder(nnx.Module):
         )
         self.cls_token = parameter(kernel_init, (width,), rngs)
         self.mask_token = parameter(kernel_init, (width,), rngs) if masked else None
-        absolute, shared, own = (kind in config.positions for kind in POSITIONS[:3])
+        absolute, shared = (kind in config.positions for kind in POSITIONS[:2])
         places = 1 + grid[0] * grid[1], width
         self.position_embedding = parameter(kernel_init, places, rngs) if absolute else None
         self.position_bias = RelativePositionBias(grid, config.heads, rngs=rngs) if shared else None
 
-        def block(layer):
-            return Block(
-                layer,
-                width,
-                config.heads,
-                config.hidden,
-                layer_scale=config.layer_scale,
-                norm_eps=config.norm_eps,
-                qkv_bias=config.qkv_bias,
-                kernel_init=kernel_init,
-                grid=grid if own else None,
-                way=config.attention,
-                dtype=dtype,
-                rngs=rngs,
-            )
-
         # Parameters are kept per layer: the TPU estimate favours it over slices of stacked arrays
         # (docs/benchmarks.md).
-        self.blocks = nnx.Dict({f'{i:02d}': block(i + 1) for i in range(config.depth)})
+        self.blocks = make_blocks(
+            config, grid, range(config.depth), kernel_init, dtype=dtype, rngs=rngs
+        )
 
     def __call__(
         self, images_BHWC, mask_BP=None, *, keys_B=None, every_layer: Callable | None = None
@@ -202,6 +213,31 @@ class Encoder(nnx.Module):
                 x_BND = self._run_blocks(x_BND, bias_HNN, keep_L2B, which=which)
             made[block], done = self._tokens(x_BND), block + 1
         return [made[block] for block in blocks]
+
+    def with_early(
+        self, images_BHWC, mask_BP, early: int, blocks: nnx.Dict, *, keys_B=None
+    ) -> tuple[jax.Array, jax.Array]:
+        """What the last block gives, and what more blocks make of its CLS and of the patches of an
+        early one (BEiT v2).
+
+        Args:
+          early: after how many blocks the patches are taken.
+          blocks: see `make_blocks`; their stochastic depth is that of as many after the early one.
+          images_BHWC, mask_BP, keys_B: see `__call__`.
+
+        Returns:
+          two arrays, `dtype` [B, 1 + P, D].
+        """
+        x_BND, bias_HNN = self._embed(images_BHWC, mask_BP)
+        keep_L2B = self._draw_drop_path(keys_B)
+        early_BND = self._run_blocks(x_BND, bias_HNN, keep_L2B, which=slice(0, early))
+        last_BND = self._run_blocks(early_BND, bias_HNN, keep_L2B, which=slice(early, None))
+        x_BND = jnp.concatenate([last_BND[:, :1], early_BND[:, 1:]], axis=1)
+        if keys_B is not None:
+            keys_B = jax.vmap(lambda key: jax.random.fold_in(key, _EARLY))(keys_B)
+        keep_L2B = self._draw_drop_path(keys_B, slice(early, early + len(blocks)))
+        x_BND = self._run_blocks(x_BND, bias_HNN, keep_L2B, blocks=blocks)
+        return self._tokens(last_BND), self._tokens(x_BND)
 
     def attention(self, images_BHWC, layer: int):
         """How much each token looks at each other one in block `layer` (from 0).
@@ -243,21 +279,25 @@ class Encoder(nnx.Module):
             return x_BND, None
         return x_BND, hide_padding(jnp.zeros((self.config.heads, count, count)), tokens)
 
-    def _draw_drop_path(self, keys_B):
-        """What each branch is multiplied by, float32 [L, 2, B], or None where nothing is dropped.
+    def _draw_drop_path(self, keys_B, layers=slice(None)):
+        """What each branch is multiplied by, float32 [L, 2, B], or None where nothing is dropped;
+        for some of the layers.
 
         0 with the layer's rate, else 1 / (1 - rate).
         """
         if keys_B is None or not self.config.drop_path:
             return None
-        rates_L = jnp.linspace(0, self.config.drop_path, self.config.depth)
-        uniform_BL2 = jax.vmap(lambda key: jax.random.uniform(key, (self.config.depth, 2)))(keys_B)
+        rates_L = jnp.linspace(0, self.config.drop_path, self.config.depth)[layers]
+        uniform_BL2 = jax.vmap(lambda key: jax.random.uniform(key, (len(rates_L), 2)))(keys_B)
         kept_L2B = uniform_BL2.transpose(1, 2, 0) >= rates_L[:, None, None]
         return kept_L2B / (1 - rates_L[:, None, None])
 
-    def _run_blocks(self, x_BND, bias_HNN, keep_L2B, every_layer=None, which=slice(None)):
-        """Runs some blocks (`which`): here alone a scan or a plain loop is chosen."""
-        config, blocks = self.config, list(self.blocks.values())[which]
+    def _run_blocks(
+        self, x_BND, bias_HNN, keep_L2B, every_layer=None, which=slice(None), blocks=None
+    ):
+        """Runs some blocks (`which` of ours, or others): here alone a scan or a plain loop is
+        chosen."""
+        config, blocks = self.config, list((blocks or self.blocks).values())[which]
         graphdef = nnx.graphdef(blocks[0])
 
         def apply(x_BND, layer):

@@ -5,12 +5,17 @@ slots, D width, L layers, C classes, V outputs a patch: the vocabulary of its to
 values.
 """
 
+import dataclasses
+from typing import Annotated
+
 from flax import nnx
 import jax.numpy as jnp
 
-from beit_jax.models.encoder import Encoder, EncoderConfig
+from beit_jax.errors import check
+from beit_jax.models.encoder import Encoder, EncoderConfig, make_blocks
 from beit_jax.models.initializers import Constant, TruncatedNormal, parameter
 from beit_jax.models.layers import layer_norm, linear
+from beit_jax.settings.intervals import Count, Interval
 
 POOLINGS = ('mean', 'cls')
 KINDS = ('cls', 'mean', 'both')  # what a linear probe reads
@@ -29,6 +34,38 @@ class PatchHead(nnx.Module):
         return self.projection(self.norm(x_BKD)).astype(jnp.float32)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClsHeadConfig:
+    """What pre-trains CLS (arXiv 2208.06366, section 3.2): the last layer's CLS and the patches of
+    an early layer go through a few more blocks, and tokens are predicted from these too."""
+
+    layers: Annotated[int, Interval(0, 16)] = 0  # of those blocks; 0: none of this
+    early: Count = 9  # after how many blocks of the encoder the patches are taken
+    shared: bool = True  # by the norm and the linear layer of the other head, or by others
+
+    def check_depth(self, depth: int) -> None:
+        """Raises RequestError where an encoder of `depth` blocks is too short."""
+        check(
+            self.layers == 0 or self.early + self.layers <= depth,
+            f'config.cls_head.early={self.early} and {self.layers} layers are beyond the '
+            f'{depth} blocks of the encoder: lower config.cls_head.early to '
+            f'{max(1, depth - self.layers)} or less.',
+        )
+
+
+class ClsHead(nnx.Module):
+    """More blocks behind an early layer and, where it is not shared, a head of their own."""
+
+    def __init__(
+        self, settings: ClsHeadConfig, config: EncoderConfig, grid, outputs: int, *, dtype, rngs
+    ):
+        self.early = settings.early
+        init = TruncatedNormal(config.init_std, config.init_std)
+        depths = range(settings.early, settings.early + settings.layers)
+        self.layers = make_blocks(config, grid, depths, init, dtype=dtype, rngs=rngs)
+        self.head = None if settings.shared else PatchHead(config, outputs, dtype=dtype, rngs=rngs)
+
+
 class MaskedImageModel(nnx.Module):
     """Encoder and head of patches: what is pre-trained."""
 
@@ -38,12 +75,17 @@ class MaskedImageModel(nnx.Module):
         grid: tuple[int, int],
         outputs: int,
         *,
+        cls_head: ClsHeadConfig = ClsHeadConfig(),
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
         """`grid`: rows and columns of patches; `outputs`: V."""
-        self.encoder = Encoder(config, grid, dtype=dtype, rngs=rngs)
-        self.head = PatchHead(config, outputs, dtype=dtype, rngs=rngs)
+        made = {'dtype': dtype, 'rngs': rngs}
+        self.encoder = Encoder(config, grid, **made)
+        self.head = PatchHead(config, outputs, **made)
+        self.cls_head = (
+            ClsHead(cls_head, config, grid, outputs, **made) if cls_head.layers else None
+        )
 
     def __call__(self, images_BHWC, mask_BP, slots_BK, *, keys_B=None):
         """Logits of the tokens (or pixels) at the slots: the large head runs on no other patch.
@@ -58,7 +100,19 @@ class MaskedImageModel(nnx.Module):
           float32 [B, K, V].
         """
         x_BND = self.encoder(images_BHWC, mask_BP, keys_B=keys_B)
-        return self.head(jnp.take_along_axis(x_BND[:, 1:], slots_BK[..., None], axis=1))
+        return self.head(_at(x_BND, slots_BK))
+
+    def both(self, images_BHWC, mask_BP, slots_BK, *, keys_B=None):
+        """`__call__`, and the logits of `cls_head`, float32 [B, K, V]: of a model that has one."""
+        more, early = self.cls_head, self.cls_head.early
+        found = self.encoder.with_early(images_BHWC, mask_BP, early, more.layers, keys_B=keys_B)
+        last_BKD, more_BKD = (_at(x_BND, slots_BK) for x_BND in found)
+        return self.head(last_BKD), (more.head or self.head)(more_BKD)
+
+
+def _at(x_BND, slots_BK):
+    """The patches at the slots, [B, K, D]."""
+    return jnp.take_along_axis(x_BND[:, 1:], slots_BK[..., None], axis=1)
 
 
 class ClassificationHead(nnx.Module):

@@ -19,10 +19,10 @@ PRESETS = {
 class Released:
     """A file of the official README.
 
-    All of them have patches of 16 pixels and mean pooling; but for the `vanilla` one LayerScale, a
-    relative position bias (shared in pre-training), and pixels with mean and standard deviation
-    0.5. Accuracies in percent on ImageNet-1k as the official README gives them; 0 where it gives
-    none.
+    All of them have patches of 16 pixels and mean pooling; but for the `vanilla` one LayerScale and
+    a relative position bias (shared in pre-training), and but for that one and those of BEiT v2
+    pixels with mean and standard deviation 0.5. Accuracies in percent on ImageNet-1k as the
+    official README or, of BEiT v2, the paper gives them; 0 where it gives none.
     """
 
     size: str
@@ -33,6 +33,7 @@ class Released:
     hub: str = ''  # its name on Hugging Face's hub; '': it is not there
     timm: str = ''  # its name in timm; likewise
     vanilla: bool = False  # absolute positions, no LayerScale, ImageNet's mean and deviation
+    v2: bool = False  # ImageNet's mean and deviation; pre-trained, layers that pre-train CLS
 
 
 # fmt: off
@@ -61,6 +62,22 @@ RELEASED = {
         'microsoft/beit-large-patch16-384', 'beit_large_patch16_384.in22k_ft_in22k_in1k'),
     'beit_large_patch16_512_pt22k_ft22kto1k': Released('large', 512, 1000, 88.6, 98.66,
         'microsoft/beit-large-patch16-512', 'beit_large_patch16_512.in22k_ft_in22k_in1k'),
+    'beitv2_base_patch16_224_pt1k': Released('base', 224, v2=True),
+    'beitv2_base_patch16_224_pt1k_300e': Released('base', 224, v2=True),
+    'beitv2_large_patch16_224_pt1k': Released('large', 224, v2=True),
+    'beitv2_large_patch16_224_pt1k_300e': Released('large', 224, v2=True),
+    'beitv2_base_patch16_224_pt1k_ft1k': Released('base', 224, 1000, 85.5, v2=True,
+        timm='beitv2_base_patch16_224.in1k_ft_in1k'),
+    'beitv2_large_patch16_224_pt1k_ft1k': Released('large', 224, 1000, 87.3, v2=True,
+        timm='beitv2_large_patch16_224.in1k_ft_in1k'),
+    'beitv2_base_patch16_224_pt1k_ft21k': Released('base', 224, 21841, v2=True,
+        timm='beitv2_base_patch16_224.in1k_ft_in22k'),
+    'beitv2_large_patch16_224_pt1k_ft21k': Released('large', 224, 21841, v2=True,
+        timm='beitv2_large_patch16_224.in1k_ft_in22k'),
+    'beitv2_base_patch16_224_pt1k_ft21kto1k': Released('base', 224, 1000, 86.5, v2=True,
+        timm='beitv2_base_patch16_224.in1k_ft_in22k_in1k'),
+    'beitv2_large_patch16_224_pt1k_ft21kto1k': Released('large', 224, 1000, 88.4, v2=True,
+        timm='beitv2_large_patch16_224.in1k_ft_in22k_in1k'),
 }
 # fmt: on
 

@@ -207,6 +207,15 @@ def check_encoder(architecture: dict, model: EncoderConfig, source: str) -> None
         )
 
 
+def without_cls_head(params: dict, source: str) -> tuple[dict, tuple[str, ...], list[str]]:
+    """What `Task.adapt` gives of a checkpoint whose blocks that pre-train CLS are of no use."""
+    if 'cls_head' not in params:
+        return params, (), []
+    count = len(params['cls_head']['layers'])
+    kept = {name: value for name, value in params.items() if name != 'cls_head'}
+    return kept, (), [f'the {count} blocks of {source} that pre-train CLS are left out']
+
+
 def make_task(config: RunConfig) -> Task:
     """The task of a checked config. Reads the files that it names (a tokenizer)."""
     return importlib.import_module(f'beit_jax.tasks.{config.task}').make(config)

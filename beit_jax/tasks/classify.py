@@ -23,7 +23,7 @@ from beit_jax.models.architecture import PROBLEM_TYPES, problem_type, segments
 from beit_jax.models.encoder import EncoderConfig
 from beit_jax.models.heads import POOLINGS, Classifier
 from beit_jax.settings.intervals import Interval, Share, ShareBelow1
-from beit_jax.tasks import LabelledRunConfig, Task, check_encoder
+from beit_jax.tasks import LabelledRunConfig, Task, check_encoder, without_cls_head
 from beit_jax.weights.channels import fit_channels
 from beit_jax.weights.class_names import first_difference
 from beit_jax.weights.positions import fit_positions
@@ -207,11 +207,12 @@ def adapt_encoder(params, architecture: dict, config, source: str) -> tuple[dict
         shows.
     """
     check_encoder(architecture, config.model, source)
+    _, _, left_out = without_cls_head(params, source)
     encoder = {name: value for name, value in params['encoder'].items() if name != 'mask_token'}
     encoder, notes = fit_channels(encoder, architecture['channels'], config.model.channels)
     positions = config.model.positions
     encoder, more = fit_positions(encoder, architecture['grid'], positions, config.grid)
-    return encoder, notes + more
+    return encoder, left_out + notes + more
 
 
 def pixel_differences(architecture: dict, data: DataConfig, source: str) -> list[str]:

@@ -22,12 +22,12 @@ from beit_jax.data.config import one_size, sides
 from beit_jax.errors import check, one_of
 from beit_jax.images.color import jitter_views, normalize, patch_statistics, to_float
 from beit_jax.images.masking import MaskConfig, Masks, draw_masks
-from beit_jax.models.architecture import patch_target
-from beit_jax.models.heads import MaskedImageModel
+from beit_jax.models.architecture import cls_head_config, patch_target
+from beit_jax.models.heads import ClsHeadConfig, MaskedImageModel
 from beit_jax.models.patches import patchify
 from beit_jax.models.tokenizers import PRECISIONS, Tokenizer
 from beit_jax.settings.intervals import Interval, Side
-from beit_jax.tasks import EncoderRunConfig, Task, check_encoder
+from beit_jax.tasks import EncoderRunConfig, Task, check_encoder, without_cls_head
 from beit_jax.tasks.tokenizer import token_statistics
 from beit_jax.tasks.tokenizer_quality import drawn_psnr
 from beit_jax.weights.channels import fit_channels
@@ -65,9 +65,16 @@ class Config(EncoderRunConfig):
     predict: str = 'masked'  # masked | all: the patches that the loss is on
     mask: MaskConfig = MaskConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
+    cls_head: ClsHeadConfig = ClsHeadConfig()
 
     def __post_init__(self):
         super().__post_init__()
+        self.cls_head.check_depth(self.model.depth)
+        check(
+            self.target == 'tokens' or not self.cls_head.layers,
+            'config.cls_head predicts tokens, but config.target is pixels: set '
+            'config.cls_head.layers=0.',
+        )
         one_of('config.target', self.target, TARGETS)
         one_of('config.predict', self.predict, PREDICTED)
         check(
@@ -142,11 +149,12 @@ class Pretrain(Task):
             f'the head of {source} predicts {found} tokens, the tokenizer of this run has '
             f'{wanted}: give config.tokenizer.path the tokenizer that it was trained with.',
         )
+        params, fresh, notes = self._adapt_cls_head(params, architecture, source)
         channels, new = architecture['channels'], self.config.model.channels
         if channels == new:
-            return params, (), []
-        encoder, notes = fit_channels(params['encoder'], channels, new)
-        params, fresh = params | {'encoder': encoder}, ()
+            return params, fresh, notes
+        encoder, more = fit_channels(params['encoder'], channels, new)
+        params, notes = params | {'encoder': encoder}, notes + more
         if target == 'pixels':  # the head draws them
             params['head'] = {'norm': params['head']['norm']}
             fresh = ('head/projection',)
@@ -171,6 +179,21 @@ class Pretrain(Task):
             f'{known:.1f} dB: its tokens say little of them. Train one on these: the command that '
             f'made it, with another --workdir and {given}'
         ]
+
+    def _adapt_cls_head(self, params, architecture, source):
+        """What `adapt` gives, of the head that pre-trains CLS."""
+        theirs, ours = cls_head_config(architecture), self.config.cls_head
+        if not ours.layers:
+            return without_cls_head(params, source)
+        if not theirs.layers:
+            note = f'config.cls_head, which {source} has not, starts afresh'
+            return params, ('cls_head',), [note]
+        check(
+            theirs == ours,
+            f'{source} has cls_head {theirs.layers} layers after block {theirs.early}, shared '
+            f'{theirs.shared}: set config.cls_head so.',
+        )
+        return params, (), []
 
     def prepare(self, frozen, batch, *, train):
         """{'tokens': uint16 [B, P]} of the clean picture."""
@@ -200,13 +223,21 @@ class Pretrain(Task):
         mask_BP, slots_BK, weights_BK = self.draw_masks(mask_keys_B)
         model, data = nnx.merge(self.graphdef, params), self.config.data
         pixels_BSS3 = normalize(image_BSS3, data.mean, data.std)
-        outputs_BKV = model(pixels_BSS3, mask_BP, slots_BK, keys_B=drop_keys_B if train else None)
+        inputs, keys_B = (pixels_BSS3, mask_BP, slots_BK), drop_keys_B if train else None
         weights_BK = weights_BK * batch['valid'][:, None]
+        if self.config.cls_head.layers:
+            outputs_BKV, more_BKV = model.both(*inputs, keys_B=keys_B)
+        else:
+            outputs_BKV = model(*inputs, keys_B=keys_B)
         if self.tokenizer:
             losses_BK, sums = self._token_losses(outputs_BKV, batch['tokens'], slots_BK, weights_BK)
         else:
             losses_BK, sums = self._pixel_losses(outputs_BKV, image_BSS3, slots_BK), {}
         loss = jnp.sum(losses_BK * weights_BK)
+        if self.config.cls_head.layers:
+            losses_BK, of_cls = self._token_losses(more_BKV, batch['tokens'], slots_BK, weights_BK)
+            sums |= {'cls_loss': jnp.sum(losses_BK * weights_BK), 'cls_correct': of_cls['correct']}
+            loss += sums['cls_loss']
         sums |= {'loss': loss, 'weight': jnp.sum(weights_BK), 'images': jnp.sum(batch['valid'])}
         if self.config.predict == 'all':
             sums['masked'] = jnp.sum(mask_BP * batch['valid'][:, None])
@@ -233,7 +264,8 @@ class Pretrain(Task):
         """All but `masked_patches`, which are the hidden ones of an image, is over the patches that
         are predicted. `loss` is the mean cross-entropy, or for pixels the mean squared error, which
         is the share of their variance that is not explained. `majority_accuracy` is that of always
-        guessing the most frequent token."""
+        guessing the most frequent token. With `cls_head` the loss has `cls_loss`, its
+        cross-entropy, in it."""
         metrics = {
             'loss': sums['loss'] / sums['weight'],
             'masked_patches': sums.get('masked', sums['weight']) / sums['images'],
@@ -242,17 +274,22 @@ class Pretrain(Task):
             metrics['token_accuracy'] = sums['correct'] / sums['weight']
             metrics['majority_accuracy'] = jnp.max(sums['token_counts']) / sums['weight']
             metrics |= token_statistics(sums['token_counts'])
+        if 'cls_loss' in sums:
+            metrics['cls_loss'] = sums['cls_loss'] / sums['weight']
+            metrics['cls_token_accuracy'] = sums['cls_correct'] / sums['weight']
         return metrics
 
     def describe(self):
         data = self.config.data
-        vocabulary = {'vocabulary': self.tokenizer.vocabulary} if self.tokenizer else {}
+        said = {'vocabulary': self.tokenizer.vocabulary} if self.tokenizer else {}
+        if self.config.cls_head.layers:
+            said['cls_head'] = dataclasses.asdict(self.config.cls_head)
         return {
             'architecture': 'beit_masked_image_model',
             **dataclasses.asdict(self.config.model),
             'grid': self.config.grid,
             'target': self.config.target,
-            **vocabulary,
+            **said,
             **data.describe(),
         }
 
@@ -260,7 +297,12 @@ class Pretrain(Task):
 def _build(config: Config, tokenizer: Tokenizer | None, rngs: nnx.Rngs) -> MaskedImageModel:
     outputs = tokenizer.vocabulary if tokenizer else config.model.patch_values
     return MaskedImageModel(
-        config.model, config.grid, outputs, dtype=config.compute_dtype, rngs=rngs
+        config.model,
+        config.grid,
+        outputs,
+        cls_head=config.cls_head,
+        dtype=config.compute_dtype,
+        rngs=rngs,
     )
 
 

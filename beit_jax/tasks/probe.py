@@ -60,6 +60,7 @@ class Probe(Task):
     encoder: nnx.GraphDef
     heads: nnx.GraphDef
     frozen: Any  # the encoder's parameters, and what its features are standardised by
+    notes: tuple[str, ...]
     needs_held_out: ClassVar[bool] = True
 
     @property
@@ -214,12 +215,12 @@ def make(config: Config) -> Probe:
             rngs=nnx.Rngs(config.seed),
         )
 
-    encoder, abstract = nnx.split(nnx.eval_shape(build))
+    (encoder, abstract), notes = nnx.split(nnx.eval_shape(build)), []
     if config.encoder:
         check_exists(config.encoder, 'config.encoder')
         params, description = load_weights(config.encoder)
         architecture = description['architecture']
-        frozen, _ = adapt_encoder(params, architecture, config, config.encoder)
+        frozen, notes = adapt_encoder(params, architecture, config, config.encoder)
         differing = pixel_differences(architecture, config.data, config.encoder)
         check(
             not differing,
@@ -230,4 +231,5 @@ def make(config: Config) -> Probe:
         check_arrays(nnx.to_pure_dict(abstract), 'random weights of the encoder')
         frozen = nnx.to_pure_dict(nnx.state(build()))
     heads = nnx.graphdef(nnx.eval_shape(lambda: _heads(config, nnx.Rngs(0))))
-    return Probe(config, encoder, heads, {'encoder': jax.device_get(frozen), 'statistics': {}})
+    frozen = {'encoder': jax.device_get(frozen), 'statistics': {}}
+    return Probe(config, encoder, heads, frozen, tuple(notes))

@@ -22,8 +22,8 @@ def summary(found: Examination) -> list[str]:
     if released:
         classes, top1 = released.num_classes, released.top1
         lines.append(
-            f'named as one of the released weights: BEiT-{released.size} at {released.image_size} '
-            'pixels'
+            f'named as one of the released weights: BEiT{"v2" * released.v2}-{released.size} at '
+            f'{released.image_size} pixels'
             + (f', {classes} classes' if classes else ', pre-trained')
             + (f'; published top-1 on ImageNet-1k {top1} %' if top1 else '')
         )

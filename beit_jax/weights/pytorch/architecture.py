@@ -9,6 +9,7 @@ import numpy as np
 from beit_jax.data.config import PixelFormat, one_size
 from beit_jax.errors import check
 from beit_jax.models.encoder import MAX_PATCHES, POSITIONS, EncoderConfig
+from beit_jax.models.heads import ClsHeadConfig
 from beit_jax.models.layers import num_relative_positions
 from beit_jax.models.presets import PRESETS
 from beit_jax.models.upernet import UperNetConfig
@@ -20,6 +21,7 @@ from beit_jax.weights.pytorch.pictures import HALF, IMAGENET, usual_crop
 
 HEAD_WIDTH = 64  # of every released model, where nothing shows the number of heads
 MAX_DEPTH = 200
+RELEASED_EARLY = 3  # blocks before the last: 9 of 12 and 21 of 24
 NO_SQUARE = ', and no config.json beside it says which other one they are of'
 
 
@@ -82,6 +84,8 @@ def read_sizes(by_path: dict[str, np.ndarray], shape: tuple[int, int] | None = N
         'pools': 1 + max(pools, default=-1),
         'positions': positions,
         'qkv_bias': any(path.endswith(('query/bias', 'value/bias')) for path in by_path),
+        'cls_layers': len({p.split('/')[2] for p in by_path if p.startswith(names.OURS_CLS_BLOCK)}),
+        'cls_shared': not any(path.startswith(f'{names.OURS_CLS}head/') for path in by_path),
         'scaled': any(path.endswith('/scale1') for path in by_path),
         'colours': patch.shape[1],
         'grid': grid,
@@ -159,6 +163,9 @@ def describe(
         assumed += said
     elif head == 'tokens':
         kind = {'architecture': 'beit_masked_image_model', 'vocabulary': sizes['vocabulary']}
+        if sizes['cls_layers']:
+            kind['cls_head'], said = _cls_head(sizes, facts)
+            assumed += said
     else:
         kind = {
             'architecture': 'beit_classifier',
@@ -205,6 +212,20 @@ def _heads(sizes: dict, facts: Facts) -> tuple[int, list[str]]:
         )
     check(width % heads == 0, f'its width {width} is no multiple of its {heads} heads')
     return heads, assumed
+
+
+def _cls_head(sizes: dict, facts: Facts) -> tuple[dict, list[str]]:
+    """(what the description of BEiT v2's pre-training has besides, what had to be assumed)."""
+    early, assumed = facts.cls_early, []
+    if early is None:
+        early = max(1, sizes['depth'] - RELEASED_EARLY)
+        assumed.append(
+            f'nothing tells which patches its {sizes["cls_layers"]} layers cls_pt_* get: those of '
+            f'block {early} are assumed, as in the released models'
+        )
+    settings = {'layers': sizes['cls_layers'], 'early': early, 'shared': sizes['cls_shared']}
+    ClsHeadConfig(**settings).check_depth(sizes['depth'])
+    return settings, assumed
 
 
 def _segmenter(sizes: dict, facts: Facts, encoder: EncoderConfig) -> tuple[dict, list[str]]:

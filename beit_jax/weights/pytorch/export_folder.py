@@ -39,6 +39,10 @@ def in_dialect(model: Model, dialect: str) -> Exported:
     """
     params, architecture, notes = model.params, model.architecture, list(model.notes)
     target = patch_target(architecture)
+    if 'cls_head' in params and dialect != 'unilm':
+        params = {name: value for name, value in params.items() if name != 'cls_head'}
+        architecture = {name: said for name, said in architecture.items() if name != 'cls_head'}
+        notes.append(f'{dialect} has no blocks that pre-train CLS: they are left out')
     if target == 'pixels' or (target and dialect == 'timm'):
         params, architecture = export.headless(params, architecture)
         lacking = 'masked image model' if target == 'tokens' else 'model that predicts pixels'

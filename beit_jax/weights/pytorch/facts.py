@@ -82,6 +82,7 @@ class Facts:
     # of the annotations of a segmenter: 0 is ignored, k is class k - 1
     reduce_zero_label: bool = False
     head: dict = dataclasses.field(default_factory=dict)  # fields of UperNetConfig
+    cls_early: int | None = None  # of ClsHeadConfig
     # config.json of transformers, its defaults filled in
     claims: dict = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -115,6 +116,8 @@ def metadata(architecture: dict, classes: tuple[str, ...]) -> dict:
     names = ('heads', 'norm_eps', 'layer_scale', 'mean', 'std', 'crop')
     entries = {name: architecture[name] for name in names} | {'classes': list(classes)}
     entries |= problem(architecture) | pictures(architecture)
+    if 'cls_head' in architecture:
+        entries['cls_early'] = architecture['cls_head']['early']
     if segments(architecture):
         entries['head'] = dataclasses.asdict(head_config(architecture))
         entries['reduce_zero_label'] = architecture.get('reduce_zero_label', False)
@@ -179,6 +182,7 @@ def _from_metadata(entries: dict) -> Facts:
         head={name: value for name, value in head.items() if value is not None},
         reduce_zero_label=entries.get('reduce_zero_label') is True,
         heads=whole(entries, 'heads'),
+        cls_early=whole(entries, 'cls_early'),
         norm_eps=number(entries, 'norm_eps', 0, 1),
         layer_scale=number(entries, 'layer_scale', 0, 1e3),
         classes=labels(entries.get('classes')),
@@ -191,11 +195,12 @@ def _from_metadata(entries: dict) -> Facts:
 
 
 def _from_arguments(arguments: dict) -> Facts:
-    """Those of run_beit_pretraining.py and run_class_finetuning.py."""
+    """Those of run_beit_pretraining.py (of BEiT v2 too) and run_class_finetuning.py."""
     imagenet = arguments.get('imagenet_default_mean_and_std')
     pixels = (IMAGENET if imagenet else HALF) if isinstance(imagenet, bool) else {}
     return Facts(
         layer_scale=number(arguments, 'layer_scale_init_value', 0, 1e3),
+        cls_early=whole(arguments, 'early_layers'),
         crop=number(arguments, 'crop_pct', 0.01, 1),
         **pixels,
     )

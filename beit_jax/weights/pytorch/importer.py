@@ -54,15 +54,14 @@ def examine(path: str | Path, mean: tuple | None = None, std: tuple | None = Non
     dialect, tensors = identify(source)
     if dialect == 'huggingface':
         source, tensors = without_empty_block(source, tensors)
-    notes, problems, architecture, classes = [], [], {}, ()
+    notes, problems, architecture, classes, head = [], [], {}, (), find_head(dialect, tensors)
     beside = [name for name in tensors if name.startswith(names.CLS_PRETRAINING)]
-    if beside:
+    if beside and head != 'tokens':
         tensors = {name: array for name, array in tensors.items() if name not in set(beside)}
         notes.append(
             f'the {len(beside)} tensors {names.CLS_PRETRAINING}* of BEiT v2, which only its '
             'pre-training of CLS uses, are left out'
         )
-    head = find_head(dialect, tensors)
     mask_token = names.to_name('encoder/mask_token', dialect, head)
     if head != 'tokens' and tensors.pop(mask_token, None) is not None:
         notes.append('the mask token is left out: a classifier hides nothing')

@@ -19,6 +19,7 @@ INDEX = '.relative_position_index'  # the end of a buffer that follows from the 
 COUNTER = '.num_batches_tracked'
 # what BEiT v2 pre-trains CLS with: layers beside the encoder, and perhaps a norm and a head
 CLS_PRETRAINING = 'cls_pt_'
+OURS_CLS, OURS_CLS_BLOCK, UNILM_CLS_BLOCK = 'cls_head/', 'cls_head/layers/', 'cls_pt_layers.'
 
 # fmt: off
 ENCODER = (
@@ -65,6 +66,10 @@ _TOKENS = (
     ('head/norm/bias',         'norm.bias',      'layernorm.bias'),
     ('head/projection/kernel', 'lm_head.weight', 'lm_head.weight'),
     ('head/projection/bias',   'lm_head.bias',   'lm_head.bias'),
+)
+_CLS_TOKENS = tuple(
+    # of the official code alone
+    (OURS_CLS + ours, CLS_PRETRAINING + theirs, '') for ours, theirs, _ in _TOKENS
 )
 _MEAN = (
     ('head/norm/scale', 'fc_norm.weight', 'beit.pooler.layernorm.weight'),
@@ -119,7 +124,7 @@ def _segmenter():
 
 
 HEADS = {
-    'tokens': _TOKENS,  # of a masked image model
+    'tokens': _TOKENS + _CLS_TOKENS,  # of a masked image model
     'mean': _MEAN,  # of a classifier, by its pooling
     'cls': _CLS,
     'pixels': tuple(_segmenter()),
@@ -139,10 +144,10 @@ def to_name(path: str, dialect: str, head: str) -> str:
     `head`: a key of HEADS.
     """
     column, encoder = _column(dialect), _encoder_prefix(dialect, head)
-    block = re.fullmatch(OURS_BLOCK + r'(\d+)/(.+)', path)
-    if block:
-        number, rest = int(block[1]), _lookup(BLOCK, 0, column)[block[2]]
-        return f'{encoder}{_block_prefix(dialect)}{number}.{rest}'
+    for ours, prefix in _prefixes(dialect, encoder):
+        if block := re.fullmatch(ours + r'(\d+)/(.+)', path):
+            number, rest = int(block[1]), _lookup(BLOCK, 0, column)[block[2]]
+            return f'{prefix}{number}.{rest}'
     if path.startswith('encoder/'):
         return encoder + _lookup(ENCODER, 0, column)[path]
     return _lookup(HEADS[head], 0, column)[path]
@@ -151,12 +156,12 @@ def to_name(path: str, dialect: str, head: str) -> str:
 def to_path(name: str, dialect: str, head: str) -> str | None:
     """Our path of a name in a dialect, or None: the inverse of `to_name`."""
     column, encoder = _column(dialect), _encoder_prefix(dialect, head)
+    for ours, prefix in _prefixes(dialect, encoder):
+        if block := re.fullmatch(re.escape(prefix) + r'(0|[1-9]\d{0,2})\.(.+)', name):
+            rest = _lookup(BLOCK, column, 0).get(block[2])
+            return rest and f'{ours}{int(block[1]):02d}/{rest}'
     inside = name.removeprefix(encoder) if name.startswith(encoder) else ''
-    block = re.fullmatch(re.escape(_block_prefix(dialect)) + r'(0|[1-9]\d{0,2})\.(.+)', inside)
-    if not block:
-        return _lookup(ENCODER, column, 0).get(inside) or _lookup(HEADS[head], column, 0).get(name)
-    rest = _lookup(BLOCK, column, 0).get(block[2])
-    return rest and f'{OURS_BLOCK}{int(block[1]):02d}/{rest}'
+    return _lookup(ENCODER, column, 0).get(inside) or _lookup(HEADS[head], column, 0).get(name)
 
 
 _PATCHES, _POSITIONS = 'encoder/patch_embedding/kernel', 'encoder/position_embedding'
@@ -235,8 +240,12 @@ def _column(dialect: str) -> int:
     return 2 if dialect == 'huggingface' else 1
 
 
-def _block_prefix(dialect: str) -> str:
-    return HUGGINGFACE_BLOCK if dialect == 'huggingface' else UNILM_BLOCK
+def _prefixes(dialect: str, encoder: str) -> list[tuple[str, str]]:
+    """Beginnings of the names of blocks, ours and theirs."""
+    if dialect == 'huggingface':
+        return [(OURS_BLOCK, HUGGINGFACE_BLOCK)]
+    pairs = [(OURS_BLOCK, encoder + UNILM_BLOCK)]
+    return pairs + [(OURS_CLS_BLOCK, UNILM_CLS_BLOCK)] * (dialect == 'unilm')
 
 
 def _encoder_prefix(dialect: str, head: str) -> str:

@@ -1,5 +1,6 @@
 """What a file of weights is found to be, in every form it comes in, and what is refused."""
 
+import argparse
 import json
 
 import ml_dtypes
@@ -72,18 +73,27 @@ def test_other_numbers_are_converted_with_a_line(state, kind, tmp_path):
 
 
 def test_pretraining_of_beit_v2(state, tmp_path):
-    """Its layers for CLS are left out aloud, as the official loader leaves them out; the rest is
-    what it is without them."""
+    """Its layers for CLS are read; the rest is what it is without them. Of a model that is
+    fine-tuned they are left out aloud."""
     expected, _ = convert(examine(save(state, tmp_path / 'plain.pth')))
-    beside = {'cls_pt_norm.weight': torch.ones(128), 'cls_pt_lm_head.bias': torch.ones(101)}
+    more = {}
     for name, value in state.items():
         if name.startswith('blocks.1.'):
-            beside[name.replace('blocks.1.', 'cls_pt_layers.0.')] = torch.randn(value.shape)
-    found = examine(save(state | beside, tmp_path / 'beitv2_base_patch16_224_pt1k.pth'))
+            more[name.replace('blocks.1.', 'cls_pt_layers.0.')] = torch.randn(value.shape)
+    found = examine(save(state | more, tmp_path / 'beitv2_base_patch16_224_pt1k.pth'))
     assert not found.problems and found.architecture['mean'] == [0.485, 0.456, 0.406]
-    note = f'the {len(beside)} tensors cls_pt_* of BEiT v2'
-    assert any(one.startswith(note) for one in found.notes)
-    np.testing.assert_equal(convert(found)[0], expected)
+    assert found.architecture['cls_head'] == {'layers': 1, 'early': 1, 'shared': True}
+    params, _ = convert(found)
+    fc1 = params.pop('cls_head')['layers']['00']['mlp']['fc1']['kernel']
+    np.testing.assert_array_equal(fc1.T, more['cls_pt_layers.0.mlp.fc1.weight'])
+    np.testing.assert_equal(params, expected)
+    told = save(state | more, tmp_path / 'told.pth', args=argparse.Namespace(early_layers=2))
+    assert 'beyond the 2 blocks' in examine(told).problems[0]
+    partial = examine(save(state | more | {'cls_pt_norm.bias': torch.ones(128)}, told))
+    assert 'missing: cls_pt_lm_head.weight [101, 128]' in partial.problems
+    tuned = {name: value for name, value in state.items() if 'lm_head' not in name} | more
+    notes = examine(save(tuned, tmp_path / 'tuned.pth')).notes
+    assert any(note.startswith(f'the {len(more)} tensors cls_pt_* of BEiT v2') for note in notes)
 
 
 def test_numbers_of_several_kinds(state, tmp_path):
