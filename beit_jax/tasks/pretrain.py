@@ -29,12 +29,11 @@ from beit_jax.models.tokenizers import PRECISIONS, Tokenizer
 from beit_jax.settings.intervals import Interval, Side
 from beit_jax.tasks import EncoderRunConfig, Task, check_encoder, without_cls_head
 from beit_jax.tasks.tokenizer import token_statistics
-from beit_jax.tasks.tokenizer_quality import drawn_psnr
+from beit_jax.tasks.tokenizer_quality import far_from
 from beit_jax.weights.channels import fit_channels
-from beit_jax.weights.tokenizer import fingerprint, known_psnr, load_tokenizer
+from beit_jax.weights.tokenizer import fingerprint, load_tokenizer
 
-FAR = 6.0  # dB below what a tokenizer keeps of its own pictures: these are others
-LOOKED_AT = 64  # pictures
+LOOKED_AT = 64  # pictures that the tokenizer is asked to draw
 TARGETS, PREDICTED = ('tokens', 'pixels'), ('masked', 'all')
 
 
@@ -162,23 +161,12 @@ class Pretrain(Task):
         return params, fresh, notes
 
     def remarks(self, first):
-        """Whether the tokenizer draws these pictures far worse than its own, where it can draw and
-        that is known."""
-        data, path = self.config.data, self.config.tokenizer.path
-        known = known_psnr(path) if self.tokenizer else None
-        params = load_tokenizer(path, decoder=True)[1] if known is not None else {}
-        if 'decoder' not in params:
+        """Whether the tokenizer draws these pictures far worse than its own."""
+        if not self.tokenizer:
             return []
-        psnr = drawn_psnr(self.tokenizer, params, to_float(first()['token_image'][:LOOKED_AT]))
-        if psnr > known - FAR:
-            return []
-        given = f'--config.data.name={data.name}'
-        given += f' --config.data.path={data.path}' * bool(data.path)
-        return [
-            f'WARNING: the tokenizer {path} draws these pictures at {psnr:.1f} dB PSNR, its own at '
-            f'{known:.1f} dB: its tokens say little of them. Train one on these: the command that '
-            f'made it, with another --workdir and {given}'
-        ]
+        (view,) = self.prepare_views
+        pictures = lambda: to_float(first()[view.name][:LOOKED_AT])
+        return far_from(self.tokenizer, self.config.tokenizer.path, pictures, self.config.data)
 
     def _adapt_cls_head(self, params, architecture, source):
         """What `adapt` gives, of the head that pre-trains CLS."""

@@ -1,7 +1,7 @@
 """How good a tokenizer is: what its reconstructions keep, how much of its vocabulary it uses,
 whether lower precision changes its tokens, and how fast it is."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 import dataclasses
 import functools
 import math
@@ -11,12 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from beit_jax.data.config import DataConfig
 from beit_jax.images.color import to_float
 from beit_jax.images.quality import WINDOW, psnr, ssim
 from beit_jax.models.tokenizers import PRECISIONS, make_tokenizer, precision_here
+from beit_jax.weights.tokenizer import known_psnr, load_tokenizer
 
 KEPT = 8  # pictures that are given back
 AT_A_TIME = 8  # pictures that are drawn, where all of a batch might not fit
+FAR = 6.0  # dB below what a tokenizer keeps of its own pictures: these are others
 
 
 def measure(tokenizer, params, batches: Iterable[np.ndarray]) -> dict:
@@ -94,6 +97,25 @@ def drawn_psnr(tokenizer, params, images) -> float:
         return jnp.mean(jax.lax.map(of_one, images, batch_size=AT_A_TIME))
 
     return -10 * math.log10(max(float(error(params, images)), 1e-10))
+
+
+def far_from(tokenizer, path: str, pictures: Callable, data: DataConfig) -> list[str]:
+    """A line for the user where the tokenizer in `path` draws pictures, which are asked for where
+    it can draw, far worse than those that it was trained on; `data` says where they are from."""
+    known = known_psnr(path)
+    params = load_tokenizer(path, decoder=True)[1] if known is not None else {}
+    if 'decoder' not in params:
+        return []
+    psnr = drawn_psnr(tokenizer, params, pictures())
+    if psnr > known - FAR:
+        return []
+    given = f'--config.data.name={data.name}'
+    given += f' --config.data.path={data.path}' * bool(data.path)
+    return [
+        f'WARNING: the tokenizer {path} draws these pictures at {psnr:.1f} dB PSNR, its own at '
+        f'{known:.1f} dB: its tokens say little of them. Train one on these: the command that '
+        f'made it, with another --workdir and {given}'
+    ]
 
 
 def _draw(tokenizer, params, ids_BP, images):

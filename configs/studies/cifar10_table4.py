@@ -1,0 +1,48 @@
+"""The paper's Table 4 on photographs: what do blockwise masks, tokens and hiding contribute? And
+the parts of the model: LayerScale, a bias shared by the layers, absolute positions.
+
+    python -m beit_jax.tools.study --study=configs/studies/cifar10_table4.py \\
+        --workdir=runs/cifar10_table4 --processes=2
+
+CIFAR-10; every row pre-trains for as many steps, but for one that takes 2.67 times as many (in the
+paper 800 epochs instead of 300). A seed decides everything: tokenizer, pre-training, labels and
+fine-tuning.
+"""
+
+SHORT = 'total_steps=12000,optimizer.warmup_steps=750'
+LONG = 'total_steps=32000,optimizer.warmup_steps=2000'
+
+
+def arm(variant: str = '', steps: str = SHORT, model: str = '') -> dict:
+    """A pre-training on tokens; `model`: settings that all stages have in common."""
+    pretrain = ','.join(filter(None, (variant, steps, model)))
+    return {'tokenizer': '', 'pretrain': pretrain, 'probe': model, 'finetune': model}
+
+
+STUDY = {
+    'recipes': {
+        'tokenizer': 'configs/cifar10/tokenizer.py',
+        'pretrain': 'configs/cifar10/pretrain.py',
+        'probe': 'configs/cifar10/probe.py',
+        'finetune': 'configs/cifar10/finetune.py',
+    },
+    'arms': {
+        'BEiT': arm(),
+        'without blockwise masks': arm('random'),
+        'pixels for tokens': {'pretrain': f'pixels,{SHORT}', 'probe': '', 'finetune': ''},
+        'recover all tokens': arm('all'),
+        'nothing hidden, recover all tokens': arm('unmasked'),
+        'BEiT, 2.67 times the steps': arm(steps=LONG),
+        'nothing hidden, 2.67 times the steps': arm('unmasked', LONG),
+        'LayerScale': arm(model='model.layer_scale=0.1'),
+        'a bias shared by the layers': arm(model='model.positions=shared_bias'),
+        'from scratch': {'probe': '', 'finetune': 'scratch'},
+    },
+    'tasks': {
+        '1 % of the labels': 'data.labels_per_class=50,total_steps=600,optimizer.warmup_steps=60'
+    },
+    'baseline': 'BEiT',
+    'rates': (1e-3, 2e-3, 4e-3),
+    'validation': 'data.evaluate_path=,data.holdout=0.1',
+    'seeds': 3,
+}
