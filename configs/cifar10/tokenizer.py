@@ -5,8 +5,8 @@
 
 Where the pictures lie: configs/cifar10/pretrain.py. Writes WORKDIR/tokenizer, which pre-training
 reads. Variants: `tfds`, `parquet`.
-Expect (one CPU core, five minutes): psnr 22 dB and token_perplexity 440 on held-out pictures (measured,
-one seed).
+Expect (one CPU core, five minutes): psnr 22 dB and token_perplexity 440 on held-out pictures
+(measured, one seed).
 """
 
 from beit_jax.settings.recipes import recipe, vary
