@@ -3,7 +3,6 @@ what the report says of them."""
 
 import csv
 import fcntl
-import json
 from pathlib import Path
 
 import numpy as np
@@ -12,86 +11,8 @@ import pytest
 from beit_jax.errors import RequestError
 from beit_jax.studies import running, study
 from beit_jax.tools import study as tool
-from tests import tiny
-from tests.tools.call import call
-
-STUDY = {
-    'recipes': {
-        'tokenizer': 'configs/quickstart/tokenizer.py',
-        'pretrain': 'configs/quickstart/pretrain.py:total_steps=131',
-        'finetune': 'configs/quickstart/finetune.py',
-    },
-    'arms': {
-        'tokens': {'tokenizer': 'model.vocabulary=64', 'pretrain': '', 'finetune': ''},
-        'random masks': {
-            'tokenizer': 'model.vocabulary=64',
-            'pretrain': 'mask.kind=random',
-            'finetune': '',
-        },
-        'from scratch': {'finetune': 'scratch'},
-    },
-    'tasks': {'few': 'data.labels_per_class=3', 'many': 'data.labels_per_class=11,total_steps=37'},
-    'baseline': 'from scratch',
-    'rates': (0.25, 0.5, 1.0),
-    'validation': 'data.evaluate_split=validation',
-    'seeds': 2,
-}
-BEST = {'few': 0.5, 'many': 1.0}
-
-
-def score(config, task):
-    """What a fine-tuning yields in these tests: best at the rate BEST[task], better from an
-    encoder, different from seed to seed."""
-    from_best = abs(config.optimizer.lr - BEST.get(task, 0))
-    return 0.5 + 0.2 * bool(config.init) - 0.1 * from_best + 0.03 * (config.seed % 7)
-
-
-def probed(config):
-    """What the best head of a probe yields."""
-    return 0.3 + 0.2 * bool(getattr(config, 'encoder', '')) + 0.02 * config.seed
-
-
-@pytest.fixture
-def ran(monkeypatch):
-    """Folders of the runs in the order in which they are trained, with their configs; training
-    itself is left out."""
-    runs = {}
-
-    def train(config, workdir):
-        assert workdir not in runs, 'done twice'
-        runs[workdir] = config
-        metrics = {
-            'tokenizer': {'eval/psnr': 20.0},
-            'pretrain': {'eval/token_accuracy': 0.25 + 0.5 * config.seed, 'eval/loss': 3.0},
-            'classify': {'eval/accuracy': score(config, workdir.parts[-2])},
-            'probe': {'eval/accuracy': probed(config)}
-            | {f'eval/layer_{layer:02d}/both': 0.1 * layer for layer in (1, 2)},
-        }[config.task]
-        if config.task == 'probe':
-            table = {'k-NN cls': [0.11, 0.31], 'k-NN mean': [0.37, 0.23 + 0.04 * config.seed]}
-            (workdir / 'probe.json').write_text(json.dumps(table))
-        (workdir / 'metrics.jsonl').write_text(
-            f'{json.dumps({"step": 1} | metrics)}\n{json.dumps({"step": 2, "loss": 1.0})}\n'
-        )
-        return 0
-
-    monkeypatch.setattr(running.loop, 'train', train)
-    monkeypatch.chdir(tiny.REPOSITORY)
-    return runs
-
-
-@pytest.fixture
-def path(tmp_path):
-    write(tmp_path / 'study.py')
-    return tmp_path / 'study.py'
-
-
-def write(path, **changed):
-    path.write_text(f'"""Arms\ncompared.\n\nMore.\n"""\nSTUDY = {STUDY | changed}\n')
-
-
-def run(path, workdir, *arguments):
-    call(tool, f'--study={path}', f'--workdir={workdir}', *arguments)
+from tests.studies import small_study
+from tests.studies.small_study import BEST, STUDY, run, write
 
 
 def test_runs_and_their_settings(path, ran, tmp_path):
@@ -140,7 +61,7 @@ def test_rates_chosen_with_encoders_of_several_seeds(path, ran, tmp_path, monkey
     def by_seed(config, task):
         return scores[config.optimizer.lr][config.seed - 1000] if config.seed >= 1000 else 0.9
 
-    monkeypatch.setitem(globals(), 'score', by_seed)
+    monkeypatch.setattr(small_study, 'score', by_seed)
     workdir = tmp_path / 'w'
     run(path, workdir, '--arms', 'tokens', '--tasks', 'few')
     folder = workdir / 'finetune' / 'tokens' / 'few'
@@ -180,59 +101,6 @@ def test_report(path, ran, tmp_path, capsys):
         'eval/accuracy': '0.73',
     }
     assert expected.items() <= row.items()
-
-
-def test_probes(path, ran, tmp_path, capsys):
-    """One of each encoder and seed, and of random weights; k-NN beside the heads, by layer."""
-    workdir = tmp_path / 'w'
-    recipes = STUDY['recipes'] | {'probe': 'configs/quickstart/probe.py:total_steps=13'}
-    arms = {
-        'tokens': STUDY['arms']['tokens'] | {'probe': ''},
-        'the same': STUDY['arms']['tokens'] | {'probe': ''},
-        'no fine-tuning': {'pretrain': 'tokenizer.path=t', 'probe': 'model.remat=true'},
-        'from scratch': {'probe': ''},
-    }
-    write(path, recipes=recipes, arms=arms, tasks={'few': 'data.labels_per_class=3'}, rates=())
-    run(path, workdir)
-    probes = {
-        str(folder.relative_to(workdir / 'probe')): config
-        for folder, config in ran.items()
-        if config.task == 'probe'
-    }
-    encoders = {
-        'plain': '',
-        'model.vocabulary=64+plain+plain': 'pretrain/model.vocabulary=64+plain',
-        'tokenizer.path=t+model.remat=true': 'pretrain/tokenizer.path=t',
-    }
-    assert probes.keys() == {f'{name}/seed{seed}' for name in encoders for seed in range(2)}
-    for name, config in probes.items():
-        history, _, seed = name.partition('/')
-        encoder = encoders[history]
-        assert config.encoder == (encoder and str(workdir / encoder / seed))
-        assert config.seed == int(seed[-1]) and config.total_steps == 13
-        assert config.model.remat == ('remat' in history)
-    assert sum(config.task == 'classify' for config in ran.values()) == 4
-    report, shown = (workdir / 'report.md').read_text(), capsys.readouterr().out
-    knn = np.array([37.0, 37.0])  # the best layer and features of each seed
-    for arm, accuracies in {'tokens': (50, 52), 'from scratch': (30, 32)}.items():
-        heads = f'{np.mean(accuracies):.1f} +- {np.std(accuracies, ddof=1):.1f} (2)'
-        row = f'| {arm} | {heads} | {knn.mean():.1f} +- {knn.std(ddof=1):.1f} (2) |'
-        assert row in report and row in shown
-    assert '| the same |' not in report.partition('frozen encoder')[2]
-    assert (workdir / 'probes.png').stat().st_size > 5000
-    rows = {row['folder']: row for row in csv.DictReader((workdir / 'results.csv').open())}
-    layers = rows['probe/plain/seed1']
-    assert layers['eval/layer_02/neighbours_mean'] == '0.27'
-    assert layers['eval/layer_01/neighbours_cls'] == '0.11'
-
-
-def test_probes_alone(path, ran, tmp_path):
-    recipes = {'probe': 'configs/quickstart/probe.py'}
-    write(path, recipes=recipes, arms={'a': {'probe': ''}}, tasks={}, baseline='', rates=())
-    run(path, tmp_path / 'w')
-    assert len(ran) == 2
-    report = (tmp_path / 'w' / 'report.md').read_text()
-    assert '| a | 31.0 +- 1.4 (2) |' in report and 'report.png' not in report
 
 
 def test_arms_with_baselines_of_their_own(path, ran, tmp_path):

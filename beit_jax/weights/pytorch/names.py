@@ -253,4 +253,4 @@ def _encoder_prefix(dialect: str, head: str) -> str:
 
 
 def _lookup(rows, key: int, value: int) -> dict[str, str]:
-    return {row[key]: row[value] for row in rows}
+    return {row[key]: row[value] for row in rows if row[key] and row[value]}  # '': there is none
