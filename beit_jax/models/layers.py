@@ -200,6 +200,11 @@ def _gelu_and_slope(x):
 gelu.defvjp(_gelu_and_slope, lambda slope, gradient: (gradient * slope,))
 
 
+def unit(x):
+    """`x` divided by its length along the last axis."""
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
 def quick_gelu(x):
     """CLIP's: x * sigmoid(1.702 x)."""
     return x * jax.nn.sigmoid(1.702 * x)

@@ -70,10 +70,8 @@ def settings(name: str) -> dict:
 def numerics(config: Callable[..., Config], tell: Tell) -> None:
     """Loss and gradients of one step on given tokens, of each attention in bfloat16, against plain
     float32: the norm of the difference over the norm, of all gradients and of each kind."""
-    exact, all_errors = (
-        _gradients(config('base', 32, compute_dtype='float32', attention='plain')),
-        {},
-    )
+    exact = _gradients(config('base', 32, compute_dtype='float32', attention='plain'))
+    all_errors = {}
     for attention in _attentions():
         loss, found = _gradients(config('base', 32, attention=attention))
         errors = {'loss': abs(loss - exact[0]) / abs(exact[0])}

@@ -207,6 +207,11 @@ def check_encoder(architecture: dict, model: EncoderConfig, source: str) -> None
         )
 
 
+def read_once(view: View, views: tuple[View, ...]) -> View:
+    """`view`, or the one of `views` that has the same pixels, which are read anyway."""
+    return next((one for one in views if dataclasses.replace(view, name=one.name) == one), view)
+
+
 def without_cls_head(params: dict, source: str) -> tuple[dict, tuple[str, ...], list[str]]:
     """What `Task.adapt` gives of a checkpoint whose blocks that pre-train CLS are of no use."""
     if 'cls_head' not in params:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from beit_jax.models.layers import unit
 from beit_jax.settings.intervals import Count, Interval
 
 
@@ -29,7 +30,7 @@ class NeighboursConfig:
 def nearest(bank_ND, queries_BD, count: int) -> tuple[jax.Array, jax.Array]:
     """(cosine similarities float32, rows of the bank int32), [B, K], of the `count` nearest of each
     query, the nearest first; features float [N, D] and [B, D], of any length."""
-    bank_ND, queries_BD = (_unit_rows(jnp.asarray(x, jnp.float32)) for x in (bank_ND, queries_BD))
+    bank_ND, queries_BD = (unit(jnp.asarray(x, jnp.float32)) for x in (bank_ND, queries_BD))
     return _nearest(bank_ND, queries_BD, min(count, len(bank_ND)))
 
 
@@ -38,7 +39,7 @@ def nearest_neighbours(
 ) -> np.ndarray:
     """The class that the nearest images of the bank vote for, int [B]; features float [N, D] and
     [B, D], of any length."""
-    bank_ND, labels_N = _unit_rows(jnp.asarray(bank_ND, jnp.float32)), jnp.asarray(labels_N)
+    bank_ND, labels_N = unit(jnp.asarray(bank_ND, jnp.float32)), jnp.asarray(labels_N)
     count = min(config.count, len(bank_ND))
     classes = []
     for start in range(0, len(queries_BD), chunk):
@@ -49,7 +50,7 @@ def nearest_neighbours(
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def _vote(bank_ND, labels_N, queries_BD, count, num_classes, temperature):
-    nearest_BK, index_BK = _nearest(bank_ND, _unit_rows(queries_BD), count)
+    nearest_BK, index_BK = _nearest(bank_ND, unit(queries_BD), count)
     rows_B1 = jnp.arange(len(queries_BD))[:, None]
     votes_BC = jnp.zeros((len(queries_BD), num_classes))
     votes_BC = votes_BC.at[rows_B1, labels_N[index_BK]].add(jnp.exp(nearest_BK / temperature))
@@ -59,7 +60,3 @@ def _vote(bank_ND, labels_N, queries_BD, count, num_classes, temperature):
 def _nearest(bank_ND, queries_BD, count):
     similarity_BN = jnp.matmul(queries_BD, bank_ND.T, precision='highest')
     return jax.lax.top_k(similarity_BN, count)
-
-
-def _unit_rows(x):
-    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)

@@ -27,7 +27,7 @@ from beit_jax.models.heads import ClsHeadConfig, MaskedImageModel
 from beit_jax.models.patches import patchify
 from beit_jax.models.tokenizers import PRECISIONS, Tokenizer
 from beit_jax.settings.intervals import Interval, Side
-from beit_jax.tasks import EncoderRunConfig, Task, check_encoder, without_cls_head
+from beit_jax.tasks import EncoderRunConfig, Task, check_encoder, read_once, without_cls_head
 from beit_jax.tasks.tokenizer import token_statistics
 from beit_jax.tasks.tokenizer_quality import far_from
 from beit_jax.weights.channels import fit_channels
@@ -118,8 +118,7 @@ class Pretrain(Task):
             return ()
         size = one_size(*(side * self.tokenizer.factor for side in self.config.grid))
         view = self.config.data.view('token_image', size, self.tokenizer.resampling)
-        same = dataclasses.replace(view, name='image')  # pixels that are read anyway
-        return (same if same in self.views else view,)
+        return (read_once(view, self.views),)
 
     @property
     def token_cache(self):

@@ -18,11 +18,12 @@ import jax.numpy as jnp
 from beit_jax.data.config import DataConfig
 from beit_jax.errors import check
 from beit_jax.images.color import to_float
+from beit_jax.models.layers import unit
 from beit_jax.models.tokenizers import vqkd
-from beit_jax.models.tokenizers.vqkd import VQKD, first_codebook, next_codebook, unit
+from beit_jax.models.tokenizers.vqkd import VQKD, first_codebook, next_codebook
 from beit_jax.settings.intervals import Interval, Positive, ShareBelow1, Side
 from beit_jax.settings.run import RunConfig
-from beit_jax.tasks import Task, of_channels
+from beit_jax.tasks import Task, of_channels, read_once
 from beit_jax.tasks.tokenizer import token_statistics
 from beit_jax.weights.teachers import Loaded, load_teacher
 from beit_jax.weights.tokenizer import save_tokenizer
@@ -76,8 +77,7 @@ class VectorQuantization(Task):
     @property
     def prepare_views(self):
         view = self.config.data.view('teacher_image', self.teacher.image_size)
-        same = dataclasses.replace(view, name='image')  # pixels that are read anyway
-        return (same if same in self.views else view,)
+        return (read_once(view, self.views),)
 
     @property
     def frozen(self):

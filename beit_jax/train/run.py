@@ -51,7 +51,8 @@ class Run:
         with known_data(config, workdir):
             self.source = open_source(config.data, 'train')
             self.held_out = open_source(config.data, 'evaluate')
-        _check_classes(config, self.source)
+        parts = layout.parts_of_a_set(self.source, config.data.path)
+        _check_classes(config, parts)
         self.config = config.resolve(len(self.source), self.source.class_names)
         self.task = make_task(self.config)
         self.notes += self.task.notes
@@ -62,7 +63,7 @@ class Run:
             self.held_out is not None or not self.task.needs_held_out,
             f'config.task={config.task} needs held-out images: {HELD_OUT}.',
         )
-        self.notes += _tested_on(config, self.source, self.held_out)
+        self.notes += _tested_on(config, parts, self.source, self.held_out)
 
     @functools.cached_property
     def schedule(self):
@@ -132,17 +133,18 @@ def _attention(config: RunConfig) -> str:
     return config.model.attention_way(config.grid, config.compute_dtype)
 
 
-def _check_classes(config: RunConfig, source: Source) -> None:
+def _check_classes(config: RunConfig, parts: layout.Parts | None) -> None:
     """Raises RequestError where the classes would be parts of a set."""
     labelled = isinstance(config, LabelledRunConfig) and not config.data.label_maps
-    parts = layout.parts_of_a_set(source, config.data.path) if labelled else None
-    check(parts is None, f'{parts and parts.in_words("--config.data.")}. They are no classes.')
+    given = parts.in_words('--config.data.') if parts and labelled else ''
+    check(not given, f'{given}. They are no classes.')
 
 
-def _tested_on(config: RunConfig, source: Source, held_out: Source | None) -> list[str]:
+def _tested_on(
+    config: RunConfig, parts: layout.Parts | None, source: Source, held_out: Source | None
+) -> list[str]:
     """What there is to say where images of a test are trained on."""
     data, no_test = config.data, 'what eval/ says is no test'
-    parts = layout.parts_of_a_set(source, data.path)
     if parts and len(parts.names) > 1:
         return [f'WARNING: {parts.in_words("--config.data.")}; now all of them are trained on']
     if held_out is not None and held_out.fingerprint == source.fingerprint:

@@ -59,10 +59,10 @@ def restore_or_init(run: Run, checkpoints: Checkpoints):
 
 def begun(run: Run, state: dict, batch: dict) -> dict:
     """The state before the first step, with what the task makes of its batch."""
-    shapes = jax.eval_shape(make_begin(run.task, run.mesh), state['params'], batch)
-    if not shapes:
+    begin = make_begin(run.task, run.mesh)
+    if not jax.eval_shape(begin, state['params'], batch):
         return state
-    found = make_begin(run.task, run.mesh)(state['params'], batch)
+    found = begin(state['params'], batch)
     names = [name for name in ('params', 'ema') if name in state]
     return state | {name: states.merge(state[name], found) for name in names}
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from beit_jax.errors import check
 from beit_jax.models.encoder import Encoder, EncoderConfig
 from beit_jax.models.initializers import TruncatedNormal, parameter
-from beit_jax.models.layers import layer_norm, linear
+from beit_jax.models.layers import layer_norm, linear, unit
 from beit_jax.models.resize import resize_position_embedding
 from beit_jax.models.tokenizers import Vocabulary, dtype_and_precision, square_grid
 from beit_jax.models.tokenizers.kmeans import nearest, sum_by_centroid
@@ -72,11 +72,6 @@ class UnitRows:
 
     def __str__(self):
         return 'unit_rows'
-
-
-def unit(x):
-    """`x` divided by its length along the last axis."""
-    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
 def first_codebook(key, vectors_NC, vocabulary: int, iterations: int = 10):
