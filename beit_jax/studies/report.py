@@ -25,19 +25,20 @@ PRETRAINING = (
 )
 
 
-def write(study, runs: list, workdir: Path, about: str, command: str) -> None:
-    """Writes the files of the runs that are done, and prints the tables.
+def write(study, runs: list, workdir: Path, output: Path, about: str, command: str) -> None:
+    """Writes the files of the runs that are done into `output`, and prints the tables.
 
     about: the study file's docstring, whose first paragraph is the title; command: what was run.
     """
     done = [run for run in runs if run.done]
-    _write_csv(done, workdir)
+    output.mkdir(parents=True, exist_ok=True)
+    _write_csv(done, workdir, output)
     tables, hours = [], sum(run.result['seconds'] for run in done) / 3600
     if _compared(done):
-        _plot(study, done, workdir / 'report.png')
+        _plot(study, done, output / 'report.png')
         tables += [*_table(study, done), '', '![mean and deviation of each arm](report.png)', '']
     if probed := probes.by_arm(study, done):
-        probes.plot(probed, workdir / 'probes.png')
+        probes.plot(probed, output / 'probes.png')
         tables += [*_probe_table(study, probed), '', '![accuracy by layer](probes.png)', '']
     missing = ''
     if len(done) < len(runs):
@@ -53,7 +54,7 @@ def write(study, runs: list, workdir: Path, about: str, command: str) -> None:
         *tables,
         *_pretraining_table(done),
     ]
-    (workdir / 'report.md').write_text('\n'.join(lines).rstrip() + '\n')
+    (output / 'report.md').write_text('\n'.join(lines).rstrip() + '\n')
     shown = '\n'.join(line for line in tables if not line.startswith('!['))
     print(shown.rstrip(), f'\n-> {workdir / "report.md"}')
 
@@ -201,7 +202,7 @@ def _draw_rows(axes, shown):
     axes.invert_yaxis()
 
 
-def _write_csv(done, workdir):
+def _write_csv(done, workdir, output):
     rows, columns = [], {}
     for run in done:
         config = run.result['config']
@@ -220,7 +221,7 @@ def _write_csv(done, workdir):
         row |= {name: f'{value:.6g}' for name, value in run.result['metrics'].items()}
         rows.append(row)
         columns |= row  # in the order in which they come
-    with (workdir / 'results.csv').open('w', newline='') as file:
+    with (output / 'results.csv').open('w', newline='') as file:
         writer = csv.DictWriter(file, columns, restval='')
         writer.writeheader()
         writer.writerows(rows)

@@ -3,7 +3,8 @@ over several seeds.
 
 Each arm is fine-tuned at the learning rate that did best on validation pictures. Runs that are done
 are not done again and those that were stopped go on, so the same command continues a study. Started
-on several hosts that share the work directory, it shares the runs among them.
+on several hosts that share the work directory, it shares the runs among them; studies that share it
+share what they have in common.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from beit_jax.tools import arguments, outputs
 def run(options) -> None:
     whole, about = load_study(options.study)
     workdir, processes = outputs.folder('--workdir', options.workdir), options.processes
+    output = outputs.folder('--output', options.output) if options.output else workdir
     study = _chosen(whole, options)
     check(processes >= 0, f'--processes={processes}: use 1 or more, or 0 to write the report only.')
     check(',' not in options.workdir, f'--workdir={options.workdir}: use a path without commas.')
@@ -37,7 +39,7 @@ def run(options) -> None:
     elif processes:
         start_processes(processes)
     if options.report:
-        report.write(study, runs, workdir, about, _command(options))
+        report.write(study, runs, workdir, output, about, _command(options))
 
 
 def _chosen(study: Study, options) -> Study:
@@ -66,6 +68,8 @@ def _only(names: list[str], whole: dict, option: str) -> dict:
 def _command(options) -> str:
     """The command line with what it leaves out of the study, for the report."""
     words = [f'--study={options.study}', f'--workdir={Path(options.workdir)}']
+    if options.output:
+        words.append(f'--output={Path(options.output)}')
     if options.arms:
         words += ['--arms', *options.arms]
     if options.tasks:
@@ -86,8 +90,11 @@ def _arguments():
     parser.add_argument(
         '--study', required=True, type=arguments.path, help='a file of configs/studies'
     )
+    parser.add_argument('--workdir', required=True, help='where every run goes')
     parser.add_argument(
-        '--workdir', required=True, help='where every run, results.csv and report.md go'
+        '--output',
+        default='',
+        help='where report.md, results.csv and plots go (the work directory)',
     )
     parser.add_argument(
         '--processes',

@@ -1,13 +1,13 @@
-"""Is it only the longer training? Random weights on CIFAR-10, fine-tuned for as many steps as the
-longest pre-training and its fine-tuning take together.
+"""Is it only the longer training? Random weights on CIFAR-10, fine-tuned for as many steps as
+pre-training on 307,200 pictures and its fine-tuning take together.
 
     python -m beit_jax.tools.study --study=configs/studies/cifar10_scratch_long.py \\
-        --workdir=runs/cifar10_scratch_long --processes=2
+        --workdir=runs/cifar10_studies --output=runs/cifar10_scratch_long --processes=2
 
-Beside the longest arm of cifar10_vs_scratch.py: the same pictures, labels and seeds.
+Beside that arm of cifar10_vs_scratch.py: the same pictures, labels and seeds.
 """
 
-PRETRAINING = 32_000  # steps
+PRETRAINING = 9600  # steps
 
 STUDY = {
     'recipes': {'finetune': 'configs/cifar10/finetune.py'},

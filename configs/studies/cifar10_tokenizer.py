@@ -2,14 +2,16 @@
 discrete VAE, and with tokens that took no training.
 
     python -m beit_jax.tools.study --study=configs/studies/cifar10_tokenizer.py \\
-        --workdir=runs/cifar10_tokenizer --processes=2
+        --workdir=runs/cifar10_studies --output=runs/cifar10_tokenizer --processes=2
 
 Discrete VAEs that differ in their vocabulary alone, k-means on normalised patches, and a random
 projection; then 1 % of the labels.
 """
 
-DVAE, KMEANS = (128, 512, 2048), (128, 2048)  # tokens
-STEPS = 'total_steps=12000,optimizer.warmup_steps=750'
+# tokens: settings; the recipe has 512
+DVAE = {128: 'model.vocabulary=128', 512: '', 2048: 'model.vocabulary=2048'}
+KMEANS = 128, 2048
+STEPS = 'total_steps=9600,optimizer.warmup_steps=600'
 
 
 def arm(**tokenizer: str) -> dict:
@@ -28,7 +30,7 @@ STUDY = {
         'finetune': 'configs/cifar10/finetune.py',
     },
     'arms': {
-        **{f'dVAE, {size} tokens': arm(tokenizer=f'model.vocabulary={size}') for size in DVAE},
+        **{f'dVAE, {size} tokens': arm(tokenizer=settings) for size, settings in DVAE.items()},
         **{
             f'k-means, {size} tokens': arm(fit_tokenizer=f'--kind kmeans --vocabulary {size}')
             for size in KMEANS

@@ -2,7 +2,7 @@
 pre-training of three lengths against random weights.
 
     python -m beit_jax.tools.study --study=configs/studies/cifar10_vs_scratch.py \\
-        --workdir=runs/cifar10_vs_scratch --processes=2
+        --workdir=runs/cifar10_studies --output=runs/cifar10_vs_scratch --processes=2
 
 Pre-training sees the training pictures without labels; 1, 10 and 100 % of their labels are then
 used for the same fine-tuning, judged on the test pictures. A seed decides everything: the

@@ -153,6 +153,15 @@ def test_what_is_done_is_not_done_again(path, ran, tmp_path, monkeypatch):
     assert f"--workdir={workdir} --arms tokens 'from scratch' --tasks many --seeds=1`" in report
 
 
+def test_reports_of_a_shared_work_directory_lie_apart(path, ran, tmp_path):
+    workdir, output = tmp_path / 'w', tmp_path / 'few' / 'report'
+    run(path, workdir, '--output', output, '--tasks', 'few')
+    assert f'--workdir={workdir} --output={output} ' in (output / 'report.md').read_text()
+    rows = list(csv.DictReader((output / 'results.csv').open()))
+    assert len(rows) == len(ran) and all((workdir / row['folder']).is_dir() for row in rows)
+    assert not list(workdir.glob('*.*'))
+
+
 def test_runs_share_what_is_compiled(path, ran, tmp_path, monkeypatch):
     kept = []
     monkeypatch.setattr(tool, 'keep_programs', lambda folder: kept.append((folder, len(ran))))
