@@ -106,13 +106,15 @@ def start_processes(number: int) -> None:
     status of one that failed."""
     tool = [sys.executable, '-m', 'beit_jax.tools.study']
     command = [*tool, *sys.argv[1:], '--processes', '1', '--report', 'false']
+    # of a GPU each takes what it needs, or the first would leave too little to the others
+    environment = {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'} | os.environ
     # macOS has no such thing
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []
     children = []
     for i in range(number):
         if cores:
             os.sched_setaffinity(0, cores[i::number] or cores)
-        children.append(subprocess.Popen(command))
+        children.append(subprocess.Popen(command, env=environment))
     if cores:
         os.sched_setaffinity(0, cores)
     signal.signal(signal.SIGTERM, lambda *_: [child.terminate() for child in children])
