@@ -7,11 +7,16 @@ from pathlib import Path
 
 from beit_jax.data import layout
 from beit_jax.data.config import DataConfig
+from beit_jax.data.small_copies import shorter_side
 from beit_jax.data.sources.choice import open_source
 from beit_jax.errors import check, shown
 from beit_jax.settings.mapping import task_config
 from beit_jax.settings.recipes import load_recipe
 from beit_jax.studies.stages import Stage
+
+LARGE = 3  # times image_size: from there on pictures are copied small first
+# settings of training; the others say where pictures are and how they are read
+_KEPT = 'holdout', 'crop_scale', 'crop_ratio', 'flip', 'evaluate_crop', 'image_ops', 'workers'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +28,7 @@ class Pictures:
       data: with them.
       count, held_out: how many are trained on and how many are not.
       classes: the names of their folders; () where there are not several, or no folders.
+      side: the shorter one of most, in pixels.
       notes: lines for the user.
     """
 
@@ -31,6 +37,7 @@ class Pictures:
     count: int
     held_out: int
     classes: tuple[str, ...]
+    side: int
     notes: tuple[str, ...] = ()
 
 
@@ -58,7 +65,8 @@ def look(recipe: str, settings: Mapping) -> Pictures:
     source, held_out = open_source(data, 'train'), open_source(data, 'evaluate')
     check(held_out is not None, f'{shown(data.path)} holds one picture: give a folder of many.')
     classes = source.class_names if len(source.class_names) > 1 else ()
-    return Pictures(settings, data, len(source), len(held_out), classes, notes)
+    side = shorter_side(source)
+    return Pictures(settings, data, len(source), len(held_out), classes, side, notes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +82,7 @@ class Commands:
         """In their order; the probe where there are classes."""
         tokenizer, pretrained = self.workdir / 'tokenizer', self.workdir / 'pretrain'
         stages = [
+            *self._copy(),
             self._train('a tokenizer of these pictures', 'tokenizer', 'tokenizer'),
             self._draw('its curves', 'tokenizer_curves', 'curves', workdir=tokenizer),
             self._train(
@@ -114,7 +123,7 @@ class Commands:
         labelled, title = self, 'fine-tune it'
         if not pictures.classes:
             title += ' on LABELLED, pictures in a folder a class'
-            others = dataclasses.replace(pictures, settings={'path': 'LABELLED'})
+            others = dataclasses.replace(pictures, settings={'path': 'LABELLED'}, side=0)
             labelled = dataclasses.replace(self, pictures=others)
         steps = {
             title: labelled._main('finetune', f'--config.init={pretrained}'),
@@ -128,13 +137,43 @@ class Commands:
     def folder(self, stage: str) -> Path:
         return self.workdir / stage.replace(',', '_')
 
+    @property
+    def _size(self) -> int:
+        """The side that the encoder sees."""
+        return load_recipe(self.recipe, f'pretrain,{self.size}').data.image_size
+
+    @property
+    def _copied(self) -> dict[str, dict]:
+        """{setting: what it is of the pictures that are copied}; {} where none are."""
+        settings, data = dict(self.pictures.settings), self.pictures.data
+        if self.pictures.side < LARGE * self._size or data.evaluate_split:
+            return {}
+        held_out = settings.pop('evaluate_path', '')
+        parts = {'path': settings, 'evaluate_path': settings | {'path': held_out}}
+        return {name: part for name, part in parts.items() if part['path']}
+
+    def _copy(self) -> list[Stage]:
+        stages = []
+        for name, settings in self._copied.items():
+            output, size = self.workdir / 'copies' / name, 2 * self._size
+            read = {'exif': True} | {k: each for k, each in settings.items() if k not in _KEPT}
+            data = {f'data.{key}': value for key, value in read.items()}
+            words = _tool('shrink', **data, size=size, output=output)
+            title = f'small copies of {shown(settings["path"])}, {size} pixels high or wide'
+            stages.append(Stage(title, words, output))
+        return stages
+
     def _train(self, title: str, stage: str, leaves: str, *more: str) -> Stage:
         return Stage(title, self._main(stage, *more), self.folder(stage) / leaves)
 
     def _main(self, stage: str, *more: str) -> tuple[str, ...]:
         pictures = self.pictures
         config = f'--config={self.recipe}:{stage},{self.size},pictures={pictures.count}'
-        data = (f'--config.data.{name}={value}' for name, value in pictures.settings.items())
+        settings = pictures.settings
+        if copied := self._copied:
+            settings = {name: value for name, value in settings.items() if name in _KEPT}
+            settings |= {name: self.workdir / 'copies' / name for name in copied}
+        data = (f'--config.data.{name}={value}' for name, value in settings.items())
         return 'main.py', config, f'--workdir={self.folder(stage)}', *data, *more
 
     def _draw(self, title: str, name: str, tool: str, **options) -> Stage:
@@ -143,8 +182,11 @@ class Commands:
 
 
 def _tool(name: str, **options) -> tuple[str, ...]:
-    given = (f'--{option}={value}' for option, value in options.items())
-    return '-m', f'beit_jax.tools.{name}', *given
+    words = []
+    for option, value in options.items():
+        several = isinstance(value, tuple)
+        words += [f'--{option}', *map(str, value)] if several else [f'--{option}={value}']
+    return '-m', f'beit_jax.tools.{name}', *words
 
 
 def scores(probe: Path) -> dict[str, float]:

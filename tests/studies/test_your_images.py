@@ -159,3 +159,27 @@ def test_bad_requests(given, message, ran, tmp_path):
     with pytest.raises(RequestError, match=message):
         call(tool, **{'data.path': tmp_path / 'mine', 'workdir': tmp_path / 'w'} | given)
     assert not ran
+
+
+def test_large_pictures_are_copied_first(recipe, ran, tmp_path, capsys):
+    """Every stage reads the copies, also of what is held out."""
+    rng = np.random.default_rng(0)
+    for part, count in (('train', 13), ('val', 7)):
+        for i in range(count):
+            folder = tmp_path / 'photos' / part / 'ab'[i % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (67, 71, 3), np.uint8)).save(folder / f'{i}.png')
+    given = {'data.path': tmp_path / 'photos', 'workdir': tmp_path / 'w', 'recipe': recipe}
+    call(tool, **given)
+    said, copies = capsys.readouterr().out, tmp_path / 'w' / 'copies'
+    assert f'small copies of {tmp_path}/photos/train, 40 pixels' in said and len(ran) == 10
+    for name, count in (('path', 13), ('evaluate_path', 7)):
+        files = list((copies / name).glob('?/*.jpg'))
+        assert len(files) == count
+        with Image.open(files[0]) as copy:
+            assert copy.size == (42, 40)
+    trained = [words for words in ran if words[0] == 'main.py']
+    for words in trained:
+        assert f'--config.data.path={copies}/path' in words
+        assert f'--config.data.evaluate_path={copies}/evaluate_path' in words
+    assert not any('photos' in word for words in trained for word in words)
