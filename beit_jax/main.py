@@ -19,7 +19,7 @@ from beit_jax.runtime import (
     tell_of_devices,
 )
 from beit_jax.settings.mapping import task_config
-from beit_jax.settings.recipes import parse_flags
+from beit_jax.settings.recipes import describe, parse_flags, recipe_of
 from beit_jax.train.processes.exit_status import status_of
 from beit_jax.whole_files import local_path
 
@@ -103,7 +103,16 @@ def run(argv: list[str] | None = None) -> None:
 def _parse(argv: list[str]) -> list[str]:
     if not set(_HELP) & set(argv):
         return parse_flags(argv)
-    print(_USAGE)
-    for flag in flags.FLAGS.get_flags_for_module(__name__):
-        print(f'  --{flag.name:20}{flag.help}')
-    sys.exit(0)
+    try:
+        run_unheard()  # by a pager that is left
+        given = recipe_of(argv)
+        print(describe(*given) if given else _help())
+        sys.exit(0)
+    except RequestError as error:
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(2)
+
+
+def _help() -> str:
+    rows = [f'  --{flag.name:20}{flag.help}' for flag in flags.FLAGS.get_flags_for_module(__name__)]
+    return '\n'.join([_USAGE, *rows, '', 'Every setting of a recipe: --config=RECIPE --help'])

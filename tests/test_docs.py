@@ -127,7 +127,7 @@ def check_beit(words):
     name, *rest = words or ['--help']
     if name not in ('COMMAND', '--help', *MODES) and rest != ['--help']:
         check_module(tools()[name][0], rest)
-    elif name in MODES and '--help' not in rest:
+    elif name in MODES:
         check_main(['main.py', *rest])
 
 
@@ -135,7 +135,8 @@ def check_main(words):
     """As main.py takes them: its flags, and settings of its recipe."""
     assert words[0] == 'main.py', 'only main.py is a program'
     given = {}
-    for word in words[1:]:
+    helps = '--help' in words
+    for word in words[1:] if not helps else words[1:-1]:
         name, equals, value = word.removeprefix('--').partition('=')
         if word != '...':
             assert word.startswith('--') and equals, f'{word} is not a flag'
@@ -145,9 +146,9 @@ def check_main(words):
             assert name in flags.FLAGS, f'--{name} is not a flag'
             if not placeholder(value):
                 flags.FLAGS[name].parser.parse(value)
-    assert {'config', 'workdir'} <= given.keys()
+    assert helps or {'config', 'workdir'} <= given.keys()
     overrides = {name: value for name, value in given.items() if name.startswith('config.')}
-    check_settings(given['config'], overrides)
+    check_settings(given.get('config', 'RECIPE'), overrides)
 
 
 def check_module(module, words):

@@ -2,6 +2,7 @@
 user of ml_collections."""
 
 import dataclasses
+import inspect
 from pathlib import Path
 import runpy
 import sys
@@ -12,6 +13,7 @@ from absl import flags
 from ml_collections import ConfigDict, FieldReference
 
 from beit_jax.errors import RequestError, check, nearest
+from beit_jax.settings.descriptions import in_words
 from beit_jax.settings.mapping import config_class
 from beit_jax.settings.overrides import change, flat, override
 
@@ -54,6 +56,17 @@ def load_recipe(path: str, variant: str = '') -> ConfigDict:
     return runpy.run_path(path)['get_config'](variant)
 
 
+def describe(path: str, variant: str = '') -> str:
+    """Every setting of a recipe file, with its value there and what it is, for a terminal.
+
+    Raises:
+      RequestError: as `load_recipe`.
+    """
+    config = load_recipe(path, variant)
+    about = inspect.cleandoc(runpy.run_path(path).get('__doc__') or '')
+    return f'{about}\n\n{in_words(config_class(config.task), flat(config))}'.lstrip()
+
+
 def parse_flags(argv: list[str]) -> list[str]:
     """The `flags_parser` of `absl.app.run`: a wrong flag ends the program with a line or two on
     stderr and status 2."""
@@ -75,14 +88,21 @@ def parse_flags(argv: list[str]) -> list[str]:
         sys.exit(2)
 
 
+def recipe_of(argv: list[str]) -> tuple[str, str] | None:
+    """(path, variant) of --config on a command line, or None."""
+    given = [argument.partition('=')[2] for argument in argv if argument.startswith('--config=')]
+    if not given:
+        return None
+    path, _, variant = given[-1].partition(':')
+    return path, variant
+
+
 def _check_overrides(argv):
     """Reads the recipe before ml_collections does, which would answer a wrong key or variant with a
     traceback."""
-    given = [argument.partition('=')[2] for argument in argv if argument.startswith('--config=')]
-    if not given:
+    if not (given := recipe_of(argv)):
         return
-    path, _, variant = given[-1].partition(':')
-    keys = flat(load_recipe(path, variant))
+    keys = flat(load_recipe(*given))
     for argument in argv:
         key = argument.partition('=')[0].removeprefix('--config.')
         name = key.removeprefix('--')
