@@ -186,7 +186,7 @@ def check_settings(config: str, overrides: dict[str, str]):
         return
     for written in {re.sub(r'\[.*?\]', '', config), re.sub(r'[\[\]]', '', config)}:
         path, _, variant = written.partition(':')
-        settings = load_recipe(str(REPOSITORY / path), variant)
+        settings = load_recipe(path, variant)
         for name, value in overrides.items():
             key = name.removeprefix('config.')
             if placeholder(value):
