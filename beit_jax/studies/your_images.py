@@ -135,7 +135,8 @@ class Commands:
         pictures = self.pictures
         config = f'--config={self.recipe}:{stage},{self.size},pictures={pictures.count}'
         data = (f'--config.data.{name}={value}' for name, value in pictures.settings.items())
-        return 'main.py', config, f'--workdir={self.folder(stage)}', *data, *more
+        program = ('main.py',) if Path('main.py').is_file() else ('-m', 'beit_jax', 'train')
+        return *program, config, f'--workdir={self.folder(stage)}', *data, *more
 
     def _draw(self, title: str, name: str, tool: str, **options) -> Stage:
         output = self.workdir / 'pictures' / f'{name}.png'
