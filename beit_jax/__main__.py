@@ -74,7 +74,7 @@ def run(command: str, words: list[str]) -> None:
             not any(word.lstrip('-').startswith('mode') for word in words),
             f'beit {command} has no --mode: beit train and beit evaluate are two commands.',
         )
-        importlib.import_module('beit_jax.main').run([*sys.argv, f'--mode={command}'])
+        importlib.import_module('beit_jax.main').run([sys.argv[0], f'--mode={command}', *words])
     known = tools()
     check(
         command in known,

@@ -19,13 +19,13 @@ from beit_jax.runtime import (
     tell_of_devices,
 )
 from beit_jax.settings.mapping import task_config
-from beit_jax.settings.recipes import describe, parse_flags, recipe_of
+from beit_jax.settings.recipes import describe, parse_flags, program, recipe_of
 from beit_jax.train.processes.exit_status import status_of
 from beit_jax.whole_files import local_path
 
 _USAGE = """\
-usage: python main.py --config=RECIPE[:variant[,key=value]] --workdir=DIR [--mode=train|evaluate]
-                      [--config.KEY=VALUE ...]
+usage: {} --config=RECIPE[:variant[,key=value]] --workdir=DIR
+                [--config.KEY=VALUE ...] [options]
 
 Trains or evaluates a recipe. After a kill, and every exit status but 0 (done) and 2 (a bad
 request), the same command goes on.
@@ -106,13 +106,17 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         run_unheard()  # by a pager that is left
         given = recipe_of(argv)
-        print(describe(*given) if given else _help())
+        print(describe(*given) if given else _help(program(argv)))
         sys.exit(0)
     except RequestError as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(2)
 
 
-def _help() -> str:
-    rows = [f'  --{flag.name:20}{flag.help}' for flag in flags.FLAGS.get_flags_for_module(__name__)]
-    return '\n'.join([_USAGE, *rows, '', 'Every setting of a recipe: --config=RECIPE --help'])
+def _help(called: str) -> str:
+    known = flags.FLAGS.get_flags_for_module(__name__)
+    # beit train and beit evaluate are two commands
+    taken = [flag for flag in known if flag.name != 'mode' or called == 'python main.py']
+    rows = [f'  --{flag.name:20}{flag.help}' for flag in taken]
+    end = f'Every setting of a recipe: {called} --config=RECIPE --help'
+    return '\n'.join([_USAGE.format(called), *rows, '', end])

@@ -61,9 +61,10 @@ def test_help_imports_nothing_heavy(name):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     *lines, heavy = done.stdout.splitlines()
-    assert heavy == '[]' and lines[0].startswith('usage: ')
-    if name not in command.MODES:
-        assert lines[0].startswith(f'usage: beit {name} ')
+    assert heavy == '[]' and lines[0].startswith(f'usage: beit {name} ')
+    if name in command.MODES:
+        assert '--mode' not in done.stdout and 'main.py' not in done.stdout
+    else:
         assert any(f'beit {name} ' in line for line in lines if line.startswith('example: '))
 
 
@@ -74,7 +75,10 @@ def test_help_imports_nothing_heavy(name):
         (('check_data', '--data.path=x'), 'Did you mean check-data?'),
         (('train', '--mode=evaluate'), 'beit train has no --mode: beit train and beit evaluate'),
         (('predict', '--images=x'), 'the following arguments are required: --checkpoint'),
-        (('train', '--workdir=x'), '--config is missing'),
+        (('train', '--workdir=x'), '--config is missing. Example: beit train --config=quickstart/'),
+        (('train', '--config', 'quickstart/tokenzer'), 'Did you mean quickstart/tokenizer?'),
+        (('train', '--config', 'quickstart/tokenizer', '-config.batch=3'), 'mean batch_size?'),
+        (('train', '--config'), 'There are cifar10/finetune, '),
     ],
 )
 def test_refused(monkeypatch, capsys, words, message):

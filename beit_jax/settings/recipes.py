@@ -93,12 +93,13 @@ def parse_flags(argv: list[str]) -> list[str]:
     """The `flags_parser` of `absl.app.run`: a wrong flag ends the program with a line or two on
     stderr and status 2."""
     try:
+        argv = _in_one_word(argv)
         _check_overrides(argv)
         rest = flags.FLAGS([_with_file(argument) for argument in argv])
         for name in ('config', 'workdir'):
             check(
                 flags.FLAGS[name].value is not None,
-                f'--{name} is missing. Example: python main.py '
+                f'--{name} is missing. Example: {program(argv)} '
                 '--config=quickstart/tokenizer --workdir=runs/tokenizer',
             )
         check(
@@ -108,6 +109,22 @@ def parse_flags(argv: list[str]) -> list[str]:
     except (RequestError, flags.Error, OSError, TypeError, ValueError) as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(2)
+
+
+def program(argv: list[str]) -> str:
+    """How a person starts what this command line starts: `beit train`, or `python main.py`."""
+    return argv[0] if argv[0].startswith('beit ') else 'python main.py'
+
+
+def _in_one_word(argv: list[str]) -> list[str]:
+    """The command line with `--config=RECIPE` where it has `-config=RECIPE` or `--config RECIPE`,
+    which the flags take too."""
+    found, words = [], iter(argv)
+    for word in words:
+        if word.startswith('-config'):
+            word = f'-{word}'
+        found.append(f'{word}={next(words, "")}' if word == '--config' else word)
+    return found
 
 
 def _with_file(argument: str) -> str:
@@ -121,7 +138,8 @@ def _with_file(argument: str) -> str:
 
 def recipe_of(argv: list[str]) -> tuple[str, str] | None:
     """(path, variant) of --config on a command line, or None."""
-    given = [argument.partition('=')[2] for argument in argv if argument.startswith('--config=')]
+    words = _in_one_word(argv)
+    given = [word.partition('=')[2] for word in words if word.startswith('--config=')]
     if not given:
         return None
     path, _, variant = given[-1].partition(':')
