@@ -120,9 +120,8 @@ def _in_one_word(argv: list[str]) -> list[str]:
     """The command line with `--config=RECIPE` where it has `-config=RECIPE` or `--config RECIPE`,
     which the flags take too."""
     found, words = [], iter(argv)
-    for word in words:
-        if word.startswith('-config'):
-            word = f'-{word}'
+    for given in words:
+        word = f'-{given}' if given.startswith('-config') else given
         found.append(f'{word}={next(words, "")}' if word == '--config' else word)
     return found
 
