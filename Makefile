@@ -13,9 +13,10 @@ SIZE ?= laptop
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .PHONY: quickstart your-images test test-newest test-slow test-faults bench-tpu bench-gpu test-gpu-compile lint
-.PHONY: clean
+.PHONY: clean wheel
 
-$(VENV)/installed: requirements.txt requirements-no-tensorflow.txt requirements-tensorflow.txt
+$(VENV)/installed: requirements.txt requirements-no-tensorflow.txt requirements-tensorflow.txt \
+		requirements-library.txt
 	@echo "== installing $(REQUIREMENTS) into $(VENV) (once; a minute or two)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS)
@@ -99,5 +100,15 @@ lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# dist/*.whl, with which a recipe is found by name outside the clone
+wheel: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check build twine
+	rm -rf dist build
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target dist/tried dist/*.whl
+	cd dist/tried && $(abspath $(BIN))/python -m beit_jax train --config=quickstart/tokenizer --help \
+		> /dev/null
+
 clean:
-	rm -rf $(VENV) $(VENV_GPU) runs
+	rm -rf $(VENV) $(VENV_GPU) dist runs

@@ -15,6 +15,7 @@ import shlex
 from absl import flags
 import pytest
 
+from beit_jax.__main__ import MODES, tools
 from beit_jax.errors import RequestError
 from beit_jax.settings.mapping import TASKS, task_config
 from beit_jax.settings.overrides import flat, override
@@ -26,10 +27,10 @@ REPOSITORY = Path(__file__).parents[1]
 README = REPOSITORY / 'README.md'
 PAGES = [README, *sorted((REPOSITORY / 'docs').rglob('*.md')), *REPOSITORY.glob('CONTRIBUTING.md')]
 BLOCK = re.compile(r'^ *```(\w*)\n(.*?)^ *```$', re.MULTILINE | re.DOTALL)
-COMMAND = re.compile(r'python3? (main\.py|-m |-c )|\bmake |pip install ')
+COMMAND = re.compile(r'python3? (main\.py|-m |-c )|\bmake |pip install |\bbeit [a-z-]+ ')
 # config.data.path or config.data.path=DIR, but no config.json
 SETTING = re.compile(r'(?<![\w/])config\.(?!json)([a-z0-9_.]+)(?![\w.])(?:=([\w.-]+)(?=\s|$))?')
-PROGRAMS = ('python', 'python3', '.venv/bin/python', 'make', 'pip', '.venv/bin/pip')
+PROGRAMS = ('beit', 'python', 'python3', '.venv/bin/python', 'make', 'pip', '.venv/bin/pip')
 
 
 def name_of(page: Path) -> str:
@@ -91,6 +92,8 @@ def test_command(line):
     try:
         if program == 'make':
             check_make(arguments)
+        elif program == 'beit':
+            check_beit(arguments)
         elif program.endswith('pip'):
             check_pip(arguments)
         elif arguments[0] == '-c':
@@ -119,11 +122,21 @@ def check_pip(words):
             assert re.fullmatch(r'-\w+|[\w.-]+(\[\w+\])?', word), word
 
 
+def check_beit(words):
+    """As `beit` takes them: a command of main.py, or a tool."""
+    name, *rest = words or ['--help']
+    if name not in ('COMMAND', '--help', *MODES) and rest != ['--help']:
+        check_module(tools()[name][0], rest)
+    elif name in MODES:
+        check_main(['main.py', *rest])
+
+
 def check_main(words):
     """As main.py takes them: its flags, and settings of its recipe."""
     assert words[0] == 'main.py', 'only main.py is a program'
     given = {}
-    for word in words[1:]:
+    helps = '--help' in words
+    for word in words[1:] if not helps else words[1:-1]:
         name, equals, value = word.removeprefix('--').partition('=')
         if word != '...':
             assert word.startswith('--') and equals, f'{word} is not a flag'
@@ -133,17 +146,19 @@ def check_main(words):
             assert name in flags.FLAGS, f'--{name} is not a flag'
             if not placeholder(value):
                 flags.FLAGS[name].parser.parse(value)
-    assert {'config', 'workdir'} <= given.keys()
+    assert helps or {'config', 'workdir'} <= given.keys()
     overrides = {name: value for name, value in given.items() if name.startswith('config.')}
-    check_settings(given['config'], overrides)
+    check_settings(given.get('config', 'RECIPE'), overrides)
 
 
 def check_module(module, words):
     """As `python -m` takes them: a tool with its own parser."""
     check_paths(words)
+    if module == 'beit_jax':
+        return check_beit(words)
     if not module.startswith('beit_jax.tools.'):
         assert importlib.util.find_spec(module), f'there is no module {module}'
-        return
+        return None
     parser = importlib.import_module(module)._arguments()
     # `...` stands for the values of the option before it, else for more options
     kept = [
@@ -171,7 +186,7 @@ def check_settings(config: str, overrides: dict[str, str]):
         return
     for written in {re.sub(r'\[.*?\]', '', config), re.sub(r'[\[\]]', '', config)}:
         path, _, variant = written.partition(':')
-        settings = load_recipe(str(REPOSITORY / path), variant)
+        settings = load_recipe(path, variant)
         for name, value in overrides.items():
             key = name.removeprefix('config.')
             if placeholder(value):

@@ -119,7 +119,7 @@ class DataConfig:
     # area of the random crop over the area of the image
     crop_scale: tuple[Area, Area] = (0.08, 1.0)
     crop_ratio: tuple[Factor, Factor] = (3 / 4, 4 / 3)  # width over height of the random crop
-    flip: bool = True
+    flip: bool = True  # half of the pictures, left to right, in training
     # epochs after which each image's crops, flips and colours come again; 0: never
     repeat_views: Annotated[int, Interval(0, 10_000)] = 0
     # side of the central square that is evaluated over the shorter side of the image; of a
@@ -131,7 +131,7 @@ class DataConfig:
     color_jitter: tuple[Jitter, Jitter, Jitter] = (0.4, 0.4, 0.4)
     # of each channel that is read, in shares of the largest value; one number: of all of them
     mean: tuple[Share, ...] = (0.485, 0.456, 0.406)
-    std: tuple[Deviation, ...] = (0.229, 0.224, 0.225)
+    std: tuple[Deviation, ...] = (0.229, 0.224, 0.225)  # by which they are then divided
     # a folder, yours, that keeps lists of files and records, so that the next start need not make
     # them; '': none
     index: str = ''
@@ -287,6 +287,7 @@ class SegmentDataConfig(DataConfig):
 
     label_maps: ClassVar[bool] = True
     reduce_zero_label: bool = False  # annotations count from 1: 0 is ignored, k is class k - 1
+    # of the resize before the crop, times what just covers image_size
     segment_scale: tuple[Factor, Factor] = (0.5, 2.0)
 
     def __post_init__(self):

@@ -44,13 +44,14 @@ class EncoderConfig:
     """The architecture: `size`, overridden by `width`, `depth`, `heads`, `hidden` where not 0."""
 
     size: str = 'base'  # tiny | small | base | large
-    patch_size: Count = 16
+    patch_size: Count = 16  # side in pixels
     channels: Count = 3  # of a picture: those that config.data reads
-    width: Annotated[int, Interval(0, 2**14)] = 0
-    depth: Annotated[int, Interval(0, 200)] = 0
-    heads: int = 0
+    width: Annotated[int, Interval(0, 2**14)] = 0  # of a token; 0: that of the size
+    depth: Annotated[int, Interval(0, 200)] = 0  # blocks; 0: those of the size
+    heads: int = 0  # of attention; 0: those of the size
     hidden: Annotated[int, Interval(0, 2**16)] = 0  # of the MLP
-    positions: str = 'shared_bias'  # see POSITIONS
+    # absolute | shared_bias | layer_bias | absolute+shared_bias | absolute+layer_bias
+    positions: str = 'shared_bias'
     qkv_bias: bool = True  # of queries and values; keys have none
     layer_scale: float = 0.1  # initial value; 0 leaves LayerScale out
     norm_eps: Share = 1e-6  # of the LayerNorms; weights from Hugging Face's hub run with 1e-12

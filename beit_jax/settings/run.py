@@ -16,16 +16,17 @@ class OptimizerConfig:
     """AdamW with linear warm-up and a way down to `final_lr`; defaults are BEiT's pre-training
     (paper, Table 9)."""
 
-    lr: float = 1.5e-3
-    final_lr: float = 1e-5
+    lr: float = 1.5e-3  # the highest learning rate, whatever the batch size
+    final_lr: float = 1e-5  # where it ends
     # the way down: cosine | linear, both from the end of the warm-up; poly: mmcv's of power 1, a
     # line from step 0 on that the warm-up is a share of
     schedule: str = 'cosine'
     warmup_steps: int = 0  # used where warmup_epochs is 0
-    warmup_epochs: float = 0.0
-    beta1: ShareBelow1 = 0.9
-    beta2: ShareBelow1 = 0.999
-    eps: Share = 1e-8
+    warmup_epochs: float = 0.0  # 0: warmup_steps says it
+    beta1: ShareBelow1 = 0.9  # of the mean of gradients
+    beta2: ShareBelow1 = 0.999  # of the mean of their squares
+    eps: Share = 1e-8  # added to the root of that mean
+    # times the learning rate; not of biases, norms, CLS and absolute positions
     weight_decay: float = 0.05
     clip_norm: float = 3.0  # global norm; 0 leaves gradients as they are
     layer_decay: Share = 1.0  # lr scale per layer counted from the head
@@ -43,9 +44,9 @@ class MeshConfig:
     """Devices along each axis of the mesh; one axis may be -1: all devices that are left."""
 
     slice: Axis = 1  # TPU slices that the data-centre network joins
-    data: Axis = -1
-    fsdp: Axis = 1
-    tensor: Axis = 1
+    data: Axis = -1  # the batch is split
+    fsdp: Axis = 1  # the batch is split, and so are parameters and optimizer
+    tensor: Axis = 1  # heads and hidden widths are split
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,27 +54,27 @@ class ProfileConfig:
     """A profiler trace of `steps` steps from step `start`, written below the work directory; 0
     steps: none."""
 
-    start: Count = 10
-    steps: int = 0
+    start: Count = 10  # the first step that is traced
+    steps: int = 0  # how many are; 0: none
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """What every task has. Exactly one of `total_steps` and `epochs` is set, the other is 0."""
 
-    task: str
-    seed: Seed = 0
+    task: str  # pretrain | tokenizer | vqkd | classify | probe | segment
+    seed: Seed = 0  # of weights, order, crops and masks
     # images a step, over all devices and accumulated parts
     batch_size: Annotated[int, Interval(1, 2**20)] = 2048
-    total_steps: int = 0
-    epochs: float = 0.0
-    accumulate_steps: Count = 1
-    log_every: Count = 50
+    total_steps: int = 0  # how long; 0: epochs says it
+    epochs: float = 0.0  # times that each training image is seen; 0: total_steps says it
+    accumulate_steps: Count = 1  # parts of a batch that are computed one after the other
+    log_every: Count = 50  # steps
     evaluate_every: int = 0  # steps; 0: at the end only
-    save_every: Count = 1000
-    keep_checkpoints: Count = 3
+    save_every: Count = 1000  # steps
+    keep_checkpoints: Count = 3  # the newest ones; older ones are removed
     init: str = ''  # a checkpoint to start from; '' starts from random weights
-    compute_dtype: str = 'bfloat16'
+    compute_dtype: str = 'bfloat16'  # of products: float32 | bfloat16; parameters are float32
     # in a row, for their loss, gradient or parameters are not finite, before the run stops
     max_skipped_steps: Count = 10
     # seconds after which a step that has not ended ends the run, for something hangs; 0: never

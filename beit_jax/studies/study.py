@@ -11,7 +11,7 @@ import statistics
 
 from beit_jax.errors import check, one_of
 from beit_jax.settings.mapping import from_mapping, task_config
-from beit_jax.settings.recipes import load_recipe
+from beit_jax.settings.recipes import load_recipe, named
 from beit_jax.train.workdir.changes import settings_of
 from beit_jax.whole_files import read_json
 
@@ -227,11 +227,7 @@ def _load(recipe: str, *settings: str):
 
 
 def load_study(path: str) -> tuple[Study, str]:
-    """(the study of a file, its docstring)."""
-    check(
-        Path(path).is_file(),
-        f'--study={path}: there is no such file. Studies are in configs/studies/.',
-    )
-    names = runpy.run_path(path)
+    """(the study of a file, or of a name in configs/studies/, its docstring)."""
+    names = runpy.run_path(named('--study', path, 'studies'))
     check('STUDY' in names, f'--study={path} defines no STUDY.')
     return from_mapping(Study, names['STUDY']), names['__doc__'] or ''

@@ -174,7 +174,8 @@ class Commands:
             settings = {name: value for name, value in settings.items() if name in _KEPT}
             settings |= {name: self.workdir / 'copies' / name for name in copied}
         data = (f'--config.data.{name}={value}' for name, value in settings.items())
-        return 'main.py', config, f'--workdir={self.folder(stage)}', *data, *more
+        program = ('main.py',) if Path('main.py').is_file() else ('-m', 'beit_jax', 'train')
+        return *program, config, f'--workdir={self.folder(stage)}', *data, *more
 
     def _draw(self, title: str, name: str, tool: str, **options) -> Stage:
         output = self.workdir / 'pictures' / f'{name}.png'

@@ -43,7 +43,7 @@ class Config(LabelledRunConfig):
     new_head: bool = False  # start with a fresh head where `init` has one for other classes
     # the classes of `init` are this run's, in this order, under other names
     same_classes: bool = False
-    label_smoothing: ShareBelow1 = 0.1
+    label_smoothing: ShareBelow1 = 0.1  # the share of a label that all classes get alike
     # timm's notation: rand-m9-mstd0.5-inc1; '': none, and data.color_jitter instead
     rand_augment: str = ''
     erase: Share = 0.25  # probability that a rectangle of a picture is replaced by noise

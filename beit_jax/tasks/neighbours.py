@@ -20,7 +20,7 @@ class NeighboursConfig:
     """k-NN by cosine similarity: each of the nearest training images votes with exp(similarity /
     temperature)."""
 
-    count: Count = 20
+    count: Count = 20  # neighbours that vote
     # below, float32 has no number for a vote
     temperature: Annotated[float, Interval(0.02, 1000)] = 0.07
     images: int = 20_000  # training images that may be neighbours, spread over all; 0: no k-NN

@@ -39,7 +39,7 @@ class Config(RunConfig):
     model: dvae.Config = dvae.Config()
     reconstruction: str = 'logit_laplace'  # logit_laplace | l2 | smooth_l1
     temperature: Temperature = 1.0  # at the start
-    final_temperature: Temperature = 1 / 16
+    final_temperature: Temperature = 1 / 16  # at the end
     temperature_share: PositiveShare = 0.25  # of the run, after which the temperature is final
     kl_weight: float = 6.6  # at the end of its ramp
     kl_share: PositiveShare = 0.01  # of the run, after which the KL weight is final

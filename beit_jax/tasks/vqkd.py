@@ -37,7 +37,7 @@ class TeacherConfig:
     image_size: Annotated[int, Interval(0, 2**14)] | tuple[Side, Side] = 0
     # of its pixels in [0, 1], a number a channel; (): its own
     mean: tuple[float, ...] = ()
-    std: tuple[Positive, ...] = ()
+    std: tuple[Positive, ...] = ()  # likewise; (): its own
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ import typing
 from beit_jax.data.config import DataConfig
 from beit_jax.errors import RequestError, StorageError, check
 from beit_jax.runtime import machine_named, print_any_name, set_xla_flags, tell_of_devices
+from beit_jax.settings.descriptions import comments
 from beit_jax.settings.mapping import from_mapping
 from beit_jax.train.processes.exit_status import REFUSED, status_of
 
@@ -43,7 +44,7 @@ def parser(tool: str, description: str, example: str) -> argparse.ArgumentParser
 def add_data(parser: argparse.ArgumentParser) -> None:
     """Adds --data.name, --data.path, ...: settings of `DataConfig` under the names of recipes."""
     group = parser.add_argument_group('data', 'config.data of the recipes')
-    readers = {bool: true_or_false, str: os.path.expanduser}
+    readers, said = {bool: true_or_false, str: os.path.expanduser}, comments(DataConfig)
     for field in (each for each in dataclasses.fields(DataConfig) if each.name in DATA):
         kind, count = typing.get_type_hints(DataConfig)[field.name], None
         if typing.get_origin(kind) is tuple:
@@ -55,7 +56,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
             type=readers.get(kind, kind),
             default=field.default,
             metavar='',
-            help=f'({field.default!r})',
+            help=f'{said[field.name]} ({field.default!r})'.replace('%', '%%'),
         )
 
 

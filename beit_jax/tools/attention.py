@@ -1,7 +1,6 @@
 """Where an encoder looks: self-attention maps of reference points, over the image
 (paper, Figure 2). One row a picture, one column a point."""
 
-import jax
 import numpy as np
 
 from beit_jax.data.pictures.grid import grid_picture, under_map, visible
@@ -57,7 +56,7 @@ def run(options) -> None:
     else:
         which = options.images, model.image_size, options.limit, model.crop, left_out
         images, _ = load_images(*which, model.reading)
-    weights_BHNN = jax.device_get(model.attention(images, layer - 1))
+    weights_BHNN = np.asarray(model.attention(images, layer - 1))
     maps = attention_maps(weights_BHNN, model.grid, points, head - 1 if head else None)
     shown = visible(images, options.bands)
     columns, titles = [shown], ['original']

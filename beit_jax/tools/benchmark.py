@@ -1,5 +1,5 @@
-"""Speed, measured side by side with a peer in one run, in turns, so that both see the same machine
-in the same mood.
+"""How fast is it, beside a peer? Both are measured in one run, in turns, so that they see the same
+machine in the same mood.
 
 masks   blockwise masks: our jitted function against the official algorithm as a NumPy loop, and
         their share of a BEiT-B step, on one core

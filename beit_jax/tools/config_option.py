@@ -16,7 +16,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         '--config',
         required=True,
         type=arguments.path,
-        help="RECIPE.py[:variant] or a run's config.json; change it with --config.KEY=VALUE",
+        help="RECIPE.py[:variant] or a run's config.json; change it with --config.KEY=VALUE "
+        '(main.py --config=RECIPE --help lists what there is)',
     )
 
 

@@ -7,14 +7,10 @@ import os
 from pathlib import Path
 import sys
 
-import matplotlib
-from matplotlib.figure import Figure
-
 from beit_jax.errors import check
 from beit_jax.tools import arguments, outputs
 from beit_jax.whole_files import metric_lines
 
-matplotlib.use('Agg')
 FILE = 'metrics.jsonl'
 LEFT_OUT = ('step', 'bad_records', 'skipped_steps', 'skipped_in_a_row')
 
@@ -34,7 +30,10 @@ def read_metrics(path: Path) -> dict[str, tuple[list[int], list[float]]]:
     return series
 
 
-def draw(series: dict, reference: dict) -> Figure:
+def draw(series: dict, reference: dict):
+    """A matplotlib Figure of all metrics."""
+    from matplotlib.figure import Figure
+
     names = sorted(name for name in series if not name.startswith('eval/'))
     columns = min(3, len(names))
     rows = -(-len(names) // columns)

@@ -13,9 +13,7 @@ from beit_jax.data.sources.choice import open_source
 from beit_jax.data.sources.subset import Subset, spread
 from beit_jax.errors import check
 from beit_jax.inference.reading import readable_batches
-from beit_jax.tasks.tokenizer_quality import measure
 from beit_jax.tools import arguments, images_option, outputs, pixels_option
-from beit_jax.weights.tokenizer import check_draws, load_tokenizer
 
 CELL = 112  # side of a picture in the picture, in pixels
 
@@ -62,6 +60,9 @@ def _text(value: float | None, form: str) -> str:
 
 
 def run(options) -> None:
+    from beit_jax.tasks.tokenizer_quality import measure
+    from beit_jax.weights.tokenizer import check_draws, load_tokenizer
+
     check(options.limit > 0 and options.batch > 0, 'use at least 1 for --limit and --batch.')
     inputs = [options.tokenizer, getattr(options, 'data.path')]
     output = outputs.file('--output', options.output, inputs, outputs.PICTURE)

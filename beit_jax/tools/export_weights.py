@@ -8,12 +8,13 @@ unilm: model.safetensors, and model.pth for torch.load, whose pickle names nothi
 
 from beit_jax.errors import one_of
 from beit_jax.tools import arguments, outputs
-from beit_jax.weights.models import load_model
-from beit_jax.weights.pytorch.export_folder import held_out_metrics, in_dialect, write_folder
-from beit_jax.weights.pytorch.names import DIALECTS
 
 
 def run(options) -> None:
+    from beit_jax.weights.models import load_model
+    from beit_jax.weights.pytorch.export_folder import held_out_metrics, in_dialect, write_folder
+    from beit_jax.weights.pytorch.names import DIALECTS
+
     one_of('--format', options.format, DIALECTS)
     output = outputs.folder('--output', options.output, new=True)
     model = load_model(options.input)
@@ -42,7 +43,7 @@ def _arguments():
         metavar='PATH',
         help='a checkpoint, a work directory, or weights of another format',
     )
-    parser.add_argument('--format', required=True, help=f'{", ".join(DIALECTS)}')
+    parser.add_argument('--format', required=True, help='huggingface, timm or unilm')
     parser.add_argument('--output', required=True, metavar='DIR', help='the directory to write')
     return parser
 

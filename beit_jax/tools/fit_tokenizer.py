@@ -4,8 +4,6 @@ random projection, which needs no pictures."""
 import math
 import sys
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -14,12 +12,7 @@ from beit_jax.data.config import DataConfig, sides
 from beit_jax.data.sampler import Sampler
 from beit_jax.data.sources.choice import open_source
 from beit_jax.errors import check
-from beit_jax.images.color import to_float
-from beit_jax.models.patches import patchify, unpatchify
-from beit_jax.models.tokenizers import kmeans, make_tokenizer, random_projection
-from beit_jax.tasks.tokenizer_quality import drawn_psnr
 from beit_jax.tools import arguments, outputs, pixels_option
-from beit_jax.weights.tokenizer import save_tokenizer
 from beit_jax.whole_files import whole_directory
 
 BATCH = 100
@@ -29,6 +22,9 @@ MEASURED = 1000  # patches of which it is known how well they are drawn
 def random_patches(data: DataConfig, patch_size: int, count: int, seed: int) -> np.ndarray:
     """`count` patches, pixels in [0, 1], float32 [count, channels * patch_size ** 2], of randomly
     cropped training pictures, at most 64 of each."""
+    from beit_jax.images.color import to_float
+    from beit_jax.models.patches import patchify
+
     source, random = open_source(data, 'train'), np.random.default_rng(seed)
     per_picture = min(64, math.prod(side // patch_size for side in data.shape))
     sampler, views = Sampler(len(source), BATCH, seed), (data.view('image', 0, 'lanczos3'),)
@@ -45,6 +41,14 @@ def random_patches(data: DataConfig, patch_size: int, count: int, seed: int) -> 
 
 
 def run(options) -> None:
+    import jax
+    import jax.numpy as jnp
+
+    from beit_jax.models.patches import unpatchify
+    from beit_jax.models.tokenizers import kmeans, make_tokenizer, random_projection
+    from beit_jax.tasks.tokenizer_quality import drawn_psnr
+    from beit_jax.weights.tokenizer import save_tokenizer
+
     kind, image_size, patch_size = options.kind, options.image_size, options.patch_size
     settings = {'vocabulary': options.vocabulary, 'patch_size': patch_size}
     check(options.seed >= 0, f'--seed is {options.seed}: use 0 or more.')

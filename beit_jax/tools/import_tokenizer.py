@@ -1,19 +1,20 @@
-"""Converts a published tokenizer to safetensors, once, without PyTorch and without running anything
-in the file: DALL-E's encoder.pkl and decoder.pkl, the "customized" dVAE of the official BEiT code
-(pytorch_model.bin), or VQ-KD of BEiT v2 (vqkd_*.pth)."""
+"""Converts a published tokenizer to safetensors: once, without PyTorch and without running anything
+in the file. It may be DALL-E's encoder.pkl and decoder.pkl, the "customized" dVAE of the official
+BEiT code (pytorch_model.bin), or VQ-KD of BEiT v2 (vqkd_*.pth)."""
 
-from flax import traverse_util
-import jax
 import numpy as np
 
 from beit_jax.errors import check
-from beit_jax.models.tokenizers import make_tokenizer
 from beit_jax.tools import arguments, outputs
-from beit_jax.weights.pytorch.published_tokenizers import Published, join, read_tokenizer
-from beit_jax.weights.tokenizer import DESCRIPTION, load_tokenizer, mismatches, save_tokenizer
 
 
 def run(options) -> None:
+    import jax
+
+    from beit_jax.models.tokenizers import make_tokenizer
+    from beit_jax.weights.pytorch.published_tokenizers import Published, join, read_tokenizer
+    from beit_jax.weights.tokenizer import DESCRIPTION, load_tokenizer, save_tokenizer
+
     output = outputs.folder('--output', options.output)
     found = read_tokenizer(options.input)
     check(
@@ -45,6 +46,10 @@ def run(options) -> None:
 
 
 def _check_shapes(tokenizer, params, source: str) -> None:
+    from flax import traverse_util
+
+    from beit_jax.weights.tokenizer import mismatches
+
     wrong = mismatches(tokenizer, traverse_util.flatten_dict(params, sep='/'))
     examples = [
         f'{name} is {found[0] if found else "missing"}, expected '

@@ -4,19 +4,18 @@ nothing in the file."""
 
 import itertools
 
-import jax
-
 from beit_jax.errors import check
-from beit_jax.models.architecture import predicts_tokens
 from beit_jax.tools import arguments, outputs
 from beit_jax.tools.inspect_weights import summary
-from beit_jax.train.workdir.checkpoint import Checkpoints
-from beit_jax.weights.channels import fit_channels
-from beit_jax.weights.pytorch.importer import convert, examine
 from beit_jax.whole_files import whole_directory
 
 
 def run(options) -> None:
+    import jax
+
+    from beit_jax.train.workdir.checkpoint import Checkpoints
+    from beit_jax.weights.pytorch.importer import convert, examine
+
     output = outputs.folder('--output', options.output, new=True)
     found = examine(options.input, options.mean, options.std)
     params, description = convert(found)
@@ -36,6 +35,9 @@ def run(options) -> None:
 def of_channels(params, description: dict, channels: int) -> tuple:
     """(parameters, description) of a model for pictures of other channels; mean and deviation are
     repeated."""
+    from beit_jax.models.architecture import predicts_tokens
+    from beit_jax.weights.channels import fit_channels
+
     architecture = description['architecture']
     check(channels > 0, f'--channels is {channels}: use at least 1.')
     check(

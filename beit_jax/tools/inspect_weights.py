@@ -3,19 +3,13 @@ and anything that is wrong with it."""
 
 from collections.abc import Iterable, Sequence
 
-import jax
-
-from beit_jax.models.architecture import in_words
 from beit_jax.tools import arguments
-from beit_jax.weights.checkpoint import is_checkpoint
-from beit_jax.weights.models import load_model
-from beit_jax.weights.pytorch.importer import Examination, check_problems, examine
 
 DIALECTS = {'unilm': "the official code's", 'timm': "timm's", 'huggingface': "Hugging Face's"}
 
 
-def summary(found: Examination) -> list[str]:
-    """Lines for a person."""
+def summary(found) -> list[str]:
+    """Lines for a person of a `weights.pytorch.importer.Examination`."""
     title = f'{found.source.path}: {DIALECTS[found.dialect]} names'
     lines = _lines(title, found.tensors.values(), found.architecture, found.classes)
     released = found.source.released
@@ -31,6 +25,8 @@ def summary(found: Examination) -> list[str]:
 
 
 def _lines(title: str, arrays: Iterable, architecture: dict, classes: Sequence[str]) -> list[str]:
+    from beit_jax.models.architecture import in_words
+
     arrays = list(arrays)
     count = sum(array.size for array in arrays)
     dtypes = ', '.join(sorted({str(array.dtype) for array in arrays}))
@@ -43,6 +39,12 @@ def _lines(title: str, arrays: Iterable, architecture: dict, classes: Sequence[s
 
 
 def run(options) -> None:
+    import jax
+
+    from beit_jax.weights.checkpoint import is_checkpoint
+    from beit_jax.weights.models import load_model
+    from beit_jax.weights.pytorch.importer import check_problems, examine
+
     if not is_checkpoint(options.input):
         found = examine(options.input)
         print('\n'.join(summary(found)))

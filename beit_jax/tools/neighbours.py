@@ -12,7 +12,6 @@ from beit_jax.data.recognition import kind_of
 from beit_jax.data.sources.choice import open_source
 from beit_jax.data.sources.subset import Subset, spread
 from beit_jax.errors import check
-from beit_jax.inference.alike import alike
 from beit_jax.settings.mapping import task_config
 from beit_jax.tools import arguments, images_option, outputs, pixels_option
 from beit_jax.whole_files import read_json
@@ -41,6 +40,8 @@ def data_of(options, model) -> DataConfig:
 
 
 def run(options) -> None:
+    from beit_jax.inference.alike import alike
+
     for name in ('limit', 'pictures', 'neighbours'):
         number = getattr(options, name)
         check(number > 0, f'--{name} is {number}: use at least 1.')

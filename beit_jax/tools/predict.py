@@ -7,11 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from beit_jax.errors import check, one_of
-from beit_jax.inference.labelling import label_pictures
-from beit_jax.inference.predicting import SHOWN, WHAT, Table, folder_labels, predict
-from beit_jax.models.architecture import segments
 from beit_jax.settings.mapping import from_mapping
-from beit_jax.tasks.segment import InferenceConfig
 from beit_jax.tools import arguments, images_option, outputs
 from beit_jax.train.workdir.prediction_table import class_name
 
@@ -19,6 +15,9 @@ SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of --multiscale: mmsegmentation's
 
 
 def run(options) -> None:
+    from beit_jax.inference.predicting import WHAT, Table, folder_labels, predict
+    from beit_jax.models.architecture import segments
+
     what, suffix = options.what, Path(options.output or '').suffix
     one_of('--what', what, WHAT)
     check(options.top > 0 and options.batch_size > 0, '--top and --batch_size must be positive.')
@@ -57,6 +56,10 @@ def run(options) -> None:
 
 def _label(options, model, output: Path | None) -> None:
     """Writes the label map of each image."""
+    from beit_jax.inference.labelling import label_pictures
+    from beit_jax.inference.predicting import SHOWN
+    from beit_jax.tasks.segment import InferenceConfig
+
     check(
         bool(output) and not output.suffix,
         f'--output={options.output}: this checkpoint labels pixels; give a folder for the PNGs.',

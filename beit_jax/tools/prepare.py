@@ -1,4 +1,4 @@
-"""Unpacks ImageNet's archives as they are downloaded, into folders, class tars or WebDataset
+"""Unpacks ImageNet's archives as they are downloaded: into folders, class tars or WebDataset
 shards. Killed, or stopped by a full disk (status 74), the same command goes on where it ended, and
 compares what is there with its checksum.
 

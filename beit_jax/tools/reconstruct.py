@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import os
 from pathlib import Path
 
-import jax
 import numpy as np
 from PIL import Image
 
@@ -13,20 +12,18 @@ from beit_jax.data.config import DataConfig, View
 from beit_jax.data.pictures.grid import grid_picture, visible
 from beit_jax.data.pictures.load import square, whole_images
 from beit_jax.errors import check
-from beit_jax.images.color import to_float
 from beit_jax.settings.mapping import task_config
-from beit_jax.tasks import make_task
-from beit_jax.tasks.reconstruction import predict_pictures
 from beit_jax.tools import arguments, images_option, outputs, pixels_option
-from beit_jax.train.state import abstract_params
-from beit_jax.weights.load import load_weights
-from beit_jax.weights.tokenizer import check_draws, load_tokenizer
-from beit_jax.weights.trees import check_params
 from beit_jax.whole_files import read_json
 
 
 def load_run(workdir: str, tokenizer: str = ''):
     """(task, parameters) of a pre-training work directory. tokenizer: where that has moved."""
+    from beit_jax.tasks import make_task
+    from beit_jax.train.state import abstract_params
+    from beit_jax.weights.load import load_weights
+    from beit_jax.weights.trees import check_params
+
     path = Path(workdir) / 'config.json'
     check(path.is_file(), f'--workdir={workdir}: there is no config.json; give that of a run.')
     config = read_json(path, 'remove it, and start main.py with the config of the run once more')
@@ -66,6 +63,12 @@ def read_views(
 
 
 def run(options) -> None:
+    import jax
+
+    from beit_jax.images.color import to_float
+    from beit_jax.tasks.reconstruction import predict_pictures
+    from beit_jax.weights.tokenizer import check_draws, load_tokenizer
+
     # the pictures are not jittered: a person wants to see the image that was given
     check(options.limit > 0, f'--limit is {options.limit}: use at least 1.')
     output = outputs.file('--output', options.output, [options.images], outputs.PICTURE)

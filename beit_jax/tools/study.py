@@ -1,5 +1,5 @@
-"""Runs a study: arms that are pre-trained differently, or not at all, then fine-tuned alike,
-over several seeds.
+"""Compares ways of pre-training: a study has arms that are pre-trained differently, or not at all,
+then fine-tuned alike, over several seeds.
 
 Each arm is fine-tuned at the learning rate that did best on validation pictures. Runs that are done
 are not done again and those that were stopped go on, so the same command continues a study. Started
@@ -13,13 +13,14 @@ import shlex
 
 from beit_jax.errors import check, one_of
 from beit_jax.runtime import keep_programs
-from beit_jax.studies import report
-from beit_jax.studies.running import check_runs, start_processes, work
-from beit_jax.studies.study import Study, load_study, plan
 from beit_jax.tools import arguments, outputs
 
 
 def run(options) -> None:
+    from beit_jax.studies import report
+    from beit_jax.studies.running import check_runs, start_processes, work
+    from beit_jax.studies.study import load_study, plan
+
     whole, about = load_study(options.study)
     workdir, processes = outputs.folder('--workdir', options.workdir), options.processes
     output = outputs.folder('--output', options.output) if options.output else workdir
@@ -42,7 +43,7 @@ def run(options) -> None:
         report.write(study, runs, workdir, output, about, _command(options))
 
 
-def _chosen(study: Study, options) -> Study:
+def _chosen(study, options):
     """What the options leave of a study."""
     arms = _only(options.arms, study.arms, '--arms')
     tasks = _only(options.tasks, study.tasks, '--tasks')

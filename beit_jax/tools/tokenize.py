@@ -4,20 +4,22 @@ file each."""
 
 import math
 
-import jax
-
 from beit_jax.data.config import sides
-from beit_jax.errors import check
-from beit_jax.inference.tokenizing import Export, fill, pictures_of_data, pictures_of_path
-from beit_jax.models.tokenizers import PRECISIONS
+from beit_jax.errors import check, one_of
 from beit_jax.settings.run import MeshConfig
 from beit_jax.tools import arguments, images_option, outputs, pixels_option
-from beit_jax.train.processes import distributed
-from beit_jax.train.sharding import make_mesh
-from beit_jax.weights import tokenizer as weights
 
 
 def run(options) -> None:
+    import jax
+
+    from beit_jax.inference.tokenizing import Export, fill, pictures_of_data, pictures_of_path
+    from beit_jax.models.tokenizers import PRECISIONS
+    from beit_jax.train.processes import distributed
+    from beit_jax.train.sharding import make_mesh
+    from beit_jax.weights import tokenizer as weights
+
+    one_of('--precision', options.precision, PRECISIONS)
     check(options.batch > 0, f'--batch is {options.batch}: use at least 1.')
     inputs = [options.images, getattr(options, 'data.path')]
     output = outputs.file('--output', options.output, inputs)
@@ -76,7 +78,11 @@ def _arguments():
         default='train',
         help='of --data: the training or the held-out images (train)',
     )
-    parser.add_argument('--precision', choices=PRECISIONS, default='float32')
+    parser.add_argument(
+        '--precision',
+        default='float32',
+        help='of the products: float32, bfloat16_3x or tensorfloat32, float16, bfloat16 (float32)',
+    )
     parser.add_argument('--batch', type=int, default=64, help='images a call on each host (64)')
     parser.add_argument(
         '--image_size',

@@ -2,8 +2,6 @@
 becomes of held-out pictures, and probes the encoder where they lie in folders of classes. What is
 done is not done again: the same command goes on where it stopped."""
 
-from pathlib import Path
-
 from beit_jax.data.config import DataConfig
 from beit_jax.data.recognition import kind_of
 from beit_jax.errors import check, one_of
@@ -23,7 +21,6 @@ def run(options) -> None:
         settings[name] = tuple(value) if isinstance(value, list) else value
     what = 'give --data.path=DIR (make your-images DATA=DIR), a folder of pictures.'
     check(bool(settings.get('path')), what)
-    check(Path('main.py').is_file(), 'run it in a clone of the repository, where main.py is.')
     if (kind := kind_of(settings['path'], '--data.path')) != DataConfig.name:
         settings.setdefault('name', kind)
     workdir = outputs.folder('--workdir', options.workdir, [settings['path']])

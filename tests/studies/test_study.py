@@ -247,7 +247,10 @@ def test_bad_studies(changed, message, path):
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (['--study', 'nothing.py'], 'Studies are in configs/studies/'),
+        (
+            ['--study', 'nothing.py'],
+            '--study=nothing.py is no file, and no name of one in configs/.',
+        ),
         (['--arms', 'token'], 'Did you mean tokens?'),
         (['--tasks', 'fewer'], "--tasks='fewer' is unknown. Did you mean few?"),
         (['--processes', '-1'], 'use 1 or more, or 0'),

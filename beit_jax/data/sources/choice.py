@@ -64,7 +64,13 @@ def _shapes(config, train):
 
 
 def _tfds(config, train):
-    from beit_jax.data.sources.tfrecords import TfdsSource
+    try:
+        from beit_jax.data.sources.tfrecords import TfdsSource
+    except ImportError as error:
+        raise RequestError(
+            f'config.data.name=tfds takes TensorFlow Datasets ({error}): pip install '
+            'tensorflow-datasets.'
+        ) from error
 
     split = config.split if train or not config.evaluate_split else config.evaluate_split
     source = TfdsSource(config.path, split, config.index, config.label_maps)

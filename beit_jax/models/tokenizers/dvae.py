@@ -30,13 +30,13 @@ LOGIT_LAPLACE_EPS = 0.1
 class Config:
     """The architecture; the defaults are DALL-E's."""
 
-    groups: Annotated[int, Interval(1, 16)] = 4
+    groups: Annotated[int, Interval(1, 16)] = 4  # of blocks; all but the last halve the resolution
     blocks: Annotated[int, Interval(1, 16)] = 2  # per group
     # of the widest resolution; doubles from group to group
     width: Annotated[int, Interval(4, 2**14)] = 256
     # width that the decoder gives the vocabulary's vectors
     decoder_input: Width = 128
-    vocabulary: Vocabulary = 8192
+    vocabulary: Vocabulary = 8192  # number of tokens
     channels: Count = 3  # of a picture: those that config.data reads
 
     def __post_init__(self):

@@ -30,14 +30,14 @@ Depth = Annotated[int, Interval(1, 200)]
 class Config:
     """The architecture; the defaults are the released base tokenizer's whose teacher is DINO."""
 
-    vocabulary: Vocabulary = 8192
-    code_width: Width = 32
-    patch_size: Count = 16
+    vocabulary: Vocabulary = 8192  # number of tokens
+    code_width: Width = 32  # of the vectors that are compared with the codebook
+    patch_size: Count = 16  # side in pixels
     channels: Count = 3  # of a picture: those that config.data reads
     width: Width = 768  # of both ViTs, as heads and hidden
     depth: Depth = 12  # of the encoder
-    decoder_depth: Depth = 1
-    heads: Count = 12
+    decoder_depth: Depth = 1  # blocks of the decoder
+    heads: Count = 12  # of attention
     hidden: Annotated[int, Interval(1, 2**16)] = 3072  # of the MLPs
     features: Width = 768  # of the teacher
 
