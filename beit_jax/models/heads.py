@@ -45,11 +45,14 @@ class ClsHeadConfig:
 
     def check_depth(self, depth: int) -> None:
         """Raises RequestError where an encoder of `depth` blocks is too short."""
+        room = depth - self.layers
+        remedy = f'lower config.cls_head.early to {room} or less'
+        if room < 1:
+            remedy = f'set config.cls_head.layers={depth - 1} and config.cls_head.early=1'
         check(
-            self.layers == 0 or self.early + self.layers <= depth,
+            self.layers == 0 or self.early <= room,
             f'config.cls_head.early={self.early} and {self.layers} layers are beyond the '
-            f'{depth} blocks of the encoder: lower config.cls_head.early to '
-            f'{max(1, depth - self.layers)} or less.',
+            f'{depth} blocks of the encoder: {remedy}.',
         )
 
 

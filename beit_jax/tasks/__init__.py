@@ -212,6 +212,11 @@ def read_once(view: View, views: tuple[View, ...]) -> View:
     return next((one for one in views if dataclasses.replace(view, name=one.name) == one), view)
 
 
+def size_text(size: int | tuple[int, int]) -> str:
+    """A size of pictures as the command line takes it."""
+    return str(size) if isinstance(size, int) else f'{size[0]},{size[1]}'
+
+
 def without_cls_head(params: dict, source: str) -> tuple[dict, tuple[str, ...], list[str]]:
     """What `Task.adapt` gives of a checkpoint whose blocks that pre-train CLS are of no use."""
     if 'cls_head' not in params:

@@ -27,7 +27,14 @@ from beit_jax.models.heads import ClsHeadConfig, MaskedImageModel
 from beit_jax.models.patches import patchify
 from beit_jax.models.tokenizers import PRECISIONS, Tokenizer
 from beit_jax.settings.intervals import Interval, Side
-from beit_jax.tasks import EncoderRunConfig, Task, check_encoder, read_once, without_cls_head
+from beit_jax.tasks import (
+    EncoderRunConfig,
+    Task,
+    check_encoder,
+    read_once,
+    size_text,
+    without_cls_head,
+)
 from beit_jax.tasks.tokenizer import token_statistics
 from beit_jax.tasks.tokenizer_quality import far_from
 from beit_jax.weights.channels import fit_channels
@@ -311,11 +318,6 @@ def make_on_given_tokens(
     return Pretrain(config, tokenizer, nnx.graphdef(model), None)
 
 
-def _text(size: int | tuple[int, int]) -> str:
-    """As the command line takes it."""
-    return str(size) if isinstance(size, int) else f'{size[0]},{size[1]}'
-
-
 def make(config: Config) -> Pretrain:
     if config.target == 'pixels':
         return make_on_given_tokens(config, None)
@@ -333,13 +335,13 @@ def make(config: Config) -> Pretrain:
         'or main.py --config=configs/tokenizer_imagenet1k.py).',
     )
     height, width = sides(config.tokenizer.image_size or tokenizer.image_size)
-    wanted = one_size(rows * factor, columns * factor)
+    given, wanted = one_size(height, width), one_size(rows * factor, columns * factor)
     check(
-        one_size(height, width) == wanted,
-        f'the tokenizer {config.tokenizer.path} cuts {_text(one_size(height, width))} pixels into '
+        given == wanted,
+        f'the tokenizer {config.tokenizer.path} cuts {size_text(given)} pixels into '
         f'cells of {factor}, {height / factor:g} x {width / factor:g} tokens, but the encoder has '
-        f'{rows} x {columns} patches (config.data.image_size={_text(config.data.image_size)}, '
+        f'{rows} x {columns} patches (config.data.image_size={size_text(config.data.image_size)}, '
         f'config.model.patch_size={config.model.patch_size}): change these, or set '
-        f'config.tokenizer.image_size={_text(wanted)}.',
+        f'config.tokenizer.image_size={size_text(wanted)}.',
     )
     return dataclasses.replace(make_on_given_tokens(config, tokenizer), frozen=frozen)

@@ -15,7 +15,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from beit_jax.data.config import DataConfig
+from beit_jax.data.config import DataConfig, one_size, sides
 from beit_jax.errors import check
 from beit_jax.images.color import to_float
 from beit_jax.models.layers import unit
@@ -23,7 +23,7 @@ from beit_jax.models.tokenizers import vqkd
 from beit_jax.models.tokenizers.vqkd import VQKD, first_codebook, next_codebook
 from beit_jax.settings.intervals import Interval, Positive, ShareBelow1, Side
 from beit_jax.settings.run import RunConfig
-from beit_jax.tasks import Task, of_channels, read_once
+from beit_jax.tasks import Task, of_channels, read_once, size_text
 from beit_jax.tasks.tokenizer import token_statistics
 from beit_jax.weights.teachers import Loaded, load_teacher
 from beit_jax.weights.tokenizer import save_tokenizer
@@ -179,13 +179,14 @@ def _taught_by(config: Config, teacher: Loaded) -> Config:
     """
     path, (rows, columns) = config.teacher.path, config.grid
     there, patch = teacher.grid, config.model.patch_size
-    height, width = there[0] * patch, there[1] * patch
-    size = height if height == width else f'{height},{width}'
+    its_patch = sides(teacher.image_size)[0] // there[0]
+    shown = size_text(one_size(rows * its_patch, columns * its_patch))
+    pictures = size_text(one_size(there[0] * patch, there[1] * patch))
     check(
         there == (rows, columns),
         f'the teacher {path} gives {there[0]} x {there[1]} patches, the tokenizer has {rows} x '
-        f'{columns}: set config.data.image_size={size}, another config.model.patch_size, or '
-        'config.teacher.image_size.',
+        f'{columns}: set config.teacher.image_size={shown} (its positions are interpolated), or '
+        f'config.data.image_size={pictures}.',
     )
     check(
         teacher.channels == config.model.channels,

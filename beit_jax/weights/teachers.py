@@ -17,7 +17,7 @@ from beit_jax.weights.load import load_weights
 from beit_jax.weights.positions import fit_positions
 from beit_jax.weights.pytorch.files import check_exists, read_source
 from beit_jax.weights.pytorch.vits import read_vit
-from beit_jax.weights.trees import check_same, digest, shapes
+from beit_jax.weights.trees import check_finite, check_same, digest, shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +87,7 @@ def load_teacher(
         encoder, said = fit_positions(params['encoder'], grid, config.positions, new_grid)
         params, notes, grid = params | {'encoder': encoder}, [*notes, *said], new_grid
     graphdef = _fitting(config, grid, clip_features, dtype, params, path)
+    check_finite(params, path)
     means, deviations = mean or tuple(own['mean']), std or tuple(own['std'])
     for name, numbers in (('mean', means), ('std', deviations)):
         check(

@@ -14,7 +14,8 @@ import numpy as np
 from beit_jax.errors import RequestError, check
 from beit_jax.models.tokenizers import make_tokenizer
 from beit_jax.weights.arrays import read_arrays, write_arrays
-from beit_jax.weights.trees import digest
+from beit_jax.weights.checkpoint import is_checkpoint
+from beit_jax.weights.trees import check_finite, digest
 from beit_jax.whole_files import read_json
 
 WEIGHTS, DESCRIPTION = 'tokenizer.safetensors', 'tokenizer.json'
@@ -55,13 +56,19 @@ def load_tokenizer(
       RequestError: no such tokenizer, or arrays that do not fit its architecture.
     """
     directory = Path(path)
+    inside = directory / 'tokenizer'
+    made = f': give {inside}' if (inside / DESCRIPTION).is_file() else ''
+    remedy = (
+        'Train one (python main.py --config=configs/quickstart/tokenizer.py --workdir=W writes '
+        'W/tokenizer) or import one (python -m beit_jax.tools.import_tokenizer).'
+    )
     for name in (WEIGHTS, DESCRIPTION):
+        there = (directory / name).is_file()
         check(
-            (directory / name).is_file(),
-            f'tokenizer {path}: there is no {name}. Train one (python main.py '
-            '--config=configs/quickstart/tokenizer.py --workdir=W writes W/tokenizer) or import '
-            'one (python -m beit_jax.tools.import_tokenizer).',
+            there or not (made or is_checkpoint(path)),
+            f'{path} is a checkpoint or work directory, not a tokenizer{made or f". {remedy}"}',
         )
+        check(there, f'tokenizer {path}: there is no {name}. {remedy}')
     description = read_json(directory / DESCRIPTION, 'write the tokenizer again')
     kind, image_size, architecture = map(description.get, ('kind', 'image_size', 'architecture'))
     check(
@@ -86,6 +93,7 @@ def load_tokenizer(
         'encoder' in parts or not encoder,
         f'tokenizer {path} has a decoder alone: import its encoder too.',
     )
+    check_finite(flat, str(directory / WEIGHTS))
     params = traverse_util.unflatten_dict(flat, sep='/')
     wanted = ('encoder', 'decoder') if decoder else ('encoder',)
     return tokenizer, {part: params[part] for part in wanted if part in params}
@@ -96,7 +104,8 @@ def check_draws(tokenizer, params, path: str) -> None:
     why = '' if 'decoder' in params else 'has no decoder'
     if tokenizer.decodes != 'pixels':
         why = f'decodes {tokenizer.decodes}'
-    check(not why, f'the tokenizer {path} {why}: it cannot draw pictures.')
+    add = ' Import its decoder into the same folder.' if tokenizer.kind == 'dvae' else ''
+    check(not why, f'the tokenizer {path} {why}: it cannot draw pictures.{add}')
 
 
 def known_psnr(path: str) -> float | None:

@@ -53,5 +53,18 @@ def check_same(wanted: dict, found: dict, source: str) -> None:
     )
 
 
+def check_finite(params, source: str) -> None:
+    """Raises RequestError where arrays of a nested dict have numbers that are NaN or infinite,
+    which would pass for results; names the first three."""
+    bad = {path: np.count_nonzero(~np.isfinite(x)) for path, x in leaves_by_path(params).items()}
+    wrong = [f'{path} has {count}' for path, count in sorted(bad.items()) if count]
+    check(
+        not wrong,
+        f'{source} has numbers that are NaN or infinite: {", ".join(wrong[:3])}'
+        f'{", ..." if len(wrong) > 3 else ""}. It is damaged, or of a training that failed: make '
+        'or download it again.',
+    )
+
+
 def _show(shape_and_dtype) -> str:
     return f'{shape_and_dtype[1]}{list(shape_and_dtype[0])}' if shape_and_dtype else 'missing'

@@ -9,6 +9,8 @@ data/cifar10/train and data/cifar10/test, or where --config.data.path says. Othe
 Hugging Face hub's uoft-cs/cifar10 in data/cifar10. One picture in fifty of the training set is held
 out; the test pictures are for the recipes with labels. Size for a GPU: `gpu`, ViT-tiny in bfloat16.
 Ablations, which configs/pretrain_imagenet1k.py explains: `random`, `pixels`, `all`, `unmasked`.
+BEiT v2: `vqkd`, on the tokens of configs/cifar10/tokenizer_vqkd.py; `v2`, exactly 26 patches are
+hidden and CLS is trained besides.
 
 Weights start with a deviation of 0.08: after 150,000 pictures a linear probe gets 43.9 % of
 held-out pictures right, with the usual 0.02 40.2 % (random weights: 32.1 %; one seed each).
@@ -16,11 +18,15 @@ held-out pictures right, with the usual 0.02 40.2 % (random weights: 32.1 %; one
 
 from beit_jax.settings.recipes import recipe, vary
 
+_VQKD = {'tokenizer': {'path': 'runs/cifar10/tokenizer_vqkd/tokenizer'}}
+
 VARIANTS = {
     'random': {'mask': {'kind': 'random'}},
     'pixels': {'target': 'pixels'},
     'all': {'predict': 'all'},
     'unmasked': {'predict': 'all', 'mask': {'kind': 'none'}},
+    'vqkd': _VQKD,
+    'v2': _VQKD | {'mask': {'exact': True}, 'cls_head': {'layers': 1, 'early': 3}},
     'gpu': {
         'batch_size': 512,
         'compute_dtype': 'bfloat16',

@@ -5,18 +5,24 @@ in 6 x 6 patches, 14 of 36 hidden.
 
 It reads the tokenizer of configs/quickstart/tokenizer.py. Your own pictures:
 configs/your_images.py. Variants are the ablations that
-configs/pretrain_imagenet1k.py explains: `random`, `pixels`, `all`, `unmasked`.
+configs/pretrain_imagenet1k.py explains: `random`, `pixels`, `all`, `unmasked`; and BEiT v2:
+`vqkd`, on the tokens of configs/quickstart/tokenizer_vqkd.py, `v2`, exactly 14 patches are hidden
+and CLS is trained besides.
 Expect (2 CPU cores, about a minute): token_accuracy above five times majority_accuracy, and linear
 probes far above those of a random encoder (configs/quickstart/probe.py).
 """
 
 from beit_jax.settings.recipes import recipe, vary
 
+_VQKD = {'tokenizer': {'path': 'runs/quickstart/tokenizer_vqkd/tokenizer'}}
+
 VARIANTS = {
     'random': {'mask': {'kind': 'random'}},
     'pixels': {'target': 'pixels'},
     'all': {'predict': 'all'},
     'unmasked': {'predict': 'all', 'mask': {'kind': 'none'}},
+    'vqkd': _VQKD,
+    'v2': _VQKD | {'mask': {'exact': True}, 'cls_head': {'layers': 1, 'early': 3}},
 }
 
 

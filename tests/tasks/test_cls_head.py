@@ -243,6 +243,7 @@ def plain_description(architecture):
     'changed, message',
     [
         ({'cls_head': {'layers': 2, 'early': 3}}, 'beyond the 4 blocks .* to 2 or less'),
+        ({'cls_head': {'layers': 4, 'early': 1}}, 'layers=3 and config.cls_head.early=1'),
         ({'target': 'pixels'}, 'cls_head predicts tokens, but config.target is pixels'),
     ],
 )

@@ -264,7 +264,8 @@ def test_two_processes_are_one(teacher_dir, tmp_path):
         ({'teacher': {'path': '/none'}}, 'config.teacher.path=/none: there is no such checkpoint'),
         (
             {'data': {'image_size': 28}},
-            r'gives 5 x 5 patches, the tokenizer has 7 x 7: set config.data.image_size=20',
+            r'gives 5 x 5 patches, the tokenizer has 7 x 7: set config.teacher.image_size=28 '
+            r'\(its positions are interpolated\), or config.data.image_size=20\.',
         ),
         ({'teacher': {'mean': (0.5,)}}, 'config.teacher.mean has 1 numbers'),
     ],
@@ -274,3 +275,11 @@ def test_teachers_that_are_refused(changed, message, teacher_dir):
     given['teacher'] = {'path': str(teacher_dir)} | given['teacher']
     with pytest.raises(RequestError, match=message):
         make_task(task_config(given))
+
+
+def test_the_sizes_that_are_named_fit(teacher_dir):
+    for size, shown in ((28, 28), (20, 0)):
+        teacher = {'path': str(teacher_dir), 'image_size': shown}
+        changed = {'data': {'image_size': size}, 'teacher': teacher}
+        task = make_task(task_config(settings(teacher_dir, **changed)))
+        assert task.teacher.grid == task.config.grid == (size // 4,) * 2

@@ -152,6 +152,9 @@ def test_teachers_that_are_refused(tmp_path):
         "'blocks.0.ls1.gamma' is no part of a plain ViT",
         vit | {'blocks.0.ls1.gamma': vit['norm.bias']},
     )
+    refused(
+        'NaN or infinite: norm/scale has 128', vit | {'norm.weight': torch.full((WIDTH,), np.nan)}
+    )
     refused('is of another model', vit | {'blocks.0.norm1.weight': torch.ones(3)})
     script = torch.jit.script(torch.nn.Linear(3, 5))  # as OpenAI gives CLIP
     script.save(tmp_path / 'ViT-B-16.pt')

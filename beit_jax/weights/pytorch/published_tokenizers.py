@@ -6,6 +6,7 @@ from typing import Any
 from beit_jax.errors import RequestError, check
 from beit_jax.weights.pytorch.tokenizers import from_customized, from_dalle, from_vqkd
 from beit_jax.weights.pytorch.torch_reader import read_tensors
+from beit_jax.weights.trees import check_finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,7 @@ def read_tokenizer(paths: list[str]) -> Published:
             new = _read(tensors)
         except RequestError as error:
             raise RequestError(f'{path}: {error}') from error
+        check_finite(new.params, path)
         there = found.params if found else {}
         check(
             not there.keys() & new.params.keys(),

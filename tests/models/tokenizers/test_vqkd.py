@@ -2,6 +2,7 @@
 files' importer: ids equal, features to 1e-4 in float32."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from beit_jax.tasks import make_task
 from beit_jax.tools import evaluate_tokenizer, import_tokenizer, reconstruct
 from beit_jax.train import loop
 from beit_jax.weights.load import load_weights
-from beit_jax.weights.tokenizer import load_tokenizer
+from beit_jax.weights.tokenizer import load_tokenizer, save_tokenizer
 from tests import tiny, torch_vqkd
 from tests.tools.call import call
 from tests.weights.pytorch.forgeries import save
@@ -155,7 +156,8 @@ def test_files_that_are_refused(torch_model, released, imported, tmp_path):
     state = torch_model.state_dict()
     codebook = state['quantize.embedding.weight'].clone()
     codebook[3, 5] = float('nan')
-    refused('codebook has 1 numbers that are NaN', state | {'quantize.embedding.weight': codebook})
+    changed = state | {'quantize.embedding.weight': codebook}
+    refused('NaN or infinite: encoder/codebook has 1', changed)
     refused('leave --image_size out', state, image_size=28)
     refused(
         "'encoder.norm.weight' is no part of a VQ-KD", state | {'encoder.norm.weight': codebook}
@@ -166,3 +168,24 @@ def test_files_that_are_refused(torch_model, released, imported, tmp_path):
     for path in (released, imported):
         with pytest.raises(RequestError, match='is a VQ-KD tokenizer, not an encoder'):
             load_weights(str(path))
+
+
+def test_numbers_that_are_none(imported, tmp_path):
+    """Where they lie, also in a folder that was written here: tokens of them look like others."""
+    description = json.loads((imported / 'tokenizer.json').read_text())
+    tokenizer, params = load_tokenizer(str(imported), decoder=True)
+    save_tokenizer(tmp_path / 'T', 'vqkd', tokenizer.config, description['image_size'], params)
+    load_tokenizer(str(tmp_path / 'T'))
+    params['encoder']['fc1']['bias'] = np.full_like(params['encoder']['fc1']['bias'], np.inf)
+    save_tokenizer(tmp_path / 'T', 'vqkd', tokenizer.config, description['image_size'], params)
+    with pytest.raises(RequestError, match='NaN or infinite: encoder/fc1/bias has 128'):
+        load_tokenizer(str(tmp_path / 'T'))
+
+
+def test_a_work_directory_is_no_tokenizer(imported, tmp_path):
+    shutil.copytree(imported, tmp_path / 'W' / 'tokenizer')
+    with pytest.raises(RequestError, match=f'not a tokenizer: give {tmp_path}/W/tokenizer'):
+        load_tokenizer(str(tmp_path / 'W'))
+    (tmp_path / 'V' / 'checkpoints' / '1' / 'state').mkdir(parents=True)
+    with pytest.raises(RequestError, match=r'not a tokenizer\. Train one'):
+        load_tokenizer(str(tmp_path / 'V'))
