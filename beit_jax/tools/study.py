@@ -69,16 +69,11 @@ def _only(names: list[str], whole: dict, option: str) -> dict:
 def _command(options) -> str:
     """The command line with what it leaves out of the study, for the report."""
     words = [f'--study={options.study}', f'--workdir={Path(options.workdir)}']
-    if options.output:
-        words.append(f'--output={Path(options.output)}')
-    if options.arms:
-        words += ['--arms', *options.arms]
-    if options.tasks:
-        words += ['--tasks', *options.tasks]
-    if options.seeds:
-        words.append(f'--seeds={options.seeds}')
-    if not options.choose_rates:
-        words.append('--choose_rates=false')
+    words += [f'--output={Path(options.output)}'] if options.output else []
+    words += ['--arms', *options.arms] if options.arms else []
+    words += ['--tasks', *options.tasks] if options.tasks else []
+    words += [f'--seeds={options.seeds}'] if options.seeds else []
+    words += ['--choose_rates=false'] if not options.choose_rates else []
     return f'python -m beit_jax.tools.study {shlex.join(words)}'
 
 
@@ -88,9 +83,7 @@ def _arguments():
         __doc__,
         'python -m beit_jax.tools.study --study=configs/studies/quickstart.py --workdir=runs/study',
     )
-    parser.add_argument(
-        '--study', required=True, type=arguments.path, help='a file of configs/studies'
-    )
+    parser.add_argument('--study', required=True, type=arguments.path, help='of configs/studies')
     parser.add_argument('--workdir', required=True, help='where every run goes')
     parser.add_argument(
         '--output',
@@ -101,8 +94,7 @@ def _arguments():
         '--processes',
         type=int,
         default=1,
-        help='runs at a time on this machine, each on its share of the cores (1); 0: no '
-        'run, a report of what is there',
+        help='runs at a time, each on its share of the cores (1); 0: the report of what is there',
     )
     parser.add_argument('--seeds', type=int, default=0, help="how many, instead of the study's")
     parser.add_argument('--arms', nargs='+', default=[], help='only these (all)')
@@ -111,8 +103,7 @@ def _arguments():
         '--choose_rates',
         type=arguments.true_or_false,
         default=True,
-        help='whether to choose the learning rate of each arm, or to take that of the recipe '
-        '(true)',
+        help="whether to choose each arm's learning rate, or to take the recipe's (true)",
     )
     parser.add_argument(
         '--report',

@@ -117,7 +117,7 @@ def test_help_of_a_recipe():
 def test_help_without_a_recipe():
     done = tiny.run(['main.py', '--help'])
     assert done.returncode == 0 and not done.stderr, done.stderr
-    assert 'Every setting of a recipe: --config=RECIPE --help' in done.stdout
+    assert 'Every setting of a recipe: python main.py --config=RECIPE --help' in done.stdout
     done = tiny.run(['main.py', '--config=configs/quickstart/pretrain.py:pixel', '--help'])
     assert done.returncode == 2 and 'Did you mean pixels?' in done.stderr
     assert len(done.stderr.splitlines()) == 1
