@@ -93,3 +93,15 @@ def tokenizer_dir(tmp_path_factory):
         directory, 'dvae', config, 10, nnx.to_pure_dict(nnx.state(DVAE(config, rngs=nnx.Rngs(3))))
     )
     return directory
+
+
+@pytest.fixture(scope='module')
+def one_device():
+    """Runs of this process on one device: compiling for eight is most of what they would take;
+    test_resume.py and test_mesh.py do it."""
+    from beit_jax.train import run, sharding
+
+    with pytest.MonkeyPatch.context() as patch:
+        one = lambda config: sharding.make_mesh(config, jax.devices()[:1])
+        patch.setattr(run, 'make_mesh', one)
+        yield

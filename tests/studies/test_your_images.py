@@ -6,7 +6,6 @@ from pathlib import Path
 import re
 import shlex
 
-import jax
 import numpy as np
 from PIL import Image
 import pytest
@@ -18,8 +17,7 @@ from beit_jax.settings.overrides import override
 from beit_jax.settings.recipes import load_recipe
 from beit_jax.studies import stages
 from beit_jax.tools import your_images as tool
-from beit_jax.train import loop, sharding
-from beit_jax.train import run as runs
+from beit_jax.train import loop
 from tests import tiny
 from tests.tools.call import call
 
@@ -78,12 +76,10 @@ def in_this_process(words) -> int:
 
 
 @pytest.fixture
-def ran(monkeypatch):
+def ran(monkeypatch, one_device):
     """The commands that the stages run, in this process."""
     commands = []
     monkeypatch.chdir(tiny.REPOSITORY)
-    one = lambda config: sharding.make_mesh(config, jax.devices()[:1])  # eight compile longer
-    monkeypatch.setattr(runs, 'make_mesh', one)
     run = lambda words: commands.append(words) or in_this_process(words)
     monkeypatch.setattr(stages, '_status', run)
     return commands

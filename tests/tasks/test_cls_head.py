@@ -28,7 +28,7 @@ from tests.tools.call import call
 
 VOCABULARY, SIDE, PATCHES = 31, 35, 25
 CLS_HEAD = {'layers': 2, 'early': 2}
-MODEL = {'depth': 4, 'unroll': 4}
+MODEL = {'depth': 4, 'unroll': 1}  # one block to compile
 
 
 def make_torch(shared: bool):
@@ -206,6 +206,7 @@ def test_without_it_nothing_is_new(tokenizer_dir):
     assert 'cls_head' not in task.describe()
 
 
+@pytest.mark.usefixtures('one_device')
 def test_what_becomes_of_the_blocks(tokenizer_dir, tmp_path, capsys):
     """They are saved and go on in a pre-training with them; elsewhere they are left out aloud."""
     config = task_config(settings(tokenizer_dir, total_steps=2))

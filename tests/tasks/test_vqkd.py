@@ -212,6 +212,7 @@ def test_the_codebook_is_of_the_global_batch(parts, devices, alone, teacher_dir)
     assert np.abs(reference - alone[0][1]['encoder']['codebook']).max() > 1e-3
 
 
+@pytest.mark.usefixtures('one_device')
 def test_a_run_resumes_bit_for_bit(teacher_dir, tmp_path, monkeypatch):
     """It starts by k-means once, learns, and ends with a tokenizer."""
     config = task_config(settings(teacher_dir, total_steps=7, data={'crop_scale': (1.0, 1.0)}))

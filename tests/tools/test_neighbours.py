@@ -20,6 +20,8 @@ from tests.photos import write_photos
 from tests.tools.call import call
 from tests.tools.test_tools import grid_size
 
+pytestmark = pytest.mark.usefixtures('one_device')
+
 
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory, tokenizer_dir):
@@ -27,7 +29,7 @@ def workdir(tmp_path_factory, tokenizer_dir):
     directory = tmp_path_factory.mktemp('run')
     write_photos(directory / 'photos')
     data = {'name': 'folder', 'path': str(directory / 'photos'), 'holdout': 0.25}
-    settings = tiny.settings(tokenizer_dir, total_steps=2, data=data)
+    settings = tiny.settings(tokenizer_dir, data=data)
     assert loop.train(task_config(settings), directory / 'run') == 0
     return directory / 'run'
 
@@ -86,7 +88,7 @@ def test_other_pictures(workdir, tmp_path, capsys):
         ({'limit': 0}, '--limit is 0'),
         ({'layer': 3}, '--layer=3: the encoder has layers 1 to 2'),
         ({'among': 'photos'}, '--among is given alone: give both, --images DIR --among DIR'),
-        ({'checkpoint': 'checkpoints/2'}, 'is no work directory of a run'),
+        ({'checkpoint': 'checkpoints/5'}, 'is no work directory of a run'),
         ({'limit': 1}, '1 pictures are too few to look for neighbours among'),
     ],
     ids=str,
@@ -100,10 +102,7 @@ def test_bad_requests(given, message, workdir, tmp_path):
 
 def test_nothing_is_held_out(tokenizer_dir, workdir, tmp_path):
     data = {'num_evaluate_examples': 0}
-    assert (
-        loop.train(task_config(tiny.settings(tokenizer_dir, total_steps=2, data=data)), tmp_path)
-        == 0
-    )
+    assert loop.train(task_config(tiny.settings(tokenizer_dir, data=data)), tmp_path) == 0
     for tool, name in ((neighbours, 'checkpoint'), (reconstruct, 'workdir')):
         with pytest.raises(RequestError, match='held_out: this run holds no pictures out'):
             call(tool, **{name: tmp_path}, images='held_out', output=tmp_path / 'n.png')

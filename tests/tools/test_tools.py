@@ -23,11 +23,13 @@ from tests import tiny
 from tests.photos import write_many_photos, write_photos
 from tests.tools.call import call
 
+pytestmark = pytest.mark.usefixtures('one_device')
+
 
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory, tokenizer_dir):
     directory = tmp_path_factory.mktemp('run')
-    assert loop.train(task_config(tiny.settings(tokenizer_dir, total_steps=3)), directory) == 0
+    assert loop.train(task_config(tiny.settings(tokenizer_dir)), directory) == 0
     return directory
 
 
@@ -95,7 +97,7 @@ def test_curves(workdir, tmp_path):
     call(curves, workdir=workdir, reference=workdir, output=tmp_path / 'r.png')
     assert (tmp_path / 'r.png').stat().st_size > (tmp_path / 'c.png').stat().st_size
     steps, values = curves.read_metrics(workdir / 'metrics.jsonl')['loss']
-    assert steps == [1, 2, 3] and len(values) == 3
+    assert steps == [1, 2, 3, 4, 5] and len(values) == 5
 
 
 @pytest.mark.parametrize(

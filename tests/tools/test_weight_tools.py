@@ -25,7 +25,10 @@ from tests import photos, tiny, torch_models
 from tests.tools.call import call
 
 LABELS = ('flower', 'temple')
-pytestmark = pytest.mark.filterwarnings('ignore:.*assumed')  # what a bare file does not tell
+pytestmark = [
+    pytest.mark.usefixtures('one_device'),
+    pytest.mark.filterwarnings('ignore:.*assumed'),  # what a bare file does not tell
+]
 SMALL = {'width': 128, 'depth': 1, 'heads': 2, 'hidden': 200, 'side': 64, 'classes': 5}
 VISION = {
     'image_size': 64,

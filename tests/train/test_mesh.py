@@ -255,8 +255,13 @@ def test_what_does_not_divide_is_named(task):
 def test_every_model_has_its_rules(tokenizer_dir):
     mesh = sharding.make_mesh(MeshConfig())
     for positions in ('absolute', 'shared_bias', 'layer_bias'):
-        config = task_config(tiny.settings(tokenizer_dir, model={'positions': positions}))
-        sharding.state_shardings(mesh, states.abstract_params(make_task(config)))
+        for layers in (0, 1):
+            changed = {
+                'cls_head': {'layers': layers, 'early': 1},
+                'model': {'positions': positions},
+            }
+            config = task_config(tiny.settings(tokenizer_dir, **changed))
+            sharding.state_shardings(mesh, states.abstract_params(make_task(config)))
     config = task_config({'task': 'tokenizer', 'total_steps': 1})
     sharding.state_shardings(mesh, states.abstract_params(make_task(config)))
 

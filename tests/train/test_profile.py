@@ -41,8 +41,11 @@ def trace(monkeypatch):
         (3, {'start': 2, 'steps': 0}, 0, 0),
     ],
 )
-def test_a_run_that_stops(stop, window, first, second, tokenizer_dir, tmp_path, monkeypatch, trace):
-    config = task_config(tiny.settings(tokenizer_dir, evaluate_every=0, profile=window))
+def test_a_run_that_stops(stop, window, first, second, tmp_path, monkeypatch, trace):
+    # a step, and no tokenizer or evaluation to compile
+    model, data = {'depth': 1}, {'num_evaluate_examples': 0}
+    settings = tiny.settings('', target='pixels', model=model, data=data, profile=window)
+    config = task_config(settings)
     monkeypatch.setattr(Stop, 'asked', lambda self, step: step == stop)
     assert loop.train(config, tmp_path) == loop.STOPPED
     assert trace == ['start', 'stop'] * first

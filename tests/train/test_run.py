@@ -66,7 +66,7 @@ def test_a_model_is_opened_on_another_machine(tokenizer_dir, tmp_path):
 def test_a_tokenizer_of_other_pictures(tokenizer_dir, tmp_path, capsys, one_device):
     """A line where it draws the pictures of the first batch more than 6 dB worse than its own; the
     run is the same to the bit."""
-    config = task_config(tiny.settings(tokenizer_dir, total_steps=2))
+    config = task_config(tiny.settings(tokenizer_dir))
     task = Run(config, tmp_path / 'a').task
     tokenizer, params = load_tokenizer(str(tokenizer_dir), decoder=True)
     images = Run(config, tmp_path).batches.reread(1)['token_image'] / np.float32(255)
@@ -78,8 +78,8 @@ def test_a_tokenizer_of_other_pictures(tokenizer_dir, tmp_path, capsys, one_devi
     for known in (None, psnr + 5.9, psnr + 6.1):
         directory = tmp_path / str(known)
         save_tokenizer(directory, 'dvae', tokenizer.config, 10, params, known and float(known))
-        settings = tiny.settings(directory, total_steps=2)
-        assert loop.train(task_config(settings), tmp_path / f'run_{known}') == 0
+        settings = task_config(tiny.settings(directory))
+        assert loop.train(settings, tmp_path / f'run_{known}') == 0
         said[known] = capsys.readouterr().out
     *near, far = said.values()
     assert f'draws these pictures at {psnr:.1f} dB PSNR, its own at {psnr + 6.1:.1f} dB' in far

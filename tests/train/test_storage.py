@@ -16,6 +16,8 @@ from beit_jax.train.workdir.checkpoint import Checkpoints
 from tests import tiny
 from tests.train.test_resume import assert_same_run
 
+pytestmark = pytest.mark.usefixtures('one_device')
+
 
 def fill(disk):
     subprocess.run(

@@ -11,13 +11,29 @@ import sys
 import time
 
 import numpy as np
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.record_writer import RecordWriter
-from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from beit_jax.train.workdir.directory import writing
 from beit_jax.whole_files import metric_lines, replace
+
+
+@contextlib.contextmanager
+def _without_torch():
+    """tensorboardX imports PyTorch where it can, half of the time of a start, and here in vain."""
+    absent = 'torch' not in sys.modules
+    if absent:
+        sys.modules['torch'] = None
+    try:
+        yield
+    finally:
+        if absent:
+            del sys.modules['torch']
+
+
+with _without_torch():
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.record_writer import RecordWriter
+    from tensorboardX.summary import scalar
 
 SHOWN = (
     'loss',
