@@ -4,14 +4,25 @@
     python main.py --config=configs/finetune_imagenet22k.py:base --workdir=DIR \\
         --config.init=PRETRAINED --config.data.path=/imagenet22k
 
-Variants: `base` (default), `large`. Then
---config=configs/finetune_imagenet1k.py:base_intermediate --config.init=DIR.
+Variants: `base` (default), `large`; of BEiT v2 (beit2/get_started_for_image_classification.md) `v2`
+and `v2_large`. Then --config=configs/finetune_imagenet1k.py:base_intermediate --config.init=DIR (or
+large_intermediate, v2_intermediate, v2_large_intermediate).
 
 Expected: of this step alone no accuracy is published; after fine-tuning on ImageNet-1k base reaches
 85.2 %, large 87.4 % (official README; not measured here), 1.5 points above runs without it.
 """
 
 from beit_jax.settings.recipes import recipe, vary
+
+
+def _v2(drop_path, **model):
+    return {
+        'mix': {'mixup': 0.8, 'cutmix': 1.0},
+        'data': {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)},
+        'model': {'drop_path': drop_path} | model,
+        'optimizer': {'lr': 6e-4, 'warmup_epochs': 20.0, 'layer_decay': 0.75},
+    }
+
 
 VARIANTS = {
     'base': {},
@@ -20,6 +31,8 @@ VARIANTS = {
         'model': {'size': 'large', 'layer_scale': 1e-5},
         'optimizer': {'lr': 2e-3, 'layer_decay': 0.75},
     },
+    'v2': _v2(0.1),
+    'v2_large': _v2(0.2, size='large', layer_scale=1e-5),
 }
 
 

@@ -8,8 +8,10 @@ PRETRAINED is a checkpoint, a work directory or a file of PyTorch weights; its p
 to the crop. The data are the folder as published (images/training, annotations/training, ...), or
 TFDS records of an image and a grey annotation (docs/data.md). Variants: `base` (default) from
 pre-training; `intermediate`, from an encoder fine-tuned on ImageNet-22k first; `large`, from such a
-one too. After that `640` (crops of 640, windows every 426 pixels), `vanilla` (absolute positions,
-no LayerScale: the paper's tables), and `multiscale`, for --mode=evaluate: six scales and flips.
+one too. BEiT v2: `v2` and `v2_large` from pre-training, `v2_intermediate` and
+`v2_large_intermediate` from such an encoder. After that `640` (crops of 640, windows every 426
+pixels), `vanilla` (absolute positions, no LayerScale: the paper's tables), and `multiscale`, for
+--mode=evaluate: six scales and flips.
 Memory: --config.accumulate_steps=2 (batch norm then sees the parts), --config.model.remat=true. The
 held-out figures are of whole pictures by windows; WORKDIR/classes.csv has the IoU of each class,
 WORKDIR/images pictures of them.
@@ -19,17 +21,33 @@ Expected mIoU (not measured here):
   Table 4)
 - intermediate, 640: 53.6 %, multiscale 54.2 %; large, 640: 56.7 %, multiscale 57.0 % (official
   README)
+- BEiT v2 (beit2/README.md, beit2/semantic_segmentation): v2 53.1 %, v2_intermediate 53.5 %;
+  v2_large 56.7 %, v2_large_intermediate 57.5 %
 """
 
 from beit_jax.settings.recipes import recipe, vary
+
+
+def _v2(lr, decay, drop_path, **model):
+    return {
+        'model': {'drop_path': drop_path} | model,
+        'optimizer': {'lr': lr, 'layer_decay': decay},
+    }
+
+
+_LARGE = {'size': 'large', 'layer_scale': 1e-5}
 
 VARIANTS = {
     'base': {},
     'intermediate': {'optimizer': {'lr': 3e-5, 'layer_decay': 0.9}},
     'large': {
-        'model': {'size': 'large', 'layer_scale': 1e-5, 'drop_path': 0.2},
+        'model': _LARGE | {'drop_path': 0.2},
         'optimizer': {'lr': 2e-5, 'layer_decay': 0.95},
     },
+    'v2': _v2(5e-5, 0.75, 0.15),
+    'v2_intermediate': _v2(5e-5, 0.85, 0.15),
+    'v2_large': _v2(4e-5, 0.9, 0.2, **_LARGE),
+    'v2_large_intermediate': _v2(3e-5, 0.9, 0.2, **_LARGE),
     '640': {'data': {'image_size': 640}},
     'vanilla': {'model': {'positions': 'absolute', 'layer_scale': 0.0}},
     'multiscale': {'inference': {'scales': (0.5, 0.75, 1.0, 1.25, 1.5, 1.75), 'flip': True}},

@@ -22,7 +22,7 @@ class Released:
     All of them have patches of 16 pixels and mean pooling; but for the `vanilla` one LayerScale and
     a relative position bias (shared in pre-training), and but for that one and those of BEiT v2
     pixels with mean and standard deviation 0.5. Accuracies in percent on ImageNet-1k as the
-    official README or, of BEiT v2, the paper gives them; 0 where it gives none.
+    official READMEs give them; 0 where they give none.
     """
 
     size: str
@@ -66,17 +66,19 @@ RELEASED = {
     'beitv2_base_patch16_224_pt1k_300e': Released('base', 224, v2=True),
     'beitv2_large_patch16_224_pt1k': Released('large', 224, v2=True),
     'beitv2_large_patch16_224_pt1k_300e': Released('large', 224, v2=True),
-    'beitv2_base_patch16_224_pt1k_ft1k': Released('base', 224, 1000, 85.5, v2=True,
+    'beitv2_base_patch16_224_pt1k_300e_ft1k': Released('base', 224, 1000, 85.0, v2=True),
+    'beitv2_large_patch16_224_pt1k_300e_ft1k': Released('large', 224, 1000, 86.6, v2=True),
+    'beitv2_base_patch16_224_pt1k_ft1k': Released('base', 224, 1000, 85.5, 97.5, v2=True,
         timm='beitv2_base_patch16_224.in1k_ft_in1k'),
-    'beitv2_large_patch16_224_pt1k_ft1k': Released('large', 224, 1000, 87.3, v2=True,
+    'beitv2_large_patch16_224_pt1k_ft1k': Released('large', 224, 1000, 87.3, 98.2, v2=True,
         timm='beitv2_large_patch16_224.in1k_ft_in1k'),
     'beitv2_base_patch16_224_pt1k_ft21k': Released('base', 224, 21841, v2=True,
         timm='beitv2_base_patch16_224.in1k_ft_in22k'),
     'beitv2_large_patch16_224_pt1k_ft21k': Released('large', 224, 21841, v2=True,
         timm='beitv2_large_patch16_224.in1k_ft_in22k'),
-    'beitv2_base_patch16_224_pt1k_ft21kto1k': Released('base', 224, 1000, 86.5, v2=True,
+    'beitv2_base_patch16_224_pt1k_ft21kto1k': Released('base', 224, 1000, 86.5, 98.0, v2=True,
         timm='beitv2_base_patch16_224.in1k_ft_in22k_in1k'),
-    'beitv2_large_patch16_224_pt1k_ft21kto1k': Released('large', 224, 1000, 88.4, v2=True,
+    'beitv2_large_patch16_224_pt1k_ft21kto1k': Released('large', 224, 1000, 88.4, 98.6, v2=True,
         timm='beitv2_large_patch16_224.in1k_ft_in22k_in1k'),
 }
 # fmt: on

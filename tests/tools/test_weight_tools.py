@@ -308,7 +308,7 @@ def test_released_weights():
     for name, released in RELEASED.items():
         row = next(line for line in page.splitlines() if line.startswith(f'| `{name}`'))
         assert f'| {released.image_size} |' in row and released.hub in row
-        top5 = f' / {released.top5}' if released.top5 else ''  # BEiT v2's paper has none
+        top5 = f' / {released.top5}' if released.top5 else ''  # some have none
         assert (f'| {released.top1}{top5} |' in row) == bool(released.top1)
         if released.timm:
             config = torch_models.timm.models.get_pretrained_cfg(released.timm)
