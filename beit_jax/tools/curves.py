@@ -16,7 +16,16 @@ from beit_jax.whole_files import metric_lines
 
 matplotlib.use('Agg')
 FILE = 'metrics.jsonl'
-LEFT_OUT = ('step', 'bad_records', 'skipped_steps', 'skipped_in_a_row')
+# the last three are other units of images_per_second
+LEFT_OUT = (
+    'step',
+    'bad_records',
+    'skipped_steps',
+    'skipped_in_a_row',
+    'step_seconds',
+    'images_per_second_per_device',
+    'tflops_per_second_per_device',
+)
 
 
 def read_metrics(path: Path) -> dict[str, tuple[list[int], list[float]]]:

@@ -54,6 +54,7 @@ class Batches:
         self._rows = local_rows(mesh, config.batch_size)
         self._bad = collections.deque(maxlen=_REMEMBERED)  # training examples
         self._named = set()  # bad examples, each of which comes once an epoch
+        self.cached_from = _NEVER  # the step after which `prepare` is not needed
         values = sum(math.prod(view.shape) * view.dtype.itemsize for view in self._views)
         size = (_AHEAD + data.prefetch) * len(self._rows) * values
         check(
@@ -96,6 +97,7 @@ class Batches:
             pipeline.train_batches, source, sampler, config=config.data, rows=self._rows
         )
         cached_from = cache.complete_from(config.batch_size) if cache else _NEVER
+        self.cached_from = cached_from
         with_tokenizer = itertools.islice(
             read(views=self._views, start_step=start), max(0, cached_from - start)
         )

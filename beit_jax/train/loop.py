@@ -21,6 +21,7 @@ from beit_jax.train.saving import Saver
 from beit_jax.train.sharding import gather
 from beit_jax.train.start import begun, open_cache, restore_or_init
 from beit_jax.train.stepping import Stepper
+from beit_jax.train.workdir import launches
 from beit_jax.train.workdir.changes import config_changes, write_config
 from beit_jax.train.workdir.checkpoint import Checkpoints
 from beit_jax.train.workdir.directory import writing
@@ -86,7 +87,7 @@ def _train(run: Run, stop: Stop, closed_later: Callable, lock: Lock) -> int:
     if start and run.evaluates(start) and not agreed(log.evaluated) and not evaluate(start):
         return end(STOPPED, start)
     stepper = closed_later(Stepper(run, stop, log, watchdog))
-    for step, batch in zip(range(start + 1, total + 1), run.batches.train(start, cache)):
+    for step, batch in stepper.batches(start, cache):
         if step == 1:
             state = begun(run, state, batch)
         state = stepper.take(state, batch, step)
@@ -122,7 +123,10 @@ def _open_log(run: Run, start: int) -> MetricsWriter:
     with together():
         write_config(run.config, run.workdir)
         first, total = jax.process_index() == 0, run.config.total_steps
-        return MetricsWriter(run.workdir, start, total, active=first)
+        log = MetricsWriter(run.workdir, start, total, active=first)
+        if first and start < total:
+            launches.record(run.workdir, start, run.mesh)
+        return log
 
 
 def _finish(run: Run, params, metrics: dict) -> None:

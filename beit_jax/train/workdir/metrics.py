@@ -28,7 +28,11 @@ SHOWN = (
     'token_perplexity',
     'lr',
     'grad_norm',
+    'step_seconds',
     'images_per_second',
+    'utilisation',
+    'input_wait',
+    'goodput',
 )
 
 
@@ -41,13 +45,14 @@ class MetricsWriter:
     """
 
     def __init__(self, workdir: Path, start: int, total_steps: int, active: bool):
-        """`active`: whether this process writes (process 0 does)."""
-        self._active, self.evaluated = active, False  # of step `start`
+        """`active`: whether this process writes (process 0 does). `kept`: the rows up to `start`,
+        where it does."""
+        self._active, self.evaluated, self.kept = active, False, []  # of step `start`
         if not active:
             return
         path = workdir / 'metrics.jsonl'
         rows, damaged = metric_lines(path)
-        kept = [row for row in rows if row['step'] <= start]
+        self.kept = kept = [row for row in rows if row['step'] <= start]
         self.evaluated = any(
             name.startswith('eval/') for row in kept if row['step'] == start for name in row
         )
@@ -72,8 +77,8 @@ class MetricsWriter:
                 f'{path.name}.damaged, the others stay'
             )
 
-    def write(self, step: int, metrics: dict) -> None:
-        """Logs the scalars of a step."""
+    def write(self, step: int, metrics: dict, more: str = '') -> None:
+        """Logs the scalars of a step; `more` stands at the end of its line alone."""
         if not self._active:
             return
         numbers = {
@@ -88,7 +93,7 @@ class MetricsWriter:
         shown = evaluated or {name: numbers[name] for name in SHOWN if name in numbers}
         self.say(
             f'step {step}/{self._bar.total}  '
-            + '  '.join(f'{name} {value:.4g}' for name, value in shown.items())
+            + '  '.join([*(f'{name} {value:.4g}' for name, value in shown.items()), more]).rstrip()
         )
 
     def _store(self, step: int = 0, numbers: dict | None = None):
