@@ -39,6 +39,7 @@ ROOMS = (
     'inference',
     'performance',
     'studies',
+    'reports',
     'tools',
 )
 FILES = sorted(PACKAGE.rglob('*.py'))

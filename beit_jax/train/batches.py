@@ -147,6 +147,16 @@ class Batches:
         """One pass over the held-out images, prepared."""
         return self._evaluation(self._held_out, self.frozen)
 
+    def some_held_out(self, limit: int) -> dict:
+        """`limit` held-out images at most, spread over all, as NumPy arrays; without those that
+        cannot be read."""
+        subset, data = _spread(self._held_out, limit), self._config.data
+        rows = np.arange(len(subset))
+        (batch,) = pipeline.evaluate_batches(
+            subset, len(rows), self._views, data, rows, data.evaluate_crop
+        )
+        return {view.name: batch[view.name][batch['valid'] > 0] for view in self._views}
+
     def held_out_pictures(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """(index, image, label map) of this process's held-out pictures, of their own size."""
         source = self._held_out
@@ -164,9 +174,7 @@ class Batches:
         """Whole batches of `limit` images at most, spread over a split, as NumPy arrays: see
         `beit_jax.tasks.ReadSample`."""
         source = self._source if split == 'train' else self._held_out
-        count = min(limit, len(source))
-        kept = np.linspace(0, len(source), count, endpoint=False).astype(int)
-        batches = self._evaluation(Subset(source, kept), frozen)
+        batches = self._evaluation(_spread(source, limit), frozen)
         return (jax.device_get(gather(self._mesh)(batch)) for batch in batches)
 
     def _evaluation(self, source: Source, frozen) -> Iterator[dict]:
@@ -224,6 +232,12 @@ class Batches:
     @functools.cached_property  # compiled once a run, not once an evaluation
     def _prepare(self):
         return steps.make_prepare(self._task, self._mesh, train=False)
+
+
+def _spread(source: Source, limit: int) -> Subset:
+    """`limit` examples at most, spread over all."""
+    count = min(limit, len(source))
+    return Subset(source, np.linspace(0, len(source), count, endpoint=False).astype(int))
 
 
 def one_ahead(items: Iterable) -> Iterator:

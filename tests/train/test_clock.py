@@ -1,5 +1,5 @@
-"""What a run tells of its time, beside times that are made up, and of its arithmetic, beside what is
-counted by hand."""
+"""What a run tells of its time, beside times that are made up, and of its arithmetic, beside what
+is counted by hand."""
 
 import concurrent.futures
 import json

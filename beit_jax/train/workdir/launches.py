@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 import platform
 import socket
+import sys
 import time
 
 import jax
@@ -34,6 +35,8 @@ def record(workdir: Path, step: int, mesh) -> None:
     launch = {
         'time': round(time.time(), 3),
         'step': step,
+        # names may be no UTF-8
+        'command': [os.fsencode(word).decode(errors='backslashreplace') for word in sys.argv],
         'host': socket.gethostname(),
         'processes': jax.process_count(),
         'devices': devices.size,

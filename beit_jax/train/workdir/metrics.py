@@ -3,6 +3,7 @@ terminal."""
 
 from collections.abc import Iterable
 import contextlib
+import io
 import json
 import math
 from pathlib import Path
@@ -11,9 +12,10 @@ import sys
 import time
 
 import numpy as np
+from PIL import Image
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import RecordWriter
-from tensorboardX.summary import scalar
+from tensorboardX.summary import image, scalar
 from tqdm import tqdm
 
 from beit_jax.train.workdir.directory import writing
@@ -78,17 +80,20 @@ class MetricsWriter:
             )
 
     def write(self, step: int, metrics: dict, more: str = '') -> None:
-        """Logs the scalars of a step; `more` stands at the end of its line alone."""
+        """Logs the scalars of a step, and its pictures, uint8 [H, W, 3], which also go to
+        WORKDIR/images; `more` stands at the end of its line alone."""
         if not self._active:
             return
+        pictures = {name: value for name, value in metrics.items() if np.ndim(value) == 3}
         numbers = {
             name: float(np.float32(value)) if isinstance(value, (np.ndarray, np.generic)) else value
             for name, value in metrics.items()
+            if name not in pictures
         }
         # JSON has no NaN
         valid = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         self._unwritten += (json.dumps({'step': step} | valid) + '\n').encode()
-        self._store(step, numbers)
+        self._store(step, numbers, pictures)
         evaluated = {name: value for name, value in numbers.items() if name.startswith('eval/')}
         shown = evaluated or {name: numbers[name] for name in SHOWN if name in numbers}
         self.say(
@@ -96,12 +101,14 @@ class MetricsWriter:
             + '  '.join([*(f'{name} {value:.4g}' for name, value in shown.items()), more]).rstrip()
         )
 
-    def _store(self, step: int = 0, numbers: dict | None = None):
+    def _store(self, step: int = 0, numbers: dict | None = None, pictures: dict | None = None):
         try:
             while self._unwritten:
                 self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
             if numbers:
-                self._write_events(step, numbers)
+                self._write_events(step, numbers, pictures)
+            for name, picture in (pictures or {}).items():
+                self._draw(name.replace('eval/', 'held_out_'), picture)
             self._warned = False
         except OSError as error:
             # a file of events that is torn is not read on: the next is another one
@@ -113,7 +120,7 @@ class MetricsWriter:
                 )
             self._warned = True
 
-    def _write_events(self, step, numbers):
+    def _write_events(self, step, numbers, pictures):
         if self._events is None:
             self._directory.mkdir(parents=True, exist_ok=True)
             # not a SummaryWriter, whose thread would hang on a full disk
@@ -128,8 +135,16 @@ class MetricsWriter:
             self._write_event(self._start + 1, session_log=SessionLog(status=SessionLog.START))
         for name, value in numbers.items():
             self._write_event(step, summary=scalar(name, value))
+        for name, picture in pictures.items():
+            self._write_event(step, summary=image(name, picture, dataformats='HWC'))
         self._events.flush()
         self._start = step
+
+    def _draw(self, name, picture):
+        folder, file = self._directory.parent / 'images', io.BytesIO()
+        Image.fromarray(picture).save(file, 'png')
+        folder.mkdir(exist_ok=True)
+        replace(folder / f'{name}.png', file.getvalue())
 
     def _write_event(self, step, **what):
         self._events.write(Event(wall_time=time.time(), step=step, **what).SerializeToString())
