@@ -22,11 +22,12 @@ from beit_jax.train.sharding import gather
 from beit_jax.train.start import begun, open_cache, restore_or_init
 from beit_jax.train.stepping import Stepper
 from beit_jax.train.workdir import launches
-from beit_jax.train.workdir.changes import config_changes, write_config
+from beit_jax.train.workdir.changes import config_changes, settings_of, write_config
 from beit_jax.train.workdir.checkpoint import Checkpoints
 from beit_jax.train.workdir.directory import writing
 from beit_jax.train.workdir.lock import Lock
 from beit_jax.train.workdir.metrics import MetricsWriter
+from beit_jax.train.workdir.tracker import Tracker
 
 
 def train(config: RunConfig, workdir: Path) -> int:
@@ -126,7 +127,14 @@ def _open_log(run: Run, start: int) -> MetricsWriter:
         log = MetricsWriter(run.workdir, start, total, active=first)
         if first and start < total:
             launches.record(run.workdir, start, run.mesh)
+            if run.config.tracker:
+                log.also(functools.partial(_open_tracker, run), refuse=not start)
         return log
+
+
+def _open_tracker(run: Run) -> Tracker:
+    first, *_ = launches.launches(run.workdir)
+    return Tracker(run.config.tracker, run.workdir, first, settings_of(run.config))
 
 
 def _finish(run: Run, params, metrics: dict) -> None:

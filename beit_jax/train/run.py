@@ -23,6 +23,7 @@ from beit_jax.train import state as states
 from beit_jax.train.batches import Batches
 from beit_jax.train.sharding import check_batch, make_mesh, on_mesh
 from beit_jax.train.workdir.changes import known_data, settings_of
+from beit_jax.train.workdir.tracker import check_tracker
 
 HELD_OUT = 'set config.data.evaluate_path (folder), evaluate_split (tfds) or holdout'
 
@@ -45,6 +46,7 @@ class Run:
 
     def __init__(self, config: RunConfig, workdir: Path):
         self.workdir, self.notes = workdir, []
+        check_tracker(config.tracker)
         keep_memory()
         self.mesh = make_mesh(config.mesh)
         check_batch(self.mesh, config.batch_size, config.accumulate_steps)

@@ -1,7 +1,7 @@
 """Where numbers go: `metrics.jsonl` (one object a logged step), TensorBoard events, the
 terminal."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 import contextlib
 import io
 import json
@@ -18,7 +18,9 @@ from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import image, scalar
 from tqdm import tqdm
 
+from beit_jax.errors import RequestError
 from beit_jax.train.workdir.directory import writing
+from beit_jax.train.workdir.tracker import Tracker
 from beit_jax.whole_files import metric_lines, replace
 
 SHOWN = (
@@ -65,6 +67,7 @@ class MetricsWriter:
             replace(path, ''.join(json.dumps(row) + '\n' for row in kept))
             self._file = path.open('ab', buffering=0)
         self._unwritten, self._warned, self._start = b'', False, start
+        self._tracker = None
         self._events, self._directory = None, workdir / 'tensorboard'
         self._bar = tqdm(
             total=total_steps,
@@ -78,6 +81,16 @@ class MetricsWriter:
                 f'WARNING: {len(damaged)} lines of {path} are damaged: they are set aside in '
                 f'{path.name}.damaged, the others stay'
             )
+
+    def also(self, open_tracker: Callable[[], Tracker], refuse: bool) -> None:
+        """Has a tracker get from now on what is written. `refuse`: raise what it refuses, else go
+        on without it, aloud: a run that has begun does not end for that."""
+        try:
+            self._tracker = open_tracker()
+        except RequestError as error:
+            if refuse:
+                raise
+            self.say(f'WARNING: {error} It goes on without.')
 
     def write(self, step: int, metrics: dict, more: str = '') -> None:
         """Logs the scalars of a step, and its pictures, uint8 [H, W, 3], which also go to
@@ -94,12 +107,21 @@ class MetricsWriter:
         valid = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         self._unwritten += (json.dumps({'step': step} | valid) + '\n').encode()
         self._store(step, numbers, pictures)
+        self._track(step, numbers, pictures)
         evaluated = {name: value for name, value in numbers.items() if name.startswith('eval/')}
         shown = evaluated or {name: numbers[name] for name in SHOWN if name in numbers}
         self.say(
             f'step {step}/{self._bar.total}  '
             + '  '.join([*(f'{name} {value:.4g}' for name, value in shown.items()), more]).rstrip()
         )
+
+    def _track(self, step, numbers, pictures):
+        try:
+            if self._tracker:
+                self._tracker.write(step, numbers, pictures)
+        except Exception as error:  # of many types
+            self._tracker = None
+            self.say(f'WARNING: config.tracker fails ({error}): the run goes on without')
 
     def _store(self, step: int = 0, numbers: dict | None = None, pictures: dict | None = None):
         try:
@@ -181,6 +203,8 @@ class MetricsWriter:
             self._bar.close()
             self._file.close()
             self._close_events()
+            if self._tracker:
+                self._tracker.close()
 
 
 def add_sums(total, sums):
