@@ -21,7 +21,7 @@ GROUPS = {
     'The first look': ('your-images',),
     'Pictures': ('prepare', 'check-data', 'shrink'),
     'Tokenizers': ('import-tokenizer', 'fit-tokenizer', 'evaluate-tokenizer', 'tokenize'),
-    'Training': ('plan', 'train', 'evaluate', 'curves'),
+    'Training': ('plan', 'train', 'evaluate', 'curves', 'report'),
     'What a model has learned': ('predict', 'reconstruct', 'attention', 'neighbours'),
     "Weights of others, and for others' code": ('inspect', 'import', 'export'),
     'Comparing': ('study', 'benchmark'),

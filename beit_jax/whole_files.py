@@ -1,7 +1,7 @@
 """Files that are whole: the JSON beside a file of arrays that says of what it is (compared in
 words), directories, lines, checksums; and where files are written."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import hashlib
 import io
@@ -23,10 +23,10 @@ def write(path: Path, content: Mapping, indent: int | None = None) -> None:
     replace(path, json.dumps(content, indent=indent) + '\n')
 
 
-def replace(path: Path, text: str) -> None:
+def replace(path: Path, text: str | bytes) -> None:
     """Replaces the content of a file; whoever is killed meanwhile leaves the old one."""
     temporary = path.with_name(path.name + '.new')
-    temporary.write_text(text)
+    temporary.write_bytes(text.encode() if isinstance(text, str) else text)
     os.replace(temporary, path)
 
 
@@ -49,14 +49,21 @@ def read_json(path: Path, remedy: str, largest: int = _LARGEST) -> dict:
     try:
         if len(data) > largest:
             raise ValueError(f'it is larger than {largest} bytes')
-        return _json_object(data)
+        return json_object(data)
     except (ValueError, RecursionError) as error:
         raise RequestError(f'{path} is damaged ({str(error)[:200]}): {remedy}.') from error
 
 
 def metric_lines(path: Path) -> tuple[list[dict], list[bytes]]:
-    """([{'step': int, NAME: number or None}], [line that is none]) of a metrics.jsonl; a last line
-    that a killed run left without its end is neither, and no file has none.
+    """([{'step': int, NAME: number or None}], [line that is none]) of a metrics.jsonl: see
+    `lines_of`."""
+    return lines_of(path, _metrics)
+
+
+def lines_of(path: Path, parse: Callable[[bytes], dict]) -> tuple[list[dict], list[bytes]]:
+    """(what `parse` makes of the lines of a file, lines of which it raises ValueError or
+    RecursionError); a last line that a killed run left without its end is neither, and no file has
+    none.
 
     Raises:
       StorageError: it cannot be read now.
@@ -68,22 +75,22 @@ def metric_lines(path: Path) -> tuple[list[dict], list[bytes]]:
     rows, others = [], []
     for line in lines:
         try:
-            rows.append(_metrics(line))
+            rows.append(parse(line))
         except (ValueError, RecursionError):
             others.append(line + b'\n')
     return rows, others
 
 
 def _metrics(line: bytes) -> dict:
-    row = _json_object(line)
+    row = json_object(line)
     numbers = all(value is None or type(value) in (int, float) for value in row.values())
     if not numbers or type(row.get('step')) is not int:
         raise ValueError('no metrics of a step')
     return row
 
 
-def _json_object(data: bytes) -> dict:
-    """ValueError or RecursionError where it is none that `read_json` takes."""
+def json_object(data: bytes) -> dict:
+    """A JSON object; ValueError or RecursionError where it is none that `read_json` takes."""
     content = json.loads(data, parse_int=_integer)
     if not isinstance(content, dict):
         raise ValueError('it is not a JSON object')

@@ -19,6 +19,7 @@ PACKAGE = REPOSITORY / 'beit_jax'
 # first.
 ROOMS = (
     'errors',
+    'machines',
     'runtime',
     'whole_files',
     'settings',
@@ -38,6 +39,7 @@ ROOMS = (
     'inference',
     'performance',
     'studies',
+    'reports',
     'tools',
     'main',
     '__main__',

@@ -20,7 +20,14 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from beit_jax.errors import check
-from beit_jax.models.platform import HEADS, by_rows, cudnn_hindrance, row_axes, target_platform
+from beit_jax.models.platform import (
+    HEADS,
+    NONE,
+    by_rows,
+    cudnn_hindrance,
+    row_axes,
+    target_platform,
+)
 from beit_jax.runtime import is_deterministic
 
 WAYS = ('auto', 'plain', 'cudnn', 'pallas')
@@ -50,7 +57,7 @@ def choose(setting: str, *, dtype, tokens: int, width: int, biased: bool) -> str
         'pallas': _pallas_hindrance(tokens, width),
         'cudnn': _cudnn_hindrance(jnp.dtype(dtype).name, width, biased),
     }
-    if setting == 'auto':
+    if setting == 'auto' or target_platform() == NONE:
         return next(one for one in ('pallas', 'cudnn', 'plain') if not hindrances[one])
     check(
         not hindrances[setting],

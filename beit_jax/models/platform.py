@@ -4,17 +4,34 @@
 """
 
 from collections.abc import Callable
+import functools
 
 import jax
 from jax.sharding import PartitionSpec as P
 
 # the axes of the mesh over which images and heads lie (`train.sharding`)
 ROWS, HEADS = ('slice', 'data', 'fsdp'), 'tensor'
+NONE = 'none'  # the platform of `on_no_device`
 _AMPERE = 8  # major compute capability
 
 
+def on_no_device(function: Callable) -> Callable:
+    """`function`, traced without the kernels of any device, in whose products its arithmetic can be
+    counted."""
+    device = jax.sharding.AbstractDevice(NONE, None, NONE)
+    mesh = jax.sharding.AbstractMesh((1,), (NONE,), abstract_device=device)
+
+    @functools.wraps(function)
+    def traced(*arguments):
+        with jax.sharding.use_abstract_mesh(mesh):
+            return function(*arguments)
+
+    return traced
+
+
 def target_platform() -> str:
-    """'tpu', 'gpu' or 'cpu': of the mesh in use (`train.sharding.on_mesh`), else JAX's default."""
+    """'tpu', 'gpu' or 'cpu': of the mesh in use (`train.sharding.on_mesh`), else JAX's default;
+    NONE where arithmetic is counted."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device else jax.default_backend()
 

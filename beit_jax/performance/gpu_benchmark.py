@@ -13,9 +13,9 @@ import time
 import typing
 
 from beit_jax import whole_files
+from beit_jax.machines.processor import machine
 from beit_jax.performance import gpu_parts
 from beit_jax.performance.gpu_report import report
-from beit_jax.performance.machine import machine
 
 _RESULT, _TABLE, _LOG = 'gpu.json', 'gpu.md', 'gpu.log'
 _DUMP = '--xla_dump_to={output}/target --xla_dump_hlo_module_re=.*beit_target.*'

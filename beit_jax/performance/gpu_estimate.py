@@ -15,9 +15,9 @@ import os
 import re
 
 from beit_jax.errors import check
+from beit_jax.machines.gpus import FACTORS, GPUS, Gpu, target_config
 from beit_jax.performance import hlo
 from beit_jax.performance.estimate import Estimate
-from beit_jax.performance.gpus import FACTORS, GPUS, Gpu, target_config
 
 MOST = 8  # GPUs that NVLink joins
 EXAMPLES = 'a100:8, b200:8, h100:1, h100:8, h200:1'

@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 
-from beit_jax.performance.machine import machine
+from beit_jax.machines.processor import machine
 
 GRID, ROUNDS, STEP_BATCH = (14, 14), 10, 4  # patches; batches of masks a repeat; images a step
 

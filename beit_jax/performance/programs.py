@@ -10,13 +10,13 @@ import jax.numpy as jnp
 from beit_jax.data.config import one_size
 from beit_jax.errors import check
 from beit_jax.models.tokenizers import make_tokenizer
-from beit_jax.performance import jaxprs
 from beit_jax.settings.run import RunConfig
 from beit_jax.tasks import make_task
 from beit_jax.tasks.pretrain import make_on_given_tokens
 from beit_jax.train import optimizer as optimizers
 from beit_jax.train import state as states
 from beit_jax.train import step as steps
+from beit_jax.train.flops import of_preparation, of_step
 from beit_jax.train.sharding import check_batch, on_mesh, replicated, state_shardings
 
 IMAGES, CLASSES = 1_281_167, 1000  # of ImageNet-1k, where a recipe leaves them to the data
@@ -50,13 +50,12 @@ def step_programs(config: RunConfig, mesh, dall_e: bool = False) -> dict[str, Pr
     if config.task == 'pretrain' and config.target == 'tokens':
         rows, columns = config.grid
         batch['tokens'] = _shape(config.batch_size, rows * columns, dtype=jnp.uint16)
-    flops = _step_flops(_make_task(_counted(config), dall_e), state['params'], batch)
+    flops = of_step(task, state['params'], batch)
     programs = {'step': Program(step, (state, batch), flops)}
     if config.task == 'pretrain' and task.frozen:
         frozen = jax.tree.map(lambda leaf: _shape(*leaf.shape, dtype=leaf.dtype), task.frozen)
         inputs = frozen, _batch(config.batch_size, task.prepare_views)
-        prepare = lambda frozen, batch: task.prepare(frozen, batch, train=True)
-        flops = jaxprs.product_flops(prepare, *inputs)
+        flops = of_preparation(task, frozen)
         programs['tokenizer'] = Program(steps.make_prepare(task, mesh, train=True), inputs, flops)
     return programs
 
@@ -140,22 +139,3 @@ def _batch(size: int, views) -> dict:
         'valid': _shape(size, dtype=jnp.float32),
         'substituted': _shape(size, dtype=jnp.bool_),
     }
-
-
-def _counted(config):
-    """The config of the same arithmetic in products that can be seen, on any device: in plain
-    attention."""
-    if not hasattr(config.model, 'attention'):  # a tokenizer's
-        return config
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, attention='plain'))
-
-
-def _step_flops(task, params, batch) -> int:
-    keys_B = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), task.config.batch_size))
-    key = jax.eval_shape(lambda: jax.random.key(0))
-
-    def forward(params, key, keys_B, batch):
-        batch = task.augment(steps.model_inputs(batch), key, keys_B)
-        return task.loss(params, batch, keys_B, progress=0.0, train=True)[0]
-
-    return 3 * jaxprs.product_flops(forward, params, key, keys_B, batch)

@@ -7,38 +7,17 @@ any.
 """
 
 from collections.abc import Sequence
-import dataclasses
 import importlib.util
 import re
 
 from beit_jax.errors import RequestError, check
+from beit_jax.machines.tpus import CHIPS
 from beit_jax.performance import hlo
 from beit_jax.performance.estimate import Estimate
 
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _WALKED = ('call', 'conditional', 'fusion')
 EXAMPLES = 'v4:2x2x1, v5e:2x2, v5e:4x4, v5e:16x16, v5p:2x2x1, v5p:4x4x4, v6e:4x4, v6e:16x16'
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """Of a kind of TPU (Google's published figures; peak and bandwidth are those of a chip, with
-    all its cores)."""
-
-    flops_per_cycle: int  # bfloat16
-    hertz: float
-    bytes_per_second: float  # of its memory
-    memory: float  # bytes
-    cores: int  # that share the parallel steps of a kernel
-    link_bytes_per_second: float  # of all its links to other chips of its slice
-
-
-CHIPS = {
-    'v4': Chip(262_144, 1.05e9, 1.228e12, 32 * 2**30, 2, 3e11),
-    'v5e': Chip(131_072, 1.5e9, 8.19e11, 16 * 2**30, 1, 2e11),
-    'v5p': Chip(262_144, 1.75e9, 2.765e12, 95 * 2**30, 2, 6e11),
-    'v6e': Chip(524_288, 1.75e9, 1.64e12, 32 * 2**30, 1, 4.48e11),
-}
 
 
 class Tpu:
@@ -75,8 +54,8 @@ class Tpu:
     def estimate(self, text: str, traced, trips: int) -> Estimate:
         """Kernels, of which the compiler says nothing, count by the schedule of their
         instructions."""
-        from beit_jax.performance import jaxprs
         from beit_jax.performance.tpu_kernels import kernel_cycles
+        from beit_jax.train import jaxprs
 
         found, chip, known = estimate(text, trips), self._chip, {}
         bytes_per_cycle = chip.bytes_per_second / chip.hertz

@@ -9,6 +9,7 @@ from beit_jax.settings.intervals import INT32, Count, Interval, Seed, Share, Sha
 
 COMPUTE_DTYPES = ('float32', 'bfloat16')
 SCHEDULES = ('cosine', 'linear', 'poly')
+TRACKERS = ('', 'wandb', 'trackio')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,8 @@ class RunConfig:
     deterministic: bool = False
     # go on in a work directory of another config or other data, with a warning of what changed
     accept_changes: bool = False
+    # '' | wandb | trackio: where metrics and pictures go besides the work directory
+    tracker: str = ''
     # of a moving average of the parameters, which is then evaluated and exported; 0: none
     ema_decay: ShareBelow1 = 0.0
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -105,6 +108,7 @@ class RunConfig:
             f'config.step_timeout is {self.step_timeout}: use a second or more, or 0 for never.',
         )
         one_of('config.compute_dtype', self.compute_dtype, COMPUTE_DTYPES)
+        one_of('config.tracker', self.tracker, TRACKERS)
 
     def resolve(self, num_examples: int, class_names: tuple[str, ...]):
         """The settings with what the data decide: `total_steps` in place of `epochs`.

@@ -12,7 +12,7 @@ import jax
 import matplotlib
 from matplotlib.figure import Figure
 
-from beit_jax.performance.machine import machine
+from beit_jax.machines.processor import machine
 from beit_jax.studies import probes
 
 matplotlib.use('Agg')

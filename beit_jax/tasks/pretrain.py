@@ -72,6 +72,7 @@ class Config(EncoderRunConfig):
     mask: MaskConfig = MaskConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     cls_head: ClsHeadConfig = ClsHeadConfig()
+    pictures: int = 0  # held-out pictures that are drawn, reconstructed, at each evaluation
 
     def __post_init__(self):
         super().__post_init__()

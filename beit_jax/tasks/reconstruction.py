@@ -1,11 +1,17 @@
 """What a pre-trained model makes of the patches that it does not see, as pictures."""
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from beit_jax.images.color import normalize, patch_statistics
+from beit_jax.errors import RequestError
+from beit_jax.images.color import normalize, patch_statistics, to_float
 from beit_jax.models.patches import patchify, unpatchify
+from beit_jax.models.tokenizers import dvae
+from beit_jax.weights.tokenizer import check_draws, load_tokenizer
 
 
 def predict_pictures(
@@ -41,3 +47,47 @@ def predict_pictures(
         for ids_BP in (tokens_BP, predicted_BP)
     )
     return masked_BSS3, kept_BTT3, predicted_BTT3
+
+
+class Drawing(NamedTuple):
+    """What a task draws of held-out pictures as it learns. `draw`: (arrays, params, batch) -> the
+    columns of a picture, one a title, float32 [B, height, width, C] in [0, 1]."""
+
+    titles: tuple[str, ...]
+    arrays: Any  # that `draw` needs and nobody learns
+    draw: Callable
+
+
+def drawing_of(task) -> Drawing | None:
+    """None where `config.pictures` asks for none, or the task draws none this way.
+
+    Raises:
+      RequestError: a tokenizer that cannot draw.
+    """
+    kind, config = task.config.task, task.config
+    if kind not in ('pretrain', 'tokenizer') or not config.pictures:
+        return None
+    if kind == 'tokenizer':
+        tokenizer = dvae.Tokenizer(config.model, config.data.image_size)
+        grid = tuple(side // config.model.factor for side in config.data.shape)
+
+        def draw_again(arrays, params, batch):
+            image_BSS3 = to_float(batch[task.views[0].name])
+            ids_BP = tokenizer.encode(params, image_BSS3)
+            return image_BSS3, tokenizer.decode(params, ids_BP, grid)
+
+        return Drawing(('original', 'tokenizer'), (), draw_again)
+
+    def draw_hidden(arrays, params, batch):
+        images = [to_float(batch[view.name]) for view in task.views + task.prepare_views]
+        return images[0], *predict_pictures(task, arrays, params, *images, seed=config.seed)
+
+    if not task.tokenizer:
+        return Drawing(('original', 'masked', 'model'), (), draw_hidden)
+    path = config.tokenizer.path
+    _, arrays = load_tokenizer(path, decoder=True)
+    try:
+        check_draws(task.tokenizer, arrays, path)
+    except RequestError as error:
+        raise RequestError(f'{error} Set config.pictures=0.') from error
+    return Drawing(('original', 'masked', 'tokenizer', 'model'), arrays, draw_hidden)

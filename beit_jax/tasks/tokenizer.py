@@ -46,6 +46,7 @@ class Config(RunConfig):
     # pulls the mean code of a batch to the uniform one: against codes that nobody uses (not in
     # DALL-E)
     usage_weight: float = 0.0
+    pictures: int = 0  # held-out pictures that are drawn, reconstructed, at each evaluation
 
     def __post_init__(self):
         super().__post_init__()

@@ -14,8 +14,8 @@ gpu     all that is to be measured on a GPU, in eight minutes: numerics of atten
 import argparse
 
 from beit_jax.errors import check
+from beit_jax.machines.processor import machine
 from beit_jax.performance import reports
-from beit_jax.performance.machine import machine
 from beit_jax.performance.mask_benchmark import benchmark_masks
 from beit_jax.tools import arguments, config_option, outputs
 

@@ -2,55 +2,14 @@
 evaluations are dots. With --reference, another run's curves lie beside them:
 docs/results/quickstart has those of a normal run of the quickstart."""
 
-import math
 import os
 from pathlib import Path
-import sys
 
 from beit_jax.errors import check
+from beit_jax.reports.curves import draw, names_of, read_metrics
 from beit_jax.tools import arguments, outputs
-from beit_jax.whole_files import metric_lines
 
 FILE = 'metrics.jsonl'
-LEFT_OUT = ('step', 'bad_records', 'skipped_steps', 'skipped_in_a_row')
-
-
-def read_metrics(path: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """{metric: (steps, values)} of a metrics.jsonl."""
-    series = {}
-    rows, others = metric_lines(path)
-    if others:
-        print(f'{path}: {len(others)} lines are damaged and left out', file=sys.stderr)
-    for row in rows:
-        for name in row.keys() - set(LEFT_OUT):
-            steps, values = series.setdefault(name, ([], []))
-            not_finite = row[name] is None
-            steps.append(row['step'])
-            values.append(math.nan if not_finite else row[name])
-    return series
-
-
-def draw(series: dict, reference: dict):
-    """A matplotlib Figure of all metrics."""
-    from matplotlib.figure import Figure
-
-    names = sorted(name for name in series if not name.startswith('eval/'))
-    columns = min(3, len(names))
-    rows = -(-len(names) // columns)
-    figure = Figure(figsize=(4.2 * columns, 2.8 * rows), layout='constrained')
-    for number, name in enumerate(names, start=1):
-        axes = figure.add_subplot(rows, columns, number)
-        if name in reference:
-            axes.plot(*reference[name], color='lightgrey', linewidth=3, label='reference')
-            axes.legend(frameon=False)
-        axes.plot(*series[name])
-        if f'eval/{name}' in series:
-            axes.plot(*series[f'eval/{name}'], 'o', label='held out')
-            axes.legend(frameon=False)
-        axes.set_title(name.replace('_', ' '))
-        axes.set_xlabel('step')
-        axes.grid(alpha=0.3)
-    return figure
 
 
 def run(options) -> None:
@@ -59,7 +18,7 @@ def run(options) -> None:
     series = _read('--workdir', options.workdir)
     reference = _read('--reference', options.reference) if options.reference else {}
     output.parent.mkdir(parents=True, exist_ok=True)
-    draw(series, reference).savefig(output, dpi=100)
+    draw(series, reference, names_of(series), columns=3).savefig(output, dpi=100)
     print(f'{len(series)} curves -> {output}')
 
 

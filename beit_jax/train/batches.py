@@ -54,6 +54,7 @@ class Batches:
         self._rows = local_rows(mesh, config.batch_size)
         self._bad = collections.deque(maxlen=_REMEMBERED)  # training examples
         self._named = set()  # bad examples, each of which comes once an epoch
+        self.cached_from = _NEVER  # the step after which `prepare` is not needed
         values = sum(math.prod(view.shape) * view.dtype.itemsize for view in self._views)
         size = (_AHEAD + data.prefetch) * len(self._rows) * values
         check(
@@ -96,6 +97,7 @@ class Batches:
             pipeline.train_batches, source, sampler, config=config.data, rows=self._rows
         )
         cached_from = cache.complete_from(config.batch_size) if cache else _NEVER
+        self.cached_from = cached_from
         with_tokenizer = itertools.islice(
             read(views=self._views, start_step=start), max(0, cached_from - start)
         )
@@ -145,6 +147,16 @@ class Batches:
         """One pass over the held-out images, prepared."""
         return self._evaluation(self._held_out, self.frozen)
 
+    def some_held_out(self, limit: int) -> dict:
+        """`limit` held-out images at most, spread over all, as NumPy arrays; without those that
+        cannot be read."""
+        subset, data = _spread(self._held_out, limit), self._config.data
+        rows = np.arange(len(subset))
+        (batch,) = pipeline.evaluate_batches(
+            subset, len(rows), self._views, data, rows, data.evaluate_crop
+        )
+        return {view.name: batch[view.name][batch['valid'] > 0] for view in self._views}
+
     def held_out_pictures(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """(index, image, label map) of this process's held-out pictures, of their own size."""
         source = self._held_out
@@ -162,9 +174,7 @@ class Batches:
         """Whole batches of `limit` images at most, spread over a split, as NumPy arrays: see
         `beit_jax.tasks.ReadSample`."""
         source = self._source if split == 'train' else self._held_out
-        count = min(limit, len(source))
-        kept = np.linspace(0, len(source), count, endpoint=False).astype(int)
-        batches = self._evaluation(Subset(source, kept), frozen)
+        batches = self._evaluation(_spread(source, limit), frozen)
         return (jax.device_get(gather(self._mesh)(batch)) for batch in batches)
 
     def _evaluation(self, source: Source, frozen) -> Iterator[dict]:
@@ -222,6 +232,12 @@ class Batches:
     @functools.cached_property  # compiled once a run, not once an evaluation
     def _prepare(self):
         return steps.make_prepare(self._task, self._mesh, train=False)
+
+
+def _spread(source: Source, limit: int) -> Subset:
+    """`limit` examples at most, spread over all."""
+    count = min(limit, len(source))
+    return Subset(source, np.linspace(0, len(source), count, endpoint=False).astype(int))
 
 
 def one_ahead(items: Iterable) -> Iterator:

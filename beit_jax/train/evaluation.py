@@ -14,6 +14,7 @@ from beit_jax.settings.run import RunConfig
 from beit_jax.train import state as states
 from beit_jax.train import step as steps
 from beit_jax.train.batches import one_ahead
+from beit_jax.train.drawing import make_drawing
 from beit_jax.train.opening import open_run
 from beit_jax.train.run import HELD_OUT, Run
 from beit_jax.train.sharding import gather, state_shardings
@@ -63,7 +64,8 @@ def make_evaluation(
     interrupted: Interrupted = lambda batch: False,
 ) -> Callable[..., dict | None]:
     """params -> metrics over all held-out images, under keys eval/...; None where `interrupted`
-    says so. With `write_rows` the images per second are among them."""
+    says so. With `write_rows` the images per second are among them, without it what is drawn of the
+    images."""
     if run.task.label_windows:
         return _make_picture_evaluation(run, write_rows is not None, interrupted)
     return _make_image_evaluation(run, write_rows, interrupted)
@@ -81,6 +83,8 @@ def _make_image_evaluation(run: Run, write_rows: WriteRows | None, interrupted: 
                 return
             yield step(params, batch, number)
 
+    draw = make_drawing(run, run.drawing) if run.drawing and not write_rows else lambda params: {}
+
     def evaluate_images(params):
         count, batch_size = len(run.held_out), run.config.batch_size
         total, counted, began = None, count, time.perf_counter()
@@ -96,7 +100,7 @@ def _make_image_evaluation(run: Run, write_rows: WriteRows | None, interrupted: 
         seconds, metrics = time.perf_counter() - began, jax.device_get(summarize(total))
         if write_rows:
             metrics['images_per_second'] = counted / seconds
-        return {f'eval/{name}': value for name, value in metrics.items()}
+        return {f'eval/{name}': value for name, value in metrics.items()} | draw(params)
 
     return evaluate_images
 

@@ -21,11 +21,13 @@ from beit_jax.train.saving import Saver
 from beit_jax.train.sharding import gather
 from beit_jax.train.start import begun, open_cache, restore_or_init
 from beit_jax.train.stepping import Stepper
-from beit_jax.train.workdir.changes import config_changes, write_config
+from beit_jax.train.workdir import launches
+from beit_jax.train.workdir.changes import config_changes, settings_of, write_config
 from beit_jax.train.workdir.checkpoint import Checkpoints
 from beit_jax.train.workdir.directory import writing
 from beit_jax.train.workdir.lock import Lock
 from beit_jax.train.workdir.metrics import MetricsWriter
+from beit_jax.train.workdir.tracker import Tracker
 
 
 def train(config: RunConfig, workdir: Path) -> int:
@@ -86,7 +88,7 @@ def _train(run: Run, stop: Stop, closed_later: Callable, lock: Lock) -> int:
     if start and run.evaluates(start) and not agreed(log.evaluated) and not evaluate(start):
         return end(STOPPED, start)
     stepper = closed_later(Stepper(run, stop, log, watchdog))
-    for step, batch in zip(range(start + 1, total + 1), run.batches.train(start, cache)):
+    for step, batch in stepper.batches(start, cache):
         if step == 1:
             state = begun(run, state, batch)
         state = stepper.take(state, batch, step)
@@ -122,7 +124,17 @@ def _open_log(run: Run, start: int) -> MetricsWriter:
     with together():
         write_config(run.config, run.workdir)
         first, total = jax.process_index() == 0, run.config.total_steps
-        return MetricsWriter(run.workdir, start, total, active=first)
+        log = MetricsWriter(run.workdir, start, total, active=first)
+        if first and start < total:
+            launches.record(run.workdir, start, run.mesh)
+            if run.config.tracker:
+                log.also(functools.partial(_open_tracker, run), refuse=not start)
+        return log
+
+
+def _open_tracker(run: Run) -> Tracker:
+    first, *_ = launches.launches(run.workdir)
+    return Tracker(run.config.tracker, run.workdir, first, settings_of(run.config))
 
 
 def _finish(run: Run, params, metrics: dict) -> None:

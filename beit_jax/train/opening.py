@@ -3,7 +3,6 @@ directory are compared before the first step, and before anything is written."""
 
 import contextlib
 import hashlib
-from importlib.metadata import version
 from pathlib import Path
 import secrets
 import time
@@ -17,7 +16,8 @@ from beit_jax.settings.run import RunConfig
 from beit_jax.train.processes.agreement import check_same, gathered, together
 from beit_jax.train.run import Run
 from beit_jax.train.workdir.changes import is_among, settings_of
-from beit_jax.train.workdir.metrics import writing
+from beit_jax.train.workdir.directory import writing
+from beit_jax.train.workdir.launches import versions
 
 # What may differ from host to host, for it changes neither a result nor when they meet.
 HOST_SETTINGS = (
@@ -30,7 +30,6 @@ HOST_SETTINGS = (
     'tokenizer.path',
     'tokenizer.cache_path',
 )
-_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 _WAIT = 20.0  # seconds, for a file that another host has written: NFS tells of it late
 
 
@@ -90,8 +89,8 @@ def _code() -> dict[str, str]:
     root, sources = Path(beit_jax.__file__).parent, hashlib.sha256()
     for path in sorted(root.rglob('*.py')):
         sources.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
-    versions = {f'the version of {name}': version(name) for name in _PACKAGES}
-    return {'the code of beit_jax': sources.hexdigest()[:12]} | versions
+    named = {f'the version of {name}': number for name, number in versions().items()}
+    return {'the code of beit_jax': sources.hexdigest()[:12]} | named
 
 
 def _data(run: Run) -> dict:

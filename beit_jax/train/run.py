@@ -17,11 +17,13 @@ from beit_jax.errors import check
 from beit_jax.runtime import DETERMINISTIC, is_deterministic, keep_memory
 from beit_jax.settings.run import RunConfig
 from beit_jax.tasks import EncoderRunConfig, LabelledRunConfig, make_task
+from beit_jax.tasks.reconstruction import drawing_of
 from beit_jax.train import optimizer as optimizers
 from beit_jax.train import state as states
 from beit_jax.train.batches import Batches
 from beit_jax.train.sharding import check_batch, make_mesh, on_mesh
 from beit_jax.train.workdir.changes import known_data, settings_of
+from beit_jax.train.workdir.tracker import check_tracker
 
 HELD_OUT = 'set config.data.evaluate_path (folder), evaluate_split (tfds) or holdout'
 
@@ -33,6 +35,7 @@ class Run:
       config: the settings, with what the data decide.
       task, mesh, batches: what is learned, on which devices, from what.
       source, held_out: the examples; `held_out` is None where there are none.
+      drawing: what is drawn of held-out pictures, None where nothing is.
       attention: how it is computed, '' where nothing has any.
       notes: lines for the user, said when the run begins.
 
@@ -43,6 +46,7 @@ class Run:
 
     def __init__(self, config: RunConfig, workdir: Path):
         self.workdir, self.notes = workdir, []
+        check_tracker(config.tracker)
         keep_memory()
         self.mesh = make_mesh(config.mesh)
         check_batch(self.mesh, config.batch_size, config.accumulate_steps)
@@ -56,6 +60,7 @@ class Run:
         self.config = config.resolve(len(self.source), self.source.class_names)
         self.task = make_task(self.config)
         self.notes += self.task.notes
+        self.drawing = drawing_of(self.task)
         self.batches = Batches(self.config, self.task, self.mesh, self.source, self.held_out)
         with known_data(config, workdir):
             self.notes += self.batches.check_source()
@@ -63,6 +68,8 @@ class Run:
             self.held_out is not None or not self.task.needs_held_out,
             f'config.task={config.task} needs held-out images: {HELD_OUT}.',
         )
+        if self.drawing and self.held_out is None:
+            self.notes.append(f'no pictures are drawn without held-out images: {HELD_OUT}')
         self.notes += _tested_on(config, parts, self.source, self.held_out)
 
     @functools.cached_property

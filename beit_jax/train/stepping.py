@@ -1,6 +1,7 @@
 """One training step after the other: compiled once, looked at one step late, refused where it went
 wrong."""
 
+from collections.abc import Iterator
 import concurrent.futures
 import os
 import time
@@ -12,11 +13,14 @@ import beit_jax
 from beit_jax.errors import RequestError, StorageError
 from beit_jax.models.memory import check_program
 from beit_jax.train import step as steps
+from beit_jax.train.clock import Clock
+from beit_jax.train.flops import of_preparation, of_step
 from beit_jax.train.processes.distributed import Stop, anywhere
 from beit_jax.train.processes.exit_status import STOPPED
 from beit_jax.train.processes.watchdog import Watchdog
 from beit_jax.train.run import Run
 from beit_jax.train.workdir.metrics import MetricsWriter
+from beit_jax.train.workdir.token_cache import TokenCache
 
 SMALLER_STEPS = (
     'Lower config.optimizer.lr or config.optimizer.clip_norm and add --config.accept_changes=true: '
@@ -33,17 +37,30 @@ class Stepper:
         self._step = steps.make_train_step(
             run.task, run.optimizer, run.schedule, run.mesh, run.config.total_steps
         )
-        self._clock = self._in_flight = None
+        self._clock = self._in_flight = self._done = None
+        self._watch = concurrent.futures.ThreadPoolExecutor(1)
         self._profiling = False
+
+    def batches(self, start: int, cache: TokenCache | None) -> Iterator[tuple[int, dict]]:
+        """(step, its batch) after step `start`, with an eye on how long the device has nothing to
+        do until the batch is there."""
+        asked = time.perf_counter()
+        for step, batch in enumerate(self._run.batches.train(start, cache), start + 1):
+            if self._clock:
+                self._clock.fetched(asked, self._done)
+            yield step, batch
+            asked = time.perf_counter()
 
     def take(self, state, batch, number: int):
         """The state after step `number`."""
         if first := self._clock is None:
+            flops = concurrent.futures.ThreadPoolExecutor(1).submit(self._count, state, batch)
             self._compile(state, batch)
-            self._clock = _Clock(number - 1, self._run.config.batch_size)
+            self._clock = Clock(self._run, number - 1, flops, self._log.kept)
         self._watchdog.reset(f'step {number}')
         self._profile(number)
         state, metrics = self._step(state, batch)
+        self._done = self._watch.submit(_when_ready, metrics['skipped_in_a_row'])
         if first:
             jax.block_until_ready(metrics)
             seconds = time.perf_counter() - beit_jax.LAUNCHED
@@ -67,6 +84,11 @@ class Stepper:
         if in_a_row:
             self._skipped(number, in_a_row)
         return in_a_row > 0
+
+    def _count(self, state, batch) -> tuple[int, int]:
+        """Floating-point operations of a step, and of what prepares its batch."""
+        task = self._run.task
+        return of_step(task, state['params'], batch), of_preparation(task, task.frozen)
 
     def restart_clock(self, number: int) -> None:
         """What took time since step `number` was no step."""
@@ -108,9 +130,13 @@ class Stepper:
                 jax.profiler.start_trace(str(self._run.workdir / 'profile'))
                 self._profiling = True
         else:
-            self.close()
+            self._end_profile()
 
     def close(self) -> None:
+        self._end_profile()
+        self._watch.shutdown(wait=False)
+
+    def _end_profile(self) -> None:
         """Writes the trace where one is being taken."""
         if self._profiling:
             self._profiling = False
@@ -118,10 +144,10 @@ class Stepper:
 
     def _write(self, step: int, metrics) -> None:
         metrics = jax.device_get(metrics)
-        rate = self._clock.lap(step)
+        figures, left = self._clock.lap(step)
         if self._clock.laps == 1:
-            self._log.say(f'a step takes {self._run.config.batch_size / rate:.3f} s')
-        self._log.write(step, metrics | {'images_per_second': round(rate, 1)})
+            self._log.say(f'a step takes {figures["step_seconds"]:.3f} s')
+        self._log.write(step, metrics | figures, left)
         self._check_bad(step, int(metrics['bad_records']))
 
     def _check_bad(self, step: int, bad: int) -> None:
@@ -164,18 +190,7 @@ class Stepper:
         )
 
 
-class _Clock:
-    """Images per second between the logged steps, without the time of evaluations and saves."""
-
-    def __init__(self, step: int, batch_size: int):
-        self._batch_size, self.laps = batch_size, 0
-        self.restart(step)
-
-    def restart(self, step: int) -> None:
-        self._step, self._time = step, time.perf_counter()
-
-    def lap(self, step: int) -> float:
-        rate = (step - self._step) * self._batch_size / (time.perf_counter() - self._time)
-        self.restart(step)
-        self.laps += 1
-        return rate
+def _when_ready(array: jax.Array) -> float:
+    """Waits for it."""
+    array.block_until_ready()
+    return time.perf_counter()

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from beit_jax.performance.gpus import GPUS
+from beit_jax.machines.gpus import GPUS
 from tests import tiny
 from tests.performance.planned import planned
 

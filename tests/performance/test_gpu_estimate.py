@@ -11,9 +11,9 @@ import jax
 import pytest
 
 from beit_jax.errors import RequestError
+from beit_jax.machines.gpus import FACTORS, GPUS, target_config
 from beit_jax.performance import plan
 from beit_jax.performance.gpu_estimate import roofline
-from beit_jax.performance.gpus import FACTORS, GPUS, target_config
 from beit_jax.performance.programs import Program
 from beit_jax.tools import plan as tool
 from tests import tiny

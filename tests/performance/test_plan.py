@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import pytest
 
 from beit_jax.errors import RequestError
-from beit_jax.performance import jaxprs, plan, tpu_estimate
+from beit_jax.performance import plan, tpu_estimate
 from beit_jax.performance.programs import Program, peak, peak_in_turns, step_programs
 from beit_jax.performance.tpu_estimate import estimate
 from beit_jax.settings.mapping import task_config
 from beit_jax.settings.recipes import load_recipe
 from beit_jax.tasks.pretrain import TokenizerConfig
 from beit_jax.tools import plan as tool
+from beit_jax.train import jaxprs
 from beit_jax.train.sharding import make_mesh
 
 HLO = """HloModule step

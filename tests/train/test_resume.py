@@ -16,11 +16,10 @@ from beit_jax.errors import RequestError
 from beit_jax.settings.mapping import task_config
 from beit_jax.tools import fit_tokenizer
 from beit_jax.train import evaluation, loop
+from beit_jax.train.clock import TIMINGS
 from beit_jax.train.processes.distributed import Stop
 from beit_jax.weights.checkpoint import load_params
 from tests import tiny
-
-TIMINGS = ('images_per_second',)
 
 
 def metrics_lines(workdir):

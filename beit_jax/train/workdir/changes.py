@@ -29,6 +29,7 @@ FREE_SETTINGS = (
     'model.attention',
     'mesh',
     'profile',
+    'tracker',
     'data.path',
     'data.evaluate_path',
     'data.index',

@@ -1,0 +1,24 @@
+"""Kinds of TPU and their published figures."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Of a kind of TPU (Google's published figures; peak and bandwidth are those of a chip, with
+    all its cores)."""
+
+    flops_per_cycle: int  # bfloat16
+    hertz: float
+    bytes_per_second: float  # of its memory
+    memory: float  # bytes
+    cores: int  # that share the parallel steps of a kernel
+    link_bytes_per_second: float  # of all its links to other chips of its slice
+
+
+CHIPS = {
+    'v4': Chip(262_144, 1.05e9, 1.228e12, 32 * 2**30, 2, 3e11),
+    'v5e': Chip(131_072, 1.5e9, 8.19e11, 16 * 2**30, 1, 2e11),
+    'v5p': Chip(262_144, 1.75e9, 2.765e12, 95 * 2**30, 2, 6e11),
+    'v6e': Chip(524_288, 1.75e9, 1.64e12, 32 * 2**30, 1, 4.48e11),
+}
