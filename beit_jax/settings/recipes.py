@@ -2,6 +2,7 @@
 user of ml_collections."""
 
 import dataclasses
+import os
 from pathlib import Path
 import runpy
 import sys
@@ -58,6 +59,11 @@ def parse_flags(argv: list[str]) -> list[str]:
     """The `flags_parser` of `absl.app.run`: a wrong flag ends the program with a line or two on
     stderr and status 2."""
     try:
+        # a shell takes ~ for the home folder only where a word begins with it
+        argv = [
+            f'--config={os.path.expanduser(word[9:])}' if word.startswith('--config=') else word
+            for word in argv
+        ]
         _check_overrides(argv)
         rest = flags.FLAGS(argv)
         for name in ('config', 'workdir'):
