@@ -9,6 +9,7 @@ import json
 import math
 import os
 from pathlib import Path
+import re
 import tempfile
 
 import numpy as np
@@ -156,11 +157,12 @@ def local_path(name: str, text: str) -> Path:
     """Where something is written; ~ is the home folder. `name`: the option or setting.
 
     Raises:
-      RequestError: '', which would be the current folder, or an address like gs://bucket/folder,
-        which would make a folder `gs:` in it.
+      RequestError: '', which would be the current folder, or an address like gs://bucket/folder or
+        gs:/bucket/folder, which would make a folder `gs:` in it.
     """
     check(bool(text), f'{name} is empty: give a path. Is a variable of the shell unset?')
-    check('://' not in text, f'{name}={text} is not local: give a local path.')
+    address = '://' in text or re.match('[A-Za-z][A-Za-z0-9+.-]*:/', text)
+    check(not address, f'{name}={text} is not local: give a local path.')
     return Path(os.path.expanduser(text))
 
 

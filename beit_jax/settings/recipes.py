@@ -3,6 +3,7 @@ user of ml_collections."""
 
 import dataclasses
 import inspect
+import os
 from pathlib import Path
 import runpy
 import sys
@@ -118,11 +119,14 @@ def program(argv: list[str]) -> str:
 
 def _in_one_word(argv: list[str]) -> list[str]:
     """The command line with `--config=RECIPE` where it has `-config=RECIPE` or `--config RECIPE`,
-    which the flags take too."""
+    which the flags take too; of the recipe ~ is the home folder."""
     found, words = [], iter(argv)
     for given in words:
         word = f'-{given}' if given.startswith('-config') else given
-        found.append(f'{word}={next(words, "")}' if word == '--config' else word)
+        word = f'{word}={next(words, "")}' if word == '--config' else word
+        option, equals, recipe = word.partition('=')
+        of_home = option == '--config' and equals
+        found.append(f'{option}={os.path.expanduser(recipe)}' if of_home else word)
     return found
 
 

@@ -58,7 +58,10 @@ def _arguments():
         help='laptop (64 x 64 pixels, two cores), gpu (BEiT-B at 224) or gpu,small (laptop)',
     )
     parser.add_argument(
-        '--recipe', default='configs/your_images.py', help='whose stages these are (%(default)s)'
+        '--recipe',
+        default='configs/your_images.py',
+        type=arguments.path,
+        help='whose stages these are (%(default)s)',
     )
     arguments.add_data(parser)
     # what is not given is as the recipe has it

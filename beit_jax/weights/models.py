@@ -120,6 +120,7 @@ class Model:
             f'give a list of Pillow images{"" if pixels.is_rgb else ", arrays"} or paths, even for '
             'one.',
         )
+        images = [os.path.expanduser(one) if isinstance(one, str) else one for one in images]
         pictures = [read_picture(image, self.reading) for image in images]
         return np.stack([square(one, self.image_size, self.crop, pixels) for one in pictures])
 

@@ -38,7 +38,7 @@ WRITING = [
 
 
 @pytest.mark.parametrize(('tool', 'option'), WRITING)
-@pytest.mark.parametrize('value', ['gs://bucket/name.png', 's3://bucket/name.png', ''])
+@pytest.mark.parametrize('value', ['gs://bucket/name.png', 's3:/bucket/name.png', ''])
 def test_only_local_paths(tool, option, value, tmp_path, monkeypatch, capsys):
     """Status 2 and a line, before anything is read that is not there anyway."""
     words = ['gpu'] if (tool, option) == ('benchmark', '--output') else TOOLS[tool]

@@ -210,7 +210,7 @@ def test_inspect(finetuned, tmp_path, capsys):
         call(inspect_weights, tmp_path / 'broken.pth')
 
 
-def test_load(finetuned, pictures):
+def test_load(finetuned, pictures, monkeypatch):
     """Pictures of any size and mode; refusals of what would be silently wrong."""
     model = beit_jax.load(finetuned)
     paths = sorted(pictures.rglob('*.*'))
@@ -218,6 +218,9 @@ def test_load(finetuned, pictures):
     images = model.preprocess([paths[0], str(paths[1]), Image.open(paths[2]), grey])
     assert images.shape == (4, 64, 64, 3) and images.dtype == np.uint8
     np.testing.assert_array_equal(images[2], model.preprocess([paths[2]])[0])
+    monkeypatch.setenv('HOME', str(pictures))
+    home = f'~/{paths[2].relative_to(pictures)}'
+    np.testing.assert_array_equal(images[2], model.preprocess([home])[0])
     logits = model.logits(images)
     np.testing.assert_allclose(model.logits(images / np.float32(255)), logits, atol=1e-5)
     rough = beit_jax.load(finetuned, dtype='bfloat16')
