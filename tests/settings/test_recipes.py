@@ -150,7 +150,7 @@ def test_variants_and_settings_behind_the_colon():
         (['--workdir=gs:/bucket/run'], '--workdir=gs:/bucket/run is not local'),
         (['--mode=evaluate'], 'holds no checkpoint to evaluate: give --config.init=CHECKPOINT'),
         (['--config=configs/quickstart/pretrain.py:fast'], "no variant 'fast'"),
-        (['--config=~/nothing.py'], f'--config={Path.home()}/nothing.py: there is no such file'),
+        (['--config=~/nothing.py'], f'--config={Path.home()}/nothing.py is no file'),
         (['--workdir=/proc/nothing'], '--workdir=/proc/nothing cannot be written'),
         (['--config.data.name=folder', '--config.data.path=/nowhere'], '/nowhere'),
         (['--config.model.attention=cudnn'], "cuDNN is for NVIDIA's GPUs, this is a cpu"),
