@@ -67,9 +67,7 @@ def test_one_that_fails(package, tmp_path, capsys):
     package.init = fail
     log.also(lambda: opened(package, tmp_path), refuse=False)
     assert 'cannot begin (no account)' in capsys.readouterr().out
-    with pytest.raises(
-        RequestError, match=r'begin \(no account\).*tracker= for none'
-    ):
+    with pytest.raises(RequestError, match=r'begin \(no account\).*tracker= for none'):
         log.also(lambda: opened(package, tmp_path), refuse=True)
     log.close()
     assert 'finish' not in package.told
