@@ -63,14 +63,13 @@ def _headline(rows: list[dict]) -> dict[str, str]:
     training = _newest(row for row in rows if not _held_out(row))
     held_out = _newest(filter(_held_out, rows))
     named = ('loss', 'accuracy', 'token_accuracy', 'miou', 'psnr')
-    shown = {f'{name.replace("_", " ")}': training.get(name) for name in named}
-    shown |= {f'held-out {name.replace("_", " ")}': held_out.get(f'eval/{name}') for name in named}
-    shown['images per second'] = training.get('images_per_second')
+    found = {name: training[name] for name in named if name in training}
+    found |= {f'held-out {n}': held_out[f'eval/{n}'] for n in named if f'eval/{n}' in held_out}
+    found |= {n: training[n] for n in ('images_per_second',) if n in training}
+    shown = {name.replace('_', ' '): _number(value) for name, value in found.items()}
     shares = ('utilisation', 'input_wait', 'goodput')
-    percent = {name.replace('_', ' '): training.get(name) for name in shares}
-    return {name: _number(value) for name, value in shown.items() if value is not None} | {
-        name: f'{value:.1%}' for name, value in percent.items() if value is not None
-    }
+    known = {name: training[name] for name in shares if training.get(name) is not None}
+    return shown | {name.replace('_', ' '): f'{value:.1%}' for name, value in known.items()}
 
 
 def _evaluation(rows: list[dict]) -> list[str]:
@@ -174,10 +173,9 @@ def _machine(started: list[dict]) -> list[str]:
 
 
 def _about(launch: dict) -> dict[str, str]:
-    versions = launch.get('versions', {})
     about = {'processor': launch.get('machine'), 'cores': launch.get('cores')}
     about |= {'device': launch.get('device'), 'devices': launch.get('devices')}
-    about |= versions if isinstance(versions, dict) else {}
+    about |= launch.get('versions', {})
     return {name: str(value) for name, value in about.items() if value is not None}
 
 

@@ -14,10 +14,12 @@ import jax
 
 from beit_jax import whole_files
 from beit_jax.errors import check
-from beit_jax.settings.mapping import task_config
+from beit_jax.settings.mapping import config_class, task_config
+from beit_jax.settings.overrides import flat
 from beit_jax.studies.probes import neighbours
 from beit_jax.studies.study import Run
 from beit_jax.train import loop
+from beit_jax.train.workdir.changes import settings_then
 
 
 def work(runs: list[Run], metric: str) -> None:
@@ -92,8 +94,12 @@ def _fit(settings: dict, folder: Path) -> dict:
 def check_runs(runs: list[Run], metric: str) -> None:
     """Refuses wrong settings, and a work directory with results of others, before anything runs."""
     for run in runs:
-        config = run.config(metric)
-        differing = whole_files.differences(run.result['config'], config) if run.done else ()
+        config, differing = run.config(metric), []
+        if run.done:
+            then = run.result['config']
+            if 'task' in config:
+                then = settings_then(then, config_class(config['task']))
+            differing = whole_files.differences(then, flat(config))
         check(
             not differing,
             f'{run.folder} was run with other settings ({"; ".join(differing[:3])}): remove it, or '

@@ -3,6 +3,7 @@ what the report says of them."""
 
 import csv
 import fcntl
+import json
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +178,19 @@ def test_results_of_other_settings_are_refused(path, ran, tmp_path):
     other = r'was run with other settings \(total_steps was 37, is 38\): remove it'
     with pytest.raises(RequestError, match=f'many/choose_lr0.25_seed0 {other}'):
         run(path, tmp_path / 'w')
+
+
+def test_a_setting_that_came_later(path, ran, tmp_path):
+    """Results of before there was one are results of its default."""
+    run(path, tmp_path / 'w', '--arms', 'from scratch')
+    found, _ = study.load_study(path)
+    done = [each for each in study.plan(found, tmp_path / 'w') if each.done]
+    for each in done:
+        result = each.result
+        del result['config']['tracker'], result['config']['mesh']['slice']
+        each.file.write_text(json.dumps(result))
+    run(path, tmp_path / 'w', '--arms', 'from scratch')
+    assert len(done) == len(ran)
 
 
 def test_a_run_of_another_process_is_left_to_it(path, ran, tmp_path):

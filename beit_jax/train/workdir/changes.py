@@ -50,9 +50,7 @@ def config_changes(config: RunConfig, workdir: Path) -> list[str]:
     saved = _saved(workdir)
     if saved is None:
         return []
-    old = flat(saved)
-    # a setting that came later was as it is by default
-    old, new = _defaults(type(config)) | old, flat(settings_of(config))
+    old, new = settings_then(saved, type(config)), flat(settings_of(config))
     differing = [
         f'config.{name} was {reprlib.repr(old.get(name))}, is {reprlib.repr(new.get(name))}'
         for name in sorted(old.keys() | new.keys())
@@ -61,6 +59,12 @@ def config_changes(config: RunConfig, workdir: Path) -> list[str]:
     return refuse_changes(
         config, differing, f'{workdir} holds a run of another config', 'give that config'
     )
+
+
+def settings_then(saved: dict, kind: type) -> dict:
+    """The settings of a run of `kind`, a config class, flat: one that came later was as it is by
+    default."""
+    return _defaults(kind) | flat(saved)
 
 
 def _saved(workdir: Path) -> dict | None:
