@@ -72,10 +72,10 @@ def compilation_cache(tmp_path_factory):
     shared = tmp_path_factory.getbasetemp()
     directory = str((shared.parent if 'PYTEST_XDIST_WORKER' in os.environ else shared) / 'compiled')
     jax.config.update('jax_compilation_cache_dir', directory)
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
     os.environ |= {
         'JAX_COMPILATION_CACHE_DIR': directory,
-        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2',
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     }
 
 
@@ -89,9 +89,9 @@ def tokenizer_dir(tmp_path_factory):
 
     config = Config(groups=2, blocks=1, width=8, decoder_input=8, vocabulary=17)
     directory = tmp_path_factory.mktemp('tokenizer')
-    save_tokenizer(
-        directory, 'dvae', config, 10, nnx.to_pure_dict(nnx.state(DVAE(config, rngs=nnx.Rngs(3))))
-    )
+    # one program; else one for each shape of each array and of what draws it
+    draw = jax.jit(lambda: nnx.to_pure_dict(nnx.state(DVAE(config, rngs=nnx.Rngs(3)))))
+    save_tokenizer(directory, 'dvae', config, 10, draw())
     return directory
 
 

@@ -1,8 +1,8 @@
 """Real processes of every task, ended at random moments and started again: nothing is lost, nothing
 is learned twice. And the loop of docs/runs.md around runs whose disk or data go and come back.
 
-`make test` runs 5 trials of pre-training on JPEG files, `make test-faults` 30 of each task, and the
-rest.
+`make test` runs 5 trials of pre-training on JPEG files, `make test-newest` 3 others,
+`make test-faults` 30 of each task, and the rest.
 """
 
 import functools
