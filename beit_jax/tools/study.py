@@ -14,7 +14,7 @@ from beit_jax.errors import check, one_of
 from beit_jax.runtime import keep_programs
 from beit_jax.studies import report
 from beit_jax.studies.running import check_runs, start_processes, work
-from beit_jax.studies.study import Study, load_study, plan
+from beit_jax.studies.study import Study, load_study, plan, with_teachers
 from beit_jax.tools import arguments, outputs
 
 
@@ -42,7 +42,7 @@ def run(options) -> None:
 
 def _chosen(study: Study, options) -> Study:
     """What the options leave of a study."""
-    arms = _only(options.arms, study.arms, '--arms')
+    arms = _only(with_teachers(study, options.arms), study.arms, '--arms')
     tasks = _only(options.tasks, study.tasks, '--tasks')
     for name, arm in arms.items():
         if arm.get('baseline') not in arms:
