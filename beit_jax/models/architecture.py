@@ -7,6 +7,7 @@ import dataclasses
 
 from flax import nnx
 
+from beit_jax.errors import check
 from beit_jax.models.encoder import EncoderConfig
 from beit_jax.models.heads import Classifier, ClsHeadConfig, MaskedImageModel
 from beit_jax.models.presets import PRESETS
@@ -17,6 +18,15 @@ ARCHITECTURES = ('beit_masked_image_model', 'beit_classifier', 'beit_segmenter')
 # what the outputs of a classifier are, as transformers calls it: scores of which a softmax makes
 # probabilities, scores of which a sigmoid makes one each, or plain numbers
 PROBLEM_TYPES = ('single_label_classification', 'multi_label_classification', 'regression')
+
+
+def check_encodes(architecture: dict, source: str) -> None:
+    """Raises RequestError where a description is of a model without an encoder, a tokenizer."""
+    check(
+        architecture['architecture'] in ARCHITECTURES,
+        f'{source} is a {architecture["architecture"]}: give a checkpoint of pre-training or of '
+        'fine-tuning.',
+    )
 
 
 def patch_target(architecture: dict) -> str:

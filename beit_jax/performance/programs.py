@@ -13,6 +13,7 @@ from beit_jax.models.tokenizers import make_tokenizer
 from beit_jax.settings.run import RunConfig
 from beit_jax.tasks import make_task
 from beit_jax.tasks.pretrain import make_on_given_tokens
+from beit_jax.tasks.vqkd import make_on_given_features
 from beit_jax.train import optimizer as optimizers
 from beit_jax.train import state as states
 from beit_jax.train import step as steps
@@ -36,10 +37,10 @@ class Program:
 
 def step_programs(config: RunConfig, mesh, dall_e: bool = False) -> dict[str, Program]:
     """{'step': (state, batch) -> (state, metrics)}, and with a tokenizer {'tokenizer': (its
-    parameters, batch) -> tokens}.
+    parameters, batch) -> tokens}, with VQ-KD's teacher {'teacher': ... -> features}.
 
     config: an empty tokenizer.path stands for tokens that are given, or with `dall_e` for DALL-E's
-    tokenizer, of which only the shapes count.
+    tokenizer, of which only the shapes count; an empty teacher.path for features that are given.
 
     Raises:
       RequestError: a batch that the mesh does not divide.
@@ -50,13 +51,17 @@ def step_programs(config: RunConfig, mesh, dall_e: bool = False) -> dict[str, Pr
     if config.task == 'pretrain' and config.target == 'tokens':
         rows, columns = config.grid
         batch['tokens'] = _shape(config.batch_size, rows * columns, dtype=jnp.uint16)
+    if config.task == 'vqkd':
+        (rows, columns), width = task.config.grid, task.config.model.features
+        batch['features'] = _shape(config.batch_size, rows * columns, width, dtype=jnp.float32)
     flops = of_step(task, state['params'], batch)
     programs = {'step': Program(step, (state, batch), flops)}
-    if config.task == 'pretrain' and task.frozen:
+    name = {'pretrain': 'tokenizer', 'vqkd': 'teacher'}.get(config.task)
+    if name and task.frozen:
         frozen = jax.tree.map(lambda leaf: _shape(*leaf.shape, dtype=leaf.dtype), task.frozen)
         inputs = frozen, _batch(config.batch_size, task.prepare_views)
         flops = of_preparation(task, frozen)
-        programs['tokenizer'] = Program(steps.make_prepare(task, mesh, train=True), inputs, flops)
+        programs[name] = Program(steps.make_prepare(task, mesh, train=True), inputs, flops)
     return programs
 
 
@@ -114,6 +119,8 @@ def _set_up(config, mesh, dall_e=False):
 
 
 def _make_task(config, dall_e: bool):
+    if config.task == 'vqkd' and not config.teacher.path:
+        return make_on_given_features(config)
     if config.task != 'pretrain' or config.target == 'pixels' or config.tokenizer.path:
         return make_task(config)
     if not dall_e:

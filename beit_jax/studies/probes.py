@@ -9,7 +9,18 @@ from matplotlib.figure import Figure
 from beit_jax.whole_files import read_json
 
 NEIGHBOURS = 'eval/neighbours'  # the accuracy of k-NN by the best layer and kind of features
-SHOWN = {'linear head on both': 'both', 'k-NN by the mean of the patches': 'neighbours_mean'}
+# of the table: what -> pattern of the metrics of which the best layer counts
+COLUMNS = {
+    'linear head': r'eval/accuracy',
+    'of CLS': r'eval/layer_\d+/cls',
+    'of the mean': r'eval/layer_\d+/mean',
+    'k-NN': NEIGHBOURS,
+}
+SHOWN = {
+    'linear head on both': 'both',
+    'linear head on CLS': 'cls',
+    'k-NN by the mean of the patches': 'neighbours_mean',
+}
 
 
 def neighbours(folder: Path) -> dict:
@@ -34,9 +45,15 @@ def by_arm(study, done: list) -> dict[str, list[dict]]:
     return {arm: each for arm, each in found.items() if each}
 
 
+def best(each: list[dict], pattern: str) -> list[float]:
+    """Of the metrics of each probe that a pattern matches the largest; of none of them nothing."""
+    found = ([metrics[n] for n in metrics if re.fullmatch(pattern, n)] for metrics in each)
+    return [max(values) for values in found if values]
+
+
 def plot(found: dict[str, list[dict]], path: Path) -> None:
     """The mean over seeds of the accuracy at each layer, a line an arm."""
-    figure = Figure(figsize=(11, 4.2), layout='constrained')
+    figure = Figure(figsize=(5.5 * len(SHOWN), 4.2), layout='constrained')
     for axes, (title, kind) in zip(figure.subplots(1, len(SHOWN)), SHOWN.items()):
         for arm, each in found.items():
             layers = sorted(name for name in each[0] if re.fullmatch(rf'.*/layer_\d+/{kind}', name))

@@ -122,11 +122,11 @@ def _table(study, done):
 
 
 def _probe_table(study, probed):
-    lines = [_row('frozen encoder', 'linear head', 'k-NN'), '|-|-|-|']
+    lines = [_row('frozen encoder', *probes.COLUMNS), '|-' * (1 + len(probes.COLUMNS)) + '|']
     for arm, each in probed.items():
         cells = []
-        for metric in ('eval/accuracy', probes.NEIGHBOURS):
-            known = [100 * metrics[metric] for metrics in each if metric in metrics]
+        for pattern in probes.COLUMNS.values():
+            known = [100 * best for best in probes.best(each, pattern)]
             cells.append(f'{_spread(known, 1)} ({len(known)})' if known else '-')
         lines.append(_row(arm, *cells))
     legend = 'In percent, of the best layer and features: mean +- deviation over seeds (how many).'
@@ -136,26 +136,30 @@ def _probe_table(study, probed):
 def _pretraining_table(done):
     """What pre-training says of itself, under the first arm that has it. Tokens differ in how hard
     they are to predict: it does not tell which encoder is the best one."""
-    results = {}
+    runs = {}
     for run in done:
         if run.stage == 'pretrain':
-            results.setdefault(run.arm, []).append(run.result)
-    if not results:
+            runs.setdefault(run.arm, []).append(run)
+    if not runs:
         return []
 
     def cell(each, metric):
-        if metric not in each[0]['metrics']:
+        if metric not in each[0].result['metrics']:
             return '-'
-        return _spread((result['metrics'][metric] for result in each), 3)
+        return _spread((run.result['metrics'][metric] for run in each), 3)
 
-    lines = [
-        _row('pre-training', 'pictures seen', *map(_in_words, PRETRAINING)),
-        '|-' * (2 + len(PRETRAINING)) + '|',
-    ]
-    for name, each in results.items():
-        seen = each[0]['config']['total_steps'] * each[0]['config']['batch_size']
-        lines.append(_row(name, f'{seen:,}', *(cell(each, metric) for metric in PRETRAINING)))
+    head = 'pre-training', 'hours, with all before it', 'pictures seen'
+    lines = [_row(*head, *map(_in_words, PRETRAINING)), '|-' * (3 + len(PRETRAINING)) + '|']
+    for name, each in runs.items():
+        config, hours = each[0].result['config'], _spread(map(_hours, each), 2)
+        seen = f'{config["total_steps"] * config["batch_size"]:,}'
+        lines.append(_row(name, hours, seen, *(cell(each, metric) for metric in PRETRAINING)))
     return lines
+
+
+def _hours(run) -> float:
+    """Hours of one process for a run and all that it came from: tokenizer, teacher."""
+    return run.result['seconds'] / 3600 + sum(map(_hours, run.needs))
 
 
 def _plot(study, done, path):

@@ -20,7 +20,9 @@ from beit_jax.whole_files import read_json
 RESULTS = {
     'tokenizer': ('tokenizer', 'tokenizer.path'),
     'fit_tokenizer': ('tokenizer', 'tokenizer.path'),
+    'vqkd': ('tokenizer', 'tokenizer.path'),
     'pretrain': ('', 'init'),
+    'classify': ('', 'init'),
 }
 STAGES = (*RESULTS, 'probe', 'finetune')
 # the first of those of the runs that choose a learning rate: no arm is compared with them
@@ -36,7 +38,8 @@ class Study:
 
     recipes: dict  # stage -> 'RECIPE.py[:settings]'; of fit_tokenizer: its arguments
     # name -> {stage: settings}: its stages, of STAGES; `line` and `x` place it in the plot, where
-    # `axis` is set; `baseline`, for that of all
+    # `axis` is set; `baseline`, for that of all; `teacher`: the arm above it whose encoder, without
+    # fine-tuning, teaches its stage vqkd
     arms: dict
     # name -> settings: the fine-tunings that every arm with the stage gets
     tasks: dict = dataclasses.field(default_factory=dict)
@@ -59,8 +62,9 @@ class Study:
             bool(self.tasks) or not any('finetune' in arm for arm in self.arms.values()),
             "a study whose arms have 'finetune' needs tasks: the fine-tunings that each gets.",
         )
+        above = []
         for name, arm in self.arms.items():
-            for stage in arm.keys() - {'line', 'x', 'baseline'}:
+            for stage in arm.keys() - {'line', 'x', 'baseline', 'teacher'}:
                 one_of(f'a stage of the arm {name!r}', stage, STAGES)
                 check(
                     stage in self.recipes,
@@ -71,6 +75,13 @@ class Study:
                 f"the arm {name!r} has no 'finetune' and no 'probe': give the settings of either, "
                 "'' for the recipe's.",
             )
+            encoders = [one for one in above if self.arms[one].keys() & {'pretrain', 'classify'}]
+            check(
+                arm.get('teacher') in (encoders if 'vqkd' in arm else (None,)),
+                f'the arm {name!r} has the teacher {arm.get("teacher")!r}: the stage vqkd, and no '
+                f'other, takes an arm above it with an encoder ({", ".join(encoders) or "none"}).',
+            )
+            above.append(name)
             check(
                 not self.axis or {'line', 'x'} <= arm.keys(),
                 f'the arm {name!r} has no line and x, which the axis {self.axis!r} takes.',
@@ -149,13 +160,17 @@ def plan(study: Study, workdir: Path) -> list[Run]:
     def encoder(arm: str, seed: int) -> tuple[tuple[Run, ...], str, list[str]]:
         """(the last of its runs, what gives it to the fine-tuning, the settings it came by)."""
         needs, given, history = (), '', []
+        if teacher := study.arms[arm].get('teacher'):
+            needs, given, _ = encoder(teacher, seed)
+            given, history = f'teacher.path={given.removeprefix("init=")}', [f'by {teacher}']
         for stage in (stage for stage in RESULTS if stage in study.arms[arm]):
             settings = study.arms[arm][stage]
             history.append(settings or 'plain')
             if stage == 'fit_tokenizer':
                 settings = f'{settings} --seed {seed}'
             else:
-                settings = _joined(settings, given, f'seed={seed}')
+                labels = f'data.subset_seed={seed}' if stage == 'classify' else ''
+                settings = _joined(settings, given, f'seed={seed}', labels)
             folder = '+'.join(history), f'seed{seed}'
             made = add(*folder, stage=stage, settings=settings, needs=needs, arm=arm, seed=seed)
             place, setting = RESULTS[stage]
@@ -210,6 +225,15 @@ def plan(study: Study, workdir: Path) -> list[Run]:
                 candidates[rate] = [choosing(arm, task, rate, i) for i in seeds]
             fine_tuning(arm, task, seed, f'seed{seed}', candidates=candidates)
     return list(runs.values())
+
+
+def with_teachers(study: Study, names: list[str]) -> list[str]:
+    """Names of arms, and those of the arms that teach them."""
+    whole = list(names)
+    for name in whole:  # which grows
+        teacher = study.arms.get(name, {}).get('teacher')
+        whole += [teacher] if teacher else []
+    return whole
 
 
 def _as_name(text: str) -> str:

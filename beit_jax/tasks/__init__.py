@@ -17,7 +17,7 @@ import jax
 
 from beit_jax.data.config import DataConfig, View
 from beit_jax.errors import check
-from beit_jax.models.architecture import ARCHITECTURES
+from beit_jax.models.architecture import check_encodes
 from beit_jax.models.encoder import EncoderConfig
 from beit_jax.settings.intervals import Interval
 from beit_jax.settings.run import RunConfig
@@ -194,11 +194,7 @@ class Task:
 def check_encoder(architecture: dict, model: EncoderConfig, source: str) -> None:
     """Raises RequestError where a checkpoint has no encoder, or differs from `model` in what no
     shape of an array shows."""
-    check(
-        architecture['architecture'] in ARCHITECTURES,
-        f'{source} is a {architecture["architecture"]}: give a checkpoint of pre-training or of '
-        'fine-tuning.',
-    )
+    check_encodes(architecture, source)
     for name in ('heads', 'patch_size', 'norm_eps', 'qkv_bias'):
         theirs, ours = architecture[name], getattr(model, name)
         check(

@@ -67,7 +67,7 @@ class VectorQuantization(Task):
     """The task: see `beit_jax.tasks.Task`."""
 
     config: Config
-    teacher: Loaded
+    teacher: Loaded | None  # None: batches bring its features
     graphdef: nnx.GraphDef
 
     @property
@@ -81,7 +81,7 @@ class VectorQuantization(Task):
 
     @property
     def frozen(self):
-        return self.teacher.params
+        return self.teacher.params if self.teacher else None
 
     @property
     def notes(self):
@@ -203,6 +203,13 @@ def _taught_by(config: Config, teacher: Loaded) -> Config:
     return dataclasses.replace(config, model=model)
 
 
+def make_on_given_features(config: Config, teacher: Loaded | None = None) -> VectorQuantization:
+    """The task for a teacher, or without one: its steps take batches that have `features`
+    already."""
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: _build(config, nnx.Rngs(0))))
+    return VectorQuantization(config, teacher, graphdef)
+
+
 def make(config: Config) -> VectorQuantization:
     check(
         bool(config.teacher.path),
@@ -211,6 +218,4 @@ def make(config: Config) -> VectorQuantization:
     )
     given, dtype = config.teacher, config.compute_dtype
     teacher = load_teacher(given.path, given.image_size, given.mean, given.std, dtype)
-    config = _taught_by(config, teacher)
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: _build(config, nnx.Rngs(0))))
-    return VectorQuantization(config, teacher, graphdef)
+    return make_on_given_features(_taught_by(config, teacher), teacher)

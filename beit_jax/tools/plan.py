@@ -4,9 +4,10 @@ one.
 It compiles the real step for the topology, takes minutes, and needs the compiler:
 pip install "jax[tpu]", or "jax[cuda13]" in an environment of its own. With an empty
 config.tokenizer.path, pre-training is planned on given tokens; with a tokenizer or --dall_e, that
-is part of the step. With config.mesh.slice=N the chips are N slices of a TPU's topology. On a TPU
-all figures are estimates of its compiler: cycles do not count what chips wait for one another. On
-GPUs the time is a roofline over the compiled program, so at best what a step takes.
+is part of the step; so is VQ-KD's teacher with a config.teacher.path. With config.mesh.slice=N the
+chips are N slices of a TPU's topology. On a TPU all figures are estimates of its compiler: cycles
+do not count what chips wait for one another. On GPUs the time is a roofline over the compiled
+program, so at best what a step takes.
 """
 
 import argparse

@@ -19,12 +19,12 @@ from beit_jax.tools import arguments, outputs
 def run(options) -> None:
     from beit_jax.studies import report
     from beit_jax.studies.running import check_runs, start_processes, work
-    from beit_jax.studies.study import load_study, plan
+    from beit_jax.studies.study import load_study, plan, with_teachers
 
     whole, about = load_study(options.study)
     workdir, processes = outputs.folder('--workdir', options.workdir), options.processes
     output = outputs.folder('--output', options.output) if options.output else workdir
-    study = _chosen(whole, options)
+    study = _chosen(whole, options, with_teachers(whole, options.arms))
     check(processes >= 0, f'--processes={processes}: use 1 or more, or 0 to write the report only.')
     check(',' not in options.workdir, f'--workdir={options.workdir}: use a path without commas.')
     check(
@@ -43,9 +43,9 @@ def run(options) -> None:
         report.write(study, runs, workdir, output, about, _command(options))
 
 
-def _chosen(study, options):
+def _chosen(study, options, arms):
     """What the options leave of a study."""
-    arms = _only(options.arms, study.arms, '--arms')
+    arms = _only(arms, study.arms, '--arms')
     tasks = _only(options.tasks, study.tasks, '--tasks')
     for name, arm in arms.items():
         if arm.get('baseline') not in arms:

@@ -20,8 +20,8 @@ from beit_jax.data.pictures.load import read_picture, square
 from beit_jax.errors import check, one_of
 from beit_jax.images.color import normalize, to_float
 from beit_jax.models.architecture import (
-    ARCHITECTURES,
     abstract,
+    check_encodes,
     predicts_tokens,
     problem_type,
     segments,
@@ -316,7 +316,7 @@ def load_model(path: str | Path, dtype: str = 'float32') -> Model:
     one_of('dtype', dtype, COMPUTE_DTYPES)
     params, description = load_weights(os.path.expanduser(path))
     architecture = description['architecture']
-    one_of(f'the architecture of {path}', architecture['architecture'], ARCHITECTURES)
+    check_encodes(architecture, str(path))
     graphdef, wanted = abstract(architecture, dtype=dtype)
     check_params(wanted, params, str(path))
     return Model(description, graphdef, params, dtype)

@@ -14,10 +14,12 @@ from beit_jax.performance.programs import Program, peak, peak_in_turns, step_pro
 from beit_jax.performance.tpu_estimate import estimate
 from beit_jax.settings.mapping import task_config
 from beit_jax.settings.recipes import load_recipe
+from beit_jax.tasks import make_task
 from beit_jax.tasks.pretrain import TokenizerConfig
 from beit_jax.tools import plan as tool
 from beit_jax.train import jaxprs
 from beit_jax.train.sharding import make_mesh
+from tests import tiny
 
 HLO = """HloModule step
 
@@ -286,3 +288,26 @@ def _chip(monkeypatch, most, error=plan.MemoryLimitError):
 
     monkeypatch.setattr(tpu_estimate.Tpu, 'devices', lambda target, slices: [0] * 4)
     monkeypatch.setattr(plan, 'plan', planned)
+
+
+def test_flops_of_vqkd(tmp_path):
+    """Counted by hand; with a teacher its program is beside the step."""
+    tokens, width, hidden, codes, rows, features = 25, 64, 37, 7, 53, 16
+    model = {
+        'width': width, 'depth': 3, 'decoder_depth': 2, 'heads': 1, 'hidden': hidden,
+        'vocabulary': rows, 'code_width': codes, 'patch_size': 4, 'features': features,
+    }  # fmt: skip
+    changed = {'task': 'vqkd', 'model': model, 'batch_size': 3, 'teacher': {'path': ''}}
+    settings = tiny.settings('', **changed) | {'model': model}
+    settings = {name: each for name, each in settings.items() if name not in ('tokenizer', 'mask')}
+    config = task_config(settings)
+    (step,) = step_programs(config, make_mesh(config.mesh)).values()
+    block = (tokens + 1) * (4 * width**2 + 2 * width * hidden) + 2 * (tokens + 1) ** 2 * width
+    halves = 5 * block + tokens * width * (4 * 4 * 3 + codes + 2 * width + codes + features)
+    nearest = tokens * codes * rows
+    assert step.flops / 3 == pytest.approx(3 * 2 * (halves + nearest), rel=1e-3)
+    beit = task_config(tiny.settings('', target='pixels', model={'depth': 1}))
+    tiny.save_checkpoint(tmp_path, make_task(beit))
+    config = task_config(settings | {'teacher': {'path': str(tmp_path)}})
+    programs = step_programs(config, make_mesh(config.mesh))
+    assert list(programs) == ['step', 'teacher'] and programs['teacher'].flops > 0

@@ -20,10 +20,12 @@ def ran(monkeypatch):
         runs[workdir] = config
         metrics = {
             'tokenizer': {'eval/psnr': 20.0},
+            'vqkd': {'eval/distance': 0.1},
             'pretrain': {'eval/token_accuracy': 0.25 + 0.5 * config.seed, 'eval/loss': 3.0},
             'classify': {'eval/accuracy': small_study.score(config, workdir.parts[-2])},
             'probe': {'eval/accuracy': small_study.probed(config)}
-            | {f'eval/layer_{layer:02d}/both': 0.1 * layer for layer in (1, 2)},
+            | {f'eval/layer_{layer:02d}/both': 0.1 * layer for layer in (1, 2)}
+            | {'eval/layer_01/cls': 0.41, 'eval/layer_02/cls': 0.23, 'eval/layer_01/mean': 0.29},
         }[config.task]
         if config.task == 'probe':
             table = {'k-NN cls': [0.11, 0.31], 'k-NN mean': [0.37, 0.23 + 0.04 * config.seed]}

@@ -41,7 +41,10 @@ def test_probes(path, ran, tmp_path, capsys):
     knn = np.array([37.0, 37.0])  # the best layer and features of each seed
     for arm, accuracies in {'tokens': (50, 52), 'from scratch': (30, 32)}.items():
         heads = f'{np.mean(accuracies):.1f} +- {np.std(accuracies, ddof=1):.1f} (2)'
-        row = f'| {arm} | {heads} | {knn.mean():.1f} +- {knn.std(ddof=1):.1f} (2) |'
+        cls, mean = ('41.0 +- 0.0 (2)', '29.0 +- 0.0 (2)')  # of the layer where they are best
+        row = (
+            f'| {arm} | {heads} | {cls} | {mean} | {knn.mean():.1f} +- {knn.std(ddof=1):.1f} (2) |'
+        )
         assert row in report and row in shown
     assert '| the same |' not in report.partition('frozen encoder')[2]
     assert (workdir / 'probes.png').stat().st_size > 5000

@@ -86,7 +86,10 @@ def test_report(path, ran, tmp_path, capsys):
     assert f'| tokens | {cell} | {cell.replace("0.5", "1 (edge)")} |' in report
     assert f'| from scratch | {spread.replace("71.5", "51.5")} (2); lr 0.5 | ' in report
     assert 'ahead of "from scratch" with' in report
-    assert '| random masks | 4,192 | 0.500 +- 0.354 | - | - | 3.000 +- 0.000 |' in report
+    assert (
+        '| random masks | 0.00 +- 0.00 | 4,192 | 0.500 +- 0.354 | - | - | 3.000 +- 0.000 |'
+        in report
+    )
     assert cell in capsys.readouterr().out and (workdir / 'report.png').stat().st_size > 5000
     rows = list(csv.DictReader((workdir / 'results.csv').open()))
     assert len(rows) == 36
@@ -217,6 +220,62 @@ def test_a_tokenizer_without_training(path, ran, tmp_path):
     assert next(iter(ran.values())).tokenizer.path == str(folder)
 
 
+def test_arms_that_are_taught_by_others(path, ran, tmp_path):
+    """VQ-KD's teacher is the encoder of another arm, of pre-training or after labels, with the same
+    seed; arms with the same teacher share its tokenizer; hours are counted with all before them."""
+    vqkd = {'vqkd': '', 'pretrain': '', 'probe': ''}
+    beit = {'tokenizer': '', 'pretrain': '', 'probe': ''}
+    arms = {
+        'BEiT': beit,
+        'labels': beit | {'classify': 'data.labels_per_class=3'},
+        'v2': vqkd | {'teacher': 'BEiT'},
+        'v2, cls': vqkd | {'teacher': 'BEiT', 'pretrain': 'mask.exact=true'},
+        'v2 by labels': vqkd | {'teacher': 'labels'},
+        'v3': vqkd | {'teacher': 'v2'},
+    }
+    recipes = {
+        name: f'configs/quickstart/{file}.py'
+        for name, file in {
+            'tokenizer': 'tokenizer',
+            'vqkd': 'tokenizer_vqkd',
+            'pretrain': 'pretrain',
+            'classify': 'finetune',
+            'probe': 'probe',
+        }.items()
+    }
+    write(path, arms=arms, recipes=recipes, tasks={}, baseline='', rates=())
+    workdir = tmp_path / 'w'
+    run(path, workdir)
+    names = [str(folder.relative_to(workdir)) for folder in ran]
+    count = lambda stage: sum(name.startswith(f'{stage}/') for name in names)
+    assert [count(stage) for stage in recipes] == [2, 6, 10, 2, 12]
+    given = {
+        'BEiT': 'pretrain/plain+plain',
+        'labels': 'classify/plain+plain+data.labels_per_class=3',
+        'v2': 'pretrain/by_BEiT+plain+plain',
+    }
+    for teacher, folder in given.items():
+        taught = f'vqkd/by_{teacher}+plain/seed1'
+        assert ran[workdir / taught].teacher.path == str(workdir / folder / 'seed1')
+        assert names.index(f'{folder}/seed1') < names.index(taught)
+        after = ran[workdir / f'pretrain/by_{teacher}+plain+plain/seed1']
+        assert after.tokenizer.path == str(workdir / taught / 'tokenizer')
+    labelled = ran[workdir / 'classify/plain+plain+data.labels_per_class=3/seed1']
+    assert labelled.init == str(workdir / 'pretrain/plain+plain/seed1')
+    assert labelled.seed == labelled.data.subset_seed == 1
+    probe = ran[workdir / 'probe/plain+plain+data.labels_per_class=3+plain/seed1']
+    assert probe.encoder == str(workdir / given['labels'] / 'seed1')
+    for file in workdir.rglob('result.json'):  # an hour each
+        file.write_text(json.dumps(json.loads(file.read_text()) | {'seconds': 3600}))
+    run(path, workdir, '--processes', 0)
+    report = (workdir / 'report.md').read_text()
+    for arm, hours in {'BEiT': 2, 'v2': 4, 'v2, cls': 4, 'v2 by labels': 5, 'v3': 6}.items():
+        assert f'| {arm} | {hours}.00 +- 0.00 | 51,200 |' in report
+    alone = tmp_path / 'alone'
+    run(path, alone, '--arms', 'v2', '--seeds', 1)  # its teacher comes with it
+    assert (alone / 'vqkd/by_BEiT+plain/seed0/result.json').is_file()
+
+
 def test_wrong_settings_are_refused_before_anything_is_run(path, ran, tmp_path):
     path.write_text(path.read_text().replace('total_steps=37', 'total_stesp=37'))
     message = r'config.total_stesp is not a setting. Did you mean total_steps\?'
@@ -247,6 +306,14 @@ def test_wrong_settings_are_refused_before_anything_is_run(path, ran, tmp_path):
             "the baseline 'scratch' is not an arm. Arms: tokens, random masks, from scratch.",
         ),
         ({'axis': 'pictures'}, "the arm 'tokens' has no line and x"),
+        (
+            {'arms': {'a': {'probe': '', 'teacher': 'a'}}, 'recipes': {'probe': ''}},
+            "the arm 'a' has the teacher 'a': the stage vqkd, and no other, takes an arm above it",
+        ),
+        (
+            {'arms': {'a': {'probe': '', 'vqkd': ''}}, 'recipes': {'probe': '', 'vqkd': ''}},
+            "the arm 'a' has the teacher None: the stage vqkd",
+        ),
         ({'tasks': {'a b': '', 'a_b': ''}}, 'make the same name of a folder: a b, a_b'),
         ({'sseds': 3}, 'Did you mean seeds?'),
     ],

@@ -23,6 +23,7 @@ from beit_jax.train import loop
 from beit_jax.train.optimizer import parameter_table
 from beit_jax.weights.checkpoint import load_params
 from beit_jax.weights.load import load_weights
+from beit_jax.weights.trees import check_params
 from tests import tiny, torch_models
 from tests.tools.call import call
 
@@ -111,6 +112,19 @@ def test_files_in_and_out(official, tmp_path, capsys):
         call(export_weights, input=path, format=dialect, output=tmp_path / dialect)
         assert f'{dialect} has no blocks that pre-train CLS' in capsys.readouterr().out
         assert 'cls_head' not in load_weights(str(tmp_path / dialect))[0]
+
+
+def test_fine_tuning_from_a_released_file(official):
+    """It gets the whole encoder, and says what it leaves out."""
+    params, description = load_weights(str(official[1]))
+    names = ('width', 'depth', 'heads', 'hidden', 'patch_size')
+    model = {name: description['architecture'][name] for name in names} | {'unroll': 5}
+    config = tiny.classify_settings(model=model, data={'image_size': SIDE})
+    task = make_task(task_config(config).resolve(37, ('ant', 'bee')))
+    kept, fresh, notes = task.adapt(params, description, ('ant', 'bee'), 'F')
+    check_params(nnx.to_pure_dict(task.abstract)['encoder'], kept['encoder'], 'F')
+    assert (set(kept), fresh) == ({'encoder'}, ('head',))
+    assert 'the 2 blocks of F that pre-train CLS are left out' in notes
 
 
 def test_drop_path_of_their_depth():

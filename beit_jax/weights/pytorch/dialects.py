@@ -30,8 +30,9 @@ def identify(source: Source) -> tuple[str, dict[str, np.ndarray]]:
     check(bool(tensors), f'{path} holds no tensors.')
     check(
         not _has(tensors, 'quantize.', 'encoder/codebook'),
-        f'{path} is a VQ-KD tokenizer, not an encoder: give config.tokenizer.path the '
-        'folder that beit_jax.tools.import_tokenizer makes of the released file.',
+        f'{path} is a VQ-KD tokenizer, not an encoder: give weights of pre-training or of '
+        'fine-tuning here. Pre-training takes it as config.tokenizer.path, once '
+        'beit_jax.tools.import_tokenizer has made a folder of it.',
     )
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in tensors):

@@ -44,13 +44,13 @@ def read_tokenizer(paths: list[str]) -> Published:
 
 
 def _read(tensors) -> Published:
-    check(
-        'patch_embed.proj.weight' not in tensors,
-        'it is an encoder, not a tokenizer: give it as config.init.',
-    )
     if any(name.startswith('quantize.') for name in tensors):
         config, params, image_size, notes = from_vqkd(tensors)
         return Published('vqkd', config, params, image_size, tuple(notes))
+    check(
+        not any('patch_embed' in name for name in tensors),
+        'it is an encoder, not a tokenizer: give it as config.init.',
+    )
     if any(name.startswith('blocks.') for name in tensors):
         return Published('dvae', *from_dalle(tensors))
     return Published('customized', *from_customized(tensors))

@@ -164,7 +164,8 @@ def test_files_that_are_refused(torch_model, released, imported, tmp_path):
     )
     refused('cls_token has 2 axes, not 3', state | {'encoder.cls_token': codebook})
     refused('1 tensors do not fit', state | {'encode_task_layer.0.bias': codebook[0]})
-    refused('it is an encoder, not a tokenizer', {'patch_embed.proj.weight': codebook})
+    for name in ('patch_embed.proj.weight', 'beit.embeddings.patch_embeddings.projection.bias'):
+        refused('it is an encoder, not a tokenizer', {name: codebook})
     for path in (released, imported):
         with pytest.raises(RequestError, match='is a VQ-KD tokenizer, not an encoder'):
             load_weights(str(path))
