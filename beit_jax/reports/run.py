@@ -68,7 +68,8 @@ def _headline(rows: list[dict]) -> dict[str, str]:
     found |= {n: training[n] for n in ('images_per_second',) if n in training}
     shown = {name.replace('_', ' '): _number(value) for name, value in found.items()}
     shares = ('utilisation', 'input_wait', 'goodput')
-    return shown | {n.replace('_', ' '): f'{training[n]:.1%}' for n in shares if n in training}
+    known = {name: training[name] for name in shares if training.get(name) is not None}
+    return shown | {name.replace('_', ' '): f'{value:.1%}' for name, value in known.items()}
 
 
 def _evaluation(rows: list[dict]) -> list[str]:
@@ -172,10 +173,9 @@ def _machine(started: list[dict]) -> list[str]:
 
 
 def _about(launch: dict) -> dict[str, str]:
-    versions = launch.get('versions', {})
     about = {'processor': launch.get('machine'), 'cores': launch.get('cores')}
     about |= {'device': launch.get('device'), 'devices': launch.get('devices')}
-    about |= versions if isinstance(versions, dict) else {}
+    about |= launch.get('versions', {})
     return {name: str(value) for name, value in about.items() if value is not None}
 
 

@@ -34,5 +34,6 @@ Sides = Side | tuple[Side, Side]  # of a square, or height and width
 Positive = Annotated[float, Interval(0, 1_000_000, '(]')]
 Share = Annotated[float, Interval(0, 1)]
 ShareBelow1 = Annotated[float, Interval(0, 1, '[)')]
+Shown = Annotated[int, Interval(0, 256)]  # pictures in one
 PositiveShare = Annotated[float, Interval(0, 1, '(]')]
 Seed = Annotated[int, Interval(-(2**31), 2**32 - 1)]  # JAX takes 32 bits of it

@@ -26,7 +26,7 @@ from beit_jax.models.architecture import cls_head_config, patch_target
 from beit_jax.models.heads import ClsHeadConfig, MaskedImageModel
 from beit_jax.models.patches import patchify
 from beit_jax.models.tokenizers import PRECISIONS, Tokenizer
-from beit_jax.settings.intervals import Interval, Side
+from beit_jax.settings.intervals import Interval, Shown, Side
 from beit_jax.tasks import EncoderRunConfig, Task, check_encoder, read_once, without_cls_head
 from beit_jax.tasks.tokenizer import token_statistics
 from beit_jax.tasks.tokenizer_quality import far_from
@@ -65,7 +65,7 @@ class Config(EncoderRunConfig):
     mask: MaskConfig = MaskConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     cls_head: ClsHeadConfig = ClsHeadConfig()
-    pictures: int = 0  # held-out pictures that are drawn, reconstructed, at each evaluation
+    pictures: Shown = 0  # held-out pictures that are drawn, reconstructed, at each evaluation
 
     def __post_init__(self):
         super().__post_init__()

@@ -19,7 +19,7 @@ from beit_jax.errors import check, one_of
 from beit_jax.images.color import to_float
 from beit_jax.models.tokenizers import dvae
 from beit_jax.models.tokenizers.dvae import DVAE, map_pixels, unmap_pixels
-from beit_jax.settings.intervals import Interval, PositiveShare
+from beit_jax.settings.intervals import Interval, PositiveShare, Shown
 from beit_jax.settings.run import RunConfig
 from beit_jax.tasks import Task, of_channels
 from beit_jax.tasks.tokenizer_quality import drawn_psnr
@@ -46,7 +46,7 @@ class Config(RunConfig):
     # pulls the mean code of a batch to the uniform one: against codes that nobody uses (not in
     # DALL-E)
     usage_weight: float = 0.0
-    pictures: int = 0  # held-out pictures that are drawn, reconstructed, at each evaluation
+    pictures: Shown = 0  # held-out pictures that are drawn, reconstructed, at each evaluation
 
     def __post_init__(self):
         super().__post_init__()

@@ -17,6 +17,7 @@ from beit_jax.train.workdir.directory import writing
 from beit_jax.whole_files import json_object, lines_of, replace
 
 FILE = 'launches.jsonl'  # in a work directory
+_LATEST = 1e11  # seconds: a year that calendars have
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
@@ -64,6 +65,9 @@ def launches(workdir: Path) -> list[dict]:
 
 def _launch(line: bytes) -> dict:
     launch = json_object(line)
-    if type(launch.get('step')) is not int or type(launch.get('time')) not in (int, float):
+    step, seconds = launch.get('step'), launch.get('time')
+    numbers = type(step) is int and type(seconds) in (int, float) and 0 <= seconds < _LATEST
+    kinds = {'command': list, 'versions': dict}
+    if not numbers or not all(isinstance(launch.get(n, kind()), kind) for n, kind in kinds.items()):
         raise ValueError('no launch')
     return launch
