@@ -81,18 +81,18 @@ def tiles(figures: Mapping[str, str]) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """'' without rows. The first column is in the type of code."""
+    """'' without rows, no head where it is of ''. The first column is in the type of code."""
     lines = [
         f'<tr><td><code>{escape(first)}</code></td>'
         + ''.join(f'<td>{escape(cell)}</td>' for cell in others)
         + '</tr>'
         for first, *others in rows
     ]
-    heads = ''.join(f'<th>{escape(cell)}</th>' for cell in head)
-    rows = '\n'.join(lines)
-    return f'<table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>' * bool(
-        lines
-    )
+    if not lines:
+        return ''
+    cells = ''.join(f'<th>{escape(cell)}</th>' for cell in head)
+    top, body = f'<thead><tr>{cells}</tr></thead>\n' * any(head), '\n'.join(lines)
+    return f'<table>\n{top}<tbody>\n{body}\n</tbody>\n</table>'
 
 
 def folded(summary: str, inner: str) -> str:

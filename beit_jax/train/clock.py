@@ -23,10 +23,10 @@ TIMINGS = (
 class Clock:
     """Times the steps of a run from after `step` on, without its evaluations and saves."""
 
-    def __init__(self, run: Run, step: int, flops: concurrent.futures.Future, rows: list[dict]):
+    def __init__(self, run: Run, step: int, flops: tuple[int, int], rows: list[dict]):
         """
         Args:
-          flops: to be (of a training step, of what prepares its batch where that is not cached).
+          flops: of a training step, and of what prepares its batch where that is not cached.
           rows: the metrics that were logged up to `step`.
         """
         self._run, self._flops = run, flops
@@ -57,7 +57,7 @@ class Clock:
         `goodput` the share that steps have of all the time since the run was first started.
         """
         seconds, steps = time.perf_counter() - self._time, step - self._step
-        of_step, of_preparation = self._flops.result()
+        of_step, of_preparation = self._flops
         prepared = min(max(0, self._run.batches.cached_from - self._step), steps)
         devices, each = self._run.mesh.size, seconds / steps
         rate = self._run.config.batch_size / each

@@ -56,7 +56,7 @@ class Stepper:
         if first := self._clock is None:
             flops = concurrent.futures.ThreadPoolExecutor(1).submit(self._count, state, batch)
             self._compile(state, batch)
-            self._clock = Clock(self._run, number - 1, flops, self._log.kept)
+            self._clock = Clock(self._run, number - 1, flops.result(), self._log.kept)
         self._watchdog.reset(f'step {number}')
         self._profile(number)
         state, metrics = self._step(state, batch)

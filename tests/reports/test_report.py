@@ -83,7 +83,7 @@ def workdir(tmp_path_factory):
     (folder / 'images').mkdir(parents=True)
     config = load_recipe('configs/quickstart/pretrain.py').to_dict()
     config['optimizer']['lr'] = 1e-3
-    config['data']['path'] = '/data/<script>"&'
+    config['data']['path'] = '/data/<script>&'
     (folder / 'config.json').write_text(json.dumps(config))
     times = {'step_seconds': 0.5, 'images_per_second': 64.0, 'utilisation': 0.41, 'goodput': 0.8}
     rows = [
@@ -112,7 +112,7 @@ def test_page(workdir, tmp_path, capsys):
         '0.75',
         '41.0%',
         '1 more, in parts',
-        '/data/<script>"&',
+        '/data/<script>&',
         '--config.optimizer.lr=1e-3',
         '200 steps took 2 min; 2 min had passed since the first start; started 2 times',
         'a<b',

@@ -51,7 +51,7 @@ def test_laps(tmp_path, moment):
     path = tmp_path / 'launches.jsonl'
     path.write_text('{"time": 40.0, "step": 0}\n{"time": 99.0, "step": 7}\n{"time": 1')
     rows = [{'step': 3, 'step_seconds': 4.0}, {'step': 3, 'eval/loss': 1.0}]
-    clock = Clock(made_up_run(tmp_path, 3, 13), 7, ready((300e12, 60e12)), rows)
+    clock = Clock(made_up_run(tmp_path, 3, 13), 7, (300e12, 60e12), rows)
     moment.seconds = 105
     clock.fetched(101, concurrent.futures.Future())  # the device is busy: no wait
     clock.fetched(101, ready(103.5))
