@@ -166,6 +166,15 @@ def refuse_existing(path: Path) -> None:
 
 
 @contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A file to write that takes the place of `path` when all went well, and vanishes otherwise."""
+    with tempfile.TemporaryDirectory(prefix=f'.{path.name}.', dir=path.parent) as temporary:
+        inner = Path(temporary) / path.name
+        yield inner
+        os.replace(inner, path)
+
+
+@contextlib.contextmanager
 def whole_directory(path: Path) -> Iterator[Path]:
     """A directory to write into that takes the place of `path` when all went well, and vanishes
     otherwise: nothing is written half.
