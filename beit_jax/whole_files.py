@@ -161,7 +161,7 @@ def refuse_existing(path: Path) -> None:
     """Raises RequestError where there is something at `path` but an empty directory."""
     check(
         not path.exists() or (path.is_dir() and not any(path.iterdir())),
-        f'{path} is there already: give another --output, or remove it.',
+        f'{path} is there already: give another name, or remove it.',
     )
 
 
