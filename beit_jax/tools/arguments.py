@@ -68,16 +68,6 @@ def data_config(options: argparse.Namespace, **settings) -> DataConfig:
     return data
 
 
-def add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    """Adds --checkpoint, for `load`."""
-    parser.add_argument(
-        '--checkpoint',
-        required=True,
-        type=path,
-        help='a checkpoint, a work directory, or a file or folder of PyTorch weights',
-    )
-
-
 def load(path: str, dtype: str = 'float32'):
     """The `beit_jax.weights.models.Model` of a checkpoint or of a file of weights; says on stderr
     what had to be assumed or changed to read it."""

@@ -6,7 +6,7 @@ import numpy as np
 from beit_jax.data.pictures.grid import grid_picture, under_map, visible
 from beit_jax.data.pictures.load import load_images
 from beit_jax.errors import RequestError, check
-from beit_jax.tools import arguments, images_option, outputs, pixels_option
+from beit_jax.tools import arguments, checkpoint_option, images_option, outputs, pixels_option
 
 POINTS = '0.25,0.25 0.75,0.25 0.5,0.5 0.25,0.75 0.75,0.75'
 
@@ -76,7 +76,7 @@ def _arguments():
         'python -m beit_jax.tools.attention --checkpoint runs/quickstart/pretrain --images shapes '
         '--output attention.png',
     )
-    arguments.add_checkpoint(parser)
+    checkpoint_option.add(parser)
     images_option.add(parser, ', or `shapes` (the built-in pictures)', required=True)
     pixels_option.add_bands(parser)
     parser.add_argument('--output', required=True, help='the PNG to write')

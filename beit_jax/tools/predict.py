@@ -8,7 +8,7 @@ import numpy as np
 
 from beit_jax.errors import check, one_of
 from beit_jax.settings.mapping import from_mapping
-from beit_jax.tools import arguments, images_option, outputs
+from beit_jax.tools import arguments, checkpoint_option, images_option, outputs
 from beit_jax.train.workdir.prediction_table import class_name
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of --multiscale: mmsegmentation's
@@ -77,7 +77,7 @@ def _arguments():
         'python -m beit_jax.tools.predict --checkpoint runs/quickstart/finetune --images DIR '
         '--output predictions.csv',
     )
-    arguments.add_checkpoint(parser)
+    checkpoint_option.add(parser)
     images_option.add(parser, '', required=True)
     parser.add_argument(
         '--what',
