@@ -11,14 +11,14 @@ __version__ = '0.1.0'
 LAUNCHED = time.perf_counter()
 
 
-def load(path, dtype: str = 'float32'):
+def load(path, dtype='float32'):
     """The model of anything that holds a BEiT, ready for pictures: see
     `beit_jax.weights.models.Model`. Warns of what was assumed.
 
     Args:
       path: a checkpoint, a work directory, a .pth, .bin or .safetensors file of the official code,
         timm or transformers, or a folder with one.
-      dtype: of the products, 'float32' or 'bfloat16'.
+      dtype: of the products, 'float32' or 'bfloat16', or the type: jnp.bfloat16.
 
     Raises:
       beit_jax.errors.RequestError: nothing of that, damaged, or refused; the message says what is

@@ -170,8 +170,17 @@ def refuse_existing(path: Path) -> None:
     """Raises RequestError where there is something at `path` but an empty directory."""
     check(
         not path.exists() or (path.is_dir() and not any(path.iterdir())),
-        f'{path} is there already: give another --output, or remove it.',
+        f'{path} is there already: give another name, or remove it.',
     )
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A file to write that takes the place of `path` when all went well, and vanishes otherwise."""
+    with tempfile.TemporaryDirectory(prefix=f'.{path.name}.', dir=path.parent) as temporary:
+        inner = Path(temporary) / path.name
+        yield inner
+        os.replace(inner, path)
 
 
 @contextlib.contextmanager

@@ -3,9 +3,9 @@
     python main.py --config=configs/finetune_cifar100.py --workdir=DIR \\
         --config.init=PRETRAINED --config.data.path=TFDS/cifar100/3.0.2
 
-The data are TFDS records (`tfds build cifar100`). Variants: `base` (default), `large`; after that
-`in1k`, `vanilla` (see finetune_imagenet1k.py), `scratch` (random weights). Augmentation and
-regularisation are those of ImageNet; epochs, batch and learning rate are ours.
+The data are TFDS records: docs/data.md has how to write them. Variants: `base` (default), `large`;
+after that `in1k`, `vanilla` (see finetune_imagenet1k.py), `scratch` (random weights). Augmentation
+and regularisation are those of ImageNet; epochs, batch and learning rate are ours.
 
 Expected: BEiT's paper gives none. For orientation: DeiT-B, pre-trained with ImageNet's labels,
 reaches 90.8 % (DeiT paper). Not measured here.

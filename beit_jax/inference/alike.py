@@ -35,7 +35,7 @@ def alike(
 
     Args:
       model: see `beit_jax.weights.models.Model`.
-      layer: from 1.
+      layer: from 1, or from the last one, -1.
       asked: pictures as the model takes them, [B, height, width, C].
       names: of these; a picture is not its own neighbour.
       bank: what is looked among; `data`: how it is read.
@@ -48,7 +48,7 @@ def alike(
       RequestError: there is no other picture.
     """
     views = (data.view('image'),)
-    features = lambda images: np.asarray(model.features(images, [layer - 1])['mean'][0])
+    features = lambda images: np.asarray(model.features(images, [layer])['mean'][0])
     known, indices = [], []
     for batch in readable_batches(bank, views, data, BATCH, leave_out):
         known.append(features(batch['image']))

@@ -8,6 +8,7 @@ from pathlib import Path
 from flax import nnx
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from beit_jax.data.config import Reading
 from beit_jax.data.pictures.label_pictures import label_png
@@ -49,7 +50,8 @@ def label_pictures(
     found = whole_images(images, limit, leave_out, model.reading)
     pictures = ((name, picture) for picture, name in found)
     pixels = np.zeros(256, np.int64)
-    for name, image, scores_HVC in labeller(model.params, pictures):
+    labelled = labeller(model.params, pictures)
+    for name, image, scores_HVC in tqdm(labelled, unit='image', disable=None, dynamic_ncols=True):
         padded_HV, _ = labeller.classify(image, scores_HVC)
         label_map = np.asarray(padded_HV)[: image.shape[0], : image.shape[1]]
         path = file_of(name)

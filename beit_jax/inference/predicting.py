@@ -1,16 +1,21 @@
 """What a model says of pictures, one answer each: classes (in a table too), tokens or features."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import contextlib
 import csv
 from pathlib import Path
+from typing import TextIO
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from beit_jax.data.pictures.load import LeaveOut, image_batches
 from beit_jax.errors import check
-from beit_jax.train.workdir.prediction_table import prediction_header, prediction_row
+from beit_jax.inference.rows import Rows
+from beit_jax.train.workdir.prediction_table import class_name, prediction_header, prediction_row
 from beit_jax.weights.models import Model, pad_rows
+from beit_jax.whole_files import whole_file
 
 WHAT = ('classes', 'features', 'tokens')
 SHOWN = 20  # rows of the table on the terminal
@@ -23,13 +28,14 @@ def predict(
     batch_size: int,
     limit: int | None = None,
     leave_out: LeaveOut | None = None,
-) -> tuple[list[str], dict[str, np.ndarray]]:
+    layers: Sequence[int] | None = None,
+) -> Iterator[tuple[list[str], dict[str, np.ndarray]]]:
     """What the model says of the pictures of a folder, a file or a .npy array, at most `limit`;
-    `leave_out` as of `image_batches`.
+    `leave_out` as of `image_batches`, `layers` as of `Model.features`.
 
-    Returns:
-      the pictures' names, and arrays: `logits` [B, C] of classes, `tokens` [B, P], or `cls` and
-        `mean` [B, L, D] of the features of every layer.
+    Yields:
+      of `batch_size` pictures at a time their names, and arrays: `logits` [B, C] of classes,
+        `tokens` [B, P], or `cls` and `mean` [B, L, D] of the features of the layers.
 
     Raises:
       RequestError: no pictures, or a model without classes or tokens, or one that gives numbers.
@@ -39,23 +45,54 @@ def predict(
         'these weights give plain numbers, not classes (problem_type regression, or one output): '
         'beit_jax.load(PATH).logits(images) has them; or ask for --what=features.',
     )
-    names, parts = [], []
     batches = image_batches(
         images, model.image_size, batch_size, limit, model.crop, leave_out, model.reading
     )
-    for pixels, some in batches:
-        made = jax.device_get(_answer(model, what, pad_rows(pixels, batch_size)))
-        parts.append({name: array[: len(pixels)] for name, array in made.items()})
-        names += some
-    return names, jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+    with tqdm(total=limit, unit='image', disable=None, dynamic_ncols=True) as progress:
+        for pixels, names in batches:
+            made = jax.device_get(_answer(model, what, pad_rows(pixels, batch_size), layers))
+            yield names, {name: array[: len(pixels)] for name, array in made.items()}
+            progress.update(len(names))
 
 
-def _answer(model: Model, what: str, pixels: np.ndarray) -> dict[str, jax.Array]:
+def write_predictions(
+    output: Path | None, top: int, model: Model, what: str, *given
+) -> tuple[int, 'Table | None']:
+    """Writes what `predict` yields to a .npz, beside `paths` and `labels` (see `folder_labels`), or
+    classes to a .csv (see `Table`); given: see `predict`.
+
+    Returns:
+      how many pictures there were, and the table of classes.
+    """
+    suffix, classes, paths, table = output.suffix if output else '', model.classes, [], None
+    if what == 'classes':
+        number = model.architecture.get('num_classes', 0)
+        classes = [class_name(classes, i) for i in range(number)]
+    with contextlib.ExitStack() as stack:
+        whole = stack.enter_context(whole_file(output)) if output else None
+        rows = Rows(whole.parent) if suffix == '.npz' else None
+        file = stack.enter_context(whole.open('w', newline='')) if suffix == '.csv' else None
+        if what == 'classes':
+            table = Table(classes, top, model.problem_type, file)
+        for names, arrays in predict(model, what, *given):
+            paths += names
+            labels_B = folder_labels(names, classes)
+            if table:
+                table.add(names, labels_B, arrays['logits'])
+            if rows:
+                rows.add(arrays | {'labels': labels_B})
+        if rows:
+            rows.write(whole, paths=np.array(paths))
+    return len(paths), table
+
+
+def _answer(model: Model, what: str, pixels: np.ndarray, layers) -> dict[str, jax.Array]:
     if what == 'classes':
         return {'logits': model.logits(pixels)}
     if what == 'tokens':
         return {'tokens': model.tokens(pixels)}
-    return {name: x_LBD.swapaxes(0, 1) for name, x_LBD in model.features(pixels).items()}
+    features = model.features(pixels, layers)
+    return {name: x_LBD.swapaxes(0, 1) for name, x_LBD in features.items()}
 
 
 def folder_labels(names: Sequence[str], classes: Sequence[str]) -> np.ndarray:
@@ -71,48 +108,52 @@ def folder_labels(names: Sequence[str], classes: Sequence[str]) -> np.ndarray:
 
 class Table:
     """The `top` best classes of each picture, or all there are, with their probabilities: together
-    1, or where a picture may have several, each from 0 to 1."""
+    1, or where a picture may have several, each from 0 to 1. As CSV, row by row, in a file."""
 
     def __init__(
         self,
-        names: Sequence[str],
-        labels_B: np.ndarray,
-        logits_BC: np.ndarray,
         classes: Sequence[str],
         top: int,
         problem_type: str = 'single_label_classification',
+        file: TextIO | None = None,
     ):
+        self._classes, self._top = classes, min(top, len(classes))
         self._one_each = problem_type == 'single_label_classification'
+        self._first, self._count, self._known, self._right = [], 0, 0, 0
+        self._csv = csv.writer(file) if file else None
+        if self._csv:
+            self._csv.writerow(prediction_header(self._top))
+
+    def add(self, names: Sequence[str], labels_B: np.ndarray, logits_BC: np.ndarray) -> None:
+        """The next pictures; labels: -1 where none is known."""
         probabilities = jax.nn.softmax if self._one_each else jax.nn.sigmoid
         shares_BC = np.asarray(probabilities(logits_BC))
-        self._best_BT = np.argsort(-shares_BC, axis=-1, kind='stable')[:, :top]
-        self._labels_B, self._rows = labels_B, []
-        for name, label, best_T, shares_C in zip(names, labels_B, self._best_BT, shares_BC):
-            known = classes[label] if label >= 0 else ''
-            best = [classes[i] for i in best_T]
-            self._rows.append(prediction_row(name, known, best, shares_C[best_T]))
+        best_BT = np.argsort(-shares_BC, axis=-1, kind='stable')[:, : self._top]
+        rows = []
+        for name, label, best_T, shares_C in zip(names, labels_B, best_BT, shares_BC):
+            known = self._classes[label] if label >= 0 else ''
+            best = [self._classes[i] for i in best_T]
+            rows.append(prediction_row(name, known, best, shares_C[best_T]))
+        self._first += rows[: SHOWN - len(self._first)]
+        self._count += len(rows)
+        known = labels_B >= 0
+        self._known += int(known.sum())
+        self._right += int(np.sum(best_BT[known, 0] == labels_B[known]))
+        if self._csv:
+            self._csv.writerows(rows)
 
     def in_words(self) -> str:
         """The first rows and, where labels are known, the accuracy."""
         lines = []
-        width = min(60, max(len(row[0]) for row in self._rows))
-        for name, _, *cells in self._rows[:SHOWN]:
+        width = min(60, max(len(row[0]) for row in self._first))
+        for name, _, *cells in self._first:
             best = [f'{one} {float(share):.3f}' for one, share in zip(cells[::2], cells[1::2])]
             lines.append(f'{name[-width:]:{width}}  {"  ".join(best)}')
-        if len(self._rows) > SHOWN:
-            lines.append(f'... {len(self._rows) - SHOWN} more')
-        known = self._labels_B >= 0
-        if known.any() and self._one_each:
-            accuracy = np.mean(self._best_BT[known, 0] == self._labels_B[known])
+        if self._count > SHOWN:
+            lines.append(f'... {self._count - SHOWN} more')
+        if self._known and self._one_each:
             lines.append(
-                f'{accuracy:.4f} of the {known.sum()} images in a folder named after a class are '
-                'given that class'
+                f'{self._right / self._known:.4f} of the {self._known} images in a folder named '
+                'after a class are given that class'
             )
         return '\n'.join(lines)
-
-    def write(self, path: str) -> None:
-        """As CSV."""
-        with open(path, 'w', newline='') as file:
-            table = csv.writer(file)
-            table.writerow(prediction_header(self._best_BT.shape[1]))
-            table.writerows(self._rows)

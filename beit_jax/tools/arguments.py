@@ -68,7 +68,7 @@ def data_config(options: argparse.Namespace, **settings) -> DataConfig:
     return data
 
 
-def load(path: str):
+def load(path: str, dtype: str = 'float32'):
     """The `beit_jax.weights.models.Model` of a checkpoint or of a file of weights; says on stderr
     what had to be assumed or changed to read it."""
     # here and not above: tools without a model start without it
@@ -79,7 +79,7 @@ def load(path: str):
         f'{path} is a tokenizer, not an encoder: give a checkpoint or a work directory. What a '
         'tokenizer makes of pictures: python -m beit_jax.tools.tokenize --tokenizer DIR.',
     )
-    model = load_model(path)
+    model = load_model(path, dtype)
     for note in model.notes:
         print(f'{path}: {note}', file=sys.stderr)
     return model

@@ -6,7 +6,7 @@ import numpy as np
 from beit_jax.data.pictures.grid import grid_picture, under_map, visible
 from beit_jax.data.pictures.load import load_images
 from beit_jax.errors import RequestError, check
-from beit_jax.tools import arguments, images_option, outputs, pixels_option
+from beit_jax.tools import arguments, checkpoint_option, images_option, outputs, pixels_option
 
 POINTS = '0.25,0.25 0.75,0.25 0.5,0.5 0.25,0.75 0.75,0.75'
 
@@ -40,9 +40,8 @@ def run(options) -> None:
     check(options.limit > 0, f'--limit is {options.limit}: use at least 1.')
     output = outputs.file('--output', options.output, [options.images], outputs.PICTURE)
     model = arguments.load(options.checkpoint)
-    depth, heads = model.architecture['depth'], model.architecture['heads']
-    layer, head = options.layer or depth, options.head
-    check(1 <= layer <= depth, f'--layer={options.layer}: the encoder has layers 1 to {depth}.')
+    heads = model.architecture['heads']
+    layer, head = model.layer(options.layer), options.head
     check(
         0 <= head <= heads,
         f'--head={head}: the encoder has heads 1 to {heads}; 0 is their mean.',
@@ -56,7 +55,7 @@ def run(options) -> None:
     else:
         which = options.images, model.image_size, options.limit, model.crop, left_out
         images, _ = load_images(*which, model.reading)
-    weights_BHNN = np.asarray(model.attention(images, layer - 1))
+    weights_BHNN = np.asarray(model.attention(images, layer))
     maps = attention_maps(weights_BHNN, model.grid, points, head - 1 if head else None)
     shown = visible(images, options.bands)
     columns, titles = [shown], ['original']
@@ -77,12 +76,7 @@ def _arguments():
         'python -m beit_jax.tools.attention --checkpoint runs/quickstart/pretrain --images shapes '
         '--output attention.png',
     )
-    parser.add_argument(
-        '--checkpoint',
-        required=True,
-        type=arguments.path,
-        help='a checkpoint, a work directory, or a file or folder of PyTorch weights',
-    )
+    checkpoint_option.add(parser)
     images_option.add(parser, ', or `shapes` (the built-in pictures)', required=True)
     pixels_option.add_bands(parser)
     parser.add_argument('--output', required=True, help='the PNG to write')
@@ -91,7 +85,7 @@ def _arguments():
         default=POINTS,
         help=f'reference points x,y as shares of width and height ("{POINTS}")',
     )
-    parser.add_argument('--layer', type=int, default=0, help='from 1; 0 is the last (0)')
+    parser.add_argument('--layer', type=int, default=-1, help='from 1, or from the last, -1 (-1)')
     parser.add_argument('--head', type=int, default=0, help='from 1; 0 is the mean of all (0)')
     parser.add_argument('--limit', type=int, default=4, help='at most so many images (4)')
     return parser

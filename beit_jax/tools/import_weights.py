@@ -7,13 +7,12 @@ import itertools
 from beit_jax.errors import check
 from beit_jax.tools import arguments, outputs
 from beit_jax.tools.inspect_weights import summary
-from beit_jax.whole_files import whole_directory
 
 
 def run(options) -> None:
     import jax
 
-    from beit_jax.train.workdir.checkpoint import Checkpoints
+    from beit_jax.weights.checkpoint import save_params
     from beit_jax.weights.pytorch.importer import convert, examine
 
     output = outputs.folder('--output', options.output, new=True)
@@ -22,11 +21,7 @@ def run(options) -> None:
     if options.channels:
         params, description = of_channels(params, description, options.channels)
     print('\n'.join(summary(found)))
-    with whole_directory(output) as directory:
-        checkpoints = Checkpoints(directory)
-        checkpoints.save({'params': jax.device_put(params)}, 0, description)
-        checkpoints.close()
-        check(not checkpoints.owed, '\n'.join(checkpoints.warnings()))
+    save_params(output, jax.device_put(params), description)
     print(
         f'-> {output}: start from it with --config.init={output}, or beit_jax.load({str(output)!r})'
     )

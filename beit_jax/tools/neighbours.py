@@ -47,9 +47,8 @@ def run(options) -> None:
         check(number > 0, f'--{name} is {number}: use at least 1.')
     output = outputs.file('--output', options.output, [options.images], outputs.PICTURE)
     model = arguments.load(options.checkpoint)
-    depth = model.architecture['depth']
-    layer = options.layer or max(1, round(depth * 3 / 4))
-    check(1 <= layer <= depth, f'--layer={layer}: the encoder has layers 1 to {depth}.')
+    wanted = options.layer or max(1, round(model.architecture['depth'] * 3 / 4))
+    layer = model.layer(wanted)
     pixels_option.check_bands(options, model.pixels.num_channels)
     data, left_out = data_of(options, model), images_option.LeftOut(options)
     if options.images == images_option.HELD_OUT:
@@ -98,7 +97,9 @@ def _arguments():
         '--limit', type=int, default=5000, help='among at most so many, evenly spread (5000)'
     )
     parser.add_argument(
-        '--layer', type=int, default=0, help='from 1; 0 is three quarters of the way (0)'
+        '--layer',
+        type=int,
+        help='from 1, or from the last, -1 (three quarters of the way)',
     )
     return parser
 

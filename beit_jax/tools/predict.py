@@ -1,5 +1,5 @@
 """What a checkpoint says of images: classes with probabilities (fine-tuned), visual tokens
-(pre-trained), features of every layer, or the class of each pixel (segmentation): then --output is
+(pre-trained), features of layers, or the class of each pixel (segmentation): then --output is
 a folder, and gets a PNG an image, whose pixels are the classes, with a palette."""
 
 from pathlib import Path
@@ -8,14 +8,14 @@ import numpy as np
 
 from beit_jax.errors import check, one_of
 from beit_jax.settings.mapping import from_mapping
-from beit_jax.tools import arguments, images_option, outputs
+from beit_jax.tools import arguments, checkpoint_option, images_option, outputs
 from beit_jax.train.workdir.prediction_table import class_name
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of --multiscale: mmsegmentation's
 
 
 def run(options) -> None:
-    from beit_jax.inference.predicting import WHAT, Table, folder_labels, predict
+    from beit_jax.inference.predicting import WHAT, write_predictions
     from beit_jax.models.architecture import segments
 
     what, suffix = options.what, Path(options.output or '').suffix
@@ -29,7 +29,8 @@ def run(options) -> None:
     if what != 'classes':
         check(suffix != '.csv', f'--what={what} is an array: give an --output that ends in .npz.')
         check(bool(suffix), f'--what={what} needs an --output that ends in .npz.')
-    model = arguments.load(options.checkpoint)
+    check(what == 'features' or not options.layers, '--layers are of --what=features.')
+    model = arguments.load(options.checkpoint, options.dtype)
     if what == 'classes' and segments(model.architecture):
         _label(options, model, output)
         return
@@ -37,21 +38,12 @@ def run(options) -> None:
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
     left_out, limit = images_option.LeftOut(options), options.limit or None
-    names, arrays = predict(model, what, options.images, options.batch_size, limit, left_out)
-    classes = model.classes
-    if what == 'classes':
-        classes = [class_name(classes, i) for i in range(arrays['logits'].shape[1])]
-    labels_B = folder_labels(names, classes)
-    if what == 'classes':
-        logits_BC = arrays['logits']
-        table = Table(names, labels_B, logits_BC, classes, options.top, model.problem_type)
+    given = options.images, options.batch_size, limit, left_out, options.layers
+    count, table = write_predictions(output, options.top, model, what, *given)
+    if table:
         print(table.in_words())
-        if suffix == '.csv':
-            table.write(output)
-    if suffix == '.npz':
-        np.savez(output, paths=np.array(names), labels=labels_B, **arrays)
     if suffix or left_out.count:
-        print(f'{len(names)} images{left_out}{f" -> {output}" if suffix else ""}')
+        print(f'{count} images{left_out}{f" -> {output}" if suffix else ""}')
 
 
 def _label(options, model, output: Path | None) -> None:
@@ -85,18 +77,17 @@ def _arguments():
         'python -m beit_jax.tools.predict --checkpoint runs/quickstart/finetune --images DIR '
         '--output predictions.csv',
     )
-    parser.add_argument(
-        '--checkpoint',
-        required=True,
-        type=arguments.path,
-        help='a checkpoint, a work directory, or a file or folder of PyTorch weights',
-    )
+    checkpoint_option.add(parser)
     images_option.add(parser, '', required=True)
     parser.add_argument(
         '--what',
         default='classes',
-        help='classes, features (of every layer: `cls` and `mean` [B, L, D]) or tokens (classes)',
+        help='classes, features (of layers: `cls` and `mean` [B, L, D]) or tokens (classes)',
     )
+    parser.add_argument(
+        '--layers', type=int, nargs='+', help='of features: from 1, or from the last, -1 (all)'
+    )
+    parser.add_argument('--dtype', default='float32', help='float32 or bfloat16 (float32)')
     parser.add_argument(
         '--output',
         help='.csv (classes) or .npz: `logits`, `tokens`, or `cls` and `mean`; `paths`; `labels`; '

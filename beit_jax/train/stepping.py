@@ -97,6 +97,7 @@ class Stepper:
     def _compile(self, state, batch) -> None:
         """In a thread: a signal ends the process at once, for no step has begun."""
         self._watchdog.pause()
+        self._log.say('compiling the step: seconds for a small model, minutes for a large one')
         began = time.perf_counter()
         compile_ = self._step.lower(state, batch).compile
         compiling = concurrent.futures.ThreadPoolExecutor(1).submit(compile_)

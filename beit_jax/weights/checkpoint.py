@@ -8,7 +8,8 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from beit_jax.errors import StorageError, check
-from beit_jax.weights.integrity import reading, unseal, verify
+from beit_jax.weights.integrity import reading, seal, unseal, verify
+from beit_jax.whole_files import whole_directory
 
 
 def is_checkpoint(path: str | Path) -> bool:
@@ -84,6 +85,26 @@ def load_params(path: str, place: Callable | None = None):
         params = ocp.load(directory, {name: placed})[name]
     verify({name: params}, arrays, directory)
     return params, description
+
+
+def save_params(path: Path, params, description: dict) -> None:
+    """Writes parameters alone to a new directory, as the checkpoint of step 0 of a run.
+
+    Raises:
+      RequestError: there is something already.
+      StorageError: it cannot be written now.
+    """
+    state = {'params': params}
+    with whole_directory(path) as directory:
+        checkpoint = directory / 'checkpoints' / '0'
+        checkpoint.parent.mkdir()
+        try:
+            ocp.save(checkpoint, state, custom_metadata=seal(description, state))
+        except Exception as error:  # storage answers with errors of many types
+            reason = ' '.join(str(error).split())[:300]
+            raise StorageError(
+                f'{path} cannot be written ({reason}): make room, or give another place.'
+            ) from error
 
 
 def _abstract(leaf, sharding=None) -> jax.ShapeDtypeStruct:

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import os
 from pathlib import Path
+import warnings
 
 from flax import nnx
 import jax
@@ -15,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from beit_jax.data.config import PixelFormat, Reading, one_size, sides
 from beit_jax.data.pictures.load import read_picture, square
 from beit_jax.errors import check, one_of
 from beit_jax.images.color import normalize, to_float
@@ -23,7 +23,6 @@ from beit_jax.models.architecture import (
     abstract,
     check_encodes,
     predicts_tokens,
-    problem_type,
     segments,
 )
 from beit_jax.models.heads import pool_both
@@ -31,11 +30,15 @@ from beit_jax.models.resize import resize
 from beit_jax.settings.run import COMPUTE_DTYPES
 from beit_jax.weights.load import load_weights
 from beit_jax.weights.positions import fit_positions
+from beit_jax.weights.pytorch.export_folder import held_out_metrics, in_dialect, write_folder
+from beit_jax.weights.pytorch.names import DIALECTS
+from beit_jax.weights.stored import Stored
 from beit_jax.weights.trees import check_params
+from beit_jax.whole_files import local_path
 
 
-@dataclasses.dataclass(frozen=True)
-class Model:
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Model(Stored):
     """An encoder with its head, compiled on first use for each number of pictures.
 
     Pictures are what `preprocess` makes of any: uint8 in [0, 255], or float in [0, 1], [B, S, S,
@@ -43,62 +46,8 @@ class Model:
     (`pixels`) or no square ones: [B, height, width, channels], uint8, uint16, or float in [0, 1].
     """
 
-    description: dict  # that of the checkpoint
     graphdef: nnx.GraphDef
-    params: dict
     dtype: str = 'float32'  # of the products and of the residual stream
-
-    @property
-    def architecture(self) -> dict:
-        return self.description['architecture']
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Their names; () where nobody has named them."""
-        return tuple(self.description.get('classes') or ())
-
-    @property
-    def problem_type(self) -> str:
-        """What the outputs of a classifier are: see `models.architecture.PROBLEM_TYPES`."""
-        return problem_type(self.architecture)
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What had to be assumed or changed to read it."""
-        return tuple(self.description.get('notes', ()))
-
-    @property
-    def image_size(self) -> int | tuple[int, int]:
-        """Side of its pictures in pixels; height and width where they are no squares."""
-        return one_size(*self.shape)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Height and width of its pictures in pixels."""
-        return sides(self.architecture['image_size'])
-
-    @property
-    def pixels(self) -> PixelFormat:
-        """What its pictures are where they are stored, and which channels it reads."""
-        stored = self.architecture.get('pixels') or {'channels': self.architecture['channels']}
-        return PixelFormat(**stored | {'bands': tuple(stored.get('bands', ()))})
-
-    @property
-    def crop(self) -> float:
-        """Side of the central square that the model is shown over the shorter side of a picture."""
-        return self.architecture['crop']
-
-    @property
-    def reading(self) -> Reading:
-        """How files become pixels, as in training."""
-        given = self.architecture.get('reading', {})
-        given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-        return Reading(**given, pixels=self.pixels)
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
-        return tuple(self.architecture['grid'])
 
     def preprocess(self, images: Sequence[Image.Image | np.ndarray | str | Path]) -> np.ndarray:
         """Pillow images, of any size and mode, or paths of files -> uint8 [B, S, S, 3].
@@ -179,7 +128,7 @@ class Model:
 
         Args:
           images: see above.
-          layers: blocks from 0, or from the last one, -1; None: all L.
+          layers: from 1, as a probe counts them, or from the last one, -1; None: all L.
           patches: give those of each patch too.
 
         Returns:
@@ -187,35 +136,57 @@ class Model:
             `patches` [len(layers), B, rows, columns, D].
 
         Raises:
-          RequestError: a block that is not there, or images of another shape or range.
+          RequestError: a layer that is not there, or images of another shape or range.
         """
-        layers = range(self.architecture['depth']) if layers is None else layers
+        layers = range(1, self.architecture['depth'] + 1) if layers is None else layers
         check(
             isinstance(layers, (list, tuple, range)) and len(layers) > 0,
-            f'layers={layers}: give a list of blocks, even for one.',
+            f'layers={layers}: give a list of layers, even for one.',
         )
-        images, blocks = self._checked(images), tuple(map(self._block, layers))
+        images, blocks = self._checked(images), tuple(self.layer(one) - 1 for one in layers)
         return self._features(self.params, images, blocks, patches)
 
     def attention(self, images, layer: int) -> jax.Array:
-        """How much each token of a layer (from 0) looks at each other one, CLS first.
+        """How much each token of a layer (from 1, or from the last one, -1) looks at each other
+        one, CLS first.
 
         Returns:
           float32 [B, H, N, N] (query, key); rows sum to 1.
 
         Raises:
-          RequestError: a block that is not there, or images of another shape or range.
+          RequestError: a layer that is not there, or images of another shape or range.
         """
-        return self._attention(self.params, self._checked(images), self._block(layer))
+        return self._attention(self.params, self._checked(images), self.layer(layer) - 1)
 
-    def _block(self, layer: int) -> int:
-        """The number of a block from 0."""
+    def layer(self, number: int) -> int:
+        """The number from 1 of a layer that is counted from 1, or from the last one, -1.
+
+        Raises:
+          RequestError: there is none.
+        """
         depth = self.architecture['depth']
         check(
-            isinstance(layer, int) and -depth <= layer < depth,
-            f'there is no layer {layer}: this encoder has {depth}, 0 to {depth - 1}.',
+            isinstance(number, (int, np.integer)) and 1 <= abs(number) <= depth,
+            f'there is no layer {number}: this encoder has layers 1 to {depth}, or from the last '
+            f'one, -1, to -{depth}.',
         )
-        return layer % depth
+        return int(number) if number > 0 else int(number) + depth + 1
+
+    def export(self, path: str | Path, format: str) -> None:
+        """Writes a new folder that a library for PyTorch loads, with a model card. Warns of what is
+        left out.
+
+        format: 'huggingface', 'timm' or 'unilm' (the official code).
+
+        Raises:
+          RequestError: there is something already, or the library has no such model.
+        """
+        one_of('format', format, DIALECTS)
+        exported = in_dialect(self, format)
+        folder, metrics = local_path('path', str(path)), held_out_metrics(self.path)
+        write_folder(folder, exported, self, metrics)
+        for note in exported.notes[len(self.notes) :]:  # of the others it was warned by `load`
+            warnings.warn(note, stacklevel=2)
 
     def _checked(self, images, any_size: bool = False):
         (height, width), channels = self.shape, self.pixels.num_channels
@@ -302,24 +273,28 @@ class Model:
         return jax.jit(attention, static_argnums=2)
 
 
-def load_model(path: str | Path, dtype: str = 'float32') -> Model:
+def load_model(path: str | Path, dtype='float32') -> Model:
     """The model of anything that holds a BEiT.
 
     Args:
       path: a checkpoint, a work directory, a .pth, .bin or .safetensors file of the official code,
         timm or transformers, or a folder with one.
-      dtype: of the products and of the residual stream, 'float32' or 'bfloat16'.
+      dtype: of the products and of the residual stream, 'float32' or 'bfloat16', or the type.
 
     Raises:
       RequestError: nothing of that, damaged, or refused.
     """
+    dtype = dtype if isinstance(dtype, str) else getattr(dtype, '__name__', str(dtype))
     one_of('dtype', dtype, COMPUTE_DTYPES)
-    params, description = load_weights(os.path.expanduser(path))
+    path = os.path.expanduser(path)
+    params, description = load_weights(path)
     architecture = description['architecture']
     check_encodes(architecture, str(path))
     graphdef, wanted = abstract(architecture, dtype=dtype)
     check_params(wanted, params, str(path))
-    return Model(description, graphdef, params, dtype)
+    return Model(
+        description=description, params=params, path=str(path), graphdef=graphdef, dtype=dtype
+    )
 
 
 def pad_rows(images: np.ndarray, rows: int) -> np.ndarray:

@@ -99,7 +99,14 @@ def test_names_that_are_not_unicode(classifier, images, tmp_path, capsys):
 
 def test_table(classifier, images, tmp_path, capsys):
     _, _, workdir = classifier
-    call(predict, checkpoint=workdir, images=images[3], output=tmp_path / 'o.csv', top=3)
+    call(
+        predict,
+        checkpoint=workdir,
+        images=images[3],
+        output=tmp_path / 'o.csv',
+        top=3,
+        batch_size=4,
+    )
     rows = list(csv.DictReader((tmp_path / 'o.csv').open()))
     assert len(rows) == COUNT and all(row['image'].split('/')[-2] == row['label'] for row in rows)
     order = [int(row['image'].split('/')[-1].removesuffix('.png')) for row in rows]
@@ -138,6 +145,8 @@ def test_features_and_tokens(pretrained, images, tmp_path):
     written = np.load(output)
     np.testing.assert_allclose(written['mean'], x[:, :, 1:].mean(2).swapaxes(0, 1), atol=1e-4)
     np.testing.assert_allclose(written['cls'], x[:, :, 0].swapaxes(0, 1), atol=1e-4)
+    call(predict, '--layers', -1, 1, **given, what='features', output=output, batch_size=4)
+    np.testing.assert_allclose(np.load(output)['cls'], written['cls'][:, [1, 0]], atol=1e-5)
     call(predict, **given, what='tokens', output=output)
     expected = np.argmax(model.head(x[-1][:, 1:]), -1)
     np.testing.assert_array_equal(np.load(output)['tokens'], expected)
@@ -148,7 +157,7 @@ def test_attention_weights(pretrained, images):
     task, params, workdir = pretrained
     encoder, loaded = nnx.merge(task.graphdef, params).encoder, load_model(str(workdir))
     before = np.asarray(encoder(normalized(task, images[0]), every_layer=lambda x_BND: x_BND))[0]
-    weights = np.asarray(loaded.attention(images[0], 1))
+    weights = np.asarray(loaded.attention(images[0], 2))
     np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
     block = encoder.blocks['01']
     normed = block.norm1(before)
@@ -184,6 +193,13 @@ def test_attention_picture(pretrained, images, tmp_path):
         (predict, ['--images', '/nowhere'], 'no such file'),
         (predict, ['--checkpoint', '/nowhere'], 'no such checkpoint, work directory, file or'),
         (attention, ['--output', 'a.png', '--layer', '3'], 'layers 1 to 2'),
+        (predict, ['--layers', '1'], '--layers are of --what=features'),
+        (predict, ['--dtype', 'float'], 'Did you mean float32'),
+        (
+            predict,
+            ['--what', 'features', '--output', 'o.npz', '--layers', '1', '0'],
+            'no layer 0',
+        ),
         (attention, ['--output', 'a.png', '--head', '3'], 'heads 1 to 2'),
         (attention, ['--output', 'a.png', '--points', '0.5'], 'give x,y pairs'),
         (attention, ['--output', 'a.png', '--points', '0.5,1.0'], 'below 1'),

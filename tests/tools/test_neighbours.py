@@ -46,7 +46,7 @@ def test_nearest(workdir):
     asked = np.stack([*(held_out.read(i).image for i in range(2)), pictures[41]])
     names = ['a', 'b', bank.name(41)]
     found = alike(model, 1, asked, names, bank, data, 3, pytest.fail)
-    features = lambda images: np.asarray(model.features(images, [0])['mean'][0])
+    features = lambda images: np.asarray(model.features(images, [1])['mean'][0])
     scaler = StandardScaler().fit(features(pictures))
     search = NearestNeighbors(metric='cosine').fit(scaler.transform(features(pictures)))
     expected = search.kneighbors(scaler.transform(features(asked)), 4, return_distance=False)
@@ -86,7 +86,7 @@ def test_other_pictures(workdir, tmp_path, capsys):
     ('given', 'message'),
     [
         ({'limit': 0}, '--limit is 0'),
-        ({'layer': 3}, '--layer=3: the encoder has layers 1 to 2'),
+        ({'layer': 3}, 'there is no layer 3: this encoder has layers 1 to 2'),
         ({'among': 'photos'}, '--among is given alone: give both, --images DIR --among DIR'),
         ({'checkpoint': 'checkpoints/5'}, 'is no work directory of a run'),
         ({'limit': 1}, '1 pictures are too few to look for neighbours among'),

@@ -134,7 +134,7 @@ def test_no_permission(place, monkeypatch):
     monkeypatch.setattr(os, 'access', lambda path, mode: Path(path) != place)  # root may always
     with pytest.raises(RequestError, match=rf'{place} cannot be written \(permission\)'):
         outputs.file('--output', str(place / 'new' / 'b.png'))
-    with pytest.raises(RequestError, match='there already: give another --output'):
+    with pytest.raises(RequestError, match='there already: give another name'):
         outputs.folder('--output', str(place / 'in'), new=True)
 
 

@@ -64,7 +64,7 @@ def test_fit(fitted, tmp_path):
     call(fit_tokenizer, **PROJECTION, output=tmp_path / 'r')
     assert known_psnr(str(tmp_path / 'r')) is None
     assert len(np.unique(ids_of(tmp_path / 'r', shapes(200)))) > 10
-    with pytest.raises(RequestError, match='r is there already: give another --output'):
+    with pytest.raises(RequestError, match='r is there already: give another name'):
         call(fit_tokenizer, **PROJECTION, output=tmp_path / 'r', seed=1)
     for changed, message in (
         ({'patches': 12}, '--patches 12 are too few'),

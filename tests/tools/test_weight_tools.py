@@ -5,6 +5,7 @@ import hashlib
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 import pytest
@@ -156,7 +157,7 @@ def test_without_torch(vocabulary, tmp_path):
         both = {'return_prefix_tokens': True, 'intermediates_only': True}
         with torch.no_grad():
             expected = back.forward_intermediates(pixels, indices=[0, 1], **both)
-        features = beit_jax.load(tmp_path / 'ours').features(images, layers=(0, -1), patches=True)
+        features = beit_jax.load(tmp_path / 'ours').features(images, layers=(1, -1), patches=True)
         for layer, (patches_BDhw, cls_B1D) in enumerate(expected):
             for name, theirs in (
                 ('patches', patches_BDhw.permute(0, 2, 3, 1)),
@@ -225,8 +226,13 @@ def test_load(finetuned, pictures, monkeypatch):
     np.testing.assert_allclose(model.logits(images / np.float32(255)), logits, atol=1e-5)
     rough = beit_jax.load(finetuned, dtype='bfloat16')
     np.testing.assert_allclose(rough.logits(images), logits, atol=0.5)
+    for kind in (jnp.bfloat16, jnp.dtype('bfloat16')):
+        assert beit_jax.load(finetuned, dtype=kind).dtype == 'bfloat16'
+    for kind in (jnp.float32, np.float32, np.dtype('float32')):
+        assert beit_jax.load(finetuned, dtype=kind).dtype == 'float32'
     every, last = model.features(images), model.features(images, layers=(-1,))
     np.testing.assert_array_equal(every['mean'][1:], last['mean'])
+    np.testing.assert_array_equal(every['cls'][:1], model.features(images, [np.int64(1)])['cls'])
     assert every['cls'].shape == (2, 4, 16)
     assert model.features(images, patches=True)['patches'].shape == (2, 4, 4, 4, 16)
     for wrong, message in (
@@ -239,16 +245,45 @@ def test_load(finetuned, pictures, monkeypatch):
         (lambda: model.logits(images[:0]), r'shape \(0, 64, 64, 3\)'),
         (lambda: model.logits([images[0], images[1][:60]]), 'images are a list: this model takes'),
         (
-            lambda: model.features(images, layers=(2,)),
-            'there is no layer 2: this encoder has 2, 0 to 1',
+            lambda: model.features(images, layers=(3,)),
+            'there is no layer 3: this encoder has layers 1 to 2, or from the last one, -1, to -2',
         ),
-        (lambda: model.features(images, layers=()), 'give a list of blocks'),
+        (lambda: model.features(images, layers=(0,)), 'there is no layer 0: this encoder has'),
+        (lambda: model.features(images, layers=()), 'give a list of layers'),
         (lambda: model.features(images, layers=1), 'give a list of'),
-        (lambda: model.attention(images, 2), 'there is no layer 2'),
+        (lambda: model.attention(images, -3), 'there is no layer -3'),
         (lambda: model.preprocess([images[0]]), 'give a list of Pillow images'),
         (lambda: beit_jax.load(finetuned, dtype='float31'), 'Did you mean float32'),
+        (lambda: beit_jax.load(finetuned, dtype=np.float64), "dtype='float64' is unknown"),
         (lambda: model.tokens(images), 'predicts no tokens'),
         (lambda: beit_jax.load('/nowhere'), 'no such'),
+    ):
+        with pytest.raises(RequestError, match=message):
+            wrong()
+
+
+def test_a_model_is_kept_and_given_on(finetuned, tmp_path):
+    """Three lines say what it is; saved and exported it is the same; nothing is written over."""
+    model = beit_jax.load(finetuned)
+    said = repr(model).splitlines()
+    count = sum(array.size for array in jax.tree.leaves(model.params))
+    assert len(said) == 3 and said[0].startswith(f'{count:,} parameters, classifier of 5 classes')
+    images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
+    model.save(tmp_path / 'saved')
+    saved = beit_jax.load(tmp_path / 'saved')
+    np.testing.assert_array_equal(saved.logits(images), model.logits(images))
+    assert saved.description == model.description
+    model.export(tmp_path / 'exported', format='timm')
+    call(export_weights, input=finetuned, format='timm', output=tmp_path / 'by_the_tool')
+    names = sorted(path.name for path in (tmp_path / 'exported').iterdir())
+    assert names == ['README.md', 'config.json', 'model.safetensors']
+    for name in names:
+        made, expected = (tmp_path / folder / name for folder in ('exported', 'by_the_tool'))
+        assert made.read_bytes() == expected.read_bytes()
+    for wrong, message in (
+        (lambda: model.save(tmp_path / 'saved'), 'is there already'),
+        (lambda: model.export(tmp_path / 'exported', 'timm'), 'is there already'),
+        (lambda: model.export(tmp_path / 'other', 'tim'), 'Did you mean timm?'),
     ):
         with pytest.raises(RequestError, match=message):
             wrong()

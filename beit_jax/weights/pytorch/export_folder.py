@@ -12,12 +12,12 @@ from beit_jax.models.architecture import patch_target
 from beit_jax.models.encoder import EncoderConfig
 from beit_jax.weights.arrays import write_arrays
 from beit_jax.weights.checkpoint import find_checkpoint, is_checkpoint
-from beit_jax.weights.models import Model
 from beit_jax.weights.pytorch import export
 from beit_jax.weights.pytorch.card import model_card
 from beit_jax.weights.pytorch.facts import metadata
 from beit_jax.weights.pytorch.files import METADATA
 from beit_jax.weights.pytorch.torch_writer import write_torch_file
+from beit_jax.weights.stored import Stored
 from beit_jax.whole_files import metric_lines, sha256, whole_directory
 
 
@@ -31,7 +31,7 @@ class Exported:
     notes: list[str]  # what was left out or assumed
 
 
-def in_dialect(model: Model, dialect: str) -> Exported:
+def in_dialect(model: Stored, dialect: str) -> Exported:
     """A model as the library of the dialect can have it, without what that does not know.
 
     Raises:
@@ -71,7 +71,7 @@ def in_dialect(model: Model, dialect: str) -> Exported:
     return Exported(dialect, architecture, tensors, notes)
 
 
-def write_folder(path: Path, exported: Exported, model: Model, metrics: dict) -> dict[str, str]:
+def write_folder(path: Path, exported: Exported, model: Stored, metrics: dict) -> dict[str, str]:
     """Writes all that the library wants to a new directory; metrics: what held-out images gave.
 
     Returns:
@@ -113,7 +113,7 @@ def write_folder(path: Path, exported: Exported, model: Model, metrics: dict) ->
 
 def held_out_metrics(path: str) -> dict[str, float]:
     """What the run of a checkpoint measured on held-out images at its step; {} of anything else."""
-    if not is_checkpoint(path):
+    if not path or not is_checkpoint(path):
         return {}
     checkpoint, found = find_checkpoint(path), {}
     rows, _ = metric_lines(checkpoint.parents[1] / 'metrics.jsonl')
