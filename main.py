@@ -33,8 +33,7 @@ from beit_jax.train.loop import train
 from beit_jax.train.processes import distributed
 from beit_jax.train.processes.agreement import together
 from beit_jax.train.processes.exit_status import status_of
-from beit_jax.train.workdir.directory import check_workdir
-from beit_jax.whole_files import local_path
+from beit_jax.train.workdir.mirror import opened
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'The recipe, with a variant after a colon.', lock_config=True
@@ -61,11 +60,12 @@ def _run() -> None:
     """Ends the process where all is well."""
     distributed.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _HEARTBEAT.value)
     with together():
-        config, workdir = task_config(_CONFIG.value), local_path('--workdir', _WORKDIR.value)
-        check_workdir(workdir)
-    keep_programs(workdir)
+        config = task_config(_CONFIG.value)
     run = {'train': train, 'evaluate': evaluate}[_MODE.value]
-    distributed.leave(run(config, workdir))
+    with opened(_WORKDIR.value) as workdir:
+        keep_programs(workdir)
+        status = run(config, workdir)
+    distributed.leave(status)
 
 
 def main(_) -> int | None:
