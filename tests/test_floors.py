@@ -19,6 +19,7 @@ PACKAGE = REPOSITORY / 'beit_jax'
 # first.
 ROOMS = (
     'errors',
+    'remote',
     'runtime',
     'whole_files',
     'settings',
