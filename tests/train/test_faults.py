@@ -247,7 +247,7 @@ CACHED = {'data': {'repeat_views': 2}, 'tokenizer': {'cache_views': 2}}
 
 @pytest.fixture(scope='module')
 def bucket():
-    """The environment that leads s3:// to a server on this machine, with a bucket 'b'."""
+    """The environment that leads s3:// to a server on this machine, with a bucket 'runs'."""
     boto3, server = pytest.importorskip('boto3'), pytest.importorskip('moto.server')
     store = server.ThreadedMotoServer(ip_address='127.0.0.1', port=0)
     store.start()
@@ -257,7 +257,7 @@ def bucket():
     with pytest.MonkeyPatch.context() as patch:
         for name, value in given.items():
             patch.setenv(name, value)
-        boto3.client('s3').create_bucket(Bucket='b')
+        boto3.client('s3').create_bucket(Bucket='runs')
         yield given
     store.stop()
 
@@ -267,10 +267,10 @@ def bucket():
 def test_ended_at_a_random_moment_in_a_store(
     seed, uninterrupted, tokenizer_dir, files, tmp_path, bucket
 ):
-    """The work directory is s3://b/SEED; half of the runs go on on another machine."""
+    """The work directory is s3://runs/SEED; half of the runs go on on another machine."""
     rng, notes_of, log = random.Random(seed), tmp_path / 'run', []
     run = command(tmp_path / 'run', tokenizer_dir, files)
-    run = [f'--workdir=s3://b/{seed}' if '--workdir=' in word else word for word in run]
+    run = [f'--workdir=s3://runs/{seed}' if '--workdir=' in word else word for word in run]
     start = {'XDG_CACHE_HOME': str(tmp_path / 'one'), 'STEP_SECONDS': '0.3', 'COPY_SECONDS': '0.2'}
     for _ in range(2):
         log.append(end_somewhere(tiny.start(run, **start), notes_of, len(notes(notes_of)), rng))
@@ -281,7 +281,7 @@ def test_ended_at_a_random_moment_in_a_store(
     assert result.returncode == 0, result.stderr
     start['XDG_CACHE_HOME'] = str(tmp_path / 'last')  # which has but what is in the store
     assert tiny.run([*run, '--mode=evaluate'], **start).returncode == 0
-    assert_same_run(tmp_path / f'last/beit_jax/s3/b/{seed}', uninterrupted)
+    assert_same_run(tmp_path / f'last/beit_jax/s3/runs/{seed}', uninterrupted)
     assert consumed(notes_of) == consumed(uninterrupted)
 
 
