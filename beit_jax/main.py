@@ -21,7 +21,6 @@ from beit_jax.runtime import (
 from beit_jax.settings.mapping import task_config
 from beit_jax.settings.recipes import describe, parse_flags, program, recipe_of
 from beit_jax.train.processes.exit_status import status_of
-from beit_jax.whole_files import local_path
 
 _USAGE = """\
 usage: {} --config=RECIPE[:variant[,key=value]] --workdir=DIR
@@ -57,14 +56,15 @@ def _run(run) -> None:
     """Ends the process where all is well. run: `train` or `evaluate`."""
     from beit_jax.train.processes import distributed
     from beit_jax.train.processes.agreement import together
-    from beit_jax.train.workdir.directory import check_workdir
+    from beit_jax.train.workdir.mirror import opened
 
     distributed.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _HEARTBEAT.value)
     with together():
-        config, workdir = task_config(_CONFIG.value), local_path('--workdir', _WORKDIR.value)
-        check_workdir(workdir)
-    keep_programs(workdir)
-    distributed.leave(run(config, workdir))
+        config = task_config(_CONFIG.value)
+    with opened(_WORKDIR.value) as workdir:
+        keep_programs(workdir)
+        status = run(config, workdir)
+    distributed.leave(status)
 
 
 def main(_) -> int | None:

@@ -20,6 +20,7 @@ PACKAGE = REPOSITORY / 'beit_jax'
 ROOMS = (
     'errors',
     'machines',
+    'remote',
     'runtime',
     'whole_files',
     'settings',

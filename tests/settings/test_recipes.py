@@ -146,7 +146,7 @@ def test_variants_and_settings_behind_the_colon():
         (['stray'], 'is not a flag'),
         (['--batch_size=8'], '--batch_size is not a flag, but a setting: --config.batch_size.'),
         (['--workdir='], '--workdir is empty: give a path'),
-        (['--workdir=gs://bucket/run'], '--workdir=gs://bucket/run is not local'),
+        (['--workdir=ftp://host/run'], 'give a local path, or one of gs://, s3://'),
         (['--workdir=gs:/bucket/run'], '--workdir=gs:/bucket/run is not local'),
         (['--mode=evaluate'], 'holds no checkpoint to evaluate: give --config.init=CHECKPOINT'),
         (['--config=configs/quickstart/pretrain.py:fast'], "no variant 'fast'"),

@@ -5,7 +5,7 @@ and compare what was learned from.
 
 NOTES gets a JSON line for each phase (compile, step, evaluation, save) as it begins; that of a step
 has the numbers of its views and the examples that the sampler asked for. STEP_SECONDS in the
-environment makes steps last longer.
+environment makes steps last longer, COPY_SECONDS is how often a run copies to a store.
 """
 
 import json
@@ -17,6 +17,7 @@ import time
 
 from beit_jax.train.batches import Batches
 from beit_jax.train.stepping import Stepper
+from beit_jax.train.workdir import mirror
 from beit_jax.train.workdir.checkpoint import Checkpoints
 
 
@@ -56,6 +57,7 @@ def patch(file: int) -> None:
             note(file, 'evaluation')
             yield item
 
+    mirror.EVERY = float(os.environ.get('COPY_SECONDS', mirror.EVERY))
     Stepper._compile, Checkpoints.save = noted_compile, noted_save
     Batches.held_out = lambda self: noted(held_out(self))
     Batches.held_out_pictures = lambda self: noted(pictures(self))  # of segmentation

@@ -245,6 +245,46 @@ def stopping_at_step(run: list[str], workdir, step: int, spoil) -> int:
 CACHED = {'data': {'repeat_views': 2}, 'tokenizer': {'cache_views': 2}}
 
 
+@pytest.fixture(scope='module')
+def bucket():
+    """The environment that leads s3:// to a server on this machine, with a bucket 'runs'."""
+    boto3, server = pytest.importorskip('boto3'), pytest.importorskip('moto.server')
+    store = server.ThreadedMotoServer(ip_address='127.0.0.1', port=0)
+    store.start()
+    address = 'http://{}:{}'.format(*store.get_host_and_port())
+    keys = {'AWS_ACCESS_KEY_ID': 'k', 'AWS_SECRET_ACCESS_KEY': 'k'}
+    given = keys | {'AWS_ENDPOINT_URL': address, 'AWS_DEFAULT_REGION': 'us-east-1'}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in given.items():
+            patch.setenv(name, value)
+        boto3.client('s3').create_bucket(Bucket='runs')
+        yield given
+    store.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('seed', range(FIRST_SEED, FIRST_SEED + 5))
+def test_ended_at_a_random_moment_in_a_store(
+    seed, uninterrupted, tokenizer_dir, files, tmp_path, bucket
+):
+    """The work directory is s3://runs/SEED; half of the runs go on on another machine."""
+    rng, notes_of, log = random.Random(seed), tmp_path / 'run', []
+    run = command(tmp_path / 'run', tokenizer_dir, files)
+    run = [f'--workdir=s3://runs/{seed}' if '--workdir=' in word else word for word in run]
+    start = {'XDG_CACHE_HOME': str(tmp_path / 'one'), 'STEP_SECONDS': '0.3', 'COPY_SECONDS': '0.2'}
+    for _ in range(2):
+        log.append(end_somewhere(tiny.start(run, **start), notes_of, len(notes(notes_of)), rng))
+        if rng.random() < 0.5:
+            start['XDG_CACHE_HOME'] = str(tmp_path / f'machine{len(log)}')
+    print('; '.join(log))
+    result = tiny.run(run, **start)
+    assert result.returncode == 0, result.stderr
+    start['XDG_CACHE_HOME'] = str(tmp_path / 'last')  # which has but what is in the store
+    assert tiny.run([*run, '--mode=evaluate'], **start).returncode == 0
+    assert_same_run(tmp_path / f'last/beit_jax/s3/runs/{seed}', uninterrupted)
+    assert consumed(notes_of) == consumed(uninterrupted)
+
+
 @pytest.mark.slow
 def test_the_loop_on_a_full_disk(tokenizer_dir, files, tmp_path, small_disk):
     """Full before the first start, which has tokens to keep, and again from step 6 on."""

@@ -10,14 +10,10 @@ import posixpath
 import stat
 from typing import BinaryIO
 
-from beit_jax.errors import RequestError
+from beit_jax.remote import file_system, is_remote
 
 _BLOCK = 2**24  # bytes of another store that are read in one go where all are read
 _CHANGED = ('etag', 'ETag', 'LastModified', 'updated', 'mtime', 'last_modified', 'created')
-
-
-def is_remote(path: str) -> bool:
-    return '://' in path
 
 
 def join(*parts: str) -> str:
@@ -150,25 +146,5 @@ def _list_remote(folder, endings):
 
 def _remote(path, method, **arguments):
     """What `method` of the path's file system says of it."""
-    import fsspec  # here, for local paths do without it
-
-    try:
-        # which would hold all names
-        system, own_path = fsspec.core.url_to_fs(path, use_listings_cache=False)
-    except ImportError as error:
-        package = getattr(error.__cause__ or error, 'name', None) or 'its package'
-        raise RequestError(
-            f'{path!r} cannot be opened: pip install {package} ({error}).'
-        ) from error
-    except ValueError as error:
-        raise RequestError(
-            f'{path!r} cannot be opened: {error}. It takes local paths, gs://, s3:// and what else '
-            'fsspec knows.'
-        ) from error
-    try:
+    with file_system(path) as (system, own_path):
         return getattr(system, method)(own_path, **arguments)
-    except OSError:
-        raise
-    except Exception as error:  # each store has errors of its own
-        # whatever it is, it is not a damaged file: those have no errno
-        raise OSError(errno.EPROTO, str(error), path) from error
