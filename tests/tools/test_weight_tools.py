@@ -15,7 +15,6 @@ import beit_jax
 from beit_jax.data.pictures import decode_simd
 from beit_jax.data.pictures.boxes import whole_box
 from beit_jax.errors import RequestError
-from beit_jax.models.presets import RELEASED, find_released
 from beit_jax.settings.mapping import task_config
 from beit_jax.tasks import make_task
 from beit_jax.tools import export_weights, inspect_weights
@@ -338,24 +337,6 @@ def test_a_model_that_predicts_pixels(dialect, tmp_path, capsys):
     )
     for name, expected in ours.items():
         np.testing.assert_allclose(back[name], expected, atol=1e-5)
-
-
-def test_released_weights():
-    """The table of docs/weights.md is that of the package, and its names are those of timm."""
-    page = (tiny.REPOSITORY / 'docs' / 'weights.md').read_text()
-    for name, released in RELEASED.items():
-        row = next(line for line in page.splitlines() if line.startswith(f'| `{name}`'))
-        assert f'| {released.image_size} |' in row and released.hub in row
-        top5 = f' / {released.top5}' if released.top5 else ''  # some have none
-        assert (f'| {released.top1}{top5} |' in row) == bool(released.top1)
-        if released.timm:
-            config = torch_models.timm.models.get_pretrained_cfg(released.timm)
-            assert config.num_classes == released.num_classes
-            assert config.input_size[1] == released.image_size
-            assert (tuple(config.mean) == (0.5, 0.5, 0.5)) != released.v2
-        hub = released.hub.partition('/')[2] or name
-        assert find_released(name) == find_released(hub) == released
-    assert find_released('beit') is None
 
 
 def test_predict_reads_foreign_weights(pictures, tmp_path):
