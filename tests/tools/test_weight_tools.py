@@ -261,33 +261,6 @@ def test_load(finetuned, pictures, monkeypatch):
             wrong()
 
 
-def test_a_model_is_kept_and_given_on(finetuned, tmp_path):
-    """Three lines say what it is; saved and exported it is the same; nothing is written over."""
-    model = beit_jax.load(finetuned)
-    said = repr(model).splitlines()
-    count = sum(array.size for array in jax.tree.leaves(model.params))
-    assert len(said) == 3 and said[0].startswith(f'{count:,} parameters, classifier of 5 classes')
-    images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
-    model.save(tmp_path / 'saved')
-    saved = beit_jax.load(tmp_path / 'saved')
-    np.testing.assert_array_equal(saved.logits(images), model.logits(images))
-    assert saved.description == model.description
-    model.export(tmp_path / 'exported', format='timm')
-    call(export_weights, input=finetuned, format='timm', output=tmp_path / 'by_the_tool')
-    names = sorted(path.name for path in (tmp_path / 'exported').iterdir())
-    assert names == ['README.md', 'config.json', 'model.safetensors']
-    for name in names:
-        made, expected = (tmp_path / folder / name for folder in ('exported', 'by_the_tool'))
-        assert made.read_bytes() == expected.read_bytes()
-    for wrong, message in (
-        (lambda: model.save(tmp_path / 'saved'), 'is there already'),
-        (lambda: model.export(tmp_path / 'exported', 'timm'), 'is there already'),
-        (lambda: model.export(tmp_path / 'other', 'tim'), 'Did you mean timm?'),
-    ):
-        with pytest.raises(RequestError, match=message):
-            wrong()
-
-
 def test_load_sees_16_bits_as_training_does(finetuned, tmp_path):
     """Of a path and of Pillow's modes I;16 and I; a mode whose range nobody knows is refused."""
     model, path = beit_jax.load(finetuned), tmp_path / 'deep.png'
