@@ -17,6 +17,7 @@ from pathlib import Path
 import re
 import shutil
 import signal
+import sys
 import threading
 
 import jax
@@ -305,7 +306,7 @@ class Mirror:
                 f'in {self._folder}. Make room; the same command on this machine goes on from '
                 'there.'
             ) from error
-        print(f'{self._url} has all of it', flush=True)
+        print(f'{self._url} has all of it', file=sys.stderr)
 
 
 def _facts(path: Path) -> tuple[int, int]:
