@@ -52,12 +52,14 @@ def choose(setting: str, *, dtype, tokens: int, width: int, biased: bool) -> str
     Raises:
       RequestError: a setting that cannot be taken here.
     """
+    if target_platform() == NONE:
+        return 'plain'
     hindrances = {
         'plain': '',
         'pallas': _pallas_hindrance(tokens, width),
         'cudnn': _cudnn_hindrance(jnp.dtype(dtype).name, width, biased),
     }
-    if setting == 'auto' or target_platform() == NONE:
+    if setting == 'auto':
         return next(one for one in ('pallas', 'cudnn', 'plain') if not hindrances[one])
     check(
         not hindrances[setting],

@@ -23,7 +23,7 @@ def run(options) -> None:
 
     whole, about = load_study(options.study)
     workdir, processes = outputs.folder('--workdir', options.workdir), options.processes
-    output = outputs.folder('--output', options.output) if options.output else workdir
+    output = outputs.folder('--output', options.output) or workdir
     study = _chosen(whole, options, with_teachers(whole, options.arms))
     check(processes >= 0, f'--processes={processes}: use 1 or more, or 0 to write the report only.')
     check(',' not in options.workdir, f'--workdir={options.workdir}: use a path without commas.')

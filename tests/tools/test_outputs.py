@@ -25,7 +25,7 @@ TOOLS = {
     'plan': ['--config=configs/pretrain_imagenet1k.py', '--topology=v5e:2x2'],
     'predict': ['--checkpoint=C', '--images=D'],
     'reconstruct': ['--workdir=W', '--images=D'],
-    'study': ['--study=configs/studies/quickstart.py'],
+    'study': ['--study=configs/studies/quickstart.py', '--workdir=w'],
     'tokenize': ['--tokenizer=T', '--images=D'],
 }
 WRITING = [
