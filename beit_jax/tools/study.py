@@ -87,7 +87,6 @@ def _arguments():
     parser.add_argument('--workdir', required=True, help='where every run goes')
     parser.add_argument(
         '--output',
-        default='',
         help='where report.md, results.csv and plots go (the work directory)',
     )
     parser.add_argument(
