@@ -10,13 +10,10 @@ from: the report has their hours.
 """
 
 LONG, TEACHER, VQKD, CLASSIFY = 24_000, 8000, 3000, 2000  # steps
-# Seconds of one core: what a run takes besides its steps, and a step of each kind. That of `dvae`
-# is fitted to two pre-trainings, 3200 steps in 374 s and 9600 in 1087 s; 0.005 of it are the
-# tokenizer's (its training, 64 pictures a step, takes 0.027). Of the rest a forward pass of the
-# four blocks is a third: VQ-KD has the teacher's pass, an encoder of four blocks and a decoder of
-# one, its tokens one pass of four, the head of CLS a block. The report has the hours that it took.
+# Seconds of one core: what a run takes besides its steps, and a step of each kind (processor time,
+# median of 34 steps on an AMD EPYC; `classify` as `dvae` without its tokenizer).
 START = 15.0
-COST = {'dvae': 0.112, 'vqkd': 0.168, 'on_vqkd': 0.139, 'with_cls': 0.162, 'classify': 0.107}
+COST = {'dvae': 0.116, 'vqkd': 0.140, 'on_vqkd': 0.119, 'with_cls': 0.143, 'classify': 0.111}
 BEIT = 'dVAE, a third of the steps'
 LABELS = f'{BEIT}, then 10 % of the labels'
 
