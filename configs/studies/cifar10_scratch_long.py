@@ -19,7 +19,7 @@ STUDY = {
         )
         for share, labels, steps in (('1 %', 50, 600), ('10 %', 500, 2000), ('100 %', 0, 8000))
     },
-    'rates': (5e-4, 1e-3, 2e-3),
+    'rates': (2e-4, 5e-4, 1e-3),
     'validation': 'data.evaluate_path=,data.holdout=0.1',
     'seeds': 3,
 }

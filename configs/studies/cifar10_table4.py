@@ -43,7 +43,7 @@ STUDY = {
         '1 % of the labels': 'data.labels_per_class=50,total_steps=600,optimizer.warmup_steps=60'
     },
     'baseline': 'BEiT',
-    'rates': (1e-3, 2e-3, 4e-3),
+    'rates': (5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
     'validation': 'data.evaluate_path=,data.holdout=0.1',
     'seeds': 3,
 }

@@ -39,7 +39,7 @@ STUDY = {
         '100 %': '',
     },
     'baseline': 'from scratch',
-    'rates': (1e-3, 2e-3, 4e-3),
+    'rates': (5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
     'validation': 'data.evaluate_path=,data.holdout=0.1',
     'choosing_seeds': 1,
     'seeds': 3,
