@@ -61,10 +61,8 @@ def write_copies(source: Source, config: DataConfig, size: int, output: Path) ->
             f'{output} has copies of other pictures, or of another size: give another --output, or '
             'remove it.',
         )
-    check(
-        (output / _OF).exists() or not output.exists() or not any(output.iterdir()),
-        f'{output} is there already: give another --output, or remove it.',
-    )
+    else:
+        whole_files.refuse_existing(output)
     images, folders = image_ops(config), [name.replace('/', '_') for name in source.class_names]
     for folder in folders or ['']:
         (output / folder).mkdir(parents=True, exist_ok=True)
