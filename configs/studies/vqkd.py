@@ -8,36 +8,7 @@ The quickstart's `shapes` and model; frozen encoders are probed. All arms but th
 as long, with all that they come from: the report has their hours.
 """
 
-LONG, TEACHER, VQKD, CLASSIFY = 6400, 1600, 1600, 800  # steps
-# Seconds of one core: what a run takes besides its steps, and a step of each kind. Those of `dvae`
-# and `classify` are fitted to docs/results/pretrain_vs_scratch/results.csv. Without a tokenizer a
-# step takes 0.048 (docs/results/table4/results.csv), of which a forward pass of the four blocks is
-# a third: VQ-KD has the teacher's pass, an encoder of four blocks and a decoder of one, its tokens
-# one pass of four, the head of CLS a block. The report has the hours that it took.
-START = 15.0
-COST = {'dvae': 0.063, 'vqkd': 0.076, 'on_vqkd': 0.063, 'with_cls': 0.074, 'classify': 0.044}
-BEIT = 'dVAE, a quarter of the steps'
-LABELS = f'{BEIT}, then 10 % of the labels'
-
-
-def of_steps(steps: int, *settings: str) -> str:
-    return ','.join((f'total_steps={steps},optimizer.warmup_steps={steps // 12}', *settings))
-
-
-def taught(teacher: str, kind: str) -> dict:
-    """Pre-trained on tokens of VQ-KD for what is left of the time that the arm `dVAE` takes."""
-    before = {'dvae': TEACHER, 'vqkd': VQKD}
-    if teacher == LABELS:
-        before['classify'] = CLASSIFY
-    seconds = LONG * COST['dvae'] - sum(START + n * COST[name] for name, n in before.items())
-    settings = ('cls_head.layers=1,cls_head.early=3',) if kind == 'with_cls' else ()
-    pretrain = of_steps(round(seconds / COST[kind]), *settings)
-    return {'teacher': teacher, 'vqkd': of_steps(VQKD), 'pretrain': pretrain, 'probe': ''}
-
-
-def of_dvae(steps: int) -> dict:
-    return {'tokenizer': '', 'pretrain': of_steps(steps), 'probe': ''}
-
+from beit_jax.studies.better_tokens import better_tokens
 
 STUDY = {
     'recipes': {
@@ -47,15 +18,15 @@ STUDY = {
         'classify': 'configs/quickstart/finetune.py:data.labels_per_class=200',
         'probe': 'configs/quickstart/probe.py',
     },
-    'arms': {
-        'dVAE': of_dvae(LONG),
-        BEIT: of_dvae(TEACHER),
-        LABELS: of_dvae(TEACHER) | {'classify': of_steps(CLASSIFY)},
-        'VQ-KD': taught(BEIT, 'on_vqkd'),
-        'VQ-KD, CLS head': taught(BEIT, 'with_cls'),
-        'VQ-KD by 10 % of the labels': taught(LABELS, 'on_vqkd'),
-        'VQ-KD by 10 % of the labels, CLS head': taught(LABELS, 'with_cls'),
-        'random weights': {'probe': ''},
-    },
+    'arms': better_tokens(
+        {'dvae': 6400, 'teacher': 1600, 'vqkd': 1600, 'classify': 800},
+        # Those of `dvae` and `classify` are fitted to docs/results/pretrain_vs_scratch/results.csv.
+        # Without a tokenizer a step takes 0.048 (docs/results/table4/results.csv), of which a
+        # forward pass of the four blocks is a third: VQ-KD has the teacher's pass, an encoder of
+        # four blocks and a decoder of one, its tokens one pass of four, the head of CLS a block.
+        {'dvae': 0.063, 'vqkd': 0.076, 'on_vqkd': 0.063, 'with_cls': 0.074, 'classify': 0.044},
+        start_seconds=15.0,
+        share='a quarter',
+    ),
     'seeds': 3,
 }
