@@ -11,12 +11,10 @@ from beit_jax.data.inspection import in_threads
 from beit_jax.data.pictures import label_maps
 from beit_jax.data.sources.annotated_folder import TRAINING, AnnotatedFolder
 from beit_jax.data.sources.source import Source
+from beit_jax.data.sources.splits import PARTS
 from beit_jax.data.sources.subset import Subset, spread
 from beit_jax.data.stores import storage
 from beit_jax.errors import RequestError, shown
-
-# folders that are parts of a set and no classes
-PARTS = {'train', 'training', 'val', 'valid', 'validation', 'test', 'testing'}
 
 
 def left_out(path: str) -> dict[str, int]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from beit_jax.data.config import ENDINGS
 from beit_jax.data.sources.folder import numbered, path_kind
-from beit_jax.data.sources.splits import digest
+from beit_jax.data.sources.splits import PARTS, digest
 from beit_jax.data.sources.stored import StoredSource
 from beit_jax.data.stores import storage
 from beit_jax.data.stores.class_tars import ClassTars, Placed
@@ -45,7 +45,7 @@ class ClassTarsSource(PlacedSource):
     no class, and is named on stderr.
 
     Raises:
-      RequestError: nothing there, compressed tars. See `ClassTars`.
+      RequestError: nothing there, compressed tars, tars that are parts of a set. See `ClassTars`.
     """
 
     def __init__(
@@ -88,4 +88,9 @@ def _stamps(path, key) -> dict[str, tuple[int, str]]:
     refuse_packed(path, f'{key}={path!r}')
     stamps = storage.stamps(path, ('.tar',))
     check(bool(stamps), f'{key}={path!r} holds no .tar file: set it to the folder that does.')
+    check(
+        len(stamps) < 2 or not PARTS.issuperset(name[:-4].lower() for name in stamps),
+        f'{key}={path!r} holds {shown(", ".join(stamps))}, parts of a set, no classes: set it to '
+        'that of training where it holds class tars, else unpack each, and set it to that folder.',
+    )
     return stamps

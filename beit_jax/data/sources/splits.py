@@ -10,7 +10,8 @@ from beit_jax.errors import RequestError, check
 
 # what the names of files call a split
 _WORDS = {'train': ('train', 'training'), 'validation': ('val', 'valid', 'validation')}
-_WORDS |= {'test': ('test',)}
+_WORDS |= {'test': ('test', 'testing')}
+PARTS = {word for synonyms in _WORDS.values() for word in synonyms}  # no names of classes
 
 
 def of_split(names: Iterable[str], split: str, where: str) -> list[str]:

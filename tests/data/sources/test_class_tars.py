@@ -164,6 +164,18 @@ def test_compressed_and_others(folder, tmp_path):
     refused('', 'config.data.path is empty')
 
 
+def test_parts_of_a_set(folder, tmp_path):
+    """They are no classes; what is said to do can be done."""
+    tars, parts = class_tars(folder, tmp_path / 'tars'), tmp_path / 'parts'
+    parts.mkdir()
+    for name in ('Train', 'test'):
+        tar(parts / f'{name}.tar', tars)
+    refused(parts, r'holds Train.tar, test.tar, parts of a set, no classes: set it to ')
+    assert ClassTarsSource(str(parts / 'Train.tar')).class_names == CLASSES
+    tar(parts / 'n03.tar', folder / 'n010')
+    assert 'n03' in ClassTarsSource(str(parts)).class_names
+
+
 def test_a_tar_cut_later_leaves_the_others(folder, tmp_path):
     tars, _ = archives(folder, tmp_path)
     source = ClassTarsSource(str(tars))
