@@ -49,5 +49,5 @@ def better_tokens(
 
 
 def _of(steps: int, settings: str = '') -> str:
-    schedule = f'total_steps={steps},optimizer.warmup_steps={steps // 12}'
+    schedule = f'total_steps={steps},optimizer.warmup_steps={steps // 16}'
     return ','.join(filter(None, (schedule, settings)))

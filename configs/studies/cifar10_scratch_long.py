@@ -17,7 +17,7 @@ STUDY = {
             f'data.labels_per_class={labels},total_steps={PRETRAINING + steps},'
             f'optimizer.warmup_steps={(PRETRAINING + steps) // 10}'
         )
-        for share, labels, steps in (('1 %', 50, 600), ('10 %', 500, 2000), ('100 %', 0, 8000))
+        for share, labels, steps in (('1 %', 50, 600), ('10 %', 500, 2000))
     },
     'rates': (2e-4, 5e-4, 1e-3),
     'validation': 'data.evaluate_path=,data.holdout=0.1',

@@ -4,13 +4,13 @@ the parts of the model: LayerScale, a bias shared by the layers, absolute positi
     python -m beit_jax.tools.study --study=configs/studies/cifar10_table4.py \\
         --workdir=runs/cifar10_studies --output=runs/cifar10_table4 --processes=2
 
-Every row pre-trains for as many steps, but for two that take 3.33 times as many (in the paper 800
+Every row pre-trains for as many steps, but for two that take three times as many (in the paper 800
 epochs instead of 300). A seed decides everything: tokenizer, pre-training, labels and fine-tuning.
 The four studies of CIFAR-10 share a work directory, and what they have in common.
 """
 
-SHORT = 'total_steps=9600,optimizer.warmup_steps=600'
-LONG = 'total_steps=32000,optimizer.warmup_steps=2000'
+SHORT = 'total_steps=3200,optimizer.warmup_steps=200'
+LONG = 'total_steps=9600,optimizer.warmup_steps=600'
 
 
 def arm(variant: str = '', steps: str = SHORT, model: str = '') -> dict:
@@ -32,9 +32,9 @@ STUDY = {
         'pixels for tokens': {'pretrain': f'pixels,{SHORT}', 'probe': '', 'finetune': ''},
         'recover all tokens': arm('all'),
         'nothing hidden, recover all tokens': arm('unmasked'),
-        'BEiT, 3.33 times the steps': arm(steps=LONG),
-        'nothing hidden, 3.33 times the steps': arm('unmasked', LONG)
-        | {'baseline': 'BEiT, 3.33 times the steps'},
+        'BEiT, three times the steps': arm(steps=LONG),
+        'nothing hidden, three times the steps': arm('unmasked', LONG)
+        | {'baseline': 'BEiT, three times the steps'},
         'LayerScale': arm(model='model.layer_scale=0.1'),
         'a bias shared by the layers': arm(model='model.positions=shared_bias'),
         'from scratch': {'probe': '', 'finetune': 'scratch'},

@@ -11,7 +11,7 @@ projection; then 1 % of the labels.
 # tokens: settings; the recipe has 512
 DVAE = {128: 'model.vocabulary=128', 512: '', 2048: 'model.vocabulary=2048'}
 KMEANS = 128, 2048
-STEPS = 'total_steps=9600,optimizer.warmup_steps=600'
+STEPS = 'total_steps=3200,optimizer.warmup_steps=200'
 
 
 def arm(**tokenizer: str) -> dict:

@@ -1,0 +1,30 @@
+"""How far does it go with all labels of CIFAR-10? Fine-tuning after the longest pre-training of
+cifar10_vs_scratch.py, against random weights.
+
+    python -m beit_jax.tools.study --study=configs/studies/cifar10_all_labels.py \\
+        --workdir=runs/cifar10_studies --output=runs/cifar10_all_labels --processes=2
+
+As there: three seeds, the learning rate chosen for each arm on a tenth of the training pictures,
+held out, and judged on the test pictures.
+"""
+
+STUDY = {
+    'recipes': {
+        'tokenizer': 'configs/cifar10/tokenizer.py',
+        'pretrain': 'configs/cifar10/pretrain.py',
+        'finetune': 'configs/cifar10/finetune.py',
+    },
+    'arms': {
+        'from scratch': {'finetune': 'scratch'},
+        'pre-trained on 1,024,000': {
+            'tokenizer': '',
+            'pretrain': 'total_steps=32000,optimizer.warmup_steps=2000',
+            'finetune': '',
+        },
+    },
+    'tasks': {'100 % of the labels': ''},
+    'baseline': 'from scratch',
+    'rates': (1e-3, 2e-3, 4e-3),
+    'validation': 'data.evaluate_path=,data.holdout=0.1',
+    'seeds': 3,
+}
