@@ -48,7 +48,6 @@ def draw(series: Series, reference: Series, names: Sequence[str], columns: int) 
     """An axes for each name, evaluations as dots, the reference's curves beside them."""
     from matplotlib.figure import Figure  # here and not above: --help answers without it
 
-    columns = min(columns, len(names))
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(4.2 * columns, 2.8 * rows), layout='constrained')
     for number, name in enumerate(names, start=1):
