@@ -112,6 +112,8 @@ def keep_programs(workdir: Path) -> None:
 
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update('jax_compilation_cache_dir', str(workdir / 'compiled'))
+        # also the many programs that take less than JAX's second: together they take as long
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
 
 
 class _Unheard(io.FileIO):

@@ -101,15 +101,19 @@ def test_pages_cleared_by_a_step(how, least, most):
 
 
 def test_programs_are_kept_for_the_next_start(tmp_path):
-    kept = jax.config.jax_compilation_cache_dir
+    names = 'jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_time_secs'
+    settings = lambda: [getattr(jax.config, name) for name in names]
+    kept = settings()
     runtime.keep_programs(tmp_path)
-    assert jax.config.jax_compilation_cache_dir == kept  # where the user wants them
+    assert settings() == kept  # where the user wants them
     try:
-        jax.config.update('jax_compilation_cache_dir', None)
+        for name, value in zip(names, (None, 1.0)):
+            jax.config.update(name, value)
         runtime.keep_programs(tmp_path)
-        assert jax.config.jax_compilation_cache_dir == str(tmp_path / 'compiled')
+        assert settings() == [str(tmp_path / 'compiled'), 0.0]
     finally:
-        jax.config.update('jax_compilation_cache_dir', kept)
+        for name, value in zip(names, kept):
+            jax.config.update(name, value)
 
 
 @pytest.mark.parametrize(
