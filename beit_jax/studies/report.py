@@ -56,7 +56,7 @@ def write(study, runs: list, workdir: Path, output: Path, about: str, command: s
     ]
     (output / 'report.md').write_text('\n'.join(lines).rstrip() + '\n')
     shown = '\n'.join(line for line in tables if not line.startswith('!['))
-    print(shown.rstrip(), f'\n-> {workdir / "report.md"}')
+    print(shown.rstrip(), f'\n-> {output / "report.md"}')
 
 
 def _compared(done: list) -> list:
@@ -104,8 +104,8 @@ def _table(study, done):
         differences = [percent[seed] - others[seed] for seed in percent if seed in others]
         if differences:
             parts.append(_spread(differences, 1, '+'))
-        rate = rates[arm, task]
-        at_edge = len(study.rates) > 1 and rate in (min(study.rates), max(study.rates))
+        rate, tried = rates[arm, task], study.rates_of(arm)
+        at_edge = len(tried) > 1 and rate in (min(tried), max(tried))
         parts.append(f'lr {rate:g}{" (edge)" if at_edge else ""}')
         return '; '.join(parts)
 

@@ -38,8 +38,8 @@ class Study:
 
     recipes: dict  # stage -> 'RECIPE.py[:settings]'; of fit_tokenizer: its arguments
     # name -> {stage: settings}: its stages, of STAGES; `line` and `x` place it in the plot, where
-    # `axis` is set; `baseline`, for that of all; `teacher`: the arm above it whose encoder, without
-    # fine-tuning, teaches its stage vqkd
+    # `axis` is set; `baseline` and `rates`, for those of all; `teacher`: the arm above it whose
+    # encoder, without fine-tuning, teaches its stage vqkd
     arms: dict
     # name -> settings: the fine-tunings that every arm with the stage gets
     tasks: dict = dataclasses.field(default_factory=dict)
@@ -64,7 +64,7 @@ class Study:
         )
         above = []
         for name, arm in self.arms.items():
-            for stage in arm.keys() - {'line', 'x', 'baseline', 'teacher'}:
+            for stage in arm.keys() - {'line', 'x', 'baseline', 'rates', 'teacher'}:
                 one_of(f'a stage of the arm {name!r}', stage, STAGES)
                 check(
                     stage in self.recipes,
@@ -96,6 +96,9 @@ class Study:
                 baseline in ('', *self.arms),
                 f'the baseline {baseline!r} is not an arm. Arms: {", ".join(self.arms)}.',
             )
+
+    def rates_of(self, arm: str) -> tuple[float, ...]:
+        return self.arms[arm].get('rates', self.rates) if self.rates else ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -220,7 +223,7 @@ def plan(study: Study, workdir: Path) -> list[Run]:
             probe(arm, seed)
         for task in study.tasks if 'finetune' in study.arms[arm] else ():
             candidates = {}
-            for rate in study.rates:
+            for rate in study.rates_of(arm):
                 seeds = range(study.choosing_seeds)
                 candidates[rate] = [choosing(arm, task, rate, i) for i in seeds]
             fine_tuning(arm, task, seed, f'seed{seed}', candidates=candidates)

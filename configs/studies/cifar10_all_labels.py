@@ -15,7 +15,7 @@ STUDY = {
         'finetune': 'configs/cifar10/finetune.py',
     },
     'arms': {
-        'from scratch': {'finetune': 'scratch'},
+        'from scratch': {'finetune': 'scratch', 'rates': (5e-4, 1e-3, 2e-3)},
         'pre-trained on 1,024,000': {
             'tokenizer': '',
             'pretrain': 'total_steps=32000,optimizer.warmup_steps=2000',

@@ -37,13 +37,17 @@ STUDY = {
         | {'baseline': 'BEiT, three times the steps'},
         'LayerScale': arm(model='model.layer_scale=0.1'),
         'a bias shared by the layers': arm(model='model.positions=shared_bias'),
-        'from scratch': {'probe': '', 'finetune': 'scratch'},
+        'from scratch': {
+            'probe': '',
+            'finetune': 'scratch',
+            'rates': (2e-4, 5e-4, 1e-3, 2e-3),
+        },
     },
     'tasks': {
         '1 % of the labels': 'data.labels_per_class=50,total_steps=600,optimizer.warmup_steps=60'
     },
     'baseline': 'BEiT',
-    'rates': (5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
+    'rates': (1e-3, 2e-3, 4e-3, 8e-3),
     'validation': 'data.evaluate_path=,data.holdout=0.1',
     'seeds': 3,
 }

@@ -38,13 +38,17 @@ STUDY = {
         'random projection, 8192 tokens': arm(
             fit_tokenizer='--kind random_projection --vocabulary 8192'
         ),
-        'from scratch': {'probe': '', 'finetune': 'scratch'},
+        'from scratch': {
+            'probe': '',
+            'finetune': 'scratch',
+            'rates': (2e-4, 5e-4, 1e-3, 2e-3),
+        },
     },
     'tasks': {
         '1 % of the labels': 'data.labels_per_class=50,total_steps=600,optimizer.warmup_steps=60'
     },
     'baseline': 'from scratch',
-    'rates': (5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
+    'rates': (1e-3, 2e-3, 4e-3, 8e-3),
     'validation': 'data.evaluate_path=,data.holdout=0.1',
     'seeds': 3,
 }

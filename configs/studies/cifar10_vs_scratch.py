@@ -21,7 +21,15 @@ STUDY = {
         'probe': 'configs/cifar10/probe.py',
         'finetune': 'configs/cifar10/finetune.py',
     },
-    'arms': {'from scratch': {'probe': '', 'finetune': 'scratch', 'line': 'BEiT', 'x': 0}}
+    'arms': {
+        'from scratch': {
+            'probe': '',
+            'finetune': 'scratch',
+            'rates': (2e-4, 5e-4, 1e-3, 2e-3),
+            'line': 'BEiT',
+            'x': 0,
+        }
+    }
     | {
         f'pre-trained on {pictures}': {
             'tokenizer': '',

@@ -5,6 +5,7 @@ import csv
 import fcntl
 import json
 from pathlib import Path
+import re
 
 import numpy as np
 import pytest
@@ -72,6 +73,20 @@ def test_rates_chosen_with_encoders_of_several_seeds(path, ran, tmp_path, monkey
         chosen = ran[folder / f'choose_lr1_seed{seed}']
         assert chosen.seed == chosen.data.subset_seed == 1000 + seed
         assert chosen.init.endswith(f'/seed{seed}')
+
+
+def test_rates_of_an_arm(path, ran, tmp_path):
+    """It chooses from its own; the best is marked where it is the last of them."""
+    arms = STUDY['arms'] | {'from scratch': {'finetune': 'scratch', 'rates': (0.1, 0.5)}}
+    write(path, arms=arms)
+    run(path, tmp_path / 'w', '--arms', 'tokens', 'from scratch', '--tasks', 'few')
+    for arm, rates in (('tokens', (0.25, 0.5, 1)), ('from_scratch', (0.1, 0.5))):
+        folder = tmp_path / 'w' / 'finetune' / arm / 'few'
+        tried = {ran[each].optimizer.lr for each in ran if each.parent == folder}
+        assert tried == set(rates) and ran[folder / 'seed0'].optimizer.lr == 0.5
+    report = (tmp_path / 'w' / 'report.md').read_text()
+    assert re.search(r'\| from scratch \| .*; lr 0.5 \(edge\)', report)
+    assert re.search(r'\| tokens \| .*; lr 0.5 \|', report)
 
 
 def test_report(path, ran, tmp_path, capsys):
@@ -157,10 +172,11 @@ def test_what_is_done_is_not_done_again(path, ran, tmp_path, monkeypatch):
     assert f"--workdir={workdir} --arms tokens 'from scratch' --tasks many --seeds=1`" in report
 
 
-def test_reports_of_a_shared_work_directory_lie_apart(path, ran, tmp_path):
+def test_reports_of_a_shared_work_directory_lie_apart(path, ran, tmp_path, capsys):
     workdir, output = tmp_path / 'w', tmp_path / 'few' / 'report'
     run(path, workdir, '--output', output, '--tasks', 'few')
     assert f'--workdir={workdir} --output={output} ' in (output / 'report.md').read_text()
+    assert f'-> {output}/report.md\n' in capsys.readouterr().out
     rows = list(csv.DictReader((output / 'results.csv').open()))
     assert len(rows) == len(ran) and all((workdir / row['folder']).is_dir() for row in rows)
     assert not list(workdir.glob('*.*'))
