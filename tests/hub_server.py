@@ -5,6 +5,7 @@ import base64
 import hashlib
 import http.server
 import json
+from pathlib import Path
 import re
 import threading
 from urllib.parse import unquote, urlsplit
@@ -207,6 +208,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         new = one.commit(files)
         url = f'{self.server.url}/{id}/commit/{new}'
         return self.answer(200, {'commitUrl': url, 'commitOid': new, 'success': True})
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """What a repository with the content of a folder has."""
+    found = sorted(file for file in folder.rglob('*') if file.is_file())
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in found}
 
 
 def _etag(data: bytes) -> str:

@@ -22,30 +22,12 @@ from beit_jax.weights.load import load_weights
 from beit_jax.weights.pytorch.files import read_source
 from beit_jax.weights.tokenizer import load_tokenizer
 from tests import tiny
-from tests.hub_server import TOKEN, Hub
+from tests.hub_server import TOKEN, files_of
 from tests.tools.call import call
 
 LABELS = tuple(f'kind {i}' for i in range(7))
 DIALECTS = ('huggingface', 'timm', 'unilm')
 NAME = 'owner/beit'
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    with Hub() as server:
-        template = server.url + '/{repo_id}/resolve/{revision}/{filename}'
-        for name, value in {
-            'ENDPOINT': server.url,
-            'HUGGINGFACE_CO_URL_TEMPLATE': template,
-            'HF_HUB_CACHE': str(tmp_path / 'cache'),
-            'HF_HUB_OFFLINE': False,
-            'HF_HUB_DISABLE_XET': True,
-            'HF_TOKEN_PATH': str(tmp_path / 'token'),
-        }.items():
-            monkeypatch.setattr(constants, name, value)
-        monkeypatch.delenv('HF_TOKEN', raising=False)
-        monkeypatch.chdir(tmp_path)
-        yield server
 
 
 @pytest.fixture(scope='module')
@@ -67,11 +49,6 @@ def expected(exported):
 
 def params_of(path: str):
     return load_weights(path)[0]
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    found = sorted(file for file in folder.rglob('*') if file.is_file())
-    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in found}
 
 
 def assert_same_params(found, expected):
@@ -337,6 +314,7 @@ def test_the_variables_that_people_set(hub, exported, tmp_path):
     """In processes of their own: they are read when huggingface_hub is imported."""
     hub.add(NAME, files_of(exported / 'timm'))
     here = {'HF_ENDPOINT': hub.url, 'HF_HOME': str(tmp_path / 'home'), 'HF_HUB_OFFLINE': '0'}
+    here |= {'HF_HUB_ETAG_TIMEOUT': '100'}
     program = 'from beit_jax.weights.hub import local; print(sorted(local("owner/beit").iterdir()))'
     for changed in ({}, {'HF_HUB_OFFLINE': '1'}):
         done = tiny.run(['-c', program], **here | changed)
