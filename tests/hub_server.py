@@ -164,7 +164,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.answer(401, {'error': 'Invalid username or password.'})
         if asked['organization'] != 'owner':
             return self.answer(403, {'error': f'no rights to create a model under {name}'})
-        self.server.add(name, {'.gitattributes': b''}, private=asked.get('visibility') == 'private')
+        private = asked.get('private') or asked.get('visibility') == 'private'
+        self.server.add(name, {'.gitattributes': b''}, private=bool(private))
         return self.answer(200, {'url': f'{self.server.url}/{name}'})
 
     def preupload(self, id: str):

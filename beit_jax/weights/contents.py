@@ -57,8 +57,7 @@ def needed(names: Collection[str], where: str, form: str = '') -> list[str]:
     steps = [int(match[1]) for match in map(_STEP.match, names) if match]
     if steps:
         newest = f'checkpoints/{max(steps)}/'
-        beside = ('config.json', 'metrics.jsonl')
-        return [name for name in names if name.startswith(newest) or name in beside]
+        return [name for name in names if name.startswith(newest)]
     if any(name.startswith('state/') for name in names):
         return list(names)
     if set(TOKENIZER) <= set(names) and not set(WHOLE) & set(names):

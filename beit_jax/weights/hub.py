@@ -208,10 +208,12 @@ def _below(name: Name, files: list[str], given: str) -> list[str]:
 def _offline(hub, name: Name, given: str) -> Path:
     """The folder of the repository in the cache, which HF_HUB_OFFLINE is content with."""
     folder = _cached(hub, name, given)
+    revision = name.fixed or name.revision
+    which = name.id if revision == 'main' else f'{name.id} --revision {revision}'
     check(
         folder is not None,
         f'{given}: {_NONE} here, and not all of such a model in {hub.constants.HF_HUB_CACHE}; '
-        f'HF_HUB_OFFLINE is set: unset it, or `hf download {name.id}` where there is a network.',
+        f'HF_HUB_OFFLINE is set: unset it, or `hf download {which}` where there is a network.',
     )
     return folder
 
@@ -286,7 +288,9 @@ def _in_words(hub, name: Name, given: str, error: BaseException) -> RequestError
     else:
         downloaded = ' HF_HUB_OFFLINE=1 takes what was downloaded before.'
         offline = downloaded if _snapshot(hub, name) else ''
-        kind = StorageError
+        # what is no name but a path of this machine will not be there later
+        ours = not name.prefix and Path(name.id).parent.is_dir()
+        kind = RequestError if ours else StorageError
         line = f'{_NONE} here, and {host} cannot be reached ({_said(error)}).{offline}'
     return kind(f'{given}: {line}')
 

@@ -195,6 +195,9 @@ def test_no_network(hub, exported, monkeypatch):
         params_of(NAME)
     with pytest.raises(StorageError, match=r'cannot be reached \([^()]*(\([^()]*\))?[^()]*\)\.$'):
         params_of('owner/other')
+    Path('runs').mkdir()
+    with pytest.raises(RequestError, match=r'runs/beit: there is no such .* cannot be reached'):
+        params_of('runs/beit')
     params_of(f'{NAME}@main:{sha}')
     constants.HF_HUB_OFFLINE = True
     params_of(NAME)

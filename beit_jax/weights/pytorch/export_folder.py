@@ -12,7 +12,7 @@ from beit_jax.models.architecture import patch_target
 from beit_jax.models.encoder import EncoderConfig
 from beit_jax.weights.arrays import write_arrays
 from beit_jax.weights.checkpoint import find_checkpoint, is_checkpoint
-from beit_jax.weights.hub import local
+from beit_jax.weights.hub import repository
 from beit_jax.weights.pytorch import export
 from beit_jax.weights.pytorch.card import model_card
 from beit_jax.weights.pytorch.facts import metadata
@@ -121,10 +121,9 @@ def write_folder(
 
 def held_out_metrics(path: str) -> dict[str, float]:
     """What the run of a checkpoint measured on held-out images at its step; {} of anything else."""
-    place = local(path) if path else None
-    if place is None or not is_checkpoint(place):
+    if not path or repository(path) or not is_checkpoint(path):
         return {}
-    checkpoint, found = find_checkpoint(str(place)), {}
+    checkpoint, found = find_checkpoint(path), {}
     rows, _ = metric_lines(checkpoint.parents[1] / 'metrics.jsonl')
     for row in rows:
         held_out = row if str(row['step']) == checkpoint.name else {}
