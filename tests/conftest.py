@@ -1,4 +1,4 @@
-"""Eight fake devices on the CPU, strict promotion, and a compilation cache for the session."""
+"""Eight fake devices on the CPU, strict promotion, a compilation cache for the session, a hub."""
 
 import ast
 import functools
@@ -8,6 +8,7 @@ from pathlib import Path
 
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
 os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['HF_HUB_OFFLINE'] = '1'  # no test asks Hugging Face's hub
 
 import jax
 import pytest
@@ -105,3 +106,27 @@ def one_device():
         one = lambda config: sharding.make_mesh(config, jax.devices()[:1])
         patch.setattr(run, 'make_mesh', one)
         yield
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub on this machine that huggingface_hub asks in this process, with an empty cache;
+    nobody is logged in."""
+    from huggingface_hub import constants
+
+    from tests.hub_server import Hub
+
+    with Hub() as server:
+        for name, value in {
+            'ENDPOINT': server.url,
+            'HUGGINGFACE_CO_URL_TEMPLATE': server.url + '/{repo_id}/resolve/{revision}/{filename}',
+            'HF_HUB_CACHE': str(tmp_path / 'cache'),
+            'HF_HUB_OFFLINE': False,
+            'HF_HUB_DISABLE_XET': True,
+            'HF_HUB_ETAG_TIMEOUT': 100,
+            'HF_TOKEN_PATH': str(tmp_path / 'token'),
+        }.items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.delenv('HF_TOKEN', raising=False)
+        monkeypatch.chdir(tmp_path)
+        yield server

@@ -10,7 +10,7 @@ from beit_jax import __main__ as command
 from tests import tiny
 
 # what takes a second or more
-HEAVY = ('jax', 'flax', 'orbax', 'scipy', 'matplotlib', 'tensorflow', 'torch')
+HEAVY = ('huggingface_hub', 'jax', 'flax', 'orbax', 'scipy', 'matplotlib', 'tensorflow', 'torch')
 COMMANDS = [*command.MODES, *command.tools()]
 # in a process of its own, for here all is imported
 HELP = f"""

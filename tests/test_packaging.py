@@ -28,6 +28,7 @@ def test_extras_are_those_of_the_requirements():
     }
     assert extras['test'] == lines('-test')
     assert extras['data'] == lines('-no-tensorflow', '-tensorflow')
+    assert extras['hub'] <= extras['test']
     files = PROJECT['tool']['setuptools']['dynamic']['dependencies']['file']
     assert files == ['requirements-library.txt']
     names = {re.split(r'\W', line.replace('-', '_'))[0] for line in lines('-library')}

@@ -28,8 +28,8 @@ from beit_jax.models.memory import check_arrays
 from beit_jax.tasks import LabelledRunConfig, Task
 from beit_jax.tasks.classify import adapt_encoder, pixel_differences
 from beit_jax.tasks.neighbours import NeighboursConfig, nearest_neighbours
+from beit_jax.weights.hub import local
 from beit_jax.weights.load import load_weights
-from beit_jax.weights.pytorch.files import check_exists
 from beit_jax.weights.trees import check_params, digest
 
 CALIBRATION = 2048  # training images that the features are standardised by
@@ -217,7 +217,7 @@ def make(config: Config) -> Probe:
 
     (encoder, abstract), notes = nnx.split(nnx.eval_shape(build)), []
     if config.encoder:
-        check_exists(config.encoder, 'config.encoder')
+        local(config.encoder, 'config.encoder')  # whose message names the setting
         params, description = load_weights(config.encoder)
         architecture = description['architecture']
         frozen, notes = adapt_encoder(params, architecture, config, config.encoder)

@@ -5,7 +5,6 @@ import argparse
 from collections.abc import Callable
 import dataclasses
 import os
-from pathlib import Path
 import sys
 import typing
 
@@ -74,11 +73,6 @@ def load(path: str, dtype: str = 'float32'):
     # here and not above: tools without a model start without it
     from beit_jax.weights.models import load_model
 
-    check(
-        not Path(path, 'tokenizer.json').is_file() or Path(path, 'config.json').is_file(),
-        f'{path} is a tokenizer, not an encoder: give a checkpoint or a work directory. What a '
-        'tokenizer makes of pictures: python -m beit_jax.tools.tokenize --tokenizer DIR.',
-    )
     model = load_model(path, dtype)
     for note in model.notes:
         print(f'{path}: {note}', file=sys.stderr)

@@ -11,5 +11,6 @@ def add(parser: argparse.ArgumentParser) -> None:
         '--checkpoint',
         required=True,
         type=arguments.path,
-        help='a checkpoint, a work directory, or a file or folder of PyTorch weights',
+        help='a checkpoint, a work directory, a file or folder of PyTorch weights, or OWNER/NAME '
+        "on Hugging Face's hub",
     )

@@ -60,7 +60,7 @@ def _arguments():
         required=True,
         type=arguments.path,
         metavar='PATH',
-        help='.pth, .pt, .bin or .safetensors, an index of shards, or a folder',
+        help='.pth, .pt, .bin, .safetensors, an index of shards, a folder, OWNER/NAME on the hub',
     )
     parser.add_argument(
         '--output', required=True, metavar='DIR', help='the directory to write: DIR/checkpoints/0'

@@ -42,11 +42,13 @@ def run(options) -> None:
     import jax
 
     from beit_jax.weights.checkpoint import is_checkpoint
+    from beit_jax.weights.hub import local
     from beit_jax.weights.models import load_model
     from beit_jax.weights.pytorch.importer import check_problems, examine
 
-    if not is_checkpoint(options.input):
-        found = examine(options.input)
+    place = local(options.input)
+    if not is_checkpoint(place):
+        found = examine(options.input, found=place)
         print('\n'.join(summary(found)))
         check_problems(found)
         return
@@ -66,7 +68,7 @@ def _arguments():
         'input',
         type=arguments.path,
         metavar='PATH',
-        help='a file or folder of weights, a checkpoint or a work directory',
+        help='a file or folder of weights, a checkpoint, a work directory, OWNER/NAME on the hub',
     )
     return parser
 

@@ -34,7 +34,7 @@ def load_run(workdir: str, tokenizer: str = ''):
     path = str(tokenizer or config['tokenizer'].get('path', ''))
     config['tokenizer']['path'] = path
     check(
-        not path or Path(path).is_dir(),
+        not path or tokenizer or '@' in path or Path(path).is_dir(),
         f'--workdir={workdir}: the tokenizer of this run is not at {path}: give --tokenizer=DIR.',
     )
     task = make_task(task_config(config))

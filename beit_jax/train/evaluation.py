@@ -40,7 +40,7 @@ def evaluate(config: RunConfig, workdir: Path) -> int:
     )
     run = open_run(config, workdir, 'evaluate')
     check(run.held_out is not None, f'there are no held-out images: {HELD_OUT}.')
-    path = config.init or str(workdir)
+    path = run.config.init or str(workdir)
     params, fresh, notes = load_params(run, path)
     check(
         not fresh,

@@ -18,6 +18,7 @@ from beit_jax.train.run import Run
 from beit_jax.train.workdir.changes import is_among, settings_of
 from beit_jax.train.workdir.directory import writing
 from beit_jax.train.workdir.launches import versions
+from beit_jax.train.workdir.pinned import pinned
 
 # What may differ from host to host, for it changes neither a result nor when they meet.
 HOST_SETTINGS = (
@@ -38,8 +39,10 @@ def open_run(config: RunConfig, workdir: Path, mode: str) -> Run:
 
     Raises:
       RequestError: settings, data and devices that do not fit one another, or are not the same on
-        every host.
+        every host; weights that the hub does not have.
+      StorageError: data, or the hub, cannot be read now.
     """
+    config = pinned(config, workdir)
     given = {f'config.{name}': value for name, value in flat(settings_of(config)).items()}
     check_same(
         {'--mode': mode, 'config': type(config).__module__}

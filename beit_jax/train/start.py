@@ -22,8 +22,8 @@ from beit_jax.train.workdir.checkpoint import Checkpoints
 from beit_jax.train.workdir.directory import writing
 from beit_jax.train.workdir.metrics import MetricsWriter
 from beit_jax.train.workdir.token_cache import TokenCache
+from beit_jax.weights.hub import local
 from beit_jax.weights.load import load_weights
-from beit_jax.weights.pytorch.files import check_exists
 from beit_jax.weights.trees import check_params
 
 
@@ -46,7 +46,6 @@ def restore_or_init(run: Run, checkpoints: Checkpoints):
     if state is not None:
         return state
     if run.config.init:
-        check_exists(run.config.init, 'config.init')
         params, _, notes = load_params(run, run.config.init)
         run.notes += notes
     else:
@@ -77,6 +76,8 @@ def load_params(run: Run, path: str) -> tuple:
       RequestError: they do not fit the model.
     """
     place = functools.partial(state_shardings, run.mesh)
+    with together():  # each host downloads for itself what is on a hub
+        local(path, 'config.init' if path == run.config.init else '')
     params, description = load_weights(path, place)
     params, fresh, notes = run.task.adapt(params, description, run.source.class_names, path)
     abstract = states.abstract_params(run.task)

@@ -1,15 +1,18 @@
 """Parameters from whatever holds a BEiT.
 
-A checkpoint or work directory of ours, or a file or folder of PyTorch weights.
+A checkpoint or work directory of ours, or a file or folder of PyTorch weights, here or on Hugging
+Face's hub.
 """
 
 from collections.abc import Callable
 
 import jax
 
+from beit_jax.errors import check
 from beit_jax.models.encoder import EncoderConfig
 from beit_jax.weights.checkpoint import is_checkpoint, load_params
-from beit_jax.weights.pytorch.files import check_exists
+from beit_jax.weights.contents import TOKENIZER
+from beit_jax.weights.hub import local
 from beit_jax.weights.pytorch.importer import convert, examine
 
 # entries that older descriptions, or those of pre-training, do not have
@@ -27,7 +30,7 @@ def load_weights(path: str, place: Callable | None = None) -> tuple[dict, dict]:
 
     Args:
       path: a checkpoint, a work directory (its newest one), a file (.pth, .bin, .safetensors) or
-        folder of PyTorch weights.
+        folder of PyTorch weights; or a repository of these on Hugging Face's hub (see `hub`).
       place: from the abstract parameters (nested dict of jax.ShapeDtypeStruct) to the shardings of
         each; None: the first device.
 
@@ -37,12 +40,18 @@ def load_weights(path: str, place: Callable | None = None) -> tuple[dict, dict]:
 
     Raises:
       RequestError: none of these, or damaged.
+      StorageError: it cannot be read, or downloaded, now.
     """
-    check_exists(path)
-    if is_checkpoint(path):
-        params, description = load_params(path, place)
+    found = local(path)
+    check(
+        not (found / TOKENIZER[1]).is_file() or (found / 'config.json').is_file(),
+        f'{path} is a tokenizer, not an encoder: give a checkpoint or a work directory. What a '
+        'tokenizer makes of pictures: python -m beit_jax.tools.tokenize --tokenizer DIR.',
+    )
+    if is_checkpoint(found):
+        params, description = load_params(str(found), place)
         return params, description | {'architecture': LATER | description['architecture']}
-    params, description = convert(examine(path))
+    params, description = convert(examine(path, found=found))
     where = jax.local_devices()[0]
     if place:
         where = place(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params))

@@ -278,7 +278,7 @@ def load_model(path: str | Path, dtype='float32') -> Model:
 
     Args:
       path: a checkpoint, a work directory, a .pth, .bin or .safetensors file of the official code,
-        timm or transformers, or a folder with one.
+        timm or transformers, a folder with one, or a repository of the hub (see `hub`).
       dtype: of the products and of the residual stream, 'float32' or 'bfloat16', or the type.
 
     Raises:

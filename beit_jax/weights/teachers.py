@@ -13,9 +13,10 @@ from beit_jax.models.architecture import ARCHITECTURES, encoder_config, segments
 from beit_jax.models.encoder import EncoderConfig
 from beit_jax.models.teacher import Teacher
 from beit_jax.weights.checkpoint import is_checkpoint
+from beit_jax.weights.hub import local
 from beit_jax.weights.load import load_weights
 from beit_jax.weights.positions import fit_positions
-from beit_jax.weights.pytorch.files import check_exists, read_source
+from beit_jax.weights.pytorch.files import read_source
 from beit_jax.weights.pytorch.vits import read_vit
 from beit_jax.weights.trees import check_finite, check_same, digest, shapes
 
@@ -56,7 +57,7 @@ def load_teacher(
     """The teacher in a checkpoint, a work directory, or a file or folder of PyTorch weights.
 
     Args:
-      path: see `weights.load.load_weights`; or a ViT of timm, DeiT or DINO, or a CLIP.
+      path: see `weights.load.load_weights`, or a ViT of timm, DeiT or DINO, or a CLIP.
       image_size: side of the pictures it is shown, or height and width; 0: what it was made for.
         For others its positions are interpolated.
       mean, std: of its pixels in [0, 1], instead of its own.
@@ -65,8 +66,8 @@ def load_teacher(
     Raises:
       RequestError: none of these, damaged, or sizes that do not fit.
     """
-    check_exists(path, 'config.teacher.path')
-    vit = None if is_checkpoint(path) else read_vit(read_source(path))
+    found = local(path, 'config.teacher.path')
+    vit = None if is_checkpoint(found) else read_vit(read_source(path, found))
     if vit:
         kind, config, grid, clip_features = vit.kind, vit.config, vit.grid, vit.clip_features
         params, own, notes = traverse_util.unflatten_dict(vit.flat, sep='/'), vars(vit), []

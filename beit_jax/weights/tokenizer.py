@@ -15,10 +15,12 @@ from beit_jax.errors import RequestError, check
 from beit_jax.models.tokenizers import make_tokenizer
 from beit_jax.weights.arrays import read_arrays, write_arrays
 from beit_jax.weights.checkpoint import is_checkpoint
+from beit_jax.weights.contents import TOKENIZER
+from beit_jax.weights.hub import local, repository
 from beit_jax.weights.trees import check_finite, digest
 from beit_jax.whole_files import read_json
 
-WEIGHTS, DESCRIPTION = 'tokenizer.safetensors', 'tokenizer.json'
+WEIGHTS, DESCRIPTION = TOKENIZER
 
 
 def save_tokenizer(
@@ -45,7 +47,8 @@ def save_tokenizer(
 def load_tokenizer(
     path: str, precision: str = 'float32', *, encoder: bool = True, decoder: bool = False
 ):
-    """(tokenizer, params) from a directory that `save_tokenizer` wrote.
+    """(tokenizer, params) from a directory that `save_tokenizer` wrote, or a repository with its
+    files (see `hub`).
 
     Args:
       precision: see `beit_jax.models.tokenizers.PRECISIONS`.
@@ -55,7 +58,7 @@ def load_tokenizer(
     Raises:
       RequestError: no such tokenizer, or arrays that do not fit its architecture.
     """
-    directory = Path(path)
+    directory = local(path) if repository(path) else Path(path)
     inside = directory / 'tokenizer'
     made = f': give {inside}' if (inside / DESCRIPTION).is_file() else ''
     remedy = (
@@ -65,7 +68,7 @@ def load_tokenizer(
     for name in (WEIGHTS, DESCRIPTION):
         there = (directory / name).is_file()
         check(
-            there or not (made or is_checkpoint(path)),
+            there or not (made or is_checkpoint(directory)),
             f'{path} is a checkpoint or work directory, not a tokenizer{made or f". {remedy}"}',
         )
         check(there, f'tokenizer {path}: there is no {name}. {remedy}')
@@ -110,7 +113,7 @@ def check_draws(tokenizer, params, path: str) -> None:
 
 def known_psnr(path: str) -> float | None:
     """The PSNR in dB that `save_tokenizer` was given; None where it was given none."""
-    psnr = read_json(Path(path) / DESCRIPTION, 'write the tokenizer again').get('psnr')
+    psnr = read_json(local(path) / DESCRIPTION, 'write the tokenizer again').get('psnr')
     return psnr if isinstance(psnr, float) else None
 
 

@@ -47,7 +47,7 @@ FREE_SETTINGS = (
 
 def config_changes(config: RunConfig, workdir: Path) -> list[str]:
     """Refuses a work directory that holds the run of another config, or tells what changes."""
-    saved = _saved(workdir)
+    saved = saved_settings(workdir)
     if saved is None:
         return []
     old, new = settings_then(saved, type(config)), flat(settings_of(config))
@@ -67,7 +67,7 @@ def settings_then(saved: dict, kind: type) -> dict:
     return _defaults(kind) | flat(saved)
 
 
-def _saved(workdir: Path) -> dict | None:
+def saved_settings(workdir: Path) -> dict | None:
     """The settings of the run of a work directory, None where there is none."""
     path = workdir / FILE
     if not path.exists():
@@ -83,7 +83,7 @@ def known_data(config: RunConfig, workdir: Path):
     try:
         yield
     except RequestError as error:
-        saved = _saved(workdir)
+        saved = saved_settings(workdir)
         if saved is None or saved.get('data') != settings_of(config)['data']:
             raise
         raise StorageError(

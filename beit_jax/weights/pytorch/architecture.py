@@ -261,7 +261,7 @@ def _normalisation(
         return mean or (0.5,) * channels, std or (0.5,) * channels, [assumed]
     if head == 'pixels':
         kin, usual = 'segmenters', IMAGENET
-    elif source.path.name.startswith('beitv2'):
+    elif source.name.startswith('beitv2'):
         kin, usual = 'weights of BEiT v2', IMAGENET
     elif source.released and source.released.vanilla:
         kin, usual = '', IMAGENET

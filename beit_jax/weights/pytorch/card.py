@@ -12,15 +12,15 @@ from beit_jax.models.architecture import in_words, segments
 _LOAD = {
     'huggingface': """\
 from transformers import AutoImageProcessor, {model}
-processor = AutoImageProcessor.from_pretrained("DIR")
-model = {model}.from_pretrained("DIR")""",
+processor = AutoImageProcessor.from_pretrained("{place}")
+model = {model}.from_pretrained("{place}")""",
     'timm': """\
 import timm
-model = timm.create_model("local-dir:DIR", pretrained=True)
+model = timm.create_model("{scheme}:{place}", pretrained=True)
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))""",
     'unilm': """\
-import torch
-state = torch.load("DIR/model.pth", weights_only=True)["{wrapper}"]
+{import_hub}import torch
+state = torch.load({file}, weights_only=True)["{wrapper}"]
 model.load_state_dict(state)""",
 }
 _LIBRARY = {'huggingface': 'transformers', 'timm': 'timm', 'unilm': 'pytorch'}
@@ -36,6 +36,7 @@ def model_card(
     notes: list[str],
     *,
     model: str = '',
+    name: str = '',
 ) -> str:
     """Markdown with the hub's front matter.
 
@@ -45,6 +46,7 @@ def model_card(
       checksums: sha256 of the exported files by name.
       notes: what was left out or assumed.
       model: the class of transformers that loads it.
+      name: of its repository on the hub; '': it lies in a folder, DIR.
     """
     architecture, config = description['architecture'], description.get('config')
     task, wrapper = 'feature-extraction', 'model'
@@ -72,8 +74,10 @@ def model_card(
         '## Load',
         '',
         '```python',
-        _LOAD[dialect].format(model=model, wrapper=wrapper),
+        _LOAD[dialect].format(model=model, wrapper=wrapper, **_place(name)),
         '```',
+        '',
+        f'or, in JAX, `beit_jax.load("{name or "DIR"}")`.',
         '',
     ]
     if 'source' in description:
@@ -101,6 +105,17 @@ def model_card(
             '',
         ]
     return '\n'.join([*lines, '## Checksums', '', *_table('file', 'sha256', checksums)])
+
+
+def _place(name: str) -> dict[str, str]:
+    """How each library names a repository of the hub, or the folder DIR."""
+    of_hub = {
+        'scheme': 'hf_hub',
+        'import_hub': 'from huggingface_hub import hf_hub_download\n',
+        'file': f'hf_hub_download("{name}", "model.pth")',
+    }
+    of_folder = {'scheme': 'local-dir', 'import_hub': '', 'file': '"DIR/model.pth"'}
+    return {'place': name or 'DIR'} | (of_hub if name else of_folder)
 
 
 def _table(first: str, second: str, rows: dict[str, str]) -> list[str]:

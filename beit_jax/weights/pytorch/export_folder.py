@@ -12,6 +12,7 @@ from beit_jax.models.architecture import patch_target
 from beit_jax.models.encoder import EncoderConfig
 from beit_jax.weights.arrays import write_arrays
 from beit_jax.weights.checkpoint import find_checkpoint, is_checkpoint
+from beit_jax.weights.hub import repository
 from beit_jax.weights.pytorch import export
 from beit_jax.weights.pytorch.card import model_card
 from beit_jax.weights.pytorch.facts import metadata
@@ -71,8 +72,14 @@ def in_dialect(model: Stored, dialect: str) -> Exported:
     return Exported(dialect, architecture, tensors, notes)
 
 
-def write_folder(path: Path, exported: Exported, model: Stored, metrics: dict) -> dict[str, str]:
-    """Writes all that the library wants to a new directory; metrics: what held-out images gave.
+def write_folder(
+    path: Path, exported: Exported, model: Stored, metrics: dict, hub_name: str = ''
+) -> dict[str, str]:
+    """Writes all that the library wants to a new directory.
+
+    Args:
+      metrics: what held-out images gave.
+      hub_name: of the repository on the hub that it is for; '' where it is for none.
 
     Returns:
       {name of a file with tensors: its SHA-256}.
@@ -106,6 +113,7 @@ def write_folder(path: Path, exported: Exported, model: Stored, metrics: dict) -
             checksums,
             exported.notes,
             model=files.get('config.json', {}).get('architectures', [''])[0],
+            name=hub_name,
         )
         (directory / 'README.md').write_text(card)
     return checksums
@@ -113,7 +121,7 @@ def write_folder(path: Path, exported: Exported, model: Stored, metrics: dict) -
 
 def held_out_metrics(path: str) -> dict[str, float]:
     """What the run of a checkpoint measured on held-out images at its step; {} of anything else."""
-    if not path or not is_checkpoint(path):
+    if not path or repository(path) or not is_checkpoint(path):
         return {}
     checkpoint, found = find_checkpoint(path), {}
     rows, _ = metric_lines(checkpoint.parents[1] / 'metrics.jsonl')

@@ -7,24 +7,17 @@ in a file is run.
 import dataclasses
 import json
 from pathlib import Path
-import re
 
 import numpy as np
 
 from beit_jax.errors import RequestError, check
 from beit_jax.models.presets import Released, find_released
 from beit_jax.weights.arrays import read_arrays
+from beit_jax.weights.contents import BESIDE, SUFFIXES, WHOLE, find_weights
+from beit_jax.weights.hub import local, repository
 from beit_jax.weights.pytorch.torch_reader import read_torch_file
 from beit_jax.whole_files import read_json, sha256
 
-# the weights of a folder, in order of preference
-WHOLE = (
-    'model.safetensors',
-    'model.safetensors.index.json',
-    'pytorch_model.bin',
-    'pytorch_model.bin.index.json',
-)
-SUFFIXES = ('.safetensors', '.pth', '.pt', '.bin')
 # the entry of a safetensors header in which we keep what no JSON beside it says
 METADATA = 'beit_jax'
 
@@ -33,7 +26,8 @@ METADATA = 'beit_jax'
 class Source:
     """What was found at a path."""
 
-    path: Path
+    path: str  # as it was given
+    name: str  # of the file, without its ending, of the folder, or of the repository
     tensors: dict[str, np.ndarray]
     files: tuple[Path, ...]  # those that hold the tensors
     config: dict  # config.json
@@ -45,22 +39,22 @@ class Source:
     @property
     def released(self) -> Released | None:
         """The released weights that the file or folder is named after."""
-        path = self.path.absolute()
-        return find_released(path.name if path.is_dir() else path.stem)
+        return find_released(self.name)
 
     def checksums(self) -> dict[str, str]:
         """sha256 of each file that holds tensors."""
         return {file.name: sha256(file) for file in self.files}
 
 
-def read_source(path: str | Path) -> Source:
-    """Reads a file of SUFFIXES, an index of shards, or a folder with one of these.
+def read_source(path: str | Path, found: Path | None = None) -> Source:
+    """Reads a file of `contents.SUFFIXES`, an index of shards, or a folder with one of these.
+
+    found: what `hub.local` has found of this path, where it was asked.
 
     Raises:
       RequestError: none of these, damaged, or refused (see `torch_reader`).
     """
-    check_exists(path)
-    path = Path(path)
+    given, path = path, found or local(path)
     weights = _find_weights(path) if path.is_dir() else path
     if weights.name.endswith('.index.json'):
         files = _read_shards(weights)
@@ -71,41 +65,21 @@ def read_source(path: str | Path) -> Source:
         tensors |= content.pop('tensors')
     # a file of any other name may lie among strangers
     if path.is_dir() or weights.name in WHOLE:
-        config = _read_json(weights.parent / 'config.json')
-        processor = _read_json(weights.parent / 'preprocessor_config.json')
+        config, processor = (_read_json(weights.parent / name) for name in BESIDE)
     said = next(iter(files.values()))  # beside the tensors, by the first file
-    return Source(path, tensors, tuple(files), config=config, processor=processor, **said)
+    which = str(given), _name(given), tensors, tuple(files)
+    return Source(*which, config=config, processor=processor, **said)
 
 
-def check_exists(path: str | Path, key: str = '') -> None:
-    """Raises RequestError where nothing is at a path, which the setting `key` gave; says what to do
-    where it may be the name of a model on Hugging Face's hub."""
-    message = f'{path}: there is no such checkpoint, work directory, file or folder of weights.'
-    message = f'{key}={message}' if key else message
-    name = re.fullmatch(r'(?:hf[-_]hub:)?([\w.-]+/[\w.-]+)', str(path))
-    if name and not Path(path).suffix:
-        message += (
-            " If it is a model on Hugging Face's hub, download it and give the folder: "
-            f'pip install huggingface_hub; hf download {name[1]} --local-dir DIR'
-        )
-    check(Path(path).exists(), message)
+def _name(path: str | Path) -> str:
+    """What a file or folder is called, or a repository of the hub."""
+    of_hub = repository(path)
+    place = Path(of_hub.inside or of_hub.id) if of_hub else Path(path).absolute()
+    return place.stem if place.suffix in SUFFIXES else place.name
 
 
 def _find_weights(folder: Path) -> Path:
-    for name in WHOLE:
-        if (folder / name).is_file():
-            return folder / name
-    found = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES)
-    check(
-        bool(found),
-        f'{folder} holds neither a checkpoint nor a file of weights ({", ".join(SUFFIXES)}).',
-    )
-    check(
-        len(found) == 1,
-        f'{folder} holds several files of weights, {", ".join(file.name for file in found)}: give '
-        'one of them.',
-    )
-    return found[0]
+    return folder / find_weights([entry.name for entry in folder.iterdir()], str(folder))
 
 
 def _read_file(path: Path) -> dict:

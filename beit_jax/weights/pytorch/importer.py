@@ -40,17 +40,22 @@ class Examination:
     problems: tuple[str, ...]  # why it cannot be imported
 
 
-def examine(path: str | Path, mean: tuple | None = None, std: tuple | None = None) -> Examination:
+def examine(
+    path: str | Path,
+    mean: tuple | None = None,
+    std: tuple | None = None,
+    found: Path | None = None,
+) -> Examination:
     """Reads a file or folder of weights and compares it with the model that it says it is.
 
     Args:
-      path: see `read_source`.
+      path, found: see `read_source`.
       mean, std: of its pixels in [0, 1], instead of what is said there or assumed.
 
     Raises:
       RequestError: a file that cannot be read, or one that is of no BEiT.
     """
-    source = read_source(path)
+    source = read_source(path, found)
     dialect, tensors = identify(source)
     if dialect == 'huggingface':
         source, tensors = without_empty_block(source, tensors)

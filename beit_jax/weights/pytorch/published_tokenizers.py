@@ -1,9 +1,12 @@
 """A published tokenizer out of its files: DALL-E's has one for each half."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from beit_jax.errors import RequestError, check
+from beit_jax.weights.contents import find_weights
+from beit_jax.weights.hub import local, repository
 from beit_jax.weights.pytorch.tokenizers import from_customized, from_dalle, from_vqkd
 from beit_jax.weights.pytorch.torch_reader import read_tensors
 from beit_jax.weights.trees import check_finite
@@ -28,7 +31,7 @@ def read_tokenizer(paths: list[str]) -> Published:
     """
     found = None
     for path in paths:
-        tensors = read_tensors(path)
+        tensors = read_tensors(_file(path))
         try:
             new = _read(tensors)
         except RequestError as error:
@@ -41,6 +44,15 @@ def read_tokenizer(paths: list[str]) -> Published:
         )
         found = join(found, new, path)
     return found
+
+
+def _file(path: str) -> str | Path:
+    """A path, or the file that a name on a hub is of."""
+    if not repository(path):
+        return path
+    place = local(path)
+    names = [file.name for file in place.iterdir()] if place.is_dir() else []
+    return place / find_weights(names, path) if names else place
 
 
 def _read(tensors) -> Published:
