@@ -12,6 +12,8 @@ from beit_jax.settings.intervals import Count, Interval, Seed, Share, ShareBelow
 SOURCES = ('shapes', 'folder', 'tfds', 'webdataset', 'parquet', 'class_tars')
 LABEL_MAP_SOURCES = ('shapes', 'folder', 'tfds')  # those that may have label maps
 IMAGE_OPS = ('simd', 'tensorflow')
+LABELS = ('class', 'classes', 'numbers')
+TARGET_SOURCES = ('folder', 'parquet')  # those whose labels may be no single class
 # of `shapes`, as data/sources/shapes.py explains them
 LEVELS = ('easy', 'rotated', 'textured', 'cluttered', 'occluded', 'medium', 'hard')
 MAX_PIXELS = 178_956_970  # above which Pillow takes a picture for an attack
@@ -102,8 +104,12 @@ class DataConfig:
     # other pictures; '' is `evaluate`
     evaluate_split: str = ''
     # webdataset: the member of a sample that holds its label, or json.NAME, a field of its json;
-    # '' is cls, or what _info.json says. parquet: a column; '' is label or the like
+    # '' is cls, or what _info.json says. parquet: a column; '' is label or the like. folder: a
+    # column of its metadata.csv or .jsonl in place of folders. With `labels` several, as a,b
     label_field: str = ''
+    # what an example has: class: one class | classes: any number of them | numbers, for regression;
+    # the last two of folder and parquet
+    labels: str = 'class'
     image_field: str = ''  # parquet: the column of images; '' is image or the like
     labels_per_class: int = 0  # train on so many examples of each class only; 0: on all
     subset_seed: Seed = 0  # which examples these are
@@ -217,6 +223,7 @@ class DataConfig:
         one_of('config.data.name', self.name, SOURCES)
         one_of('config.data.level', self.level, LEVELS)
         one_of('config.data.image_ops', self.image_ops, IMAGE_OPS)
+        self._check_labels()
         check(
             not self.exif or self.pixels.is_rgb,
             'config.data.exif is for RGB of 8 bits: leave it false.',
@@ -253,6 +260,19 @@ class DataConfig:
             self.repeated_augmentation == 1 or not self.repeat_views,
             'config.data.repeated_augmentation and config.data.repeat_views exclude '
             'each other: leave one of them as it is.',
+        )
+
+    def _check_labels(self):
+        one_of('config.data.labels', self.labels, LABELS)
+        check(
+            self.labels == 'class' or self.name in TARGET_SOURCES,
+            f'config.data.labels={self.labels}: an example of config.data.name={self.name} has one '
+            f'class. Leave it class, or use {" or ".join(TARGET_SOURCES)}.',
+        )
+        check(
+            self.labels == 'class' or not self.labels_per_class,
+            f'config.data.labels_per_class is for one class each, config.data.labels is '
+            f'{self.labels}: leave it 0.',
         )
 
     def _check_pixels(self):
@@ -299,8 +319,9 @@ class SegmentDataConfig(DataConfig):
             f'{", ".join(LABEL_MAP_SOURCES)}.',
         )
         check(
-            not self.labels_per_class,
-            'config.data.labels_per_class is for images of one class each: leave it 0.',
+            not self.labels_per_class and self.labels == 'class',
+            'config.data.labels and labels_per_class are for labels of whole images: leave them '
+            'class and 0.',
         )
         check(
             not self.exif,

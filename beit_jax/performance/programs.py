@@ -48,6 +48,8 @@ def step_programs(config: RunConfig, mesh, dall_e: bool = False) -> dict[str, Pr
     config, task, schedule, optimizer = _set_up(config, mesh, dall_e)
     step = steps.make_train_step(task, optimizer, schedule, mesh, config.total_steps)
     state, batch = states.abstract_state(task, optimizer), _batch(config.batch_size, task.views)
+    if config.task == 'classify' and config.data.labels != 'class':
+        batch['label'] = _shape(config.batch_size, config.num_classes, dtype=jnp.float32)
     if config.task == 'pretrain' and config.target == 'tokens':
         rows, columns = config.grid
         batch['tokens'] = _shape(config.batch_size, rows * columns, dtype=jnp.uint16)

@@ -5,7 +5,7 @@ Everything that a task reports is a sum over examples, so that parts of a batch,
 evaluation and devices simply add up.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import functools
 import importlib
@@ -68,10 +68,10 @@ class LabelledRunConfig(EncoderRunConfig):
     # 0: as many as the training images have
     num_classes: Annotated[int, Interval(0, 100_000)] = 0
 
-    def resolve(self, num_examples: int, class_names: tuple[str, ...]):
-        num_classes = self.num_classes or len(class_names)
+    def resolve(self, num_examples, class_names, label=None):
+        num_classes, one_each = self.num_classes or len(class_names), self.data.labels == 'class'
         check(
-            len(class_names) > 1,
+            len(class_names) > one_each,
             f'the training images have {len(class_names)} classes: sort them into one folder a '
             'class, or use labelled data.',
         )
@@ -81,8 +81,13 @@ class LabelledRunConfig(EncoderRunConfig):
             f'{len(class_names) - 1}, but config.num_classes is {num_classes}: leave it 0, or '
             'raise it.',
         )
+        check(
+            one_each or len(class_names) == num_classes,
+            f'config.num_classes is {num_classes}, but labels are of {len(class_names)} '
+            f'(config.data.labels={self.data.labels}): leave it 0.',
+        )
         return dataclasses.replace(
-            super().resolve(num_examples, class_names), num_classes=num_classes
+            super().resolve(num_examples, class_names, label), num_classes=num_classes
         )
 
 
@@ -103,6 +108,9 @@ class Task:
     # has it is evaluated on whole pictures of their own size, with the settings `config.inference`,
     # and not by `loss`
     label_windows: Callable | None = None
+    # ('rows' of all held-out images, see `loss`, NumPy arrays [N, ...] without what is not valid;
+    # the names of the classes) -> metrics that are no sums over images
+    measure: Callable[[dict, Sequence[str]], dict] | None = None
 
     def fingerprint(self) -> str:
         """Says which `frozen` these are, so that a run goes on with no others; '' where there are

@@ -57,7 +57,8 @@ class Run:
             self.held_out = open_source(config.data, 'evaluate')
         parts = layout.parts_of_a_set(self.source, config.data.path)
         _check_classes(config, parts)
-        self.config = config.resolve(len(self.source), self.source.class_names)
+        source = self.source
+        self.config = config.resolve(len(source), source.class_names, source.label)
         self.task = make_task(self.config)
         self.notes += self.task.notes
         self.drawing = drawing_of(self.task)
