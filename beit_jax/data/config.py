@@ -13,7 +13,6 @@ SOURCES = ('shapes', 'folder', 'tfds', 'webdataset', 'parquet', 'class_tars')
 LABEL_MAP_SOURCES = ('shapes', 'folder', 'tfds')  # those that may have label maps
 IMAGE_OPS = ('simd', 'tensorflow')
 LABELS = ('class', 'classes', 'numbers')
-TARGET_SOURCES = ('folder', 'parquet')  # those whose labels may be no single class
 # of `shapes`, as data/sources/shapes.py explains them
 LEVELS = ('easy', 'rotated', 'textured', 'cluttered', 'occluded', 'medium', 'hard')
 MAX_PIXELS = 178_956_970  # above which Pillow takes a picture for an attack
@@ -104,11 +103,10 @@ class DataConfig:
     # other pictures; '' is `evaluate`
     evaluate_split: str = ''
     # webdataset: the member of a sample that holds its label, or json.NAME, a field of its json;
-    # '' is cls, or what _info.json says. parquet: a column; '' is label or the like. folder: a
-    # column of its metadata.csv or .jsonl in place of folders. With `labels` several, as a,b
+    # '' is cls, or what _info.json says. parquet: a column, or several, as a,b; '' is label or the
+    # like. folder: a column of its metadata.csv or .jsonl, in place of folders
     label_field: str = ''
-    # what an example has: class: one class | classes: any number of them | numbers, for regression;
-    # the last two of folder and parquet
+    # folder, parquet: class, of each example one | classes, any number | numbers, for regression
     labels: str = 'class'
     image_field: str = ''  # parquet: the column of images; '' is image or the like
     labels_per_class: int = 0  # train on so many examples of each class only; 0: on all
@@ -220,10 +218,14 @@ class DataConfig:
         return said if self.pixels.is_rgb else said | {'pixels': dataclasses.asdict(self.pixels)}
 
     def __post_init__(self):
-        one_of('config.data.name', self.name, SOURCES)
-        one_of('config.data.level', self.level, LEVELS)
-        one_of('config.data.image_ops', self.image_ops, IMAGE_OPS)
-        self._check_labels()
+        allowed = {'name': SOURCES, 'level': LEVELS, 'image_ops': IMAGE_OPS, 'labels': LABELS}
+        for name, values in allowed.items():
+            one_of(f'config.data.{name}', getattr(self, name), values)
+        check(
+            self.labels == 'class'
+            or (self.name in ('folder', 'parquet') and not self.labels_per_class),
+            f'config.data.labels={self.labels} takes data.name=folder or parquet, labels_per_class=0',
+        )
         check(
             not self.exif or self.pixels.is_rgb,
             'config.data.exif is for RGB of 8 bits: leave it false.',
@@ -262,19 +264,6 @@ class DataConfig:
             'each other: leave one of them as it is.',
         )
 
-    def _check_labels(self):
-        one_of('config.data.labels', self.labels, LABELS)
-        check(
-            self.labels == 'class' or self.name in TARGET_SOURCES,
-            f'config.data.labels={self.labels}: an example of config.data.name={self.name} has one '
-            f'class. Leave it class, or use {" or ".join(TARGET_SOURCES)}.',
-        )
-        check(
-            self.labels == 'class' or not self.labels_per_class,
-            f'config.data.labels_per_class is for one class each, config.data.labels is '
-            f'{self.labels}: leave it 0.',
-        )
-
     def _check_pixels(self):
         check(self.bits in (8, 16), f'config.data.bits is {self.bits}: it takes 8 or 16.')
         beyond = [band for band in self.bands if band >= self.channels]
@@ -289,8 +278,7 @@ class DataConfig:
         )
         check(
             self.name != 'shapes' or (self.channels, self.bits) == (3, 8),
-            'config.data.name=shapes draws RGB of 8 bits: leave config.data.channels 3 and '
-            'config.data.bits 8.',
+            'config.data.name=shapes draws RGB of 8 bits: leave config.data.channels 3 and bits 8.',
         )
 
 
@@ -320,8 +308,7 @@ class SegmentDataConfig(DataConfig):
         )
         check(
             not self.labels_per_class and self.labels == 'class',
-            'config.data.labels and labels_per_class are for labels of whole images: leave them '
-            'class and 0.',
+            'config.data.labels_per_class and labels are of whole images: leave them 0 and class.',
         )
         check(
             not self.exif,
@@ -331,8 +318,7 @@ class SegmentDataConfig(DataConfig):
 
 def check_order(name: str, ends: tuple[float, float]) -> None:
     """Raises RequestError where a range ends below its beginning."""
-    low, high = ends
-    check(low <= high, f'config.data.{name} is ({low}, {high}): give the smaller number first.')
+    check(ends[0] <= ends[1], f'config.data.{name} is {ends}: give the smaller number first.')
 
 
 @dataclasses.dataclass(frozen=True)

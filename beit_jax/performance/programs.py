@@ -116,7 +116,8 @@ def _set_up(config, mesh, dall_e=False):
     task = on_mesh(mesh, _make_task)(config, dall_e)
     settings, steps_per_epoch = config.optimizer, IMAGES / config.batch_size
     schedule = optimizers.learning_rate(settings, config.total_steps, steps_per_epoch)
-    optimizer = optimizers.make_optimizer(settings, schedule, states.abstract_params(task))
+    params = states.learned(task, states.abstract_params(task))
+    optimizer = optimizers.make_optimizer(settings, schedule, params)
     return config, task, schedule, optimizer
 
 

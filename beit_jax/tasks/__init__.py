@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import importlib
 from pathlib import Path
+import re
 from typing import Annotated, Any, ClassVar
 
 from flax import nnx
@@ -91,6 +92,29 @@ class LabelledRunConfig(EncoderRunConfig):
         )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FineTuneRunConfig(LabelledRunConfig):
+    """What tasks that fine-tune an encoder have besides."""
+
+    # the last so many blocks are trained, with the head, the others frozen; 0: the head alone; -1:
+    # all, with the embeddings
+    trained_blocks: Annotated[int, Interval(-1, 200)] = -1
+
+    def __post_init__(self):
+        super().__post_init__()
+        check(
+            self.trained_blocks <= self.model.depth,
+            f'config.trained_blocks is {self.trained_blocks}, the encoder has {self.model.depth}: '
+            'lower it, or set it to -1 for all.',
+        )
+
+    @property
+    def frozen_blocks(self) -> int:
+        """How many of the first blocks are not trained; the embeddings are not either where
+        `trained_blocks` is no -1."""
+        return self.model.depth - self.trained_blocks if self.trained_blocks >= 0 else 0
+
+
 class Task:
     """A method. Built once a run, after its config was checked; `params` is always the nested dict
     of arrays of `build`."""
@@ -111,6 +135,16 @@ class Task:
     # ('rows' of all held-out images, see `loss`, NumPy arrays [N, ...] without what is not valid;
     # the names of the classes) -> metrics that are no sums over images
     measure: Callable[[dict, Sequence[str]], dict] | None = None
+
+    def learns(self, path: str) -> bool:
+        """Whether the parameter of that path is learned; the others stay as they are, to the bit,
+        and have neither gradient nor optimizer."""
+        return True
+
+    def frozen_part(self, params, batch: dict):
+        """What `loss` computes of a training batch, as `augment` makes it, from parameters alone
+        that are not learned: no gradient goes back through it."""
+        return ()
 
     def fingerprint(self) -> str:
         """Says which `frozen` these are, so that a run goes on with no others; '' where there are
@@ -197,6 +231,31 @@ class Task:
 
         metrics: those of the last evaluation, eval/...; {} where nothing is held out.
         """
+
+
+class FineTune(Task):
+    """A task whose model has an `encoder`, of which `FineTuneRunConfig` says what is learned."""
+
+    config: FineTuneRunConfig
+    graphdef: nnx.GraphDef
+
+    @property
+    def notes(self):
+        config = self.config
+        if config.init or config.trained_blocks < 0:
+            return ()
+        return ('WARNING: what config.trained_blocks freezes has random weights: give config.init',)
+
+    def learns(self, path):
+        if self.config.trained_blocks < 0 or not path.startswith('encoder/'):
+            return True
+        block = re.match(r'encoder/blocks/(\d+)/', path)
+        return bool(block) and int(block[1]) >= self.config.frozen_blocks
+
+    def frozen_part(self, params, batch):
+        if self.config.trained_blocks < 0:
+            return ()
+        return nnx.merge(self.graphdef, params).encoder.frozen_part(batch['image'])
 
 
 def check_encoder(architecture: dict, model: EncoderConfig, source: str) -> None:

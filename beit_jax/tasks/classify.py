@@ -25,7 +25,7 @@ from beit_jax.models.architecture import PROBLEM_TYPES, problem_type, segments
 from beit_jax.models.encoder import EncoderConfig
 from beit_jax.models.heads import POOLINGS, Classifier
 from beit_jax.settings.intervals import Interval, Share, ShareBelow1
-from beit_jax.tasks import LabelledRunConfig, Task, check_encoder, without_cls_head
+from beit_jax.tasks import FineTune, FineTuneRunConfig, check_encoder, without_cls_head
 from beit_jax.tasks.objectives import (
     REGRESSION_LOSSES,
     Numbers,
@@ -45,7 +45,7 @@ _ERASE = 0x657261  # sets the key of the rectangle apart from that of stochastic
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(LabelledRunConfig):
+class Config(FineTuneRunConfig):
     task: str = 'classify'
     model: EncoderConfig = EncoderConfig(positions='layer_bias')
     pooling: str = 'mean'  # mean | cls
@@ -89,7 +89,9 @@ class Config(LabelledRunConfig):
         if label and not (mean_C and std_C):
             labels_NC = np.stack([label(index) for index in range(num_examples)])
             mean_C = mean_C or labels_NC.mean(0, dtype=np.float64).tolist()
-            std_C = std_C or labels_NC.std(0, dtype=np.float64).tolist()
+            # what rounding leaves of numbers that are all alike is no deviation
+            varies_C = labels_NC.min(0) < labels_NC.max(0)
+            std_C = std_C or (labels_NC.std(0, dtype=np.float64) * varies_C).tolist()
         count, statistics = len(class_names), {'target_mean': mean_C, 'target_std': std_C}
         for name, values in statistics.items():
             check(
@@ -102,14 +104,14 @@ class Config(LabelledRunConfig):
         same = [name for name, std in zip(class_names, statistics['target_std']) if not std]
         check(
             not same,
-            f'{same[:1]} is the same number in all training images, so there is nothing to learn: '
-            'name other columns by config.data.label_field.',
+            f'{same and same[0]!r} is the same number in all training images, so there is nothing '
+            'to learn: name other columns by config.data.label_field.',
         )
         return dataclasses.replace(resolved, **statistics)
 
 
 @dataclasses.dataclass(frozen=True)
-class Classify(Task):
+class Classify(FineTune):
     """The task: see `beit_jax.tasks.Task`."""
 
     config: Config
@@ -287,7 +289,7 @@ def pixel_differences(architecture: dict, data: DataConfig, source: str) -> list
 
 
 def _build(config: Config, rngs: nnx.Rngs) -> Classifier:
-    return Classifier(
+    model = Classifier(
         config.model,
         config.grid,
         config.num_classes,
@@ -296,6 +298,8 @@ def _build(config: Config, rngs: nnx.Rngs) -> Classifier:
         dtype=config.compute_dtype,
         rngs=rngs,
     )
+    model.encoder.frozen = config.frozen_blocks
+    return model
 
 
 def make(config: Config) -> Classify:

@@ -82,7 +82,7 @@ class Run:
 
     @functools.cached_property
     def optimizer(self):
-        params = states.abstract_params(self.task)
+        params = states.learned(self.task, states.abstract_params(self.task))
         return optimizers.make_optimizer(self.config.optimizer, self.schedule, params)
 
     def evaluates(self, step: int) -> bool:

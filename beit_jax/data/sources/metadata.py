@@ -49,14 +49,14 @@ class MetadataSource:
         missing = [name for name in pictures if name not in rows]
         check(
             not missing,
-            f'{file} has no row for {len(missing)} of {len(self)} pictures, {missing[:1]} the '
-            'first: add rows, or move these pictures away.',
+            f'{file} has no row for {len(missing)} of {len(self)} pictures, '
+            f'{missing and missing[0]!r} the first: add rows, or move these pictures away.',
         )
         more = sorted(rows.keys() - set(pictures))
         check(
             not more,
-            f'{file} has rows for {len(more)} pictures that are not there, {more[:1]} the first: '
-            'add the pictures, or remove the rows.',
+            f'{file} has rows for {len(more)} pictures that are not there, '
+            f'{more and more[0]!r} the first: add the pictures, or remove the rows.',
         )
         wanted = columns_of(field, list(columns), (), file)
         order = [rows[name] for name in pictures]

@@ -114,15 +114,19 @@ def test_numbers(tmp_path):
 @pytest.mark.parametrize(
     'rows, changed, message',
     [
-        (TEXTS[:4], {}, r"no row for 1 of 5 pictures, \['e.png'\] the first: add rows"),
-        ((*TEXTS, 'ant'), {}, r"rows for 1 pictures that are not there, \['f.png'\]"),
+        (TEXTS[:4], {}, r"no row for 1 of 5 pictures, 'e.png' the first: add rows"),
+        ((*TEXTS, 'ant'), {}, r"rows for 1 pictures that are not there, 'f.png'"),
         (TEXTS, {'label_field': 'tags'}, r"no column 'tags': set config.data.label_field to one"),
         (('cat|ant|bee',) * 5, {}, r'every example is of all 3 classes'),
         (TEXTS, {'labels': 'numbers'}, r"a.png: the column 'labels' holds 'cat|ant', not 1 number"),
         (('nan', *TEXTS[1:]), {'labels': 'numbers'}, r"holds 'nan', not 1 numbers"),
         (TEXTS, {'labels': 'several'}, r"config.data.labels='several' is unknown. Allowed: class,"),
-        (TEXTS, {'labels_per_class': 2}, r'labels_per_class is for one class each'),
-        (TEXTS, {'name': 'tfds'}, r'an example of config.data.name=tfds has one class'),
+        (
+            TEXTS,
+            {'labels_per_class': 2},
+            r'or parquet, labels_per_class=0',
+        ),
+        (TEXTS, {'name': 'tfds'}, r'labels=classes takes data.name=folder or parquet'),
         (TEXTS, {'labels': 'class', 'label_field': 'labels'}, r'sub/b.png has no class: fill'),
     ],
 )
