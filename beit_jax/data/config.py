@@ -224,7 +224,7 @@ class DataConfig:
         check(
             self.labels == 'class'
             or (self.name in ('folder', 'parquet') and not self.labels_per_class),
-            f'config.data.labels={self.labels} takes data.name=folder or parquet, labels_per_class=0',
+            f'config.data.labels={self.labels} takes name=folder or parquet, labels_per_class=0.',
         )
         check(
             not self.exif or self.pixels.is_rgb,

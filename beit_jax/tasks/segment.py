@@ -1,5 +1,5 @@
 """Semantic segmentation (paper, section 3.2; official semantic_segmentation/): a class for each
-pixel, by UPerNet on the encoder.
+pixel, by UPerNet on the encoder, or by a linear layer (with `trained_blocks=0` a probe).
 
 The encoder of a checkpoint, its positions fitted to the crop's, feeds four blocks to a feature
 pyramid. The host resizes, crops and flips a picture with its label map; the device changes its
@@ -126,7 +126,7 @@ class Segment(FineTune):
         same = config.same_classes or not named or first_difference(named, classes) is None
         if as_many and same:
             theirs, ours = head_config(architecture), config.head.fitted(config.model)
-            for name in ('taps', 'pool_scales', 'auxiliary_tap', 'norm_eps'):
+            for name in ('kind', 'taps', 'pool_scales', 'auxiliary_tap', 'norm_eps'):
                 has, wants = getattr(theirs, name), getattr(ours, name)
                 check(
                     has == wants,

@@ -126,7 +126,7 @@ def test_numbers(tmp_path):
             {'labels_per_class': 2},
             r'or parquet, labels_per_class=0',
         ),
-        (TEXTS, {'name': 'tfds'}, r'labels=classes takes data.name=folder or parquet'),
+        (TEXTS, {'name': 'tfds'}, r'labels=classes takes name=folder or parquet'),
         (TEXTS, {'labels': 'class', 'label_field': 'labels'}, r'sub/b.png has no class: fill'),
     ],
 )
