@@ -57,9 +57,9 @@ class Config(FineTuneRunConfig):
     # the share of a label that all classes get alike; not of numbers (data.labels)
     label_smoothing: ShareBelow1 = 0.1
     regression_loss: str = 'mse'  # of numbers, standardised: mse | l1 | huber
-    # what is taken from each number, and what it is then divided by; (): the mean and the deviation
-    # of the training images
+    # what is taken from each number (data.labels=numbers); (): the mean of the training images
     target_mean: tuple[Annotated[float, Interval(-1e38, 1e38)], ...] = ()
+    # what it is then divided by; (): the deviation of the training images
     target_std: tuple[Annotated[float, Interval(0, 1e38, '(]')], ...] = ()
     # timm's notation: rand-m9-mstd0.5-inc1; '': none, and data.color_jitter instead
     rand_augment: str = ''
