@@ -12,6 +12,7 @@ from beit_jax.settings.intervals import Count, Interval, Seed, Share, ShareBelow
 SOURCES = ('shapes', 'folder', 'tfds', 'webdataset', 'parquet', 'class_tars')
 LABEL_MAP_SOURCES = ('shapes', 'folder', 'tfds')  # those that may have label maps
 IMAGE_OPS = ('simd', 'tensorflow')
+LABELS = ('class', 'classes', 'numbers')
 # of `shapes`, as data/sources/shapes.py explains them
 LEVELS = ('easy', 'rotated', 'textured', 'cluttered', 'occluded', 'medium', 'hard')
 MAX_PIXELS = 178_956_970  # above which Pillow takes a picture for an attack
@@ -102,8 +103,11 @@ class DataConfig:
     # other pictures; '' is `evaluate`
     evaluate_split: str = ''
     # webdataset: the member of a sample that holds its label, or json.NAME, a field of its json;
-    # '' is cls, or what _info.json says. parquet: a column; '' is label or the like
+    # '' is cls, or what _info.json says. parquet: a column, or several, as a,b; '' is label or the
+    # like. folder: a column of its metadata.csv or .jsonl, in place of folders
     label_field: str = ''
+    # folder, parquet: class, of each example one | classes, any number | numbers, for regression
+    labels: str = 'class'
     image_field: str = ''  # parquet: the column of images; '' is image or the like
     labels_per_class: int = 0  # train on so many examples of each class only; 0: on all
     subset_seed: Seed = 0  # which examples these are
@@ -214,9 +218,14 @@ class DataConfig:
         return said if self.pixels.is_rgb else said | {'pixels': dataclasses.asdict(self.pixels)}
 
     def __post_init__(self):
-        one_of('config.data.name', self.name, SOURCES)
-        one_of('config.data.level', self.level, LEVELS)
-        one_of('config.data.image_ops', self.image_ops, IMAGE_OPS)
+        allowed = {'name': SOURCES, 'level': LEVELS, 'image_ops': IMAGE_OPS, 'labels': LABELS}
+        for name, values in allowed.items():
+            one_of(f'config.data.{name}', getattr(self, name), values)
+        check(
+            self.labels == 'class'
+            or (self.name in ('folder', 'parquet') and not self.labels_per_class),
+            f'config.data.labels={self.labels} takes name=folder or parquet, labels_per_class=0.',
+        )
         check(
             not self.exif or self.pixels.is_rgb,
             'config.data.exif is for RGB of 8 bits: leave it false.',
@@ -269,8 +278,7 @@ class DataConfig:
         )
         check(
             self.name != 'shapes' or (self.channels, self.bits) == (3, 8),
-            'config.data.name=shapes draws RGB of 8 bits: leave config.data.channels 3 and '
-            'config.data.bits 8.',
+            'config.data.name=shapes draws RGB of 8 bits: leave config.data.channels 3 and bits 8.',
         )
 
 
@@ -299,8 +307,8 @@ class SegmentDataConfig(DataConfig):
             f'{", ".join(LABEL_MAP_SOURCES)}.',
         )
         check(
-            not self.labels_per_class,
-            'config.data.labels_per_class is for images of one class each: leave it 0.',
+            not self.labels_per_class and self.labels == 'class',
+            'config.data.labels_per_class and labels are of whole images: leave them 0 and class.',
         )
         check(
             not self.exif,
@@ -310,8 +318,7 @@ class SegmentDataConfig(DataConfig):
 
 def check_order(name: str, ends: tuple[float, float]) -> None:
     """Raises RequestError where a range ends below its beginning."""
-    low, high = ends
-    check(low <= high, f'config.data.{name} is ({low}, {high}): give the smaller number first.')
+    check(ends[0] <= ends[1], f'config.data.{name} is {ends}: give the smaller number first.')
 
 
 @dataclasses.dataclass(frozen=True)

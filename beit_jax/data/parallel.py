@@ -26,6 +26,7 @@ def batches(
     views: Sequence[View],
     num_rows: int,
     config: DataConfig,
+    label_shape: tuple[int, ...] = (),
 ) -> Iterator[Batch]:
     """The batches of `steps`, in order; what a thread raises comes out here, as itself.
 
@@ -35,17 +36,22 @@ def batches(
         example used.
 
     Yields:
-      each view's name: [R, ...] of its shape and dtype; `grey` float32 [R]; `label` int32 [R];
-        `used` int64 [R]; `index` int64 [R] and `view` uint32 [R] as `examples` gave them.
+      each view's name: [R, ...] of its shape and dtype; `grey` float32 [R]; `label` int32 [R], of
+        another `label_shape` float32 [R, C]; `used` int64 [R]; `index` int64 [R] and `view` uint32
+        [R] as `examples` gave them.
     """
-    workers = config.num_workers
+    workers, label = config.num_workers, np.float32 if label_shape else np.int32
     pool = concurrent.futures.ThreadPoolExecutor(workers)
     parts = np.array_split(np.arange(num_rows), min(num_rows, _PARTS * workers))
 
     def make(step):
         numbers, indices = examples(step)
         arrays = [_aligned([num_rows, *view.shape], view.dtype) for view in views]
-        arrays += [np.empty(num_rows, dtype) for dtype in (np.float32, np.int32, np.int64)]
+        arrays += [
+            np.empty(num_rows, np.float32),
+            np.empty((num_rows, *label_shape), label),
+            np.empty(num_rows, np.int64),
+        ]
 
         def fill(rows):
             for row in rows.tolist():
@@ -57,7 +63,7 @@ def batches(
 
     names = [*(view.name for view in views), 'grey', 'label', 'used', 'index', 'view']
     dtypes = [view.dtype for view in views]
-    dtypes += [np.float32, np.int32, np.int64, np.int64, np.uint32]
+    dtypes += [np.float32, label, np.int64, np.int64, np.uint32]
     try:
         with contextlib.closing(_in_order(make, dtypes, steps, config.prefetch)) as made:
             for arrays in made:

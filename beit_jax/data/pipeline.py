@@ -29,7 +29,7 @@ from beit_jax.data.pictures.decode import image_ops
 from beit_jax.data.pictures.rand_augment import fill_color, parse_policy, rand_augment
 from beit_jax.data.sampler import Sampler, random_bits
 from beit_jax.data.segmentation import show_window, whole_example
-from beit_jax.data.sources.source import Source, check_label
+from beit_jax.data.sources.source import Source, check_label, label_shape
 from beit_jax.errors import RequestError, StorageError, of_storage
 
 SUBSTITUTES = 8  # examples that may take the place of a bad one; they are read only when it is bad
@@ -55,10 +55,11 @@ def train_batches(
     Yields:
       each view's name: [R, *view.shape] of view.dtype, one and the same crop; `grey` float32 [R],
         the mean grey of the whole picture in [0, 1], which the contrast of `config.color_jitter`
-        needs, else 0; `label` int32 [R], 0 where labels are maps; `index` int64 [R], the example
-        that the sampler asked for; `view` uint32 [R], the number that seeds what is drawn for the
-        picture (modulo 2 ** 32); `substituted` bool [R], true where that example was bad; `used`
-        int64 [R], the one that is there instead; `valid` float32 [R], ones.
+        needs, else 0; `label` int32 [R], 0 where labels are maps, or float32 [R, C] where they are
+        no single class (`label_shape`); `index` int64 [R], the example that the sampler asked for;
+        `view` uint32 [R], the number that seeds what is drawn for the picture (modulo 2 ** 32);
+        `substituted` bool [R], true where that example was bad; `used` int64 [R], the one that is
+        there instead; `valid` float32 [R], ones.
 
     With label maps (`SegmentDataConfig`) the crop is `label_maps.random_window`, flipped before it
     is padded: with the mean of the pixels, which is 0 once they are normalised, and with 255 in the
@@ -108,7 +109,8 @@ def train_batches(
 
     load = functools.partial(_load, source, candidates, make, views)
     steps = range(start_step, _ENDLESS)
-    for batch in parallel.batches(steps, examples, load, views, len(rows), config):
+    shape = label_shape(source)
+    for batch in parallel.batches(steps, examples, load, views, len(rows), config, shape):
         used = _checked_used(batch, source)
         if (used < 0).any():
             index = batch['index'][used < 0][0]
@@ -159,7 +161,8 @@ def evaluate_batches(
 
     load = functools.partial(_load, source, lambda _, index: [index], make, views)
     steps = range(math.ceil(len(source) / batch_size))
-    batches = parallel.batches(steps, examples, load, views, len(rows), config)
+    shape = label_shape(source)
+    batches = parallel.batches(steps, examples, load, views, len(rows), config, shape)
     for step, batch in zip(steps, batches, strict=True):
         positions, _ = examples(step)
         good = _checked_used(batch, source) >= 0
@@ -260,6 +263,8 @@ def _checked_used(batch, source):
     """Which examples a batch uses, int64 [R], -1 for none; raises RequestError where one has a
     label that no class has."""
     used, labels = batch['used'], batch['label']
+    if labels.ndim > 1:  # looked at when the source was opened
+        return used
     unknown = (labels < 0) | (labels >= max(1, len(source.class_names)))
     for row in np.flatnonzero((used >= 0) & unknown):
         check_label(source, used[row], labels[row])

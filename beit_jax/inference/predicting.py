@@ -1,4 +1,5 @@
-"""What a model says of pictures, one answer each: classes (in a table too), tokens or features."""
+"""What a model says of pictures, one answer each: classes or numbers (in a table too), tokens or
+features."""
 
 from collections.abc import Iterator, Sequence
 import contextlib
@@ -11,7 +12,6 @@ import numpy as np
 from tqdm import tqdm
 
 from beit_jax.data.pictures.load import LeaveOut, image_batches
-from beit_jax.errors import check
 from beit_jax.inference.rows import Rows
 from beit_jax.train.workdir.prediction_table import class_name, prediction_header, prediction_row
 from beit_jax.weights.models import Model, pad_rows
@@ -38,13 +38,8 @@ def predict(
         `tokens` [B, P], or `cls` and `mean` [B, L, D] of the features of the layers.
 
     Raises:
-      RequestError: no pictures, or a model without classes or tokens, or one that gives numbers.
+      RequestError: no pictures, or a model without classes or tokens.
     """
-    check(
-        what != 'classes' or model.problem_type != 'regression',
-        'these weights give plain numbers, not classes (problem_type regression, or one output): '
-        'beit_jax.load(PATH).logits(images) has them; or ask for --what=features.',
-    )
     batches = image_batches(
         images, model.image_size, batch_size, limit, model.crop, leave_out, model.reading
     )
@@ -56,13 +51,13 @@ def predict(
 
 
 def write_predictions(
-    output: Path | None, top: int, model: Model, what: str, *given
-) -> tuple[int, 'Table | None']:
+    output: Path | None, top: int, threshold: float, model: Model, what: str, *given
+) -> tuple[int, 'Table | NumbersTable | None']:
     """Writes what `predict` yields to a .npz, beside `paths` and `labels` (see `folder_labels`), or
-    classes to a .csv (see `Table`); given: see `predict`.
+    classes or numbers to a .csv (see `Table`); given: see `predict`.
 
     Returns:
-      how many pictures there were, and the table of classes.
+      how many pictures there were, and the table of classes or numbers.
     """
     suffix, classes, paths, table = output.suffix if output else '', model.classes, [], None
     if what == 'classes':
@@ -72,8 +67,10 @@ def write_predictions(
         whole = stack.enter_context(whole_file(output)) if output else None
         rows = Rows(whole.parent) if suffix == '.npz' else None
         file = stack.enter_context(whole.open('w', newline='')) if suffix == '.csv' else None
-        if what == 'classes':
-            table = Table(classes, top, model.problem_type, file)
+        if what == 'classes' and model.problem_type == 'regression':
+            table = NumbersTable(classes, file)
+        elif what == 'classes':
+            table = Table(classes, top, model.problem_type, file, threshold)
         for names, arrays in predict(model, what, *given):
             paths += names
             labels_B = folder_labels(names, classes)
@@ -108,7 +105,8 @@ def folder_labels(names: Sequence[str], classes: Sequence[str]) -> np.ndarray:
 
 class Table:
     """The `top` best classes of each picture, or all there are, with their probabilities: together
-    1, or where a picture may have several, each from 0 to 1. As CSV, row by row, in a file."""
+    1, or where a picture may have several, each from 0 to 1. Those below `threshold` are left out,
+    their cells empty. As CSV, row by row, in a file."""
 
     def __init__(
         self,
@@ -116,8 +114,10 @@ class Table:
         top: int,
         problem_type: str = 'single_label_classification',
         file: TextIO | None = None,
+        threshold: float = 0.0,
     ):
-        self._classes, self._top = classes, min(top, len(classes))
+        self._classes, self._top, self._least = classes, min(top, len(classes)), threshold
+        self._hidden = 0  # pictures of more classes than are shown
         self._one_each = problem_type == 'single_label_classification'
         self._first, self._count, self._known, self._right = [], 0, 0, 0
         self._csv = csv.writer(file) if file else None
@@ -132,10 +132,14 @@ class Table:
         rows = []
         for name, label, best_T, shares_C in zip(names, labels_B, best_BT, shares_BC):
             known = self._classes[label] if label >= 0 else ''
-            best = [self._classes[i] for i in best_T]
-            rows.append(prediction_row(name, known, best, shares_C[best_T]))
+            named_T = best_T[shares_C[best_T] >= self._least]
+            best = [self._classes[i] for i in named_T]
+            row = prediction_row(name, known, best, shares_C[named_T])
+            rows.append(row + [''] * (2 * (self._top - len(named_T))))
         self._first += rows[: SHOWN - len(self._first)]
         self._count += len(rows)
+        if self._least:
+            self._hidden += int(np.sum(np.sum(shares_BC >= self._least, axis=1) > self._top))
         known = labels_B >= 0
         self._known += int(known.sum())
         self._right += int(np.sum(best_BT[known, 0] == labels_B[known]))
@@ -147,13 +151,51 @@ class Table:
         lines = []
         width = min(60, max(len(row[0]) for row in self._first))
         for name, _, *cells in self._first:
-            best = [f'{one} {float(share):.3f}' for one, share in zip(cells[::2], cells[1::2])]
+            pairs = zip(cells[::2], cells[1::2])
+            best = [f'{one} {float(share):.3f}' for one, share in pairs if share]
             lines.append(f'{name[-width:]:{width}}  {"  ".join(best)}')
         if self._count > SHOWN:
             lines.append(f'... {self._count - SHOWN} more')
+        if self._hidden:
+            lines.append(
+                f'{self._hidden} images have more classes of at least {self._least:g} than the '
+                f'{self._top} of --top: raise it to see them'
+            )
         if self._known and self._one_each:
             lines.append(
                 f'{self._right / self._known:.4f} of the {self._known} images in a folder named '
                 'after a class are given that class'
             )
+        return '\n'.join(lines)
+
+
+class NumbersTable:
+    """The numbers of each picture, in the units of the labels; as CSV, row by row, in a file."""
+
+    def __init__(self, names: Sequence[str], file: TextIO | None = None):
+        self._names, self._first, self._count = names, [], 0
+        self._csv = csv.writer(file) if file else None
+        if self._csv:
+            self._csv.writerow(['image', *names])
+
+    def add(self, names: Sequence[str], labels_B: np.ndarray, values_BC: np.ndarray) -> None:
+        """The next pictures; no labels are known."""
+        rows = [
+            [name, *(f'{value:.7g}' for value in values_C)]
+            for name, values_C in zip(names, values_BC)
+        ]
+        self._first += rows[: SHOWN - len(self._first)]
+        self._count += len(rows)
+        if self._csv:
+            self._csv.writerows(rows)
+
+    def in_words(self) -> str:
+        """The first rows."""
+        width = min(60, max(len(row[0]) for row in self._first))
+        lines = []
+        for name, *values in self._first:
+            found = '  '.join(f'{one} {value}' for one, value in zip(self._names, values))
+            lines.append(f'{name[-width:]:{width}}  {found}')
+        if self._count > SHOWN:
+            lines.append(f'... {self._count - SHOWN} more')
         return '\n'.join(lines)

@@ -121,11 +121,15 @@ def in_words(architecture: dict) -> list[str]:
         head = 'pre-trained: predicts the pixels of each patch, normalised'
     elif segments(a):
         uper = head_config(a)
-        head = (
-            f'segmenter of {a["num_classes"]} classes: UPerNet of {uper.channels} channels on '
-            f'blocks {_listed(uper.taps)} (from 0), pools {_listed(uper.pool_scales)}'
-        )
-        if uper.auxiliary_channels:
+        head, blocks = f'segmenter of {a["num_classes"]} classes: ', _listed(uper.taps)
+        if uper.kind == 'linear':
+            head += f'linear on blocks {blocks} (from 0)'
+        else:
+            head += (
+                f'UPerNet of {uper.channels} channels on blocks {blocks} (from 0), pools '
+                f'{_listed(uper.pool_scales)}'
+            )
+        if uper.kind == 'upernet' and uper.auxiliary_channels:
             head += f'; auxiliary head of {uper.auxiliary_channels}'
     elif a['num_classes']:
         head = f'classifier of {a["num_classes"]} classes, pooling {a["pooling"]}'

@@ -156,6 +156,9 @@ class Encoder(nnx.Module):
           dtype: of the products and of the residual stream.
         """
         self.config, self.grid_shape, self.dtype = config, grid, dtype
+        # of the first blocks, that are not learned: they run by themselves, so that no gradient
+        # goes through their scan, and without stochastic depth
+        self.frozen = 0
         width, inputs = config.width, config.patch_values
         kernel_init = TruncatedNormal(config.init_std, config.init_std if masked else 2.0)
         patch_init, patch_bias_init = kernel_init, Constant(0.0)
@@ -214,6 +217,13 @@ class Encoder(nnx.Module):
                 x_BND = self._run_blocks(x_BND, bias_HNN, keep_L2B, which=which)
             made[block], done = self._tokens(x_BND), block + 1
         return [made[block] for block in blocks]
+
+    def frozen_part(self, images_BHWC):
+        """What the embeddings and the `frozen` blocks give, `dtype` [B, 1 + P, D]."""
+        x_BND, bias_HNN = self._embed(images_BHWC)
+        if not self.frozen:
+            return x_BND
+        return self._run_blocks(x_BND, bias_HNN, None, which=slice(0, self.frozen))
 
     def with_early(
         self, images_BHWC, mask_BP, early: int, blocks: nnx.Dict, *, keys_B=None
@@ -291,13 +301,19 @@ class Encoder(nnx.Module):
         rates_L = jnp.linspace(0, self.config.drop_path, self.config.depth)[layers]
         uniform_BL2 = jax.vmap(lambda key: jax.random.uniform(key, (len(rates_L), 2)))(keys_B)
         kept_L2B = uniform_BL2.transpose(1, 2, 0) >= rates_L[:, None, None]
-        return kept_L2B / (1 - rates_L[:, None, None])
+        kept_L2B = kept_L2B / (1 - rates_L[:, None, None])
+        return kept_L2B.at[: self.frozen].set(1.0) if self.frozen else kept_L2B
 
     def _run_blocks(
         self, x_BND, bias_HNN, keep_L2B, every_layer=None, which=slice(None), blocks=None
     ):
         """Runs some blocks (`which` of ours, or others): here alone a scan or a plain loop is
         chosen."""
+        start, stop, _ = which.indices(len(blocks or self.blocks))
+        if blocks is every_layer is None and start < self.frozen < stop:
+            early, late = slice(start, self.frozen), slice(self.frozen, stop)
+            x_BND = self._run_blocks(x_BND, bias_HNN, keep_L2B, which=early)
+            return self._run_blocks(x_BND, bias_HNN, keep_L2B, which=late)
         config, blocks = self.config, list((blocks or self.blocks).values())[which]
         graphdef = nnx.graphdef(blocks[0])
 

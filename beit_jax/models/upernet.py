@@ -1,4 +1,4 @@
-"""UPerNet on BEiT: a class for each pixel.
+"""UPerNet on BEiT, or a linear layer: a class for each pixel.
 
 arXiv 1807.10221; unilm: semantic_segmentation/backbone/beit.py; mmsegmentation: UPerHead, FCNHead.
 Four blocks of the encoder are tapped and resized to a pyramid of 4, 2, 1 and 1/2 cells a patch
@@ -15,7 +15,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from beit_jax.errors import check
+from beit_jax.errors import check, one_of
 from beit_jax.models.convolutions import (
     BatchNorm,
     ConvNorm,
@@ -30,16 +30,20 @@ from beit_jax.models.resize import adaptive_pool, resize
 from beit_jax.settings.intervals import Interval, PositiveShare, ShareBelow1
 
 LEVELS = 4
+KINDS = ('upernet', 'linear')
 # set these keys apart from that of stochastic depth
 _DROPOUT, _AUXILIARY_DROPOUT = 0x64726F70, 0x61757864
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UperNetConfig:
-    """The head; the defaults are the official ones."""
+    """The head; the defaults are the official ones. A linear one takes `kind`, `taps`, `dropout`
+    and the norm's numbers, no others."""
 
+    # upernet | linear: batch norm and a linear layer on each patch of the taps side by side
+    kind: str = 'upernet'
     # four blocks from 0 (-1: what the first one gets); (): 3, 5, 7, 11 of 12, at the same shares of
-    # other depths
+    # other depths; linear: any number, (): the last one
     taps: tuple[Annotated[int, Interval(-1, 200)], ...] = ()
     channels: Annotated[int, Interval(0, 2**12)] = 0  # 0: the width of the encoder
     # rows and columns that the last level is pooled to
@@ -53,8 +57,9 @@ class UperNetConfig:
     norm_momentum: PositiveShare = 0.1
 
     def __post_init__(self):
+        one_of('config.head.kind', self.kind, KINDS)
         check(
-            len(self.taps) in (0, LEVELS),
+            self.kind == 'linear' or len(self.taps) in (0, LEVELS),
             f'config.head.taps has {len(self.taps)} blocks: give {LEVELS}, or none for the usual '
             'ones.',
         )
@@ -65,8 +70,8 @@ class UperNetConfig:
         Raises:
           RequestError: it has no such blocks.
         """
-        depth = encoder.depth
-        shares = 1 / 3, 1 / 2, 2 / 3, 1
+        depth, linear = encoder.depth, self.kind == 'linear'
+        shares = (1,) if linear else (1 / 3, 1 / 2, 2 / 3, 1)
         taps = self.taps or tuple(max(round(depth * share) - 1, 0) for share in shares)
         check(
             all(-1 <= tap < depth for tap in taps),
@@ -88,6 +93,32 @@ def _classify(classifier: nnx.Conv, x_BhwC, keys_B, dropout: float, label: int):
     return classifier(x_BhwC)
 
 
+def _classifier(inputs: int, num_classes: int, rngs: nnx.Rngs) -> nnx.Conv:
+    init = TruncatedNormal(0.01, math.inf)
+    return convolution(inputs, num_classes, 1, init, dtype=jnp.float32, use_bias=True, rngs=rngs)
+
+
+class LinearHead(nnx.Module):
+    """What a probe of dense features has: the taps of a patch side by side, batch norm, for they
+    are no norm's, and a linear layer."""
+
+    def __init__(
+        self, config: UperNetConfig, width: int, num_classes: int, *, dtype, rngs: nnx.Rngs
+    ):
+        """As of `UperNetHead`; `dtype` has no part, all is float32."""
+        self.config, inputs = config, width * len(config.taps)
+        norm = {'eps': config.norm_eps, 'momentum': config.norm_momentum}
+        self.norm = BatchNorm(inputs, **norm, rngs=rngs)
+        self.classifier = _classifier(inputs, num_classes, rngs)
+
+    def __call__(self, taps_BhwD, keys_B, train: bool):
+        """As `UperNetHead`: (logits float32 [B, h, w, C], None)."""
+        x_BhwD = jnp.concatenate([tap.astype(jnp.float32) for tap in taps_BhwD], axis=-1)
+        normed_BhwD = self.norm(x_BhwD, train)
+        dropout = self.config.dropout
+        return _classify(self.classifier, normed_BhwD, keys_B, dropout, _DROPOUT), None
+
+
 class UperNetHead(nnx.Module):
     """What the four taps become."""
 
@@ -105,8 +136,7 @@ class UperNetHead(nnx.Module):
             return nnx.Dict({str(i): layer(inputs, channels, size) for i in range(number)})
 
         def classifier(inputs):
-            init, more = TruncatedNormal(0.01, math.inf), {'dtype': jnp.float32, 'use_bias': True}
-            return convolution(inputs, num_classes, 1, init, **more, rngs=rngs)
+            return _classifier(inputs, num_classes, rngs)
 
         self.times4 = nnx.Dict(
             deconv1=Deconvolution(width, **options),
@@ -176,7 +206,7 @@ class UperNetHead(nnx.Module):
 
 
 class Segmenter(nnx.Module):
-    """Encoder and UPerNet: a class for each pixel."""
+    """Encoder and UPerNet, or a linear head: a class for each pixel."""
 
     def __init__(
         self,
@@ -188,22 +218,24 @@ class Segmenter(nnx.Module):
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
-        """`grid`: rows and columns of patches, at least 2 each.
+        """`grid`: rows and columns of patches, of UPerNet at least 2 each.
 
         Raises:
           RequestError: a smaller grid, or taps that the encoder does not have.
         """
         check(
-            min(grid) > 1,
+            min(grid) > 1 or head.kind == 'linear',
             f'{grid[0]} x {grid[1]} patches are too few for a pyramid, use 2 x 2 or more: '
             'change config.data.image_size or config.model.patch_size.',
         )
         head = head.fitted(config)
         self.encoder = Encoder(config, grid, masked=False, dtype=dtype, rngs=rngs)
-        self.head = UperNetHead(head, config.width, num_classes, dtype=dtype, rngs=rngs)
+        kind = LinearHead if head.kind == 'linear' else UperNetHead
+        self.head = kind(head, config.width, num_classes, dtype=dtype, rngs=rngs)
 
     def __call__(self, images_BHWC, *, keys_B=None, train: bool = False):
-        """Classifies pixels, four a patch along a side: `resize` brings the logits to all of them.
+        """Classifies pixels, four a patch along a side (a linear head: one): `resize` brings the
+        logits to all of them.
 
         Args:
           images_BHWC: normalised pixels, float [B, height, width, 3], of the grid's size.
@@ -213,9 +245,10 @@ class Segmenter(nnx.Module):
             merged in the same trace.
 
         Returns:
-          (logits float32 [B, 4 rows, 4 columns, C], those of the auxiliary head [B, rows, columns,
-            C] (its level's size) or None, the new running statistics as the sub-tree of the
-            parameters that they replace; {} where `train` is false).
+          (logits float32 [B, 4 rows, 4 columns, C], of a linear head [B, rows, columns, C]; those
+            of the auxiliary head [B, rows, columns, C] (its level's size) or None; the new running
+            statistics as the sub-tree of the parameters that they replace, {} where `train` is
+            false).
         """
         taps = self.encoder.taps(images_BHWC, self.head.config.taps, keys_B=keys_B)
         shape = len(images_BHWC), *self.encoder.grid_shape, -1

@@ -48,6 +48,8 @@ def step_programs(config: RunConfig, mesh, dall_e: bool = False) -> dict[str, Pr
     config, task, schedule, optimizer = _set_up(config, mesh, dall_e)
     step = steps.make_train_step(task, optimizer, schedule, mesh, config.total_steps)
     state, batch = states.abstract_state(task, optimizer), _batch(config.batch_size, task.views)
+    if config.task == 'classify' and config.data.labels != 'class':
+        batch['label'] = _shape(config.batch_size, config.num_classes, dtype=jnp.float32)
     if config.task == 'pretrain' and config.target == 'tokens':
         rows, columns = config.grid
         batch['tokens'] = _shape(config.batch_size, rows * columns, dtype=jnp.uint16)
@@ -114,7 +116,8 @@ def _set_up(config, mesh, dall_e=False):
     task = on_mesh(mesh, _make_task)(config, dall_e)
     settings, steps_per_epoch = config.optimizer, IMAGES / config.batch_size
     schedule = optimizers.learning_rate(settings, config.total_steps, steps_per_epoch)
-    optimizer = optimizers.make_optimizer(settings, schedule, states.abstract_params(task))
+    params = states.learned(task, states.abstract_params(task))
+    optimizer = optimizers.make_optimizer(settings, schedule, params)
     return config, task, schedule, optimizer
 
 

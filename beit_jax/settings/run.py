@@ -1,8 +1,9 @@
 """The settings that every task has. Wrong values are refused when a config is made, before anything
 is allocated."""
 
+from collections.abc import Callable
 import dataclasses
-from typing import Annotated
+from typing import Annotated, Any
 
 from beit_jax.errors import check, one_of
 from beit_jax.settings.intervals import INT32, Count, Interval, Seed, Share, ShareBelow1
@@ -110,8 +111,15 @@ class RunConfig:
         one_of('config.compute_dtype', self.compute_dtype, COMPUTE_DTYPES)
         one_of('config.tracker', self.tracker, TRACKERS)
 
-    def resolve(self, num_examples: int, class_names: tuple[str, ...]):
+    def resolve(
+        self,
+        num_examples: int,
+        class_names: tuple[str, ...],
+        label: Callable[[int], Any] | None = None,
+    ):
         """The settings with what the data decide: `total_steps` in place of `epochs`.
+
+        label: (index) -> that of a training image; None where there are no images.
 
         Raises:
           RequestError: training images that the settings do not fit.

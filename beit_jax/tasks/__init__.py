@@ -5,11 +5,12 @@ Everything that a task reports is a sum over examples, so that parts of a batch,
 evaluation and devices simply add up.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import functools
 import importlib
 from pathlib import Path
+import re
 from typing import Annotated, Any, ClassVar
 
 from flax import nnx
@@ -68,10 +69,10 @@ class LabelledRunConfig(EncoderRunConfig):
     # 0: as many as the training images have
     num_classes: Annotated[int, Interval(0, 100_000)] = 0
 
-    def resolve(self, num_examples: int, class_names: tuple[str, ...]):
-        num_classes = self.num_classes or len(class_names)
+    def resolve(self, num_examples, class_names, label=None):
+        num_classes, one_each = self.num_classes or len(class_names), self.data.labels == 'class'
         check(
-            len(class_names) > 1,
+            len(class_names) > one_each,
             f'the training images have {len(class_names)} classes: sort them into one folder a '
             'class, or use labelled data.',
         )
@@ -81,9 +82,37 @@ class LabelledRunConfig(EncoderRunConfig):
             f'{len(class_names) - 1}, but config.num_classes is {num_classes}: leave it 0, or '
             'raise it.',
         )
-        return dataclasses.replace(
-            super().resolve(num_examples, class_names), num_classes=num_classes
+        check(
+            one_each or len(class_names) == num_classes,
+            f'config.num_classes is {num_classes}, but labels are of {len(class_names)} '
+            f'(config.data.labels={self.data.labels}): leave it 0.',
         )
+        return dataclasses.replace(
+            super().resolve(num_examples, class_names, label), num_classes=num_classes
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FineTuneRunConfig(LabelledRunConfig):
+    """What tasks that fine-tune an encoder have besides."""
+
+    # the last so many blocks are trained, with the head, the others frozen; 0: the head alone; -1:
+    # all, with the embeddings
+    trained_blocks: Annotated[int, Interval(-1, 200)] = -1
+
+    def __post_init__(self):
+        super().__post_init__()
+        check(
+            self.trained_blocks <= self.model.depth,
+            f'config.trained_blocks is {self.trained_blocks}, the encoder has {self.model.depth}: '
+            'lower it, or set it to -1 for all.',
+        )
+
+    @property
+    def frozen_blocks(self) -> int:
+        """How many of the first blocks are not trained; the embeddings are not either where
+        `trained_blocks` is no -1."""
+        return self.model.depth - self.trained_blocks if self.trained_blocks >= 0 else 0
 
 
 class Task:
@@ -103,6 +132,19 @@ class Task:
     # has it is evaluated on whole pictures of their own size, with the settings `config.inference`,
     # and not by `loss`
     label_windows: Callable | None = None
+    # ('rows' of all held-out images, see `loss`, NumPy arrays [N, ...] without what is not valid;
+    # the names of the classes) -> metrics that are no sums over images
+    measure: Callable[[dict, Sequence[str]], dict] | None = None
+
+    def learns(self, path: str) -> bool:
+        """Whether the parameter of that path is learned; the others stay as they are, to the bit,
+        and have neither gradient nor optimizer."""
+        return True
+
+    def frozen_part(self, params, batch: dict):
+        """What `loss` computes of a training batch, as `augment` makes it, from parameters alone
+        that are not learned: no gradient goes back through it."""
+        return ()
 
     def fingerprint(self) -> str:
         """Says which `frozen` these are, so that a run goes on with no others; '' where there are
@@ -189,6 +231,31 @@ class Task:
 
         metrics: those of the last evaluation, eval/...; {} where nothing is held out.
         """
+
+
+class FineTune(Task):
+    """A task whose model has an `encoder`, of which `FineTuneRunConfig` says what is learned."""
+
+    config: FineTuneRunConfig
+    graphdef: nnx.GraphDef
+
+    @property
+    def notes(self):
+        config = self.config
+        if config.init or config.trained_blocks < 0:
+            return ()
+        return ('WARNING: what config.trained_blocks freezes has random weights: give config.init',)
+
+    def learns(self, path):
+        if self.config.trained_blocks < 0 or not path.startswith('encoder/'):
+            return True
+        block = re.match(r'encoder/blocks/(\d+)/', path)
+        return bool(block) and int(block[1]) >= self.config.frozen_blocks
+
+    def frozen_part(self, params, batch):
+        if self.config.trained_blocks < 0:
+            return ()
+        return nnx.merge(self.graphdef, params).encoder.frozen_part(batch['image'])
 
 
 def check_encoder(architecture: dict, model: EncoderConfig, source: str) -> None:

@@ -7,14 +7,16 @@ mixes their targets alike. Shape legend: B images, S side in pixels, C classes.
 """
 
 import dataclasses
+import functools
 from typing import Annotated
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from beit_jax.data.config import DataConfig
+from beit_jax.data.config import LABELS, DataConfig
 from beit_jax.data.pictures.rand_augment import parse_policy
 from beit_jax.errors import check, one_of
 from beit_jax.images.color import jitter_views, normalize, to_float
@@ -23,18 +25,27 @@ from beit_jax.models.architecture import PROBLEM_TYPES, problem_type, segments
 from beit_jax.models.encoder import EncoderConfig
 from beit_jax.models.heads import POOLINGS, Classifier
 from beit_jax.settings.intervals import Interval, Share, ShareBelow1
-from beit_jax.tasks import LabelledRunConfig, Task, check_encoder, without_cls_head
+from beit_jax.tasks import FineTune, FineTuneRunConfig, check_encoder, without_cls_head
+from beit_jax.tasks.objectives import (
+    REGRESSION_LOSSES,
+    Numbers,
+    Objective,
+    OneClass,
+    SeveralClasses,
+)
 from beit_jax.weights.channels import fit_channels
 from beit_jax.weights.class_names import first_difference
 from beit_jax.weights.positions import fit_positions
+from beit_jax.weights.standardised import restandardised
 
-TOP = 5
+# what the outputs are, by `config.data.labels`
+PROBLEMS = dict(zip(LABELS, PROBLEM_TYPES, strict=True))
 SAME_CLASSES = ', set config.same_classes=true where these are they in the same order'
 _ERASE = 0x657261  # sets the key of the rectangle apart from that of stochastic depth
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(LabelledRunConfig):
+class Config(FineTuneRunConfig):
     task: str = 'classify'
     model: EncoderConfig = EncoderConfig(positions='layer_bias')
     pooling: str = 'mean'  # mean | cls
@@ -43,7 +54,13 @@ class Config(LabelledRunConfig):
     new_head: bool = False  # start with a fresh head where `init` has one for other classes
     # the classes of `init` are this run's, in this order, under other names
     same_classes: bool = False
-    label_smoothing: ShareBelow1 = 0.1  # the share of a label that all classes get alike
+    # the share of a label that all classes get alike; not of numbers (data.labels)
+    label_smoothing: ShareBelow1 = 0.1
+    regression_loss: str = 'mse'  # of numbers, standardised: mse | l1 | huber
+    # what is taken from each number (data.labels=numbers); (): the mean of the training images
+    target_mean: tuple[Annotated[float, Interval(-1e38, 1e38)], ...] = ()
+    # what it is then divided by; (): the deviation of the training images
+    target_std: tuple[Annotated[float, Interval(0, 1e38, '(]')], ...] = ()
     # timm's notation: rand-m9-mstd0.5-inc1; '': none, and data.color_jitter instead
     rand_augment: str = ''
     erase: Share = 0.25  # probability that a rectangle of a picture is replaced by noise
@@ -52,6 +69,7 @@ class Config(LabelledRunConfig):
     def __post_init__(self):
         super().__post_init__()
         one_of('config.pooling', self.pooling, POOLINGS)
+        one_of('config.regression_loss', self.regression_loss, REGRESSION_LOSSES)
         self.mix.check_batch(self.batch_size)
         if not self.rand_augment:
             self.data.check_jitter()
@@ -63,13 +81,54 @@ class Config(LabelledRunConfig):
             "other pictures leave it '' (--config.rand_augment=).",
         )
 
+    def resolve(self, num_examples, class_names, label=None):
+        resolved = super().resolve(num_examples, class_names, label)
+        if self.data.labels != 'numbers':
+            return resolved
+        mean_C, std_C = self.target_mean, self.target_std
+        if label and not (mean_C and std_C):
+            labels_NC = np.stack([label(index) for index in range(num_examples)])
+            mean_C = mean_C or labels_NC.mean(0, dtype=np.float64).tolist()
+            # what rounding leaves of numbers that are all alike is no deviation
+            varies_C = labels_NC.min(0) < labels_NC.max(0)
+            std_C = std_C or (labels_NC.std(0, dtype=np.float64) * varies_C).tolist()
+        count, statistics = len(class_names), {'target_mean': mean_C, 'target_std': std_C}
+        for name, values in statistics.items():
+            check(
+                not label or len(values) == count,
+                f'config.{name} has {len(values)} numbers, the images have {count} '
+                f'({", ".join(class_names[:3])}): give one for each, or () for those of the '
+                'training images.',
+            )
+            statistics[name] = tuple(values) or (float(name == 'target_std'),) * count
+        same = [name for name, std in zip(class_names, statistics['target_std']) if not std]
+        check(
+            not same,
+            f'{same and same[0]!r} is the same number in all training images, so there is nothing '
+            'to learn: name other columns by config.data.label_field.',
+        )
+        return dataclasses.replace(resolved, **statistics)
+
 
 @dataclasses.dataclass(frozen=True)
-class Classify(Task):
+class Classify(FineTune):
     """The task: see `beit_jax.tasks.Task`."""
 
     config: Config
     graphdef: nnx.GraphDef
+
+    @functools.cached_property
+    def objective(self) -> Objective:
+        config, count = self.config, self.config.num_classes
+        if config.data.labels == 'class':
+            return OneClass(count)
+        if config.data.labels == 'classes':
+            return SeveralClasses(count)
+        return Numbers(count, config.regression_loss, config.target_mean, config.target_std)
+
+    @property
+    def measure(self):
+        return self.objective.measure
 
     @property
     def views(self):
@@ -87,15 +146,17 @@ class Classify(Task):
         notes += [f'warning: {difference}' for difference in differences]
         head, named = params.get('head', {}), description.get('classes') or ()
         width = 0 if segments(architecture) else architecture.get('num_classes', 0)
-        one_each = not width or problem_type(architecture) == PROBLEM_TYPES[0]
+        ours = PROBLEMS[config.data.labels]
+        alike = not width or problem_type(architecture) == ours
         check(
-            one_each or config.new_head,
-            f'the head of {source} is of {problem_type(architecture)}, this run gives each image '
-            'one class: set config.new_head=true to start with a fresh head.',
+            alike or config.new_head,
+            f'the head of {source} is of {problem_type(architecture)}, this run is of {ours} '
+            f'(config.data.labels={config.data.labels}): set config.new_head=true to start with a '
+            'fresh head.',
         )
         # the norm of pre-training, of all tokens, is the one that CLS goes through when it is read
         pooling = architecture.get('pooling', 'cls')
-        as_many = one_each and width == config.num_classes
+        as_many = alike and width == config.num_classes
         differing = first_difference(named, classes) if named else None
         if as_many and (differing is None or config.same_classes):
             check(
@@ -108,6 +169,8 @@ class Classify(Task):
                     f'the classes of {source} have other names ({named[0]}, ...): taken as '
                     'the same, by config.same_classes'
                 )
+            if 'targets' in self.describe():
+                head = restandardised(head, architecture, self.describe())
             return {'encoder': encoder, 'head': head}, (), notes
         if width:
             self._check_new_head(width, named, classes, source)
@@ -145,8 +208,9 @@ class Classify(Task):
         images_BSS3 = normalize(images_BSS3, data.mean, data.std)
         erase_keys_B = jax.vmap(lambda row_key: jax.random.fold_in(row_key, _ERASE))(keys_B)
         images_BSS3 = erase(erase_keys_B, images_BSS3, config.erase)
-        labels_BC = jax.nn.one_hot(batch['label'], config.num_classes)
-        targets_BC = optax.smooth_labels(labels_BC, config.label_smoothing)
+        targets_BC = self.objective.targets(batch['label'])
+        if self.objective.smooths:
+            targets_BC = optax.smooth_labels(targets_BC, config.label_smoothing)
         if config.mix.mixup or config.mix.cutmix:
             weights = draw_weights(key, config.mix, *images_BSS3.shape[1:3])
             images_BSS3, targets_BC = mix(weights, images_BSS3, targets_BC)
@@ -156,34 +220,19 @@ class Classify(Task):
         config, model, valid_B = self.config, nnx.merge(self.graphdef, params), batch['valid']
         if train:
             logits_BC, targets_BC = model(batch['image'], keys_B=keys_B), batch['target']
-            labels_B = jnp.argmax(targets_BC, axis=-1)
         else:
             pixels = normalize(to_float(batch['image']), config.data.mean, config.data.std)
-            logits_BC, labels_B = model(pixels), batch['label']
-            targets_BC = jax.nn.one_hot(labels_B, config.num_classes)
-        loss = jnp.sum(optax.softmax_cross_entropy(logits_BC, targets_BC) * valid_B)
-        sums = {
-            'loss': loss,
-            'weight': jnp.sum(valid_B),
-            'top1': jnp.sum((jnp.argmax(logits_BC, axis=-1) == labels_B) * valid_B),
-        }
+            logits_BC, targets_BC = model(pixels), self.objective.targets(batch['label'])
+        loss = jnp.sum(self.objective.losses(logits_BC, targets_BC) * valid_B)
+        sums = {'loss': loss, 'weight': jnp.sum(valid_B)}
         if train:
-            return loss, sums
-        top = min(TOP, config.num_classes)
-        probabilities_BT, classes_BT = jax.lax.top_k(jax.nn.softmax(logits_BC), top)
-        sums['top5'] = jnp.sum((classes_BT == labels_B[:, None]) * valid_B[:, None])
-        rows = {'label': labels_B, 'valid': valid_B}
-        sums['rows'] = rows | {'classes': classes_BT, 'probabilities': probabilities_BT}
-        return loss, sums
+            return loss, sums | self.objective.sums(logits_BC, targets_BC, valid_B)
+        more, told = self.objective.evaluated(logits_BC, batch['label'], valid_B)
+        return loss, sums | more | {'rows': {'label': batch['label'], 'valid': valid_B} | told}
 
     def summarize(self, sums):
-        """`accuracy` is top-1; in training it is that of the label with the larger share of a mixed
-        picture."""
-        metrics = {'loss': sums['loss'] / sums['weight'], 'accuracy': sums['top1'] / sums['weight']}
-        if 'top5' in sums:
-            metrics['top5_accuracy'] = sums['top5'] / sums['weight']
-            metrics['images'] = sums['weight']
-        return metrics
+        """`loss`, and what `objectives` says of each of its kinds."""
+        return {'loss': sums['loss'] / sums['weight']} | self.objective.summarize(sums)
 
     def describe(self):
         config, data = self.config, self.config.data
@@ -195,7 +244,16 @@ class Classify(Task):
             'pooling': config.pooling,
             'crop': data.evaluate_crop,
             **data.describe(),
-        }
+        } | self._described_problem()
+
+    def _described_problem(self) -> dict:
+        config = self.config
+        if config.data.labels == 'class':
+            return {}
+        described = {'problem_type': PROBLEMS[config.data.labels]}
+        if config.data.labels == 'numbers':
+            described['targets'] = {'mean': config.target_mean, 'std': config.target_std}
+        return described
 
 
 def adapt_encoder(params, architecture: dict, config, source: str) -> tuple[dict, list[str]]:
@@ -231,7 +289,7 @@ def pixel_differences(architecture: dict, data: DataConfig, source: str) -> list
 
 
 def _build(config: Config, rngs: nnx.Rngs) -> Classifier:
-    return Classifier(
+    model = Classifier(
         config.model,
         config.grid,
         config.num_classes,
@@ -240,6 +298,8 @@ def _build(config: Config, rngs: nnx.Rngs) -> Classifier:
         dtype=config.compute_dtype,
         rngs=rngs,
     )
+    model.encoder.frozen = config.frozen_blocks
+    return model
 
 
 def make(config: Config) -> Classify:

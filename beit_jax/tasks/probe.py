@@ -49,6 +49,11 @@ class Config(LabelledRunConfig):
             'config.init starts a run from its parameters, which are heads here: name the encoder '
             'by config.encoder.',
         )
+        check(
+            self.data.labels == 'class',
+            f'config.data.labels is {self.data.labels}, a probe takes one class each: leave it '
+            'class, or use task classify, with config.trained_blocks=0 for a frozen encoder.',
+        )
         self.data.check_jitter()
 
 

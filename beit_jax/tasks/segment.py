@@ -1,5 +1,5 @@
 """Semantic segmentation (paper, section 3.2; official semantic_segmentation/): a class for each
-pixel, by UPerNet on the encoder.
+pixel, by UPerNet on the encoder, or by a linear layer (with `trained_blocks=0` a probe).
 
 The encoder of a checkpoint, its positions fitted to the crop's, feeds four blocks to a feature
 pyramid. The host resizes, crops and flips a picture with its label map; the device changes its
@@ -26,7 +26,7 @@ from beit_jax.models.encoder import EncoderConfig
 from beit_jax.models.resize import resize
 from beit_jax.models.upernet import Segmenter, UperNetConfig
 from beit_jax.settings.intervals import Interval
-from beit_jax.tasks import LabelledRunConfig, Task
+from beit_jax.tasks import FineTune, FineTuneRunConfig
 from beit_jax.tasks.classify import SAME_CLASSES, adapt_encoder, pixel_differences
 from beit_jax.weights.class_names import first_difference
 
@@ -63,7 +63,7 @@ class InferenceConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(LabelledRunConfig):
+class Config(FineTuneRunConfig):
     task: str = 'segment'
     data: SegmentDataConfig = SegmentDataConfig()
     model: EncoderConfig = EncoderConfig(positions='layer_bias')
@@ -98,7 +98,7 @@ class Config(LabelledRunConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class Segment(Task):
+class Segment(FineTune):
     """The task: see `beit_jax.tasks.Task`."""
 
     config: Config
@@ -126,7 +126,7 @@ class Segment(Task):
         same = config.same_classes or not named or first_difference(named, classes) is None
         if as_many and same:
             theirs, ours = head_config(architecture), config.head.fitted(config.model)
-            for name in ('taps', 'pool_scales', 'auxiliary_tap', 'norm_eps'):
+            for name in ('kind', 'taps', 'pool_scales', 'auxiliary_tap', 'norm_eps'):
                 has, wants = getattr(theirs, name), getattr(ours, name)
                 check(
                     has == wants,
@@ -230,7 +230,7 @@ def _pixel_loss(logits_BhwC, labels_BSS, weights_BSS):
 
 
 def _build(config: Config, rngs: nnx.Rngs) -> Segmenter:
-    return Segmenter(
+    model = Segmenter(
         config.model,
         config.grid,
         config.num_classes,
@@ -238,6 +238,8 @@ def _build(config: Config, rngs: nnx.Rngs) -> Segmenter:
         dtype=config.compute_dtype,
         rngs=rngs,
     )
+    model.encoder.frozen = config.frozen_blocks
+    return model
 
 
 def make(config: Config) -> Segment:

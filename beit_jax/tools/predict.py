@@ -1,6 +1,6 @@
-"""What a checkpoint says of images: classes with probabilities (fine-tuned), visual tokens
-(pre-trained), features of layers, or the class of each pixel (segmentation): then --output is
-a folder, and gets a PNG an image, whose pixels are the classes, with a palette."""
+"""What a checkpoint says of images: classes with probabilities, or numbers (fine-tuned), visual
+tokens (pre-trained), features of layers, or the class of each pixel (segmentation): then --output
+is a folder, and gets a PNG an image, whose pixels are the classes, with a palette."""
 
 from pathlib import Path
 
@@ -26,6 +26,7 @@ def run(options) -> None:
         output = outputs.file('--output', options.output, inputs, ('.npz', '.csv'))
     else:
         output = outputs.folder('--output', options.output, [options.images])
+    check(0 <= options.threshold <= 1, '--threshold is a probability, from 0 to 1.')
     if what != 'classes':
         check(suffix != '.csv', f'--what={what} is an array: give an --output that ends in .npz.')
         check(bool(suffix), f'--what={what} needs an --output that ends in .npz.')
@@ -39,7 +40,8 @@ def run(options) -> None:
         output.parent.mkdir(parents=True, exist_ok=True)
     left_out, limit = images_option.LeftOut(options), options.limit or None
     given = options.images, options.batch_size, limit, left_out, options.layers
-    count, table = write_predictions(output, options.top, model, what, *given)
+    shown = options.top, options.threshold
+    count, table = write_predictions(output, *shown, model, what, *given)
     if table:
         print(table.in_words())
     if suffix or left_out.count:
@@ -99,6 +101,9 @@ def _arguments():
         help='classes of pixels: average six scales, 0.5 to 1.75, and flips',
     )
     parser.add_argument('--top', type=int, default=5, help='classes an image (5)')
+    parser.add_argument(
+        '--threshold', type=float, default=0.0, help='only classes of so high a probability (0)'
+    )
     parser.add_argument('--limit', type=int, default=0, help='at most so many images')
     parser.add_argument(
         '--batch_size', type=int, default=64, help='images at a time (64), or windows of them (16)'

@@ -8,6 +8,7 @@ import sys
 import time
 
 import jax
+import numpy as np
 
 from beit_jax.errors import check
 from beit_jax.settings.run import RunConfig
@@ -83,11 +84,12 @@ def _make_image_evaluation(run: Run, write_rows: WriteRows | None, interrupted: 
                 return
             yield step(params, batch, number)
 
+    measure, names = run.task.measure, run.source.class_names
     draw = make_drawing(run, run.drawing) if run.drawing and not write_rows else lambda params: {}
 
     def evaluate_images(params):
         count, batch_size = len(run.held_out), run.config.batch_size
-        total, counted, began = None, count, time.perf_counter()
+        total, counted, began, told = None, count, time.perf_counter(), []
         for number, result in enumerate(one_ahead(results(params))):
             if result is None:
                 return None
@@ -95,9 +97,14 @@ def _make_image_evaluation(run: Run, write_rows: WriteRows | None, interrupted: 
             total = add_sums(total, sums)
             if write_rows:
                 write_rows(rows)
+            if measure:
+                told.append({name: array[rows['valid'] > 0] for name, array in rows.items()})
             if number == 0 and count > batch_size:  # the first batch waits for the compiler
                 counted, began = count - batch_size, time.perf_counter()
         seconds, metrics = time.perf_counter() - began, jax.device_get(summarize(total))
+        if measure:
+            every = {name: np.concatenate([each[name] for each in told]) for name in told[0]}
+            metrics |= measure(every, names)
         if write_rows:
             metrics['images_per_second'] = counted / seconds
         return {f'eval/{name}': value for name, value in metrics.items()} | draw(params)

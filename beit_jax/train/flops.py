@@ -11,7 +11,8 @@ from beit_jax.train import step as steps
 
 def of_step(task, params, batch) -> int:
     """Of a training step: the products of the forward pass, and twice as much for the backward
-    pass. params, batch: as the step takes them, or their shapes."""
+    pass, which does not go through what is frozen. params, batch: as the step takes them, or their
+    shapes."""
     keys_B = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), task.config.batch_size))
     key = jax.eval_shape(lambda: jax.random.key(0))
 
@@ -19,7 +20,8 @@ def of_step(task, params, batch) -> int:
         batch = task.augment(steps.model_inputs(batch), key, keys_B)
         return task.loss(params, batch, keys_B, progress=0.0, train=True)[0]
 
-    return 3 * _counted(forward, params, key, keys_B, batch)
+    frozen = _counted(task.frozen_part, params, batch)
+    return 3 * _counted(forward, params, key, keys_B, batch) - 2 * frozen
 
 
 def of_preparation(task, frozen) -> int:

@@ -1,6 +1,7 @@
 """AdamW with BEiT's decay mask and layer-wise learning rates (optim_factory.py). Which parameter is
 treated how follows from its path."""
 
+from collections.abc import Callable
 import re
 
 from flax import nnx
@@ -90,12 +91,14 @@ def make_optimizer(
     return optax.chain(*parts, optax.scale_by_learning_rate(schedule))
 
 
-def parameter_table(abstract_state, layer_decay: float) -> str:
-    """One line a parameter: path, shape, initialiser, whether it is decayed, lr scale; then the
-    total.
+def parameter_table(
+    abstract_state, layer_decay: float, learns: Callable[[str], bool] = lambda path: True
+) -> str:
+    """One line a parameter: path, shape, initialiser, whether it is decayed or frozen, lr scale;
+    then the total.
 
     abstract_state: the nnx.State of a module (abstract or not), whose parameters know their
-    initialisers.
+    initialisers; learns: of a path, as `Task.learns`.
     """
     leaves = [('/'.join(map(str, path)), leaf) for path, leaf in nnx.to_flat_state(abstract_state)]
     depth = count_blocks({path: 0 for path, _ in leaves})
@@ -103,7 +106,8 @@ def parameter_table(abstract_state, layer_decay: float) -> str:
     for path, leaf in leaves:
         shape, initializer = str(list(leaf.shape)), str(leaf.get_metadata()['initializer'])
         scale = f'{lr_scale(path, depth, layer_decay):.6g}'
-        rows.append((path, shape, initializer, 'decay' if decays(path) else '-', scale))
+        treated = ('decay' if decays(path) else '-', scale) if learns(path) else ('frozen', '0')
+        rows.append((path, shape, initializer, *treated))
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = []
     for row in rows:

@@ -57,7 +57,8 @@ class Run:
             self.held_out = open_source(config.data, 'evaluate')
         parts = layout.parts_of_a_set(self.source, config.data.path)
         _check_classes(config, parts)
-        self.config = config.resolve(len(self.source), self.source.class_names)
+        source = self.source
+        self.config = config.resolve(len(source), source.class_names, source.label)
         self.task = make_task(self.config)
         self.notes += self.task.notes
         self.drawing = drawing_of(self.task)
@@ -81,7 +82,7 @@ class Run:
 
     @functools.cached_property
     def optimizer(self):
-        params = states.abstract_params(self.task)
+        params = states.learned(self.task, states.abstract_params(self.task))
         return optimizers.make_optimizer(self.config.optimizer, self.schedule, params)
 
     def evaluates(self, step: int) -> bool:

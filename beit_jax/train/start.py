@@ -145,6 +145,7 @@ def _check_data(run: Run, description: dict) -> None:
 
 
 def _write_parameter_table(run: Run) -> None:
-    table = optimizers.parameter_table(run.task.abstract, run.config.optimizer.layer_decay)
+    decay, learns = run.config.optimizer.layer_decay, run.task.learns
+    table = optimizers.parameter_table(run.task.abstract, decay, learns)
     with writing(run.workdir):
         (run.workdir / 'parameters.txt').write_text(table)

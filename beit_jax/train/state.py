@@ -20,6 +20,14 @@ def abstract_params(task):
     return nnx.to_pure_dict(task.abstract)
 
 
+def learned(task, params):
+    """The sub-tree of the parameters that are learned."""
+    flat = traverse_util.flatten_dict(params)
+    return traverse_util.unflatten_dict(
+        {path: value for path, value in flat.items() if task.learns('/'.join(path))}
+    )
+
+
 def abstract_state(task, optimizer):
     """Shapes and dtypes of the state."""
     return jax.eval_shape(_state_of(task, optimizer), abstract_params(task))
@@ -91,6 +99,10 @@ def _state_of(task, optimizer):
             name: jnp.int32(0)
             for name in ('step', 'bad_records', 'skipped_steps', 'skipped_in_a_row')
         }
-        return counts | {'params': params, 'optimizer': optimizer.init(params)} | average
+        return (
+            counts
+            | {'params': params, 'optimizer': optimizer.init(learned(task, params))}
+            | average
+        )
 
     return state

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 import optax
 
 from beit_jax.train.sharding import REPLICAS, batch_sharding, on_mesh, replicated, state_shardings
-from beit_jax.train.state import abstract_state, merge
+from beit_jax.train.state import abstract_state, learned, merge
 
 _AUGMENT = 0x617567  # sets the key of a batch apart from those of its rows
 _BEGIN = 0x626567  # and that of the first batch from those of the steps
@@ -60,8 +60,12 @@ def make_train_step(task, optimizer, schedule, mesh, total_steps: int):
 
         def gradients_and_sums(params, part, keys_B):
             progress = step / total_steps
-            loss = lambda params: task.loss(params, part, keys_B, progress=progress, train=True)
-            (_, sums), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+
+            def loss(mine):
+                whole = merge(params, mine)
+                return task.loss(whole, part, keys_B, progress=progress, train=True)
+
+            (_, sums), gradients = jax.value_and_grad(loss, has_aux=True)(learned(task, params))
             return gradients, sums
 
         inputs = task.augment(model_inputs(batch), batch_key, keys_B)
@@ -69,7 +73,8 @@ def make_train_step(task, optimizer, schedule, mesh, total_steps: int):
             gradients_and_sums, params, (inputs, keys_B), config.accumulate_steps, mesh
         )
         gradients = jax.tree.map(lambda gradient: gradient / sums['weight'], gradients)
-        updates, optimizer_state = optimizer.update(gradients, state['optimizer'], params)
+        mine = learned(task, params)
+        updates, optimizer_state = optimizer.update(gradients, state['optimizer'], mine)
         bad_records = state['bad_records'] + jnp.sum(batch['substituted'], dtype=jnp.int32)
         metrics = task.summarize(sums) | {
             'lr': schedule(step),
@@ -87,19 +92,21 @@ def make_train_step(task, optimizer, schedule, mesh, total_steps: int):
             'skipped_steps': state['skipped_steps'] + ~finite,
             'skipped_in_a_row': jnp.where(finite, 0, state['skipped_in_a_row'] + 1),
         }
-        learned = {'params': optax.apply_updates(params, updates), 'optimizer': optimizer_state}
+        mine = optax.apply_updates(mine, updates)
         followed = task.follow(params, sums)  # of sums over parts and replicas
         if followed:
-            learned['params'] = merge(learned['params'], followed)
+            mine = merge(mine, followed)
+        new = {'params': merge(params, mine), 'optimizer': optimizer_state}
         if config.ema_decay:
             # the first steps are soon forgotten
             decay = jnp.minimum(config.ema_decay, (1 + step) / (10 + step))
-            learned['ema'] = optax.incremental_update(learned['params'], state['ema'], 1 - decay)
-        learned = {
+            average = optax.incremental_update(mine, learned(task, state['ema']), 1 - decay)
+            new['ema'] = merge(state['ema'], average)
+        new = {
             name: jax.tree.map(functools.partial(_keep, finite), tree, state[name])
-            for name, tree in learned.items()
+            for name, tree in new.items()
         }
-        return learned | skipped | {'step': step + 1, 'bad_records': bad_records}, metrics | skipped
+        return new | skipped | {'step': step + 1, 'bad_records': bad_records}, metrics | skipped
 
     shardings = state_shardings(mesh, abstract_state(task, optimizer))
     return jax.jit(

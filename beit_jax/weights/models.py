@@ -32,6 +32,7 @@ from beit_jax.weights.load import load_weights
 from beit_jax.weights.positions import fit_positions
 from beit_jax.weights.pytorch.export_folder import held_out_metrics, in_dialect, write_folder
 from beit_jax.weights.pytorch.names import DIALECTS
+from beit_jax.weights.standardised import statistics
 from beit_jax.weights.stored import Stored
 from beit_jax.weights.trees import check_params
 from beit_jax.whole_files import local_path
@@ -74,7 +75,8 @@ class Model(Stored):
         return np.stack([square(one, self.image_size, self.crop, pixels) for one in pictures])
 
     def logits(self, images) -> jax.Array:
-        """float32 [B, C] of the classes: `problem_type` says what they are.
+        """float32 [B, C] of the classes: `problem_type` says what they are. Of regression these are
+        the numbers, in the units of the labels.
 
         Raises:
           RequestError: a model without classes, or images of another shape or range.
@@ -223,7 +225,11 @@ class Model(Stored):
     @functools.cached_property
     def _logits(self):
         def logits(params, images):
-            return nnx.merge(self.graphdef, params)(self._normalize(images))
+            logits_BC = nnx.merge(self.graphdef, params)(self._normalize(images))
+            if 'targets' not in self.architecture:
+                return logits_BC
+            mean_C, std_C = statistics(self.architecture)
+            return logits_BC * std_C + mean_C
 
         return jax.jit(logits)
 

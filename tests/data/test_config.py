@@ -30,7 +30,7 @@ def test_bad_settings(settings, words):
     'settings, words',
     [
         ({'segment_scale': (2.0, 1.0)}, 'segment_scale is'),
-        ({'labels_per_class': 3}, 'labels_per_class is for'),
+        ({'labels_per_class': 3}, 'labels_per_class and labels are'),
         *(({'name': name}, 'name=.* has no label maps') for name in LABELLED),
     ],
 )

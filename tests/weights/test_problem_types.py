@@ -85,9 +85,12 @@ def test_weights_that_choose_no_class(problem_type, classes, pictures, tmp_path,
     )
     options = {'checkpoint': tmp_path / 'hub', 'images': pictures}
     if wanted == REGRESSION:
-        with pytest.raises(RequestError, match=r'give plain numbers, not classes'):
-            call(predict, **options, output=tmp_path / 'p.npz')
-        call(predict, **options, what='features', output=tmp_path / 'p.npz')
+        call(predict, **options, output=tmp_path / 'p.npz')
+        call(predict, **options, output=tmp_path / 'p.csv')
+        logits = np.load(tmp_path / 'p.npz')['logits']
+        head, *rows = csv.reader((tmp_path / 'p.csv').open())
+        assert len(head) == 1 + classes
+        np.testing.assert_allclose(np.array([row[1:] for row in rows], float), logits, rtol=1e-6)
     else:
         call(predict, **options, output=tmp_path / 'p.csv')
 
@@ -118,3 +121,25 @@ def test_an_unknown_problem_is_refused(value, tmp_path):
     (tmp_path / 'config.json').write_text(json.dumps(config))
     with pytest.raises(RequestError, match=r'problem_type is .*, not one of single_label_'):
         beit_jax.load(tmp_path)
+
+
+def test_names_above_a_threshold(pictures, tmp_path, capsys):
+    """Of several classes those of so high a probability; more than --top are told."""
+    save_problem(tmp_path / 'hub', MULTI, 5)
+    options = {'checkpoint': tmp_path / 'hub', 'images': pictures}
+    call(predict, **options, output=tmp_path / 'all.csv')
+    shares = [
+        [float(value) for name, value in row.items() if name.startswith('probability')]
+        for row in csv.DictReader((tmp_path / 'all.csv').open())
+    ]
+    least = sorted(share for row in shares for share in row)[8] - 2e-6
+    capsys.readouterr()
+    call(predict, **options, top=3, threshold=least, output=tmp_path / 'some.csv')
+    for row, all_of_it in zip(csv.DictReader((tmp_path / 'some.csv').open()), shares, strict=True):
+        named = [float(row[f'probability{i}']) for i in (1, 2, 3) if row[f'probability{i}']]
+        assert named == [share for share in all_of_it[:3] if share >= least]
+        assert [bool(row[f'class{i}']) for i in (1, 2, 3)] == [i < len(named) for i in range(3)]
+    more = sum(sum(share >= least for share in row) > 3 for row in shares)
+    assert (f'{more} images have more classes' in capsys.readouterr().out) == bool(more)
+    with pytest.raises(RequestError, match=r'--threshold is a probability, from 0 to 1'):
+        call(predict, **options, threshold=2)

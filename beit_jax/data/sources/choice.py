@@ -1,10 +1,13 @@
 """Which source the settings name: the one place that knows all kinds."""
 
+import functools
+
 from beit_jax.data.config import DataConfig
 from beit_jax.data.pictures.read import formats
 from beit_jax.data.sources.annotated_folder import TRAINING, VALIDATION, AnnotatedFolder
 from beit_jax.data.sources.class_tars import ClassTarsSource
 from beit_jax.data.sources.folder import FolderSource
+from beit_jax.data.sources.metadata import MetadataSource
 from beit_jax.data.sources.source import Source
 from beit_jax.data.sources.subset import Subset, holdout, some_of_each_class
 from beit_jax.data.sources.webdataset import WebDatasetSource
@@ -39,7 +42,7 @@ def _open(config: DataConfig, train: bool) -> Source | None:
         return _classes(ClassTarsSource, config, train)
     if config.label_maps:
         return _annotated_folder(config, train)
-    return _classes(FolderSource, config, train)
+    return _classes(_folder(config), config, train)
 
 
 def _shapes(config, train):
@@ -81,7 +84,8 @@ def _files(config, train):
     """Of many samples each, with a split in their names."""
     fields = {'index': config.index, 'label': config.label_field}
     if config.name == 'parquet':
-        kind, fields['image'] = _parquet(), config.image_field
+        kind = _parquet()
+        fields |= {'image': config.image_field, 'labels': config.labels}
     else:
         kind, fields['images'] = WebDatasetSource, tuple(end[1:] for end in config.reading.listed)
     source = kind(config.path, config.split, **fields)
@@ -105,6 +109,13 @@ def _parquet():
     return ParquetSource
 
 
+def _folder(config):
+    """Of a folder a class, or with a table of what each picture is."""
+    if config.labels == 'class' and not config.label_field:
+        return FolderSource
+    return functools.partial(MetadataSource, labels=config.labels, field=config.label_field)
+
+
 def _classes(kind, config, train):
     """Of a folder or a tar a class."""
     fields = {'index': config.index, 'endings': config.reading.listed}
@@ -113,7 +124,8 @@ def _classes(kind, config, train):
         return _share(source, config, train)
     if train:
         return source
-    return kind(config.evaluate_path, source.class_names, _EVALUATE_PATH, **fields)
+    known = {'class_names': source.class_names, 'key': _EVALUATE_PATH}
+    return kind(config.evaluate_path, **known, **fields)
 
 
 def _annotated_folder(config, train):

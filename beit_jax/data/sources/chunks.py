@@ -9,7 +9,7 @@ import threading
 import numpy as np
 
 from beit_jax.data.sampler import Sampler
-from beit_jax.data.sources.source import Example, Source
+from beit_jax.data.sources.source import Example, Source, label_shape
 
 READERS = 8  # chunks that are read at once
 _LATE = 2  # steps: a pipeline asks for the examples of two batches before it has read the first
@@ -44,6 +44,7 @@ class ChunkedSource:
     def __init__(self, source: Source, chunk: int, keep: int):
         self.source, self.chunk = source, chunk
         self.class_names, self.fingerprint = source.class_names, source.fingerprint
+        self.label_shape = label_shape(source)
         self.name, self.label, self.read_many = source.name, source.label, source.read_many
         self._keep, self._kept, self._lock = keep, collections.OrderedDict(), threading.Lock()
         self._readers = concurrent.futures.ThreadPoolExecutor(READERS)

@@ -9,11 +9,13 @@ from beit_jax.data.sources.folder import path_kind
 from beit_jax.data.sources.source import Example
 from beit_jax.data.sources.splits import digest, facts_of, of_split
 from beit_jax.data.sources.stored import StoredSource
+from beit_jax.data.sources.targets import USUAL as LABELS
+from beit_jax.data.sources.targets import columns_of, read_targets
 from beit_jax.data.stores import storage
-from beit_jax.data.stores.tables import Rows, read_schema
+from beit_jax.data.stores.tables import Rows, read_columns, read_schema
 from beit_jax.errors import RequestError, check, of_storage
 
-IMAGES, LABELS = ('image', 'img', 'jpg', 'png', 'webp'), ('label', 'labels', 'cls')  # columns
+IMAGES = ('image', 'img', 'jpg', 'png', 'webp')  # columns
 
 
 class ParquetSource(StoredSource):
@@ -24,10 +26,11 @@ class ParquetSource(StoredSource):
     of a `DatasetDict` is a folder. The image is the column `image`: bytes, or a struct of `bytes`
     and `path`, where a path without bytes is that of a file beside the table. The label is the
     column `label`, else 0; its names stand in the schema. Columns that are '' have one of the names
-    that are common. `class_names`, `key` and `index` are as of `FolderSource`.
+    that are common. `labels` is that of `DataConfig`: without one class each, `label` may be
+    several columns, as a,b. `class_names`, `key` and `index` are as of `FolderSource`.
 
     Raises:
-      RequestError: nothing there, an unknown split, no such column. See `Rows`.
+      RequestError: nothing there, an unknown split, no such column. See `Rows`, `read_targets`.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class ParquetSource(StoredSource):
         index: str = '',
         image: str = '',
         label: str = '',
+        labels: str = 'class',
     ):
         check(bool(path), f'{key} is empty: set it to a folder of .parquet files.')
         try:
@@ -49,7 +53,10 @@ class ParquetSource(StoredSource):
             raise of_storage(error, f'{key}={path!r} cannot be read ({error}).') from error
         names = {field.name: field.type for field in schema}
         image = _column(image, IMAGES, names, f'{key}={path!r}', 'image_field')
-        if label or names.keys() & set(LABELS):
+        wanted = []  # columns of what is no single class
+        if labels != 'class':
+            wanted, label = columns_of(label, list(names), [image], f'{key}={path!r}'), ''
+        elif label or names.keys() & set(LABELS):
             label = _column(label, LABELS, names, f'{key}={path!r}', 'label_field')
         check(
             _holds_images(names[image]),
@@ -68,7 +75,20 @@ class ParquetSource(StoredSource):
         sizes = [size for size, _ in stamps.values()]
         self.fingerprint = digest(stamps, sizes, rows.file_counts)
         self.class_names = class_names
-        if class_names is None:
+        if wanted:
+            columns, self.labels = read_columns(files, wanted, key), None
+            self._targets = read_targets(
+                labels,
+                columns,
+                class_names,
+                _named_of_list(schema, wanted[0], f'{key}={path!r}'),
+                f'{key}={path!r}',
+                self.name,
+            )
+            self.class_names, self.label_shape = self._targets.names, self._targets.shape
+            self.label = self._targets.label
+            self.fingerprint = digest([self.fingerprint], [self._targets.digest()])
+        elif class_names is None:
             self.class_names = _class_names(schema, label, self.labels, f'{key}={path!r}')
 
     def _example(self, index, value):
@@ -132,7 +152,18 @@ def _class_names(schema, label, labels, where):
     """As the hub writes them into a schema; else the numbers up to the highest label."""
     if not label:
         return ()
-    text = (schema.metadata or {}).get(b'huggingface', b'{"info": {"features": {}}}')
-    find = lambda facts: facts['info']['features'].get(label, {}).get('names')
-    names = facts_of(text, find, f'{where}: what its schema says under "huggingface"')
+    names = _feature(schema, label, where).get('names')
     return tuple(names or map(str, range(int(labels.max(initial=0)) + 1)))
+
+
+def _named_of_list(schema, column, where):
+    """The names of the classes whose numbers stand in lists; () where the schema has none."""
+    inside = _feature(schema, column, where).get('feature')
+    return tuple(inside.get('names') or ()) if isinstance(inside, dict) else ()
+
+
+def _feature(schema, column, where) -> dict:
+    """What the hub says of a column."""
+    text = (schema.metadata or {}).get(b'huggingface', b'{"info": {"features": {}}}')
+    find = lambda facts: facts['info']['features'].get(column, {}) | {}
+    return facts_of(text, find, f'{where}: what its schema says under "huggingface"')

@@ -10,7 +10,8 @@ from beit_jax.errors import check
 
 class Example(typing.NamedTuple):
     image: bytes | np.ndarray  # an encoded file, or uint8 [H, W, 3]
-    # the class; or that of each pixel: an annotation as `label_maps.decode` takes it
+    # the class; float32 [C], those that it has or numbers; or the class of each pixel: an
+    # annotation as `label_maps.decode` takes it
     label: int | bytes | np.ndarray
 
 
@@ -29,8 +30,8 @@ class Source(typing.Protocol):
     def read(self, index: int) -> Example:
         """Example `index`. Raises OSError where it cannot be read."""
 
-    def label(self, index: int) -> int:
-        """The class of example `index`, at less cost than `read` if possible; no label map."""
+    def label(self, index: int) -> int | np.ndarray:
+        """That of example `index`, at less cost than `read` if possible; no label map."""
 
     def read_many(self, start: int, stop: int) -> list[Example | OSError]:
         """Examples `start` .. `stop` - 1, with an OSError in the place of each that cannot be read:
@@ -48,6 +49,11 @@ def check_label(source: Source, index: int, label: int) -> None:
         f'{source.name(index)} has the label {label}, but there are {count} classes, 0 to '
         f'{count - 1}: repair the data set.',
     )
+
+
+def label_shape(source: Source) -> tuple[int, ...]:
+    """() where an example has one class, (C,) where it has some of C, or C numbers."""
+    return getattr(source, 'label_shape', ())
 
 
 def together(source: Source) -> int:

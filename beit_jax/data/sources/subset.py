@@ -5,7 +5,13 @@ import hashlib
 import numpy as np
 
 from beit_jax.data.sampler import permutation
-from beit_jax.data.sources.source import Example, Source, check_label, together
+from beit_jax.data.sources.source import (
+    Example,
+    Source,
+    check_label,
+    label_shape,
+    together,
+)
 from beit_jax.errors import RequestError, check
 
 # not the run's seed: every run on the same data holds out the same examples
@@ -18,6 +24,7 @@ class Subset:
     def __init__(self, source: Source, indices: np.ndarray):
         self.source, self.indices = source, np.asarray(indices, np.int64)
         self.class_names, self.together = source.class_names, together(source)
+        self.label_shape = label_shape(source)
         content = source.fingerprint.encode() + self.indices.tobytes()
         self.fingerprint = hashlib.sha256(content).hexdigest()
 
@@ -30,7 +37,7 @@ class Subset:
     def read(self, index: int) -> Example:
         return self.source.read(int(self.indices[index]))
 
-    def label(self, index: int) -> int:
+    def label(self, index: int) -> int | np.ndarray:
         return self.source.label(int(self.indices[index]))
 
     def read_many(self, start: int, stop: int) -> list[Example | OSError]:

@@ -127,10 +127,32 @@ def read_schema(path: str) -> pa.Schema:
         raise OSError(f'{path} is damaged: {error}') from error
 
 
+def read_columns(files: Sequence[str], names: Sequence[str], key: str) -> dict[str, list]:
+    """The cells of some columns of all files, in order.
+
+    Raises:
+      RequestError, which names the setting `key`: see `Rows`.
+    """
+    cells = {name: [] for name in names}
+    for path in files:
+        try:
+            with _opened(path) as table:
+                for group in range(len(table.counts)):
+                    for name in names:
+                        cells[name] += table.read(group, name).to_pylist()
+        except (OSError, pa.ArrowException, KeyError) as error:
+            raise of_storage(error, f'{key}: {path!r} cannot be read ({error}).') from error
+    return cells
+
+
 def _labels(table, column):
     """All of a column of whole numbers."""
-    if not pa.types.is_integer(table.schema.field(column).type):
-        raise ValueError(f'column {column!r} is {table.schema.field(column).type}, no whole number')
+    kind = table.schema.field(column).type
+    if not pa.types.is_integer(kind):
+        raise ValueError(
+            f'column {column!r} is {kind}, no whole number; several classes or numbers of an '
+            'example take config.data.labels=classes, or numbers'
+        )
     parts = [table.read(group, column).to_pylist() for group in range(len(table.counts))]
     labels = [label for part in parts for label in part]
     if None in labels:

@@ -28,6 +28,11 @@ def to_tensors(params, architecture: dict, dialect: str) -> dict[str, np.ndarray
         check(
             dialect != 'timm', 'timm has no segmentation models: use --format huggingface or unilm.'
         )
+        check(
+            head_config(architecture).kind == 'upernet',
+            'this segmenter has a linear head, which these libraries have not: beit_jax.load and '
+            'predict take it; with config.head.kind=upernet another can be trained.',
+        )
         params = with_empty_block(params, architecture) if dialect == 'huggingface' else params
     if dialect == 'huggingface' and not architecture['qkv_bias']:
         params = _with_zero_biases(params)

@@ -18,6 +18,7 @@ from beit_jax.weights.pytorch.card import model_card
 from beit_jax.weights.pytorch.facts import metadata
 from beit_jax.weights.pytorch.files import METADATA
 from beit_jax.weights.pytorch.torch_writer import write_torch_file
+from beit_jax.weights.standardised import of_plain_numbers
 from beit_jax.weights.stored import Stored
 from beit_jax.whole_files import metric_lines, sha256, whole_directory
 
@@ -40,6 +41,9 @@ def in_dialect(model: Stored, dialect: str) -> Exported:
     """
     params, architecture, notes = model.params, model.architecture, list(model.notes)
     target = patch_target(architecture)
+    if 'targets' in architecture:
+        params, architecture = of_plain_numbers(params, architecture)
+        notes.append('mean and deviation of the numbers are multiplied into the head')
     if 'cls_head' in params and dialect != 'unilm':
         params = {name: value for name, value in params.items() if name != 'cls_head'}
         architecture = {name: said for name, said in architecture.items() if name != 'cls_head'}
