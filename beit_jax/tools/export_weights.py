@@ -1,26 +1,29 @@
-"""Writes a model for PyTorch: as transformers, timm or the official code load it,
-with a model card. Needs no PyTorch.
+"""Writes a model for others: as transformers, timm or the official code load it, or for JAX
+alone, with a model card. Needs no PyTorch.
 
 huggingface: model.safetensors, config.json, preprocessor_config.json.
 timm: model.safetensors, config.json.
 unilm: model.safetensors, and model.pth for torch.load, whose pickle names nothing but tensors
-(torch.load(weights_only=True) takes it)."""
+(torch.load(weights_only=True) takes it).
+stablehlo: programs (jax.export) for CPU, TPU and GPU that take any number of pictures, weights.npz,
+preprocessing.json."""
 
-from beit_jax.errors import one_of
+from beit_jax.errors import check, one_of
 from beit_jax.tools import arguments, outputs
 
 
 def run(options) -> None:
+    from beit_jax.weights.exports import FORMATS, write_export
     from beit_jax.weights.models import load_model
-    from beit_jax.weights.pytorch.export_folder import held_out_metrics, in_dialect, write_folder
-    from beit_jax.weights.pytorch.names import DIALECTS
 
-    one_of('--format', options.format, DIALECTS)
+    one_of('--format', options.format, FORMATS)
+    check(
+        options.format == 'stablehlo' or options.dtype == 'float32',
+        f'--dtype is of the programs of stablehlo: {options.format} gets weights in float32.',
+    )
     output = outputs.folder('--output', options.output, new=True)
-    model = load_model(options.input)
-    exported = in_dialect(model, options.format)
-    metrics = held_out_metrics(options.input)
-    checksums = write_folder(output, exported, model, metrics)
+    model = load_model(options.input, options.dtype)
+    exported, checksums = write_export(model, output, options.format)
     for note in exported.notes:
         print(f'note: {note}')
     tensors = exported.tensors.values()
@@ -43,7 +46,10 @@ def _arguments():
         metavar='PATH',
         help='a checkpoint, a work directory, or weights of another format',
     )
-    parser.add_argument('--format', required=True, help='huggingface, timm or unilm')
+    parser.add_argument('--format', required=True, help='huggingface, timm, unilm or stablehlo')
+    parser.add_argument(
+        '--dtype', default='float32', help='of the products of stablehlo: float32 or bfloat16'
+    )
     parser.add_argument('--output', required=True, metavar='DIR', help='the directory to write')
     return parser
 

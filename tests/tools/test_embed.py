@@ -26,7 +26,7 @@ SHAPES_37 = ('--data.name=shapes', '--data.num_examples=37')
 
 @pytest.fixture(scope='module')
 def checkpoint(tmp_path_factory):
-    """Fine-tuned, it says; 20 x 20 pixels, 2 blocks, width 16."""
+    """An encoder of 20 x 20 pixels, 2 blocks, width 16."""
     workdir = tmp_path_factory.mktemp('run')
     settings = tiny.classify_settings(data={'evaluate_crop': 0.8})
     tiny.save_checkpoint(workdir, make_task(task_config(settings)))

@@ -22,8 +22,13 @@ transform = timm.data.create_transform(**timm.data.resolve_model_data_config(mod
 import torch
 state = torch.load("DIR/model.pth", weights_only=True)["{wrapper}"]
 model.load_state_dict(state)""",
+    'stablehlo': """\
+import jax.export, numpy
+program = jax.export.deserialize(bytearray(open("DIR/{model}.stablehlo", "rb").read()))
+weights = dict(numpy.load("DIR/weights.npz"))
+program.call(weights, images)  # as preprocessing.json says""",
 }
-_LIBRARY = {'huggingface': 'transformers', 'timm': 'timm', 'unilm': 'pytorch'}
+_LIBRARY = {'huggingface': 'transformers', 'timm': 'timm', 'unilm': 'pytorch', 'stablehlo': 'jax'}
 # places on the machine that trained it
 _PRIVATE = ('path', 'evaluate_path', 'cache_path', 'init', 'encoder')
 
@@ -44,7 +49,7 @@ def model_card(
       metrics: of its evaluation, by name; {} where there was none.
       checksums: sha256 of the exported files by name.
       notes: what was left out or assumed.
-      model: the class of transformers that loads it.
+      model: the class of transformers that loads it, or the program of it.
     """
     architecture, config = description['architecture'], description.get('config')
     task, wrapper = 'feature-extraction', 'model'
