@@ -22,7 +22,7 @@ GROUPS = {
     'Pictures': ('prepare', 'check-data', 'shrink'),
     'Tokenizers': ('import-tokenizer', 'fit-tokenizer', 'evaluate-tokenizer', 'tokenize'),
     'Training': ('plan', 'train', 'evaluate', 'curves', 'report'),
-    'What a model has learned': ('predict', 'reconstruct', 'attention', 'neighbours'),
+    'What a model has learned': ('predict', 'embed', 'reconstruct', 'attention', 'neighbours'),
     "Weights of others, and for others' code": ('inspect', 'import', 'export'),
     'Comparing': ('study', 'benchmark'),
 }

@@ -116,16 +116,22 @@ def _check_depth(content: dict) -> None:
         raise ValueError(f'it is nested more than {_DEEPEST} levels deep')
 
 
+def rows_header(dtype, shape: tuple[int, ...]) -> bytes:
+    """What a .npy file of this dtype and shape begins with, as NumPy writes it."""
+    header = io.BytesIO()
+    entries = {'descr': np.dtype(dtype).str, 'fortran_order': False, 'shape': shape}
+    np.lib.format.write_array_header_1_0(header, entries)
+    return header.getvalue()
+
+
 def rows_offset(path: Path, dtype, shape: tuple[int, ...]) -> int:
     """Where the numbers begin in a .npy file that NumPy wrote; ValueError where it is not one of
     this dtype and shape, or cut off. Its header is compared and not parsed: what is damaged would
     make NumPy stumble over the syntax of Python."""
-    header = io.BytesIO()
-    entries = {'descr': np.dtype(dtype).str, 'fortran_order': False, 'shape': shape}
-    np.lib.format.write_array_header_1_0(header, entries)
-    offset, count = len(header.getvalue()), math.prod(shape)
+    header = rows_header(dtype, shape)
+    offset, count = len(header), math.prod(shape)
     with path.open('rb') as file:
-        if file.read(offset) != header.getvalue():
+        if file.read(offset) != header:
             raise ValueError(f'{path.name} does not begin as a {np.dtype(dtype)}{list(shape)}')
         size = os.fstat(file.fileno()).st_size
     if size != offset + np.dtype(dtype).itemsize * count:

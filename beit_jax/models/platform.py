@@ -18,8 +18,13 @@ _AMPERE = 8  # major compute capability
 def on_no_device(function: Callable) -> Callable:
     """`function`, traced without the kernels of any device, in whose products its arithmetic can be
     counted."""
-    device = jax.sharding.AbstractDevice(NONE, None, NONE)
-    mesh = jax.sharding.AbstractMesh((1,), (NONE,), abstract_device=device)
+    return traced_for(NONE, function)
+
+
+def traced_for(platform: str, function: Callable) -> Callable:
+    """`function`, traced for one device of a platform, whatever this process has."""
+    device = jax.sharding.AbstractDevice(platform, None, platform)
+    mesh = jax.sharding.AbstractMesh((1,), (platform,), abstract_device=device)
 
     @functools.wraps(function)
     def traced(*arguments):

@@ -251,7 +251,7 @@ class Segmenter(nnx.Module):
             false).
         """
         taps = self.encoder.taps(images_BHWC, self.head.config.taps, keys_B=keys_B)
-        shape = len(images_BHWC), *self.encoder.grid_shape, -1
+        shape = images_BHWC.shape[0], *self.encoder.grid_shape, -1
         taps_BhwD = [x_BND[:, 1:].reshape(shape) for x_BND in taps]
         logits, auxiliary = self.head(taps_BhwD, keys_B, train)
         return logits, auxiliary, nnx.to_pure_dict(nnx.state(self, is_statistic)) if train else {}

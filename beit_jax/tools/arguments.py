@@ -2,7 +2,7 @@
 line on stderr and status 2."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 import dataclasses
 import os
 import sys
@@ -40,11 +40,12 @@ def parser(tool: str, description: str, example: str) -> argparse.ArgumentParser
     )
 
 
-def add_data(parser: argparse.ArgumentParser) -> None:
-    """Adds --data.name, --data.path, ...: settings of `DataConfig` under the names of recipes."""
+def add_data(parser: argparse.ArgumentParser, without: Collection[str] = ()) -> None:
+    """Adds --data.name, ...: settings of `DataConfig`, but those that a tool knows `without`."""
     group = parser.add_argument_group('data', 'config.data of the recipes')
     readers, said = {bool: true_or_false, str: os.path.expanduser}, comments(DataConfig)
-    for field in (each for each in dataclasses.fields(DataConfig) if each.name in DATA):
+    asked = set(DATA) - set(without)
+    for field in (each for each in dataclasses.fields(DataConfig) if each.name in asked):
         kind, count = typing.get_type_hints(DataConfig)[field.name], None
         if typing.get_origin(kind) is tuple:
             kind, *others = typing.get_args(kind)
@@ -61,8 +62,8 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 def data_config(options: argparse.Namespace, **settings) -> DataConfig:
     """The data set that `add_data` read."""
-    given = {name: getattr(options, f'data.{name}') for name in DATA} | settings
-    data = from_mapping(DataConfig, given, 'data.')
+    given = {k.removeprefix('data.'): v for k, v in vars(options).items() if k.startswith('data.')}
+    data = from_mapping(DataConfig, given | settings, 'data.')
     check(data.name == 'shapes' or bool(data.path), 'give --data.path, or --data.name shapes.')
     return data
 

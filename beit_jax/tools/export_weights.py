@@ -1,10 +1,12 @@
-"""Writes a model for PyTorch: as transformers, timm or the official code load it,
-with a model card. Needs no PyTorch.
+"""Writes a model for others: as transformers, timm or the official code load it, or for JAX
+alone, with a model card. Needs no PyTorch.
 
 huggingface: model.safetensors, config.json, preprocessor_config.json.
 timm: model.safetensors, config.json.
 unilm: model.safetensors, and model.pth for torch.load, whose pickle names nothing but tensors
 (torch.load(weights_only=True) takes it).
+stablehlo: programs (jax.export) for CPU, TPU and GPU that take any number of pictures, weights.npz,
+preprocessing.json.
 
 --push-to writes it to Hugging Face's hub, as who has logged in (`hf auth login`, or HF_TOKEN)."""
 
@@ -16,23 +18,25 @@ from beit_jax.tools import arguments, outputs
 
 
 def run(options) -> None:
+    from beit_jax.weights.exports import FORMATS, write_export
     from beit_jax.weights.hub import Upload
     from beit_jax.weights.models import load_model
-    from beit_jax.weights.pytorch.export_folder import held_out_metrics, in_dialect, write_folder
-    from beit_jax.weights.pytorch.names import DIALECTS
 
-    one_of('--format', options.format, DIALECTS)
-    name = options.push_to
+    one_of('--format', options.format, FORMATS)
+    name, programs = options.push_to, options.format == 'stablehlo'
     check(bool(name or options.output), 'give --output DIR, --push-to OWNER/NAME, or both.')
     check(bool(name) or not (options.private or options.replace), 'these are of --push-to.')
+    check(not (name and programs), '--push-to is of weights, not of the programs of stablehlo.')
+    check(
+        programs or options.dtype == 'float32',
+        f'--dtype is of the programs of stablehlo: {options.format} gets weights in float32.',
+    )
     output = outputs.folder('--output', options.output, new=True)
     upload = Upload(name, options.private, options.replace) if name else None
-    model = load_model(options.input)
-    exported = in_dialect(model, options.format)
-    metrics = held_out_metrics(options.input)
+    model = load_model(options.input, options.dtype)
     with tempfile.TemporaryDirectory() as temporary:
         folder = output or Path(temporary) / 'exported'
-        checksums = write_folder(folder, exported, model, metrics, name or '')
+        exported, checksums = write_export(model, folder, options.format, name or '')
         place = upload.push(folder) if upload else output
     for note in exported.notes:
         print(f'note: {note}')
@@ -56,7 +60,10 @@ def _arguments():
         metavar='PATH',
         help='a checkpoint, a work directory, weights of another format, or OWNER/NAME on the hub',
     )
-    parser.add_argument('--format', required=True, help='huggingface, timm or unilm')
+    parser.add_argument('--format', required=True, help='huggingface, timm, unilm or stablehlo')
+    parser.add_argument(
+        '--dtype', default='float32', help='of the products of stablehlo: float32 or bfloat16'
+    )
     parser.add_argument('--output', metavar='DIR', help='the directory to write')
     parser.add_argument(
         '--push-to', metavar='OWNER/NAME', help="the repository of Hugging Face's hub to write"

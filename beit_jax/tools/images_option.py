@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+import dataclasses
 import sys
 
 import numpy as np
@@ -17,6 +18,18 @@ from beit_jax.tools import arguments
 
 HELD_OUT = 'held_out'  # of --images: the held-out pictures of a run
 WHAT = 'folder, image file or .npy array [B, H, W, channels]'
+
+
+# settings of the data that a model knows of the pictures it takes
+OF_MODEL = ('evaluate_crop', 'channels', 'bits', 'bands', 'max_pixels', 'endings', 'exif')
+
+
+def of_model(model) -> dict:
+    """What a model says of `OF_MODEL`, and its `image_size`: it is shown pictures as in its
+    training."""
+    reading = model.reading._asdict()
+    pixels = dataclasses.asdict(reading.pop('pixels'))
+    return {'image_size': model.image_size, 'evaluate_crop': model.crop, **pixels, **reading}
 
 
 class LeftOut:

@@ -1,7 +1,6 @@
 """What does an encoder find alike? Pictures, and beside each those whose features are nearest to
 its own: of a run held-out pictures, among those that it was trained on."""
 
-import dataclasses
 import os
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from beit_jax.data.sources.choice import open_source
 from beit_jax.data.sources.subset import Subset, spread
 from beit_jax.errors import check
 from beit_jax.settings.mapping import task_config
-from beit_jax.tools import arguments, images_option, outputs, pixels_option
+from beit_jax.tools import arguments, checkpoint_option, images_option, outputs, pixels_option
 from beit_jax.whole_files import read_json
 
 
@@ -28,15 +27,8 @@ def data_of(options, model) -> DataConfig:
         f'--checkpoint={options.checkpoint} is no work directory of a run, or --among is given '
         'alone: give both, --images DIR --among DIR.',
     )
-    rgb, reading = model.pixels.is_rgb, model.reading._asdict()
-    return DataConfig(
-        name=kind_of(options.among, '--among', rgb),
-        path=options.among,
-        image_size=model.image_size,
-        evaluate_crop=model.crop,
-        **dataclasses.asdict(reading.pop('pixels')),
-        **reading,
-    )
+    kind = kind_of(options.among, '--among', model.pixels.is_rgb)
+    return DataConfig(name=kind, path=options.among, **images_option.of_model(model))
 
 
 def run(options) -> None:
@@ -47,8 +39,7 @@ def run(options) -> None:
         check(number > 0, f'--{name} is {number}: use at least 1.')
     output = outputs.file('--output', options.output, [options.images], outputs.PICTURE)
     model = arguments.load(options.checkpoint)
-    wanted = options.layer or max(1, round(model.architecture['depth'] * 3 / 4))
-    layer = model.layer(wanted)
+    layer = checkpoint_option.layer(options, model)
     pixels_option.check_bands(options, model.pixels.num_channels)
     data, left_out = data_of(options, model), images_option.LeftOut(options)
     if options.images == images_option.HELD_OUT:
@@ -96,11 +87,7 @@ def _arguments():
     parser.add_argument(
         '--limit', type=int, default=5000, help='among at most so many, evenly spread (5000)'
     )
-    parser.add_argument(
-        '--layer',
-        type=int,
-        help='from 1, or from the last, -1 (three quarters of the way)',
-    )
+    checkpoint_option.add_layer(parser)
     return parser
 
 

@@ -7,15 +7,15 @@ import math
 from beit_jax.data.config import sides
 from beit_jax.errors import check, one_of
 from beit_jax.settings.run import MeshConfig
-from beit_jax.tools import arguments, images_option, outputs, pixels_option
+from beit_jax.tools import arguments, images_option, outputs, pixels_option, processes_option
 
 
 def run(options) -> None:
     import jax
 
-    from beit_jax.inference.tokenizing import Export, fill, pictures_of_data, pictures_of_path
+    from beit_jax.inference.pictures import pictures_of_data, pictures_of_path
+    from beit_jax.inference.tokenizing import Export, fill
     from beit_jax.models.tokenizers import PRECISIONS
-    from beit_jax.train.processes import distributed
     from beit_jax.train.sharding import make_mesh
     from beit_jax.weights import tokenizer as weights
 
@@ -23,13 +23,12 @@ def run(options) -> None:
     check(options.batch > 0, f'--batch is {options.batch}: use at least 1.')
     inputs = [options.images, getattr(options, 'data.path')]
     output = outputs.file('--output', options.output, inputs)
-    distributed.start(options.coordinator, options.num_processes, options.process_id)
+    process, processes = processes_option.start(options)
     tokenizer, params = weights.load_tokenizer(options.tokenizer, options.precision)
     size = pixels_option.picture_size(options, tokenizer)
     tokens = math.prod(side // tokenizer.factor for side in sides(size))
     mesh = make_mesh(MeshConfig(), jax.local_devices())
     batch = -(-options.batch // mesh.size) * mesh.size
-    process, processes = jax.process_index(), jax.process_count()
     if options.images:
         pictures = pictures_of_path(
             options.images, size, pixels_option.format_for(options, tokenizer)
@@ -90,13 +89,7 @@ def _arguments():
         default=0,
         help='side in pixels of what the tokenizer is shown, or H,W (what it was made for)',
     )
-    parser.add_argument(
-        '--coordinator',
-        default='',
-        help='host:port of process 0, to start several processes by hand',
-    )
-    parser.add_argument('--num_processes', type=int, default=1)
-    parser.add_argument('--process_id', type=int, default=0)
+    processes_option.add(parser)
     arguments.add_data(parser)
     return parser
 

@@ -3,7 +3,7 @@
 Its description says what to build and how to show it pictures.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import os
@@ -28,10 +28,9 @@ from beit_jax.models.architecture import (
 from beit_jax.models.heads import pool_both
 from beit_jax.models.resize import resize
 from beit_jax.settings.run import COMPUTE_DTYPES
+from beit_jax.weights.exports import FORMATS, write_export
 from beit_jax.weights.load import load_weights
 from beit_jax.weights.positions import fit_positions
-from beit_jax.weights.pytorch.export_folder import held_out_metrics, in_dialect, write_folder
-from beit_jax.weights.pytorch.names import DIALECTS
 from beit_jax.weights.standardised import statistics
 from beit_jax.weights.stored import Stored
 from beit_jax.weights.trees import check_params
@@ -175,20 +174,31 @@ class Model(Stored):
         return int(number) if number > 0 else int(number) + depth + 1
 
     def export(self, path: str | Path, format: str) -> None:
-        """Writes a new folder that a library for PyTorch loads, with a model card. Warns of what is
-        left out.
+        """Writes a new folder that others load, with a model card. Warns of what is left out.
 
-        format: 'huggingface', 'timm' or 'unilm' (the official code).
+        format: 'huggingface', 'timm' or 'unilm' (the official code), for PyTorch; 'stablehlo', for
+          JAX alone.
 
         Raises:
           RequestError: there is something already, or the library has no such model.
         """
-        one_of('format', format, DIALECTS)
-        exported = in_dialect(self, format)
-        folder, metrics = local_path('path', str(path)), held_out_metrics(self.path)
-        write_folder(folder, exported, self, metrics)
+        one_of('format', format, FORMATS)
+        exported, _ = write_export(self, local_path('path', str(path)), format)
         for note in exported.notes[len(self.notes) :]:  # of the others it was warned by `load`
             warnings.warn(note, stacklevel=2)
+
+    def programs(self) -> dict[str, Callable]:
+        """What is computed, by the name of the method: functions of (params, pictures), jitted."""
+
+        def features(params, images):
+            return self._features(params, images, tuple(range(self.architecture['depth'])), False)
+
+        made = {'features': features}
+        if segments(self.architecture):
+            return {'segment': self._segment} | made
+        if predicts_tokens(self.architecture):
+            return {'tokens': self._tokens} | made
+        return ({'logits': self._logits} if self.architecture['num_classes'] else {}) | made
 
     def _checked(self, images, any_size: bool = False):
         (height, width), channels = self.shape, self.pixels.num_channels
@@ -261,7 +271,7 @@ class Model(Stored):
     def _features(self):
         def features(params, images, layers, patches):
             def of_block(x_BND):
-                x_BhwD = x_BND[:, 1:].reshape(len(x_BND), *self.grid, -1).astype(jnp.float32)
+                x_BhwD = x_BND[:, 1:].reshape(x_BND.shape[0], *self.grid, -1).astype(jnp.float32)
                 return pool_both(x_BND) | ({'patches': x_BhwD} if patches else {})
 
             encoder = nnx.merge(self.graphdef, params).encoder

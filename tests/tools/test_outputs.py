@@ -17,6 +17,7 @@ TOOLS = {
     'benchmark': ['masks'],
     'check_data': ['--data.path=D'],
     'curves': ['--workdir=W'],
+    'embed': ['--checkpoint=C', '--images=D', '--format=npy'],
     'evaluate_tokenizer': ['--tokenizer=T', '--data.path=D'],
     'export_weights': ['--input=C', '--format=timm'],
     'fit_tokenizer': ['--kind=random_projection'],

@@ -148,6 +148,7 @@ def test_paths_that_are_not_unicode(tmp_path):
         'reconstruct',
         'curves',
         'predict',
+        'embed',
         'attention',
         'neighbours',
         'study',

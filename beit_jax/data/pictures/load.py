@@ -44,6 +44,7 @@ def image_batches(
     crop: float = 1.0,
     leave_out: LeaveOut | None = None,
     reading: Reading = Reading(),
+    first: int = 0,
 ) -> Iterator[tuple[np.ndarray, list[str]]]:
     """Reads pictures: the central box of each (`center_box`) at `size`, bicubic, antialiased.
 
@@ -57,6 +58,7 @@ def image_batches(
       crop: side of the square over the shorter side of the picture.
       leave_out: told of pictures that cannot be read; None: the first ends it.
       reading: which files are read, and how, as training did.
+      first: of an array, where to begin; the `limit` counts from 0.
 
     Yields:
       ([B, height, width, C], names as they can be printed): uint8 or uint16; of a float array
@@ -65,7 +67,7 @@ def image_batches(
     Raises:
       RequestError: nothing there, or nothing that is an image.
     """
-    pictures = whole_images(path, limit, leave_out, reading)
+    pictures = whole_images(path, limit, leave_out, reading, first)
 
     def fitted(picture):
         untouched = Path(path).suffix == '.npy' and picture.shape[:2] == sides(size)
@@ -80,10 +82,11 @@ def whole_images(
     limit: int | None = None,
     leave_out: LeaveOut | None = None,
     reading: Reading = Reading(),
+    first: int = 0,
 ) -> Iterator[tuple[np.ndarray, str]]:
     """(picture [H, W, C], name) of each of what `image_batches` takes, of its own size."""
     if Path(path).suffix == '.npy':
-        for number, picture in enumerate(_array(path, limit, reading.pixels)):
+        for number, picture in enumerate(_array(path, first, limit, reading.pixels), first):
             yield picture, f'{shown(Path(path).name)}[{number}]'
         return
     read = 0
@@ -133,7 +136,7 @@ def image_files(path: str, reading: Reading = Reading()) -> Iterator[str]:
     return (storage.join(path, listing.file(index)) for index in range(len(listing)))
 
 
-def _array(path, limit, pixels):
+def _array(path, first, limit, pixels):
     """The pictures in a .npy file, one by one: as they are stored, or float32 in [0, 1]."""
     what = f'--images={shown(path)}'
     check(Path(path).is_file(), f'{what}: no such file.')
@@ -147,7 +150,7 @@ def _array(path, limit, pixels):
         ) from error
     if not pixels.is_rgb and array.ndim in (2, 3):  # one picture, as in a folder
         array = array[None] if array.ndim == 3 else array[None, ..., None]
-    array = array[:limit] if array.ndim else array
+    array = array[first:limit] if array.ndim else array
     is_float = array.dtype.kind == 'f'
     channels = pixels.num_channels if is_float else pixels.channels
     check(

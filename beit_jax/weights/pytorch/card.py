@@ -22,8 +22,13 @@ transform = timm.data.create_transform(**timm.data.resolve_model_data_config(mod
 {import_hub}import torch
 state = torch.load({file}, weights_only=True)["{wrapper}"]
 model.load_state_dict(state)""",
+    'stablehlo': """\
+import jax.export, numpy
+program = jax.export.deserialize(bytearray(open("DIR/{model}.stablehlo", "rb").read()))
+weights = dict(numpy.load("DIR/weights.npz"))
+program.call(weights, images)  # as preprocessing.json says""",
 }
-_LIBRARY = {'huggingface': 'transformers', 'timm': 'timm', 'unilm': 'pytorch'}
+_LIBRARY = {'huggingface': 'transformers', 'timm': 'timm', 'unilm': 'pytorch', 'stablehlo': 'jax'}
 # places on the machine that trained it
 _PRIVATE = ('path', 'evaluate_path', 'cache_path', 'init', 'encoder')
 
@@ -45,7 +50,7 @@ def model_card(
       metrics: of its evaluation, by name; {} where there was none.
       checksums: sha256 of the exported files by name.
       notes: what was left out or assumed.
-      model: the class of transformers that loads it.
+      model: the class of transformers that loads it, or the program of it.
       name: of its repository on the hub; '': it lies in a folder, DIR.
     """
     architecture, config = description['architecture'], description.get('config')
@@ -77,9 +82,9 @@ def model_card(
         _LOAD[dialect].format(model=model, wrapper=wrapper, **_place(name)),
         '```',
         '',
-        f'or, in JAX, `beit_jax.load("{name or "DIR"}")`.',
-        '',
     ]
+    if dialect != 'stablehlo':  # programs and not weights
+        lines += [f'or, in JAX, `beit_jax.load("{name or "DIR"}")`.', '']
     if 'source' in description:
         source = description['source']
         lines += [
