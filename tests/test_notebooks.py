@@ -3,9 +3,7 @@ they install and what they download."""
 
 import base64
 import io
-import os
 import re
-import sys
 
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
@@ -18,8 +16,8 @@ from beit_jax.settings.mapping import task_config
 from beit_jax.tasks import make_task
 from beit_jax.train.workdir.changes import write_config
 from tests import tiny
+from tests.installed import environment
 from tests.studies.test_your_images import RECIPE
-from tests.test_without import WITHOUT
 
 NOTEBOOKS = sorted((tiny.REPOSITORY / 'notebooks').glob('*.ipynb'))
 COMMAND = re.compile(r'^( *)!(?:.*\\\n)*.*$', re.MULTILINE)  # of the shell, in a cell
@@ -36,24 +34,13 @@ def run(tmp_path, monkeypatch):
     """run(notebook, NAME=value, ...) -> (what it printed, its pictures).
 
     A cell after its settings sets them anew, as papermill does it; after each command of the shell
-    its status is asked for, which Jupyter does not. `beit` is this clone's, and TensorFlow is not
-    there: the wheel does not bring it either.
+    its status is asked for, which Jupyter does not.
 
     Raises:
       CellExecutionError: of the first cell that fails.
     """
-    site, home = tmp_path / 'site', tmp_path / 'home'
-    for folder in (site, home):
-        folder.mkdir()
-    (site / 'sitecustomize.py').write_text(WITHOUT)
-    (site / 'beit').write_text(f'#!/bin/sh\nexec {sys.executable} -m beit_jax "$@"\n')
-    (site / 'beit').chmod(0o755)
-    environment = {
-        'PATH': f'{site}{os.pathsep}{os.environ["PATH"]}',
-        'PYTHONPATH': f'{tiny.REPOSITORY}{os.pathsep}{site}',
-        **{name: str(home) for name in ('IPYTHONDIR', 'JUPYTER_RUNTIME_DIR')},
-    }
-    for name, value in environment.items():
+    home = {name: str(tmp_path / 'home') for name in ('IPYTHONDIR', 'JUPYTER_RUNTIME_DIR')}
+    for name, value in (home | environment(tmp_path / 'installed')).items():
         monkeypatch.setenv(name, value)
 
     def execute(notebook, **settings):
@@ -66,7 +53,7 @@ def run(tmp_path, monkeypatch):
         given = '\n'.join(f'{name} = {value!r}' for name, value in settings.items())
         notebook.cells.insert(notebook.cells.index(cell) + 1, nbformat.v4.new_code_cell(given))
         resources = {'metadata': {'path': str(tmp_path)}}
-        NotebookClient(notebook, timeout=300, resources=resources).execute()
+        NotebookClient(notebook, timeout=900, resources=resources).execute()
         outputs = [output for cell in notebook.cells for output in cell.get('outputs', ())]
         pictures = [
             Image.open(io.BytesIO(base64.b64decode(output.data['image/png'])))
