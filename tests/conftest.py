@@ -16,7 +16,8 @@ import pytest
 jax.config.update('jax_num_cpu_devices', 8)
 
 
-PEERS = {'torch', 'timm', 'transformers', 'dall_e'}
+# of requirements-torch.txt, and timm, whose models need PyTorch
+PEERS = {'torch', 'timm', 'transformers', 'dall_e', 'nbclient'}
 TESTS = Path(__file__).parent
 WITHOUT_TORCH = importlib.util.find_spec('torch') is None
 

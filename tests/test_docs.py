@@ -199,7 +199,7 @@ def check_settings(config: str, overrides: dict[str, str]):
 def check_paths(words):
     for word in words:
         path = word.rpartition('=')[2].partition(':')[0]
-        if re.match(r'(beit_jax|configs|docs|tests)/[\w./]*\w$', path):
+        if re.match(r'(beit_jax|configs|docker|docs|examples|notebooks|tests)/[\w./]*\w$', path):
             assert (REPOSITORY / path).exists(), f'there is no {path}'
 
 
