@@ -24,15 +24,18 @@ def run(options) -> None:
 
     one_of('--format', options.format, FORMATS)
     name, programs = options.push_to, options.format == 'stablehlo'
-    check(bool(name or options.output), 'give --output DIR, --push-to OWNER/NAME, or both.')
-    check(bool(name) or not (options.private or options.replace), 'these are of --push-to.')
-    check(not (name and programs), '--push-to is of weights, not of the programs of stablehlo.')
+    push = name is not None
+    check(push or options.output is not None, 'give --output DIR, --push-to OWNER/NAME, or both.')
+    check(
+        push or not (options.private or options.replace), '--private and --replace need --push-to.'
+    )
+    check(not (push and programs), '--push-to is of weights, not of the programs of stablehlo.')
     check(
         programs or options.dtype == 'float32',
         f'--dtype is of the programs of stablehlo: {options.format} gets weights in float32.',
     )
     output = outputs.folder('--output', options.output, new=True)
-    upload = Upload(name, options.private, options.replace) if name else None
+    upload = Upload(name, options.private, options.replace) if push else None
     model = load_model(options.input, options.dtype)
     with tempfile.TemporaryDirectory() as temporary:
         folder = output or Path(temporary) / 'exported'

@@ -21,6 +21,7 @@ def load_run(workdir: str, tokenizer: str = ''):
     """(task, parameters) of a pre-training work directory. tokenizer: where that has moved."""
     from beit_jax.tasks import make_task
     from beit_jax.train.state import abstract_params
+    from beit_jax.weights.hub import repository
     from beit_jax.weights.load import load_weights
     from beit_jax.weights.trees import check_params
 
@@ -31,10 +32,10 @@ def load_run(workdir: str, tokenizer: str = ''):
         config.get('task') == 'pretrain' and isinstance(config.get('tokenizer'), dict),
         f'--workdir={workdir} is a {config.get("task")} run: give that of a pre-training run.',
     )
-    path = str(tokenizer or config['tokenizer'].get('path', ''))
-    config['tokenizer']['path'] = path
+    path = config['tokenizer']['path'] = str(tokenizer or config['tokenizer'].get('path', ''))
+    on_hub = (tokenizer or '@' in path) and repository(path)  # a run keeps it with its commit
     check(
-        not path or tokenizer or '@' in path or Path(path).is_dir(),
+        not path or on_hub or Path(path).is_dir(),
         f'--workdir={workdir}: the tokenizer of this run is not at {path}: give --tokenizer=DIR.',
     )
     task = make_task(task_config(config))
@@ -97,10 +98,7 @@ def _arguments():
         '--images shapes --output reconstructions.png',
     )
     parser.add_argument(
-        '--workdir',
-        required=True,
-        type=arguments.path,
-        help='work directory of a pre-training run',
+        '--workdir', required=True, type=arguments.path, help='that of a pre-training run'
     )
     images_option.add(parser, ', `shapes` (built-in) or `held_out` (of the run)', required=True)
     pixels_option.add_bands(parser)
