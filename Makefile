@@ -63,11 +63,12 @@ PYTEST := $(BIN)/python -m pytest
 test: $(VENV)/installed-torch
 	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder
 
-# the same without what needs PyTorch: `make test-newest PYTHON=python3.13 VENV=.venv313`; runs are
-# ended at three random moments that `test` has not
+# the same without what needs PyTorch, and without some long runs (marked `once`):
+# `make test-newest PYTHON=python3.13 VENV=.venv313`; runs are ended at three random moments that
+# `test` has not
 test-newest: $(VENV)/installed-test
 	BEIT_JAX_FAULT_SEED=5 BEIT_JAX_FAULT_TRIALS=3 $(PYTEST) -n 2 --dist loadfile \
-		--no-loadscope-reorder
+		--no-loadscope-reorder -m "not slow and not gpu_compile and not once"
 
 # what trains for minutes or takes published sizes; alone on the machine about a quarter of an hour
 test-slow: $(VENV)/installed-torch

@@ -88,6 +88,7 @@ def test_refused(monkeypatch, capsys, words, message):
     assert ended.value.code == 2 and message in said and len(said.splitlines()) == 1
 
 
+@pytest.mark.once
 def test_runs(tmp_path, tokenizer_dir):
     """A run of two steps, its evaluation, its curves: as main.py and the tool."""
     _, *words = tiny.arguments(tmp_path / 'run', tokenizer_dir, total_steps=2, evaluate_every=2)

@@ -95,6 +95,7 @@ def data(tmp_path_factory):
     return root
 
 
+@pytest.mark.once
 def test_trains_without_tensorflow(data, tokenizer_dir, tmp_path):
     from tests.train.test_resume import assert_same_run
 

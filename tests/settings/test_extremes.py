@@ -29,6 +29,7 @@ RECIPES = sorted(CONFIGS.glob('*.py')) + sorted(CONFIGS.glob('quickstart/*.py'))
 SECONDS, BYTES = 60, 4 * 2**30  # of the processor, of memory: that a case may take
 
 
+@pytest.mark.once
 @pytest.mark.parametrize('opened', [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_every_setting(opened, tokenizer_dir):
     recipes = RECIPES if opened else [path for path in RECIPES if path.parent != CONFIGS]

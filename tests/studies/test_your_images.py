@@ -91,6 +91,7 @@ def typed_next(said: str) -> list[list[str]]:
     return [shlex.split(line)[1:] for line in lines]
 
 
+@pytest.mark.once
 def test_from_a_folder_to_an_encoder(recipe, ran, tmp_path, capsys):
     """Eight commands, and those that are printed at the end; started again, none."""
     for name in ('b', 'a'):
@@ -116,6 +117,7 @@ def test_from_a_folder_to_an_encoder(recipe, ran, tmp_path, capsys):
     assert len(ran) == 8 and capsys.readouterr().out.count('done before') == 8
 
 
+@pytest.mark.once
 def test_parts_of_a_set_and_no_classes(recipe, ran, tmp_path, capsys):
     """The test pictures are held out; no probe; fine-tuning takes labelled pictures."""
     for part, count in (('train', 29), ('test', 7)):
@@ -157,6 +159,7 @@ def test_bad_requests(given, message, ran, tmp_path):
     assert not ran
 
 
+@pytest.mark.once
 def test_large_pictures_are_copied_first(recipe, ran, tmp_path, capsys):
     """Every stage reads the copies, also of what is held out."""
     rng = np.random.default_rng(0)

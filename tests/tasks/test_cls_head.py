@@ -220,6 +220,7 @@ def test_without_it_nothing_is_new(tokenizer_dir):
     assert 'cls_head' not in task.describe()
 
 
+@pytest.mark.once
 @pytest.mark.usefixtures('one_device')
 def test_what_becomes_of_the_blocks(tokenizer_dir, tmp_path, capsys):
     """They are saved and go on in a pre-training with them; elsewhere they are left out aloud."""

@@ -174,6 +174,7 @@ def test_sizes_that_do_not_fit():
         task_config(SMALL | {'reconstruction': 'l3'})
 
 
+@pytest.mark.once
 @pytest.mark.parametrize('held_out', [7, 0])
 def test_what_a_tokenizer_keeps_lies_beside_it(held_out, tmp_path):
     """The PSNR, by NumPy, of what it draws of held-out pictures, or of training pictures where

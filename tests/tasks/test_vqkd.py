@@ -236,6 +236,7 @@ def test_a_run_resumes_bit_for_bit(teacher_dir, tmp_path, monkeypatch):
     assert np.median(np.linalg.norm(after - codebook, axis=1)) < 0.03
 
 
+@pytest.mark.once
 def test_two_processes_are_one(teacher_dir, tmp_path):
     flat = tiny._command('', '', settings(teacher_dir, batch_size=16, total_steps=3))[3:]
     command = lambda name: [

@@ -223,6 +223,7 @@ def test_records_of_rows_that_are_gone(fitted, tmp_path, monkeypatch):
             assert files(tmp_path) == whole
 
 
+@pytest.mark.once
 def test_killed_export_goes_on(fitted, tmp_path):
     """SIGKILL in the middle of 3,000 pictures."""
     command = ['-m', 'beit_jax.tools.tokenize', f'--tokenizer={fitted}', *SHAPES]

@@ -172,6 +172,7 @@ def test_views_of_the_input():
         assert [view.name for view in views] == names
 
 
+@pytest.mark.once
 def test_benchmark_of_the_input(tmp_path):
     write_many_photos(tmp_path / 'photos', 40)
     (tmp_path / 'photos' / 'text.jpg').write_text('not a picture')

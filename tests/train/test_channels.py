@@ -67,6 +67,7 @@ def settings(folder, tokenizer, **changed):
     return config | {'data': data_of(folder, **changed.get('data', {}))}
 
 
+@pytest.mark.once
 def test_learns(folder, tokenizer, tmp_path):
     """The tokens of hidden patches, far more often than by always guessing the most frequent."""
     config = settings(
@@ -155,6 +156,7 @@ def test_tools(folder, tokenizer, trained, tmp_path, capsys):
     capsys.readouterr()
 
 
+@pytest.mark.once
 def test_a_dvae_of_ones_own(folder, tmp_path):
     model = {'groups': 3, 'blocks': 1, 'width': 8, 'decoder_input': 8, 'vocabulary': 17}
     run = {'task': 'tokenizer', 'batch_size': 8, 'total_steps': 1, 'compute_dtype': 'float32'}
@@ -181,6 +183,7 @@ def test_check_data(folder, tmp_path, capsys):
     assert '12 channels, not config.data.channels=11' in capsys.readouterr().out
 
 
+@pytest.mark.once
 def test_fine_tuning_and_labels(folder, trained, tmp_path):
     """Classes of folders, and those of pixels, from the pre-trained encoder."""
     for number, file in enumerate(sorted(folder.iterdir())[:40]):

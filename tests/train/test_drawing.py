@@ -19,6 +19,7 @@ from tests.train.test_resume import assert_same_run
 PICTURES = {'pictures': 3}
 
 
+@pytest.mark.once
 def test_pre_training(uninterrupted, tokenizer_dir, tmp_path):
     """The run is the same, bit for bit; the picture is what its parameters make of three images
     that are spread over the held-out ones."""

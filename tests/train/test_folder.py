@@ -205,6 +205,7 @@ def test_a_hundred_bad_files_of_ten_thousand(
     assert_same_run(tmp_path / 'again', tmp_path / 'once')
 
 
+@pytest.mark.once
 def test_chunks(tokenizer_dir, tmp_path, monkeypatch):
     """A run in chunks goes on exactly, and is another run than one without."""
     write_photos(tmp_path / 'photos')

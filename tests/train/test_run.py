@@ -63,6 +63,7 @@ def test_a_model_is_opened_on_another_machine(tokenizer_dir, tmp_path):
     assert encoder_config(architecture).attention == 'auto'
 
 
+@pytest.mark.once
 def test_a_tokenizer_of_other_pictures(tokenizer_dir, tmp_path, capsys, one_device):
     """A line where it draws the pictures of the first batch more than 6 dB worse than its own; the
     run is the same to the bit."""

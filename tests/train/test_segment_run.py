@@ -164,6 +164,7 @@ def test_evaluate_alone(one_device_run, tmp_path, capfd):
         )
 
 
+@pytest.mark.once
 def test_masks_of_one_class(tmp_path, capfd):
     """Said before the first step; no mean over one class among the figures."""
     path = write_pairs(tmp_path / 'set', 3, 'training')

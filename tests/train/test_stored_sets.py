@@ -51,6 +51,7 @@ def data(name: str, path: Path) -> dict:
     return both | ({'evaluate_split': 'train'} if name in ('webdataset', 'parquet') else {})
 
 
+@pytest.mark.once
 @pytest.mark.usefixtures('one_device')
 def test_the_same_run_as_from_the_folder(stored, tmp_path, tokenizer_dir, monkeypatch, capsys):
     """Parameters and metrics; each run is stopped after step 2, and goes on."""
@@ -76,6 +77,7 @@ def test_the_same_run_as_from_the_folder(stored, tmp_path, tokenizer_dir, monkey
     assert said in capsys.readouterr().out
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     'name',
     ['webdataset', *(pytest.param(n, marks=pytest.mark.slow) for n in ('class_tars', 'parquet'))],

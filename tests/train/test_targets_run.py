@@ -73,6 +73,7 @@ def task_config_of(workdir):
     return task_config(json.loads((workdir / 'config.json').read_text()))
 
 
+@pytest.mark.once
 def test_several_classes(pictures, tmp_path, capsys, monkeypatch):
     config = settings(pictures, 'classes')
     assert loop.train(config, tmp_path / 'run') == 0

@@ -12,6 +12,7 @@ from tests import tiny
 from tests.train.test_resume import metrics_lines
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     'streams',
     [

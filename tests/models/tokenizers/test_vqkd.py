@@ -123,6 +123,7 @@ def test_precisions(imported):
     assert 0.8 < np.mean(np.asarray(exact) == half) < 1
 
 
+@pytest.mark.once
 def test_pretraining_takes_it(imported, tmp_path, capsys):
     """By tokenizer.path like any other, on pictures of the encoder's own size; what draws refuses
     it in a line."""

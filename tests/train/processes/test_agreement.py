@@ -57,6 +57,7 @@ def test_other_data(tokenizer_dir, tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.once
 def test_another_work_directory(tokenizer_dir, tmp_path):
     command = tiny.arguments(tmp_path / 'run', tokenizer_dir)
     second = [f'--workdir={tmp_path / "other"}']

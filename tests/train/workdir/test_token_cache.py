@@ -128,6 +128,7 @@ def test_killed_before_a_flush(without, tokenizer_dir, tmp_path, monkeypatch, pr
     assert_same_run(tmp_path, without)
 
 
+@pytest.mark.once
 def test_one_cache_for_many_runs(without, tokenizer_dir, tmp_path, prepared):
     shared = {'tokenizer': {'cache_path': str(tmp_path / 'shared')}}
     assert loop.train(config(tokenizer_dir, **shared), tmp_path / 'first') == 0
@@ -139,6 +140,7 @@ def test_one_cache_for_many_runs(without, tokenizer_dir, tmp_path, prepared):
     assert_same_run(tmp_path / 'again', without)
 
 
+@pytest.mark.once
 def test_cache_of_something_else(tokenizer_dir, tmp_path, monkeypatch):
     shared = {'cache_path': str(tmp_path / 'shared')}
     stopping_after(monkeypatch, 1)
