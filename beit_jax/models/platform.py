@@ -23,8 +23,8 @@ def on_no_device(function: Callable) -> Callable:
 
 def traced_for(platform: str, function: Callable) -> Callable:
     """`function`, traced for one device of a platform, whatever this process has."""
-    device = jax.sharding.AbstractDevice(platform, None, platform)
-    mesh = jax.sharding.AbstractMesh((1,), (platform,), abstract_device=device)
+    device, auto = jax.sharding.AbstractDevice(platform, None, platform), jax.sharding.AxisType.Auto
+    mesh = jax.sharding.AbstractMesh((1,), (platform,), (auto,), abstract_device=device)
 
     @functools.wraps(function)
     def traced(*arguments):
