@@ -30,6 +30,8 @@ class _Parts:
     the dtype, among it.
     """
 
+    needs = 'numpy'  # a package
+
     def __init__(self, folder: Path, about: dict):
         self.folder, self.count, self._rows = folder, about['images'], about['rows']
         self._width, self._dtype = about['width'], np.dtype(about['stored'])
@@ -115,12 +117,7 @@ class Tables(_Parts):
     """`part-00000-of-00013.parquet`, ..., for pyarrow.dataset and what else reads Parquet: columns
     `row`, `name`, `label` and `embedding`, a list of D numbers."""
 
-    def __init__(self, folder: Path, about: dict):
-        check(
-            importlib.util.find_spec('pyarrow') is not None,
-            '--format=parquet takes pyarrow: pip install pyarrow.',
-        )
-        super().__init__(folder, about)
+    needs = 'pyarrow'
 
     def write(self, part, rows_RD, names, labels):
         import pyarrow as pa
@@ -153,6 +150,11 @@ def open_parts(folder: Path, about: dict) -> Array | Tables:
       RequestError: it holds something else, or parts that were made otherwise; says what differs.
     """
     about, file = json.loads(json.dumps(about)), folder / ABOUT
+    needs = FORMATS[about['format']].needs
+    check(
+        importlib.util.find_spec(needs) is not None,
+        f'--format={about["format"]} takes {needs}: pip install {needs}.',
+    )
     folder.mkdir(parents=True, exist_ok=True)
     if not file.exists():
         others = [name for name in os.listdir(folder) if not name.startswith(('.', ABOUT))]

@@ -316,3 +316,13 @@ def test_numbers_that_float16_does_not_hold(tmp_path):
         embedding.fill(folder, range(1), shown, lambda _: made, 2, 'float16')
     assert embedding.fill(folder, range(1), shown, lambda _: made / 2, 2, 'float16') == 0
     assert whole_files.read_json(tmp_path / 'e' / parts.ABOUT, '') == about
+
+
+def test_without_pyarrow(tmp_path, monkeypatch):
+    """Nothing is left behind that the next call would stumble over."""
+    monkeypatch.setattr(parts.importlib.util, 'find_spec', {'numpy': 1}.get)
+    about = {'format': 'parquet', 'images': 2, 'width': 3, 'rows': 5, 'stored': 'float32'}
+    with pytest.raises(RequestError, match='parquet takes pyarrow: pip install pyarrow'):
+        parts.open_parts(tmp_path / 'e', about)
+    assert not (tmp_path / 'e').exists()
+    parts.open_parts(tmp_path / 'e', about | {'format': 'npy'})
