@@ -1,7 +1,7 @@
 """What a model says of pictures, one answer each: classes or numbers (in a table too), tokens or
 features."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
 import csv
 from pathlib import Path
@@ -103,7 +103,34 @@ def folder_labels(names: Sequence[str], classes: Sequence[str]) -> np.ndarray:
     return np.array([label(name) for name in names], np.int32)
 
 
-class Table:
+class _Written:
+    """Rows of pictures, their names first: as CSV in a file, and the first of them for a person."""
+
+    def __init__(self, header: Sequence[str], file: TextIO | None):
+        self._first, self._count = [], 0
+        self._csv = csv.writer(file) if file else None
+        self._write([header])
+
+    def _add(self, rows: list[list]) -> None:
+        self._first += rows[: SHOWN - len(self._first)]
+        self._count += len(rows)
+        self._write(rows)
+
+    def _write(self, rows):
+        if self._csv:
+            self._csv.writerows(rows)
+
+    def _lines(self, in_words: Callable[[list], Iterable[str]]) -> list[str]:
+        """in_words: of the cells behind the name."""
+        width = min(60, max(len(name) for name, *_ in self._first))
+        lines = [
+            f'{name[-width:]:{width}}  {"  ".join(in_words(cells))}' for name, *cells in self._first
+        ]
+        more = self._count - SHOWN
+        return lines + ([f'... {more} more'] if more > 0 else [])
+
+
+class Table(_Written):
     """The `top` best classes of each picture, or all there are, with their probabilities: together
     1, or where a picture may have several, each from 0 to 1. Those below `threshold` are left out,
     their cells empty. As CSV, row by row, in a file."""
@@ -119,10 +146,8 @@ class Table:
         self._classes, self._top, self._least = classes, min(top, len(classes)), threshold
         self._hidden = 0  # pictures of more classes than are shown
         self._one_each = problem_type == 'single_label_classification'
-        self._first, self._count, self._known, self._right = [], 0, 0, 0
-        self._csv = csv.writer(file) if file else None
-        if self._csv:
-            self._csv.writerow(prediction_header(self._top))
+        self._known, self._right = 0, 0
+        super().__init__(prediction_header(self._top), file)
 
     def add(self, names: Sequence[str], labels_B: np.ndarray, logits_BC: np.ndarray) -> None:
         """The next pictures; labels: -1 where none is known."""
@@ -136,26 +161,21 @@ class Table:
             best = [self._classes[i] for i in named_T]
             row = prediction_row(name, known, best, shares_C[named_T])
             rows.append(row + [''] * (2 * (self._top - len(named_T))))
-        self._first += rows[: SHOWN - len(self._first)]
-        self._count += len(rows)
+        self._add(rows)
         if self._least:
             self._hidden += int(np.sum(np.sum(shares_BC >= self._least, axis=1) > self._top))
         known = labels_B >= 0
         self._known += int(known.sum())
         self._right += int(np.sum(best_BT[known, 0] == labels_B[known]))
-        if self._csv:
-            self._csv.writerows(rows)
 
     def in_words(self) -> str:
         """The first rows and, where labels are known, the accuracy."""
-        lines = []
-        width = min(60, max(len(row[0]) for row in self._first))
-        for name, _, *cells in self._first:
-            pairs = zip(cells[::2], cells[1::2])
-            best = [f'{one} {float(share):.3f}' for one, share in pairs if share]
-            lines.append(f'{name[-width:]:{width}}  {"  ".join(best)}')
-        if self._count > SHOWN:
-            lines.append(f'... {self._count - SHOWN} more')
+
+        def in_words(cells):
+            pairs = zip(cells[1::2], cells[2::2])  # behind the label
+            return (f'{one} {float(share):.3f}' for one, share in pairs if share)
+
+        lines = self._lines(in_words)
         if self._hidden:
             lines.append(
                 f'{self._hidden} images have more classes of at least {self._least:g} than the '
@@ -169,33 +189,19 @@ class Table:
         return '\n'.join(lines)
 
 
-class NumbersTable:
+class NumbersTable(_Written):
     """The numbers of each picture, in the units of the labels; as CSV, row by row, in a file."""
 
     def __init__(self, names: Sequence[str], file: TextIO | None = None):
-        self._names, self._first, self._count = names, [], 0
-        self._csv = csv.writer(file) if file else None
-        if self._csv:
-            self._csv.writerow(['image', *names])
+        self._names = names
+        super().__init__(['image', *names], file)
 
     def add(self, names: Sequence[str], labels_B: np.ndarray, values_BC: np.ndarray) -> None:
         """The next pictures; no labels are known."""
-        rows = [
-            [name, *(f'{value:.7g}' for value in values_C)]
-            for name, values_C in zip(names, values_BC)
-        ]
-        self._first += rows[: SHOWN - len(self._first)]
-        self._count += len(rows)
-        if self._csv:
-            self._csv.writerows(rows)
+        cells = ([f'{value:.7g}' for value in values_C] for values_C in values_BC)
+        self._add([[name, *each] for name, each in zip(names, cells)])
 
     def in_words(self) -> str:
         """The first rows."""
-        width = min(60, max(len(row[0]) for row in self._first))
-        lines = []
-        for name, *values in self._first:
-            found = '  '.join(f'{one} {value}' for one, value in zip(self._names, values))
-            lines.append(f'{name[-width:]:{width}}  {found}')
-        if self._count > SHOWN:
-            lines.append(f'... {self._count - SHOWN} more')
-        return '\n'.join(lines)
+        named = lambda cells: (f'{one} {cell}' for one, cell in zip(self._names, cells))
+        return '\n'.join(self._lines(named))

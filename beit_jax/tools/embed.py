@@ -79,12 +79,7 @@ def _arguments():
         '--pool', default='mean', help='of the layer: mean of patches, or cls (mean)'
     )
     images_option.add(parser, ', or any data set that is recognised; else give --data')
-    parser.add_argument(
-        '--part',
-        choices=('train', 'evaluate'),
-        default='train',
-        help='of --data: the training or the held-out images (train)',
-    )
+    images_option.add_part(parser)
     parser.add_argument('--output', required=True, metavar='DIR', help='the folder to write')
     parser.add_argument('--format', required=True, help='npy or parquet')
     parser.add_argument('--dtype', default='float32', help='of the products: float32 or bfloat16')

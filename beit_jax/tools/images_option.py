@@ -56,6 +56,16 @@ def add_strict(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_part(parser: argparse.ArgumentParser) -> None:
+    """Adds --part, which of a data set's images."""
+    parser.add_argument(
+        '--part',
+        choices=('train', 'evaluate'),
+        default='train',
+        help='of --data: the training or the held-out images (train)',
+    )
+
+
 def add(parser: argparse.ArgumentParser, more: str, **settings) -> None:
     """Adds --images; `more`: what its help says besides."""
     parser.add_argument('--images', type=arguments.path, help=WHAT + more, **settings)

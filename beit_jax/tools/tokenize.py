@@ -71,12 +71,7 @@ def _arguments():
         help='the file to write; several hosts add -PROCESS-of-PROCESSES to its name',
     )
     images_option.add(parser, ', instead of --data')
-    parser.add_argument(
-        '--part',
-        choices=('train', 'evaluate'),
-        default='train',
-        help='of --data: the training or the held-out images (train)',
-    )
+    images_option.add_part(parser)
     parser.add_argument(
         '--precision',
         default='float32',
