@@ -132,7 +132,7 @@ def test_a_run(tokenizer_dir, tmp_path, monkeypatch, capsys):
     for row in rows:
         flops = of_step + of_preparation * (row['step'] <= cached_from)
         told = row['tflops_per_second_per_device'] * 1e12 * row['step_seconds']
-        assert told == pytest.approx(flops, rel=0.02), row
+        assert told == pytest.approx(flops, rel=0.005), row
         assert row['utilisation'] == pytest.approx(row['tflops_per_second_per_device'], rel=1e-4)
     assert 0 < max(row['input_wait'] for row in rows[3:]) <= 1
     first, second = launches(tmp_path)
@@ -150,9 +150,7 @@ def by_hand(batch: int) -> tuple[int, int]:
     tokens = patches + 1
     block = tokens * (4 * width**2 + 2 * width * hidden) + 2 * tokens**2 * width
     forward = patches * (4 * 4 * 3) * width + 2 * block + predicted * width * vocabulary
-    color = 3 * 3  # the jitter, of a pixel
-    of_step, of_preparation = forward + 20 * 20 * color, dvae() + 10 * 10 * color
-    return 3 * 2 * batch * of_step, 2 * batch * of_preparation
+    return 3 * 2 * batch * forward, 2 * batch * dvae()
 
 
 def dvae() -> int:
