@@ -1,7 +1,7 @@
 """What a device can compute in a second at most, by its maker's figures."""
 
 from beit_jax.machines.gpus import GPUS
-from beit_jax.machines.tpus import CHIPS
+from beit_jax.machines.tpus import CHIPS, Chip
 
 # what JAX calls a device: what it is
 _TPUS = {
@@ -16,6 +16,11 @@ _TPUS = {
 _GPUS = {gpu.name: gpu for gpu in GPUS.values()} | dict.fromkeys(
     ('NVIDIA A100-SXM4-40GB', 'NVIDIA A100-PCIE-40GB', 'NVIDIA A100 80GB PCIe'), GPUS['a100']
 )
+
+
+def chip_of(kind: str) -> Chip | None:
+    """The TPU that JAX calls so; None where it is not known."""
+    return CHIPS.get(_TPUS.get(kind, ''))
 
 
 def peak_flops(device) -> float:

@@ -67,8 +67,8 @@ def cls_head_config(architecture: dict) -> ClsHeadConfig:
 
 
 def encoder_config(architecture: dict) -> EncoderConfig:
-    """All of it but the way of attention, which is that of the machine at hand."""
-    names = {field.name for field in dataclasses.fields(EncoderConfig)} - {'attention'}
+    """All of it but how it is computed, which is as the machine at hand can."""
+    names = {field.name for field in dataclasses.fields(EncoderConfig)} - {'attention', 'mlp'}
     return from_mapping(
         EncoderConfig, {name: architecture[name] for name in names}, 'architecture.'
     )

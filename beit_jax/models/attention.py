@@ -56,7 +56,7 @@ def choose(setting: str, *, dtype, tokens: int, width: int, biased: bool) -> str
         return 'plain'
     hindrances = {
         'plain': '',
-        'pallas': _pallas_hindrance(tokens, width),
+        'pallas': pallas_hindrance(tokens, width),
         'cudnn': _cudnn_hindrance(jnp.dtype(dtype).name, width, biased),
     }
     if setting == 'auto':
@@ -68,7 +68,7 @@ def choose(setting: str, *, dtype, tokens: int, width: int, biased: bool) -> str
     return setting
 
 
-def _pallas_hindrance(tokens: int, width: int) -> str:
+def pallas_hindrance(tokens: int, width: int) -> str:
     """Why not, and what to do; '' where nothing hinders."""
     if target_platform() != 'tpu':
         return f'these kernels are for TPUs, this is a {target_platform()}: run it on one'

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from beit_jax.errors import check, one_of
 from beit_jax.models.attention import WAYS, choose, hide_padding, padded_tokens
+from beit_jax.models.fused_mlp import MLP_WAYS, choose_mlp
 from beit_jax.models.initializers import Constant, TruncatedNormal, Uniform, parameter
 from beit_jax.models.layers import Block, RelativePositionBias, linear
 from beit_jax.models.patches import patchify
@@ -64,12 +65,15 @@ class EncoderConfig:
     remat_policy: str = 'nothing'  # what remat still saves: nothing | dots
     # auto: the fastest of these that is possible | plain: JAX | cudnn: NVIDIA GPUs | pallas: TPUs
     attention: str = 'auto'
+    # auto: the faster of these that is possible | plain: JAX | pallas: TPUs
+    mlp: str = 'auto'
 
     def __post_init__(self):
         one_of('config.model.size', self.size, PRESETS)
         one_of('config.model.positions', self.positions, POSITIONS)
         one_of('config.model.remat_policy', self.remat_policy, REMAT_POLICIES)
         one_of('config.model.attention', self.attention, WAYS)
+        one_of('config.model.mlp', self.mlp, MLP_WAYS)
         for name, value in PRESETS[self.size].items():
             if not getattr(self, name):
                 object.__setattr__(self, name, value)
@@ -94,6 +98,10 @@ class EncoderConfig:
             width=self.width // self.heads,
             biased='bias' in self.positions or tokens % 2 > 0,  # what is filled up is hidden by one
         )
+
+    def mlp_way(self, dtype) -> str:
+        """'plain' or 'pallas', likewise: see `choose_mlp`."""
+        return choose_mlp(self.mlp, dtype=dtype, width=self.width, hidden=self.hidden)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches of a picture of height x width pixels."""
@@ -128,6 +136,7 @@ def make_blocks(
             kernel_init=kernel_init,
             grid=grid if 'layer_bias' in config.positions else None,
             way=config.attention,
+            mlp_way=config.mlp,
             dtype=dtype,
             rngs=rngs,
         )

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from beit_jax.models.attention import attend, hide_padding, row_major, weights
+from beit_jax.models.fused_mlp import choose_mlp, mlp_branch
+from beit_jax.models.gelu import gelu, quick_gelu
 from beit_jax.models.initializers import Constant, Divided, TruncatedNormal, parameter
 from beit_jax.models.platform import keep_rows, target_platform
 
@@ -184,30 +186,9 @@ def scaled(scale_D, kernel, bias_D):
     return (kernel, bias_D) if scale_D is None else (kernel * scale_D, bias_D * scale_D)
 
 
-@jax.custom_vjp
-def gelu(x):
-    """x * Phi(x), computed in float32, its slope beside it: the backward pass only multiplies."""
-    return _gelu_and_slope(x)[0]
-
-
-def _gelu_and_slope(x):
-    wide = x.astype(jnp.float32)
-    share = 0.5 * (1 + jax.lax.erf(wide * math.sqrt(0.5)))
-    slope = share + wide * jnp.exp(-0.5 * wide * wide) * (1 / math.sqrt(2 * math.pi))
-    return (wide * share).astype(x.dtype), slope.astype(x.dtype)
-
-
-gelu.defvjp(_gelu_and_slope, lambda slope, gradient: (gradient * slope,))
-
-
 def unit(x):
     """`x` divided by its length along the last axis."""
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
-
-
-def quick_gelu(x):
-    """CLIP's: x * sigmoid(1.702 x)."""
-    return x * jax.nn.sigmoid(1.702 * x)
 
 
 class Mlp(nnx.Module):
@@ -243,11 +224,14 @@ class Block(nnx.Module):
         kernel_init: TruncatedNormal,
         grid: tuple[int, int] | None,
         way: str,
+        mlp_way: str,
         dtype,
         rngs: nnx.Rngs,
     ):
-        """`layer`, from 1: what writes to the residual stream starts divided by sqrt(2 * layer)."""
+        """`layer`, from 1: what writes to the residual stream starts divided by sqrt(2 * layer);
+        `way`: see `attend`; `mlp_way`: see `choose_mlp`."""
         out_init = Divided(kernel_init, math.sqrt(2 * layer))
+        self.mlp_way = mlp_way
         self.norm1 = layer_norm(width, norm_eps, dtype=dtype, rngs=rngs)
         self.attention = Attention(
             width,
@@ -278,7 +262,18 @@ class Block(nnx.Module):
         scales = self.scale1, self.scale2
         scale1_D, scale2_D = (None if scale is None else scale[...] for scale in scales)
         x_BND = self._add(x_BND, self.attention(self.norm1(x_BND), bias_HNN, scale1_D), keep_2B, 0)
-        return self._add(x_BND, self.mlp(self.norm2(x_BND), scale2_D), keep_2B, 1)
+        if self._mlp_way(x_BND.dtype) == 'plain':
+            return self._add(x_BND, self.mlp(self.norm2(x_BND), scale2_D), keep_2B, 1)
+        keep_B = jnp.ones(len(x_BND)) if keep_2B is None else keep_2B[1]
+        norm, fc1, fc2 = self.norm2, self.mlp.fc1, self.mlp.fc2
+        last = scaled(scale2_D, fc2.kernel[...], fc2.bias[...])
+        first = norm.scale[...], norm.bias[...], fc1.kernel[...], fc1.bias[...]
+        return mlp_branch(x_BND, keep_B, *first, *last, norm.epsilon)
+
+    def _mlp_way(self, dtype) -> str:
+        width, hidden = self.mlp.fc1.kernel.shape
+        setting = 'plain' if self.mlp.quick else self.mlp_way
+        return choose_mlp(setting, dtype=dtype, width=width, hidden=hidden)
 
     @staticmethod
     def _add(x_BND, branch_BND, keep_2B, which):

@@ -41,6 +41,12 @@ def target_platform() -> str:
     return device.platform if device else jax.default_backend()
 
 
+def target_kind() -> str:
+    """What JAX calls a device of the mesh in use, else its default one."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.device_kind if device else jax.devices()[0].device_kind
+
+
 def cudnn_hindrance() -> str:
     """Why cuDNN's attention cannot be taken on the devices that are traced for, and what to do; ''
     where it can.

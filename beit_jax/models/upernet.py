@@ -24,8 +24,8 @@ from beit_jax.models.convolutions import (
     is_statistic,
 )
 from beit_jax.models.encoder import Encoder, EncoderConfig
+from beit_jax.models.gelu import gelu
 from beit_jax.models.initializers import TruncatedNormal
-from beit_jax.models.layers import gelu
 from beit_jax.models.resize import adaptive_pool, resize
 from beit_jax.settings.intervals import Interval, PositiveShare, ShareBelow1
 

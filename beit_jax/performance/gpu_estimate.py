@@ -104,7 +104,7 @@ def roofline(text: str, gpu: Gpu, trips: int) -> Estimate:
             seconds = size / gpu.nvlink
         else:
             each = _started(each)
-            kind, flops = _products(each, computation(body), computation)
+            kind, flops = products(each, computation(body), computation)
             rate = gpu.product * _rate(each, computation(body), gpu)
             moved = _moved(each, computation(body), computation)
             result.flops += times * flops
@@ -126,7 +126,7 @@ def _started(each):
     return dataclasses.replace(each, opcode=each.opcode.removesuffix('-start'), shape=made)
 
 
-def _products(each, known, computation) -> tuple[str, int]:
+def products(each, known, computation) -> tuple[str, int]:
     """(kind of operation, floating-point operations of its products)."""
     target = _TARGET.search(each.text)
     target = target[1] if target else ''
@@ -146,7 +146,7 @@ def _products(each, known, computation) -> tuple[str, int]:
     if each.opcode != 'fusion':
         return 'other', 0
     inner = computation(hlo.called(each.text)[0])
-    parts = [_products(part, inner, computation) for part in inner.values()]
+    parts = [products(part, inner, computation) for part in inner.values()]
     kind = max(parts, key=lambda part: part[1])[0] if parts else 'other'
     flops = sum(part[1] for part in parts)
     return (kind if flops else 'other'), flops

@@ -1,5 +1,5 @@
-"""How long a Pallas kernel takes on a TPU, by the compiler's schedule of its instructions: the
-compiler gives kernels no estimate of its own.
+"""How long a Pallas kernel takes on a TPU, by the compiler's schedule of its instructions and the
+rate of the matrix units: the compiler gives kernels no estimate of its own.
 
     python -m beit_jax.performance.tpu_kernels TOPOLOGY FILE
 
@@ -19,23 +19,26 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
+from beit_jax.machines.tpus import CHIPS
+
 _FLAGS = '--xla_jf_dump_to={} --xla_jf_dump_llo_text=true'
-_SCHEDULES = '*schedule-analysis_final_bundles*'
-_BUNDLES = re.compile(r'total scheduled bundles:\s+(\d+)')
+_SCHEDULES = '*[0-9]-final_bundles*'
+_BUNDLE = re.compile(r'^ *0x[0-9a-f]+ ')
+_PRODUCT = re.compile(r' vmatmul\.\S*(mxu\d)')
 
 
-def kernel_cycles(equation, topology: str, cores: int, bytes_per_cycle: float) -> int:
-    """Of one run of the kernel of a `pallas_call` equation: instructions of a step of its grid
-    times the steps, one a cycle, or what its arrays take to pass through the memory, whichever is
+def kernel_cycles(equation, topology: str) -> int:
+    """Of one run of the kernel of a `pallas_call` equation: what the instructions of a step of its
+    grid take, times the steps, or what its arrays take to pass through the memory, whichever is
     more. The cores of a chip share the steps along parallel axes of the grid."""
-    params = equation.params
+    params, chip = equation.params, CHIPS[topology.partition(':')[0]]
     texts = _schedules(equation, topology)
-    bundles = sum(int(_BUNDLES.search(text)[1]) for text in texts if 'tpu_custom_call' in text)
+    cycles = max(issue_cycles(text, chip.product_cycles) for text in texts)
     grid, kinds = params['grid_mapping'].grid, params['compiler_params'].dimension_semantics
     parallel = math.prod(size for size, kind in zip(grid, kinds) if kind == 'parallel')
-    steps = math.prod(grid) // parallel * -(-parallel // cores)
+    steps = math.prod(grid) // parallel * -(-parallel // chip.cores)
     moved = sum(_stored_bytes(variable.aval) for variable in (*equation.invars, *equation.outvars))
-    return round(max(bundles * steps, moved / bytes_per_cycle))
+    return round(max(cycles * steps, moved * chip.hertz / chip.bytes_per_second))
 
 
 def _schedules(equation, topology: str) -> list[str]:
@@ -64,6 +67,20 @@ def _schedules(equation, topology: str) -> list[str]:
                 f'{done.stderr[-2000:]}'
             )
         return [path.read_text() for path in schedules.glob(_SCHEDULES)]
+
+
+def issue_cycles(schedule: str, product_cycles: int) -> int:
+    """How long the instructions of a schedule take: a bundle of them a cycle, in order, but that a
+    matrix unit takes `product_cycles` for a product, and the next one waits for it, as the schedule
+    itself does not know."""
+    now, free = 0, {}
+    for line in schedule.splitlines():
+        if not _BUNDLE.match(line):
+            continue
+        units = _PRODUCT.findall(line)
+        now = max([now + 1, *(free.get(unit, 0) for unit in units)])
+        free |= dict.fromkeys(units, now + product_cycles)
+    return now
 
 
 def _stored_bytes(aval) -> int:

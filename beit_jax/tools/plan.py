@@ -15,20 +15,13 @@ import os
 
 from beit_jax.performance.plan import EXAMPLES, plan, search_batch
 from beit_jax.performance.reports import of_plan
+from beit_jax.performance.tpu_estimate import WITHOUT_TPU
 from beit_jax.runtime import set_deterministic
 from beit_jax.tools import arguments, config_option, outputs
 
 # Where there is no GPU to try them on, XLA gives products to Triton in its smallest tiles; with one
 # most go to cuBLAS.
 WITHOUT_GPU = '--xla_gpu_enable_triton_gemm=false'
-# There is no TPU for libtpu to ask, to complain of not finding, or to take from others that plan at
-# the same time.
-WITHOUT_TPU = {
-    'TPU_SKIP_MDS_QUERY': '1',
-    'TPU_WORKER_HOSTNAMES': 'localhost',
-    'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
-    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
-}
 
 
 def run(options: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ What does not fit is refused here; what a work directory or a checkpoint holds a
 """
 
 import functools
+import math
 from pathlib import Path
 
 import jax
@@ -14,6 +15,9 @@ from beit_jax.data import layout
 from beit_jax.data.sources.choice import open_source
 from beit_jax.data.sources.source import Source
 from beit_jax.errors import check
+from beit_jax.models.attention import pallas_hindrance
+from beit_jax.models.fused_mlp import is_faster, mlp_hindrance
+from beit_jax.models.platform import target_platform
 from beit_jax.runtime import DETERMINISTIC, is_deterministic, keep_memory
 from beit_jax.settings.run import RunConfig
 from beit_jax.tasks import EncoderRunConfig, LabelledRunConfig, make_task
@@ -36,7 +40,7 @@ class Run:
       task, mesh, batches: what is learned, on which devices, from what.
       source, held_out: the examples; `held_out` is None where there are none.
       drawing: what is drawn of held-out pictures, None where nothing is.
-      attention: how it is computed, '' where nothing has any.
+      computed: how attention and the MLP of the encoder are, {} where there is none.
       notes: lines for the user, said when the run begins.
 
     Raises:
@@ -50,7 +54,8 @@ class Run:
         keep_memory()
         self.mesh = make_mesh(config.mesh)
         check_batch(self.mesh, config.batch_size, config.accumulate_steps)
-        self.attention = on_mesh(self.mesh, _attention)(config)
+        self.computed = on_mesh(self.mesh, _computed)(config)
+        self.notes += on_mesh(self.mesh, _hindrances)(config)
         self.notes += _determinism(config, self.mesh.devices.flat[0].platform)
         with known_data(config, workdir):
             self.source = open_source(config.data, 'train')
@@ -98,7 +103,7 @@ class Run:
             f'{self.config.task}: {count:,} parameters; {len(self.source):,} images; '
             f'batch {self.config.batch_size}; {self.config.total_steps:,} steps; '
             f'mesh {mesh} of {jax.devices()[0].device_kind}'
-            + (f'; attention {self.attention}' if self.attention else '')
+            + ''.join(f'; {part} {way}' for part, way in self.computed.items())
         )
 
     @functools.cached_property  # once a run: a tokenizer may have hundreds of megabytes
@@ -124,21 +129,37 @@ class Run:
             'versions': {'beit_jax': beit_jax.__version__, 'jax': jax.__version__},
             'computed': {
                 'device': self.mesh.devices.flat[0].device_kind,
-                'attention': self.attention,
+                **self.computed,
                 'deterministic': is_deterministic(),
             },
         }
 
 
-def _attention(config: RunConfig) -> str:
-    """How the encoder's is computed on the mesh in use; '' for a task without one.
+def _computed(config: RunConfig) -> dict[str, str]:
+    """How attention and the MLP of the encoder are computed on the mesh in use; {} for a task
+    without one.
 
     Raises:
-      RequestError: config.model.attention cannot be had there.
+      RequestError: config.model.attention or config.model.mlp cannot be had there.
     """
     if not isinstance(config, EncoderRunConfig):
-        return ''
-    return config.model.attention_way(config.grid, config.compute_dtype)
+        return {}
+    model, grid, dtype = config.model, config.grid, config.compute_dtype
+    ways = {'attention': model.attention_way(grid, dtype)}
+    return ways | {'mlp': model.mlp_way(dtype)}
+
+
+def _hindrances(config: RunConfig) -> list[str]:
+    """Why kernels that a TPU would be faster with cannot be taken: lines for the user."""
+    if not isinstance(config, EncoderRunConfig) or target_platform() != 'tpu':
+        return []
+    model, found = config.model, {}
+    if model.attention == 'auto':
+        tokens, width = 1 + math.prod(config.grid), model.width // model.heads
+        found['attention'] = pallas_hindrance(tokens, width)
+    if model.mlp == 'auto' and is_faster():
+        found['mlp'] = mlp_hindrance(config.compute_dtype, model.width, model.hidden)
+    return [f'config.model.{part} is plain: {why}' for part, why in found.items() if why]
 
 
 def _check_classes(config: RunConfig, parts: layout.Parts | None) -> None:

@@ -2,17 +2,26 @@
 
 import importlib.util
 
+import jax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+import jax.numpy as jnp
 import pytest
 
+from beit_jax.machines.tpus import CHIPS
+from beit_jax.performance.tpu_estimate import WITHOUT_TPU, Tpu, estimate
+from beit_jax.performance.tpu_kernels import kernel_cycles
+from beit_jax.train import jaxprs
 from tests.performance.planned import planned
 
 # cycles of each program with libtpu 0.0.42.1: docs/benchmarks.md
 CYCLES = {
     ('configs/pretrain_imagenet1k.py', 'v5e:2x2', 64): {
-        'step': 94_372_435,
-        'tokenizer': 43_479_640,
+        'step': 95_223_722,
+        'tokenizer': 44_541_784,
     },
-    ('configs/pretrain_imagenet1k.py:large', 'v5p:2x2x1', 128): {'step': 307_972_200},
+    ('configs/pretrain_imagenet1k.py:large', 'v5p:2x2x1', 128): {'step': 309_526_632},
+    ('configs/pretrain_imagenet1k.py', 'v6e:2x2', 64): {'step': 44_822_893},
 }
 
 
@@ -31,3 +40,56 @@ def test_no_slower(recipe, topology, images, tmp_path):
     found = {name: program['cycles'] for name, program in result.items()}
     assert found.keys() == programs.keys()
     assert all(found[name] < 1.05 * cycles for name, cycles in programs.items()), found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec('libtpu') is None,
+    reason='takes the compiler of the TPU: pip install "jax[tpu]"',
+)
+@pytest.mark.parametrize('topology', ['v5e:2x2', 'v5p:2x2x1', 'v6e:2x2'])
+def test_kernels_by_their_schedules_against_xla(topology, monkeypatch):
+    """A plain product as a kernel: never less than the matrix units and the memory take, and a
+    tenth more at most. XLA's own estimate of the same product stands beside it."""
+    for name, value in WITHOUT_TPU.items():
+        monkeypatch.setenv(name, value)
+    on, chip = Tpu(topology), CHIPS[topology.partition(':')[0]]
+    sharding = jax.sharding.SingleDeviceSharding(on.devices(1)[0])
+
+    def cycles(rows, inner, columns):
+        shapes = (rows, inner), (inner, columns)
+        x, y = (jax.ShapeDtypeStruct(shape, 'bfloat16', sharding=sharding) for shape in shapes)
+        compiled = jax.jit(jnp.matmul).lower(x, y).compile().as_text()
+        traced = jax.jit(product_kernel).trace(*(jnp.zeros(shape, 'bfloat16') for shape in shapes))
+        (kernel,) = (one for one, _ in jaxprs.equations(traced.jaxpr))
+        return estimate(compiled, 1).cost, kernel_cycles(kernel, topology)
+
+    for rows, inner, columns in ((12_288, 768, 3072), (12_288, 3072, 768), (12_288, 1024, 4096)):
+        by_xla, by_schedule = cycles(rows, inner, columns)
+        units = 2 * rows * inner * columns / chip.flops_per_cycle
+        moved = 2 * (rows * inner + inner * columns + rows * columns)
+        memory = moved * chip.hertz / chip.bytes_per_second
+        print(
+            f'{topology} {rows} x {inner} x {columns}: the matrix units take {units:,.0f} cycles, '
+            f"the memory {memory:,.0f}; XLA's own {by_xla:,.0f}, a kernel {by_schedule:,.0f}"
+        )
+        assert max(units, memory) <= by_schedule < 1.1 * max(units, memory)
+
+
+def product_kernel(x, y, rows=512):
+    def kernel(x, y, result):
+        product = jnp.dot(x[...], y[...], preferred_element_type=jnp.float32)
+        result[...] = product.astype(result.dtype)
+
+    split = lambda width: pl.BlockSpec((rows, width), lambda step: (step, 0))
+    return pl.pallas_call(
+        kernel,
+        grid=(len(x) // rows,),
+        in_specs=[split(x.shape[1]), pl.BlockSpec(y.shape, lambda step: (0, 0))],
+        out_specs=split(y.shape[1]),
+        out_shape=jax.ShapeDtypeStruct((len(x), y.shape[1]), x.dtype),
+        name='product',
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=('parallel',), vmem_limit_bytes=60 * 2**20
+        ),
+    )(x, y)

@@ -27,6 +27,7 @@ FREE_SETTINGS = (
     'accept_changes',
     'deterministic',
     'model.attention',
+    'model.mlp',
     'mesh',
     'profile',
     'tracker',
