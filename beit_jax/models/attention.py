@@ -25,6 +25,7 @@ from beit_jax.models.platform import (
     NONE,
     by_rows,
     cudnn_hindrance,
+    on_each_device,
     row_axes,
     target_platform,
 )
@@ -167,16 +168,7 @@ def _on_mesh(kernel, rows, *of_heads):
     rows: how queries, keys, values and the result lie; of_heads: how the biases after that of the
     queries do.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return kernel
-    return jax.shard_map(
-        kernel,
-        mesh=mesh,
-        in_specs=(rows, rows, rows, P(HEADS), *of_heads),
-        out_specs=rows,
-        check_vma=False,  # the kernels do not say over which axes their results differ
-    )
+    return on_each_device(kernel, (rows, rows, rows, P(HEADS), *of_heads), rows)
 
 
 def attend_by_cudnn(q_BND, k_BND, v_BND, query_bias_D, bias_HNN, *, width: int):

@@ -5,8 +5,8 @@ over tokens that are the gradients of biases and norm. Here what is between the 
 forward pass, and between those two of the backward pass that give the gradient of x, never leaves
 the chip; the gradients of the kernels are products of what the backward pass writes, by XLA. What
 is before GELU is kept for the backward pass, all else is computed anew from x. Rows are tokens, the
-first one of all images first, so that none is empty and the compiler need not copy them for the
-products of attention. Shape legend: B images, N tokens, R rows, D width, F hidden width.
+first one of all images first, so that none is empty. Shape legend: B images, N tokens, R rows, D
+width, F hidden width.
 """
 
 import functools
@@ -21,10 +21,17 @@ from beit_jax.errors import check
 from beit_jax.machines.peaks import chip_of
 from beit_jax.machines.tpus import CHIPS
 from beit_jax.models.gelu import gelu_and_slope
-from beit_jax.models.platform import HEADS, NONE, row_axes, target_kind, target_platform
+from beit_jax.models.platform import (
+    HEADS,
+    NONE,
+    on_each_device,
+    row_axes,
+    target_kind,
+    target_platform,
+)
 
 # chips on which a whole step takes less with them, by the compiler's estimate (docs/benchmarks.md)
-FASTER_ON = ('v6e',)
+FASTER_ON = (CHIPS['v6e'],)
 MLP_WAYS = ('auto', 'plain', 'pallas')
 _LANES = 128  # what D and F must be multiples of
 _TILE = 16  # rows of bfloat16
@@ -56,8 +63,7 @@ def choose_mlp(setting: str, *, dtype, width: int, hidden: int) -> str:
 
 def is_faster() -> bool:
     """Whether the devices that are traced for are FASTER_ON."""
-    chip = chip_of(target_kind())
-    return chip in [CHIPS[kind] for kind in FASTER_ON]
+    return chip_of(target_kind()) in FASTER_ON
 
 
 def mlp_hindrance(dtype, width: int, hidden: int) -> str:
@@ -105,7 +111,6 @@ def _rows(total: int, width: int, hidden: int) -> int:
     return min(range(most // _TILE * _TILE, _LEAST - 1, -_TILE), key=taken)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(8, 9))
 def mlp_branch(
     x_BND, keep_B, scale_D, shift_D, w1_DF, b1_F, w2_FD, b2_D, eps: float, interpret: bool = False
 ):
@@ -114,12 +119,17 @@ def mlp_branch(
     On one TPU or, by rows, on the mesh in use; anywhere where it is interpreted. Products have the
     dtype of x; parameters are float32. keep_B has no gradient.
     """
+    w1_DF, w2_FD = w1_DF.astype(x_BND.dtype), w2_FD.astype(x_BND.dtype)
+    return _branch(x_BND, keep_B, scale_D, shift_D, w1_DF, b1_F, w2_FD, b2_D, eps, interpret)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(8, 9))
+def _branch(x_BND, keep_B, scale_D, shift_D, w1_DF, b1_F, w2_FD, b2_D, eps, interpret):
     shared = scale_D, shift_D, w1_DF, b1_F, w2_FD, b2_D
     return _apply(x_BND, keep_B, shared, eps, interpret, saves=False)[0]
 
 
 def _save(x_BND, keep_B, scale_D, shift_D, w1_DF, b1_F, w2_FD, b2_D, eps, interpret):
-    w1_DF, w2_FD = w1_DF.astype(x_BND.dtype), w2_FD.astype(x_BND.dtype)
     shared = scale_D, shift_D, w1_DF, b1_F, w2_FD, b2_D
     out_BND, hidden_NBF = _apply(x_BND, keep_B, shared, eps, interpret, saves=True)
     return out_BND, (x_BND, keep_B, hidden_NBF, scale_D, shift_D, w1_DF, w2_FD)
@@ -129,37 +139,27 @@ def _apply(x_BND, keep_B, shared, eps, interpret, saves):
     """[[B, N, D], and what is before GELU, [N, B, F], where the kernel `saves` it]."""
     run = functools.partial(_run_forward, eps=eps, interpret=interpret, saves=saves)
     batch, places = P(row_axes()), P(None, row_axes())
+    specs = batch, batch, *[P()] * len(shared)
     results = [batch, places] if saves else [batch]
-    return _on_mesh(run, [batch, batch], len(shared), results)(x_BND, keep_B, *shared)
+    return on_each_device(run, specs, results)(x_BND, keep_B, *shared)
 
 
 def _gradients(eps, interpret, saved, d_out_BND):
     x_BND, keep_B, hidden_NBF, *shared = saved
     run = functools.partial(_run_backward, eps=eps, interpret=interpret)
     batch, places = P(row_axes()), P(None, row_axes())
-    run = _on_mesh(run, [batch, batch, batch, places], len(shared), (batch, places, batch))
+    specs = batch, batch, batch, places, *[P()] * len(shared)
+    run = on_each_device(run, specs, (batch, places, batch))
     d_x_BND, rows, sums = run(x_BND, d_out_BND, keep_B, hidden_NBF, *shared)
     normed_NBD, d_hidden_NBF, active_NBF, d_branch_NBD = rows
-    # rounded as without the kernels: so they are added up over devices
-    product = lambda *pair: jnp.einsum('nbx,nby->xy', *pair).astype(jnp.float32)
+    product = functools.partial(jnp.einsum, 'nbx,nby->xy')
     d_w1_DF, d_w2_FD = product(normed_NBD, d_hidden_NBF), product(active_NBF, d_branch_NBD)
     d_scale_D, d_shift_D, d_b1_F, d_b2_D = (jnp.sum(each, (0, 1)) for each in sums)
     d_keep_B = jnp.zeros_like(keep_B)
     return d_x_BND, d_keep_B, d_scale_D, d_shift_D, d_w1_DF, d_b1_F, d_w2_FD, d_b2_D
 
 
-mlp_branch.defvjp(_save, _gradients)
-
-
-def _on_mesh(run, split: list, shared: int, results):
-    """On the devices of the mesh in use: how what they split lies on it, how many arrays are whole
-    on each, how the results lie."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return run
-    specs = *split, *[P()] * shared
-    # the kernels do not say over which axes their results differ
-    return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=results, check_vma=False)
+_branch.defvjp(_save, _gradients)
 
 
 def _by_rows(x_BND):
@@ -171,10 +171,10 @@ def _run_forward(
 ):
     """What `_apply` gives."""
     batch, tokens, width = x_BND.shape
-    dtype, hidden = x_BND.dtype, w1_DF.shape[1]
+    hidden = w1_DF.shape[1]
     arrays = _by_rows(x_BND), jnp.tile(keep_B, tokens)[:, None]
-    kernels = w1_DF.astype(dtype), b1_F[None], w2_FD.astype(dtype), b2_D[None]
-    shared, widths = (scale_D[None], shift_D[None], *kernels), [width, *[hidden] * saves]
+    shared = scale_D[None], shift_D[None], w1_DF, b1_F[None], w2_FD, b2_D[None]
+    widths = [width, *[hidden] * saves]
     results = _call(_forward, 'mlp_forward', arrays, shared, widths, [], eps, interpret)
     out_NBD, *saved = (each.reshape(tokens, batch, -1) for each in results)
     return [out_NBD.swapaxes(0, 1), *saved]

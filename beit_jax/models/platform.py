@@ -88,6 +88,16 @@ def keep_rows(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, P(axes, *[P.UNCONSTRAINED] * (x.ndim - 1)))
 
 
+def on_each_device(kernel: Callable, in_specs: tuple, out_specs) -> Callable:
+    """A kernel on the devices of the mesh in use, each with its part of the arrays; where there is
+    no mesh, as it is."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return kernel
+    # kernels do not say over which axes their results differ
+    return jax.shard_map(kernel, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
 def by_rows(function: Callable, rows: jax.Array) -> jax.Array:
     """function(rows), a row for each.
 

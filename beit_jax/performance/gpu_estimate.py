@@ -24,7 +24,7 @@ EXAMPLES = 'a100:8, b200:8, h100:1, h100:8, h200:1'
 _FRACTION = ('XLA_CLIENT_MEM_FRACTION', 'XLA_PYTHON_CLIENT_MEM_FRACTION')
 _WALKED = ('call', 'conditional', 'async-start')
 # that move nothing, or whose parts count
-_FREE = {
+FREE = {
     'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'after-all', 'partition-id',
     'replica-id', 'opt-barrier', 'call', 'conditional', 'async-start', 'async-update',
 }  # fmt: skip
@@ -96,7 +96,7 @@ def roofline(text: str, gpu: Gpu, trips: int) -> Estimate:
     computation = functools.cache(lambda name: hlo.instructions(bodies[name]))
     for body, line, times in hlo.executed(bodies, entry, trips, _WALKED):
         each = hlo.instruction(line)
-        if each is None or each.opcode in _FREE or each.opcode.endswith('-done'):
+        if each is None or each.opcode in FREE or each.opcode.endswith('-done'):
             continue
         if received := hlo.received(line):
             kind, size = 'collective', received[1]

@@ -17,6 +17,7 @@ from beit_jax.performance.estimate import Estimate
 
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _WALKED = ('call', 'conditional', 'fusion')
+BY_SCHEDULE = ' (a kernel, by its schedule)'  # behind its name
 EXAMPLES = 'v4:2x2x1, v5e:2x2, v5e:4x4, v5e:16x16, v5p:2x2x1, v5p:4x4x4, v6e:4x4, v6e:16x16'
 
 # There is no TPU for libtpu to ask, to complain of not finding, or to take from others that plan at
@@ -75,7 +76,7 @@ class Tpu:
             if kernel not in known:
                 known[kernel] = kernel_cycles(equation, self.topology)
             found.cost += times * known[kernel]
-            found.operations[f'{name} (a kernel, by its schedule)'] += times * known[kernel]
+            found.operations[name + BY_SCHEDULE] += times * known[kernel]
         return found
 
 

@@ -145,8 +145,7 @@ def _computed(config: RunConfig) -> dict[str, str]:
     if not isinstance(config, EncoderRunConfig):
         return {}
     model, grid, dtype = config.model, config.grid, config.compute_dtype
-    ways = {'attention': model.attention_way(grid, dtype)}
-    return ways | {'mlp': model.mlp_way(dtype)}
+    return {'attention': model.attention_way(grid, dtype), 'mlp': model.mlp_way(dtype)}
 
 
 def _hindrances(config: RunConfig) -> list[str]:

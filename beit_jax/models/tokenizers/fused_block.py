@@ -18,7 +18,7 @@ from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from beit_jax.models.platform import row_axes
+from beit_jax.models.platform import on_each_device, row_axes
 
 LANES = 128  # channels that a TPU multiplies at a time
 # pairs of rows, by the bytes of a number: as many as a chip has room for
@@ -45,18 +45,9 @@ def fused_block(x_BHWC, kernels, biases, gain: float, precision=None, interpret:
     arrays = *(weight.astype(x_BHWC.dtype) for weight in weights), *shifts
     precision = precision and jax.lax.Precision(precision)
     call = functools.partial(_call, precision=precision, interpret=interpret)
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return call(x_BHWC, *arrays)
     rows = P(row_axes())
-    on_mesh = jax.shard_map(
-        call,
-        mesh=mesh,
-        in_specs=(rows, *[P()] * len(arrays)),
-        out_specs=rows,
-        check_vma=False,  # the kernel does not say over which axes its result differs
-    )
-    return on_mesh(x_BHWC, *arrays)
+    run = on_each_device(call, (rows, *[P()] * len(arrays)), rows)
+    return run(x_BHWC, *arrays)
 
 
 def _pairs(x_BHWC) -> int:
