@@ -8,7 +8,10 @@ saving; 74 something could not be read or saved, 70 a step hung. After 70, 74, 7
 same command goes on.
 """
 
-from beit_jax.main import run
+from beit_jax.runtime import take_huge_pages
 
 if __name__ == '__main__':
+    take_huge_pages()
+    from beit_jax.main import run
+
     run()

@@ -97,6 +97,10 @@ def main() -> None:
     elif command == '--version':
         print(__version__)
     else:
+        # here and not above: the page needs nothing of it
+        from beit_jax.runtime import take_huge_pages
+
+        take_huge_pages()
         try:
             run(command, words)
         except RequestError as error:

@@ -1,10 +1,9 @@
 """What a process has of its machine: names that it can print, flags for XLA before JAX starts,
-memory that a step on a CPU keeps, programs that are compiled once, streams that nobody need hear;
+huge pages for a step on a CPU, programs that are compiled once, streams that nobody need hear;
 and a line where it has too little."""
 
 from collections.abc import Iterator
 import contextlib
-import ctypes
 from importlib.metadata import version
 import importlib.util
 import io
@@ -19,7 +18,8 @@ from beit_jax.errors import RequestError, check
 
 _LIBRARY = 'xla_cpu_experimental_ynn_fusion_type'
 DETERMINISTIC = '--xla_gpu_deterministic_ops=true'
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+_HUGE_PAGES = Path('/sys/kernel/mm/transparent_hugepage/enabled')
+_HUGETLB = 'glibc.malloc.hugetlb'
 LESS_MEMORY = (
     'lower config.batch_size (of a tool: --batch_size), raise config.accumulate_steps or '
     'config.mesh.fsdp, or set config.model.remat=true'
@@ -83,26 +83,34 @@ def is_deterministic() -> bool:
     return DETERMINISTIC in os.environ.get('XLA_FLAGS', '').split() and bool(gpu_plugins())
 
 
-def keep_memory() -> None:
-    """On a CPU and with glibc, keeps what a step has used in the process. XLA takes all that a step
-    needs in one block, which glibc else gives back to the system, to be cleared anew page by page:
-    a third of a small model's step (docs/benchmarks.md).
+def take_huge_pages() -> None:
+    """Starts the program anew with glibc's large blocks in huge pages, before anything else is
+    done. XLA takes what a step on a CPU needs in one block and gives it back, so that each step
+    has it cleared anew, and 4 KB at a time that is up to a third of a step (docs/benchmarks.md).
 
-    Call it before the first use of a device: of the heaps only that of the main thread can be kept
-    so, and a step takes its memory from there where Python's thread runs it, as it does without
-    asynchronous dispatch.
+    Nothing is done where there is an accelerator, where Linux does not leave it to programs
+    (`madvise`), where GLIBC_TUNABLES has that setting, and where Python was started for something
+    else, a notebook or a debugger, that runs the program.
     """
+    tunables, words = os.environ.get('GLIBC_TUNABLES', ''), sys.orig_argv
+    left_to_programs = _HUGE_PAGES.is_file() and '[madvise]' in _HUGE_PAGES.read_text()
+    accelerators = gpu_plugins() or importlib.util.find_spec('libtpu')
+    module = words[words.index('-m') + 1] if '-m' in words else ''
+    started_for_it = sys.argv[0] in words or module.partition('.')[0] == 'beit_jax'
+    wanted = left_to_programs and started_for_it and not (accelerators or sys.gettrace())
+    if wanted and _HUGETLB not in tunables:
+        os.environ['GLIBC_TUNABLES'] = ':'.join(filter(None, (tunables, f'{_HUGETLB}=1')))
+        os.execv(sys.executable, [sys.executable, *words[1:]])
+
+
+def refuse_x64() -> None:
+    """Raises RequestError where JAX is asked for float64."""
     import jax
 
     check(
         not jax.config.jax_enable_x64,
         'JAX_ENABLE_X64 is set: unset it; a run computes in config.compute_dtype and float32.',
     )
-    jax.config.update('jax_cpu_enable_async_dispatch', False)
-    libc = ctypes.CDLL(None)
-    if jax.default_backend() == 'cpu' and hasattr(libc, 'mallopt'):
-        libc.mallopt(_M_MMAP_MAX, 0)  # blocks of any size lie in the heap
-        libc.mallopt(_M_TRIM_THRESHOLD, -1)  # which is not given back
 
 
 def keep_programs(workdir: Path) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['HF_HUB_OFFLINE'] = '1'  # no test asks Hugging Face's hub
+# or a program under test would start anew (beit_jax/runtime.py)
+os.environ.setdefault('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1')
 
 import jax
 import pytest

@@ -17,11 +17,11 @@ import pytest
 
 from beit_jax.__main__ import MODES, tools
 from beit_jax.errors import RequestError
+import beit_jax.main  # noqa: F401 - its flags
 from beit_jax.settings.mapping import TASKS, task_config
 from beit_jax.settings.overrides import flat, override
 from beit_jax.settings.recipes import load_recipe, recipe
 from beit_jax.weights.models import Model
-import main  # noqa: F401 - its flags
 
 REPOSITORY = Path(__file__).parents[1]
 README = REPOSITORY / 'README.md'

@@ -1,6 +1,5 @@
 """What a process does before JAX starts."""
 
-import ctypes
 import os
 import subprocess
 import sys
@@ -70,34 +69,60 @@ def test_flags(monkeypatch, jaxlib, before, after):
 
 # what is multiplied, 100 MB, has to be there as a whole
 _STEP = """
-import ctypes, resource, statistics, sys
+import resource, statistics
+from beit_jax.runtime import take_huge_pages
+take_huge_pages()
 import jax
 import jax.numpy as jnp
-import numpy as np
-import jax.numpy as jnp
-from beit_jax.runtime import keep_memory
-ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: pages of one size
-if sys.argv[1] == 'kept':
-    keep_memory()
 step = jax.jit(lambda x: jnp.sin(jnp.outer(x, x)) @ x)
 x = jnp.ones(5003)
-cleared = []
+faults = []
 for _ in range(21):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     step(x).block_until_ready()
-    pages = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-    cleared.append(pages * resource.getpagesize())
-print(statistics.median(cleared))
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(statistics.median(faults))
+"""
+_LEFT_TO_PROGRAMS = runtime._HUGE_PAGES.is_file() and '[madvise]' in runtime._HUGE_PAGES.read_text()
+
+
+@pytest.mark.skipif(not _LEFT_TO_PROGRAMS, reason='Linux gives programs none, or all to all')
+@pytest.mark.parametrize(
+    ('tunables', 'least', 'most'), [('', 0, 2_000), ('glibc.malloc.hugetlb=0', 20_000, 1e9)]
+)
+def test_pages_cleared_by_a_step(tunables, least, most):
+    """24,400 of 4 KB or 50 of 2 MB. The second case fails when JAX or glibc does this by itself:
+    then `take_huge_pages` is to go."""
+    assert least <= float(output(_STEP, GLIBC_TUNABLES=tunables)) <= most
+
+
+_ARENAS = 'glibc.malloc.arena_max=2'
+_ANEW = """
+import os, sys
+from beit_jax import runtime
+print(os.getpid(), sys.argv[1:], os.environ.get('GLIBC_TUNABLES'), flush=True)
+{}
+runtime.take_huge_pages()
 """
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), 'mallopt'), reason='takes glibc')
-@pytest.mark.parametrize(('how', 'least', 'most'), [('kept', 0, 2e6), ('given back', 8e7, 1e12)])
-def test_pages_cleared_by_a_step(how, least, most):
-    """Bytes, the median of steps: a few early ones take a new block, where something small has
-    settled in the old one. The second case fails when JAX keeps memory by itself: then
-    `keep_memory` is to go."""
-    assert least <= int(output(_STEP, how)) <= most
+@pytest.mark.skipif(not _LEFT_TO_PROGRAMS, reason='Linux gives programs none, or all to all')
+@pytest.mark.parametrize(
+    ('before', 'first', 'starts'),
+    [
+        ('', '', ['', 'glibc.malloc.hugetlb=1']),
+        ('', _ARENAS, [_ARENAS, f'{_ARENAS}:glibc.malloc.hugetlb=1']),
+        ('', 'glibc.malloc.hugetlb=0', ['glibc.malloc.hugetlb=0']),
+        ('sys.settrace(lambda *_: None)', '', ['']),
+        ("sys.argv[0] = 'main.py'", '', ['']),  # as a notebook's %run does
+        ("runtime.gpu_plugins = lambda: ['xla_cuda13']", '', ['']),
+    ],
+)
+def test_a_program_starts_anew_at_most_once(before, first, starts):
+    """As the same process, with its arguments, and the settings that there were."""
+    said = output(_ANEW.format(before), 'a', 'b c', GLIBC_TUNABLES=first).splitlines()
+    process, _ = said[0].split(maxsplit=1)
+    assert said == [f"{process} ['a', 'b c'] {tunables}" for tunables in starts]
 
 
 def test_programs_are_kept_for_the_next_start(tmp_path):

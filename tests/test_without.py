@@ -53,7 +53,7 @@ sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = Finder
 RUNS = """
 import sys
 from pathlib import Path
-import main
+import beit_jax.main
 from beit_jax.settings.mapping import task_config
 from beit_jax.train import loop
 from tests import tiny

@@ -18,7 +18,6 @@ import numpy as np
 from beit_jax.models.tokenizers import PRECISIONS, make_tokenizer, precision_here
 from beit_jax.performance.programs import IMAGES
 from beit_jax.performance.step_benchmark import GIVEN, WHOLE, Ours, Product, seconds_a_step
-from beit_jax.runtime import keep_memory
 from beit_jax.settings.mapping import task_config
 from beit_jax.tasks.pretrain import Config, make_on_given_tokens
 from beit_jax.train import state as states
@@ -280,7 +279,6 @@ def _gradients(config: Config) -> tuple[float, dict[str, np.ndarray]]:
 
 
 def main(part: str, file: str, *options: str) -> None:
-    keep_memory()
     rehearse = '--rehearse' in options
 
     def config(name: str, batch_size: int, attention: str = 'auto', **changes) -> Config:

@@ -15,7 +15,7 @@ import numpy as np
 from beit_jax.errors import check
 from beit_jax.models.tokenizers import precision_here
 from beit_jax.performance.programs import peak_in_turns, step_programs
-from beit_jax.runtime import keep_memory
+from beit_jax.runtime import refuse_x64
 from beit_jax.settings.run import RunConfig
 from beit_jax.train.sharding import batch_sharding, make_mesh, replicated, state_shardings
 
@@ -34,7 +34,7 @@ def benchmark_step(config: RunConfig, repeats: int, variants: tuple[str, ...]) -
     """
     # or JAX leaves PyTorch a quarter of the memory
     os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
-    keep_memory()
+    refuse_x64()
     _check(config, variants)
     ours, peers = Ours(config), {}
     if variants:

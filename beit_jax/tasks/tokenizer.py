@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from beit_jax.data.config import DataConfig
 from beit_jax.errors import check, one_of
 from beit_jax.images.color import to_float
-from beit_jax.models.tokenizers import dvae
+from beit_jax.models.tokenizers import dvae, token_ids
 from beit_jax.models.tokenizers.dvae import DVAE, map_pixels, unmap_pixels
 from beit_jax.settings.intervals import Interval, PositiveShare, Shown
 from beit_jax.settings.run import RunConfig
@@ -104,7 +104,7 @@ class Tokenizer(Task):
         config, model = self.config, nnx.merge(self.graphdef, params)
         images_BSS3 = map_pixels(to_float(batch['image']))
         logits_BhwV = model.encoder(images_BSS3)
-        ids_Bhw = jnp.argmax(logits_BhwV, axis=-1)
+        ids_Bhw = token_ids(logits_BhwV)
         if train:
             share = _cosine(progress / config.temperature_share)
             low, high = config.final_temperature, config.temperature

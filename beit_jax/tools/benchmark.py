@@ -17,6 +17,7 @@ from beit_jax.errors import check
 from beit_jax.machines.processor import machine
 from beit_jax.performance import reports
 from beit_jax.performance.mask_benchmark import benchmark_masks
+from beit_jax.runtime import take_huge_pages
 from beit_jax.tools import arguments, config_option, outputs
 
 # of PyTorch; fused: scaled_dot_product_attention
@@ -34,8 +35,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _run_masks(options) -> dict:
     check(options.batch > 0, 'use at least 1 for --batch.')
-    result = benchmark_masks(options.batch, options.repeats)
-    print(reports.of_masks(result))
+    print(reports.of_masks(result := benchmark_masks(options.batch, options.repeats)))
     return result
 
 
@@ -46,9 +46,8 @@ def _run_input(options) -> dict:
         options.images >= BATCH and options.cores > 0,
         f'use at least {BATCH} for --images and 1 for --cores.',
     )
-    config = config_option.read(options)
-    measured = benchmark_input(config, options.images, options.repeats, options.cores)
-    result = {'machine': machine()} | measured
+    asked = config_option.read(options), options.images, options.repeats, options.cores
+    result = {'machine': machine()} | benchmark_input(*asked)
     print(reports.of_input(result))
     return result
 
@@ -56,9 +55,9 @@ def _run_input(options) -> dict:
 def _run_step(options) -> dict:
     from beit_jax.performance.step_benchmark import benchmark_step
 
-    variants = () if options.peer is None else tuple(options.peer) or PEERS
-    measured = benchmark_step(config_option.read(options), options.repeats, variants)
-    result = {'machine': machine()} | measured
+    peers, config = options.peer, config_option.read(options)
+    variants = () if peers is None else tuple(peers) or PEERS
+    result = {'machine': machine()} | benchmark_step(config, options.repeats, variants)
     print(reports.of_step(result))
     return result
 
@@ -117,4 +116,5 @@ def _arguments() -> argparse.ArgumentParser:
 
 
 if __name__ == '__main__':
+    take_huge_pages()
     arguments.main(run, _arguments())

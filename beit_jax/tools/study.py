@@ -12,7 +12,7 @@ from pathlib import Path
 import shlex
 
 from beit_jax.errors import check, one_of
-from beit_jax.runtime import keep_programs
+from beit_jax.runtime import keep_programs, take_huge_pages
 from beit_jax.tools import arguments, outputs
 
 
@@ -114,4 +114,5 @@ def _arguments():
 
 
 if __name__ == '__main__':
+    take_huge_pages()
     arguments.main(run, _arguments())

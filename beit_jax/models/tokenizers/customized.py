@@ -12,7 +12,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from beit_jax.models.tokenizers import Vocabulary, dtype_and_precision, square_grid
+from beit_jax.models.tokenizers import Vocabulary, dtype_and_precision, square_grid, token_ids
 from beit_jax.settings.intervals import Interval, Width
 
 
@@ -107,8 +107,7 @@ class Tokenizer:
     def encode(self, params, images_BSS3):
         """Pixels in [0, 1]; see `beit_jax.models.tokenizers.Tokenizer`."""
         encoder = nnx.merge(nnx.graphdef(self._modules['encoder']), params['encoder'])
-        ids_Bhw = jnp.argmax(encoder(2 * images_BSS3 - 1), axis=-1)
-        return ids_Bhw.reshape(images_BSS3.shape[0], -1).astype(jnp.int32)
+        return token_ids(encoder(2 * images_BSS3 - 1)).reshape(images_BSS3.shape[0], -1)
 
     def decode(self, params, ids_BP, grid=None):
         """Gives pixels in [0, 1]; see `beit_jax.models.tokenizers.Tokenizer`."""

@@ -19,7 +19,7 @@ from beit_jax.errors import check
 from beit_jax.models.initializers import Constant
 from beit_jax.models.layers import product
 from beit_jax.models.platform import target_platform
-from beit_jax.models.tokenizers import Vocabulary, dtype_and_precision, square_grid
+from beit_jax.models.tokenizers import Vocabulary, dtype_and_precision, square_grid, token_ids
 from beit_jax.models.tokenizers.fused_block import fits, fused_block
 from beit_jax.settings.intervals import Count, Interval, Width
 
@@ -222,8 +222,7 @@ class Tokenizer:
         """Pixels in [0, 1]; see `beit_jax.models.tokenizers.Tokenizer`."""
         encoder = nnx.merge(self._encoder, params['encoder'])
         logits_BhwV = encoder(map_pixels(images_BHWC), fused=target_platform() == 'tpu')
-        ids_Bhw = jnp.argmax(logits_BhwV, axis=-1)
-        return ids_Bhw.reshape(images_BHWC.shape[0], -1).astype(jnp.int32)
+        return token_ids(logits_BhwV).reshape(images_BHWC.shape[0], -1)
 
     def decode(self, params, ids_BP, grid=None):
         """Gives pixels in [0, 1]; see `beit_jax.models.tokenizers.Tokenizer`."""

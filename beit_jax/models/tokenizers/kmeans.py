@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from beit_jax.errors import check
 from beit_jax.models.patches import patchify, unpatchify
-from beit_jax.models.tokenizers import Vocabulary, dtype_and_precision, square_grid
+from beit_jax.models.tokenizers import Vocabulary, dtype_and_precision, square_grid, token_ids
 from beit_jax.settings.intervals import Count, Positive
 
 CHUNK = 4096  # patches whose distances to all centroids are held at once
@@ -49,7 +49,7 @@ def nearest(x, centroids_VD, precision: str):
     """[..., D] -> int32 [...], the nearest centroid."""
     products = product(x, centroids_VD.T, precision)
     scores = products - 0.5 * jnp.sum(jnp.square(centroids_VD), axis=-1)
-    return jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    return token_ids(scores)
 
 
 def fit(key, patches_ND, config: Config, iterations: int = 30, watched: Callable = iter) -> dict:

@@ -12,7 +12,8 @@ import sklearn.metrics
 
 from beit_jax.errors import RequestError
 from beit_jax.models.patches import patchify
-from beit_jax.models.tokenizers import kmeans, make_tokenizer, random_projection
+from beit_jax.models.platform import traced_for
+from beit_jax.models.tokenizers import kmeans, make_tokenizer, random_projection, token_ids
 
 SIZES = {'vocabulary': 7, 'patch_size': 3}
 
@@ -34,6 +35,14 @@ def numpy_normalized(patches):
     x = (patches - 0.5) / 0.25
     x = x - x.mean(-1, keepdims=True)
     return x / (x.std(-1, keepdims=True) + 0.6)
+
+
+@pytest.mark.parametrize('platform', ['cpu', 'tpu'])
+def test_the_token_is_the_first_of_the_highest_scores(platform):
+    scores = np.random.default_rng(2).integers(-3, 3, (3, 5, 7)).astype(np.float32)
+    ids = jax.jit(traced_for(platform, token_ids))(scores)
+    assert ids.dtype == np.int32
+    np.testing.assert_array_equal(ids, np.argmax(scores, axis=-1))
 
 
 def test_patches(images):
