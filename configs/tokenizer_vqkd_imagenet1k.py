@@ -30,6 +30,7 @@ def get_config(arg: str = ''):
         compute_dtype='bfloat16',
         commitment=1.0,
         codebook_decay=0.99,
+        unroll=12,
         data={
             'name': 'folder',
             'image_size': 224,

@@ -12,6 +12,7 @@ from beit_jax.models.encoder import EncoderConfig
 from beit_jax.models.heads import Classifier, ClsHeadConfig, MaskedImageModel
 from beit_jax.models.presets import PRESETS
 from beit_jax.models.upernet import Segmenter, UperNetConfig
+from beit_jax.models.ways import PARTS
 from beit_jax.settings.mapping import from_mapping
 
 ARCHITECTURES = ('beit_masked_image_model', 'beit_classifier', 'beit_segmenter')
@@ -68,7 +69,7 @@ def cls_head_config(architecture: dict) -> ClsHeadConfig:
 
 def encoder_config(architecture: dict) -> EncoderConfig:
     """All of it but how it is computed, which is as the machine at hand can."""
-    names = {field.name for field in dataclasses.fields(EncoderConfig)} - {'attention', 'mlp'}
+    names = {field.name for field in dataclasses.fields(EncoderConfig)} - set(PARTS)
     return from_mapping(
         EncoderConfig, {name: architecture[name] for name in names}, 'architecture.'
     )

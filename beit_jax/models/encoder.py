@@ -16,12 +16,13 @@ import jax
 import jax.numpy as jnp
 
 from beit_jax.errors import check, one_of
-from beit_jax.models.attention import WAYS, choose, hide_padding, padded_tokens
-from beit_jax.models.fused_mlp import MLP_WAYS, choose_mlp
+from beit_jax.models.attention import WAYS, hide_padding, padded_tokens
 from beit_jax.models.initializers import Constant, TruncatedNormal, Uniform, parameter
+from beit_jax.models.kernels import KERNEL_WAYS
 from beit_jax.models.layers import Block, RelativePositionBias, linear
 from beit_jax.models.patches import patchify
 from beit_jax.models.presets import PRESETS
+from beit_jax.models.ways import attention_way
 from beit_jax.settings.intervals import Count, Interval, Share, ShareBelow1
 
 MAX_PATCHES = 2**13  # each has a bias to each other one
@@ -65,15 +66,18 @@ class EncoderConfig:
     remat_policy: str = 'nothing'  # what remat still saves: nothing | dots
     # auto: the fastest of these that is possible | plain: JAX | cudnn: NVIDIA GPUs | pallas: TPUs
     attention: str = 'auto'
-    # auto: the faster of these that is possible | plain: JAX | pallas: TPUs
-    mlp: str = 'auto'
+    # the products beside attention, with their norm; auto: the faster of these that is possible |
+    # plain: JAX | pallas: TPUs
+    projections: str = 'auto'
+    mlp: str = 'auto'  # the MLP, with its norm; likewise
 
     def __post_init__(self):
         one_of('config.model.size', self.size, PRESETS)
         one_of('config.model.positions', self.positions, POSITIONS)
         one_of('config.model.remat_policy', self.remat_policy, REMAT_POLICIES)
         one_of('config.model.attention', self.attention, WAYS)
-        one_of('config.model.mlp', self.mlp, MLP_WAYS)
+        one_of('config.model.projections', self.projections, KERNEL_WAYS)
+        one_of('config.model.mlp', self.mlp, KERNEL_WAYS)
         for name, value in PRESETS[self.size].items():
             if not getattr(self, name):
                 object.__setattr__(self, name, value)
@@ -87,21 +91,6 @@ class EncoderConfig:
     def patch_values(self) -> int:
         """Numbers that a patch of a picture has."""
         return self.channels * self.patch_size**2
-
-    def attention_way(self, grid: tuple[int, int], dtype) -> str:
-        """'plain', 'cudnn' or 'pallas' on the devices that are traced for: see `choose`."""
-        tokens = 1 + math.prod(grid)
-        return choose(
-            self.attention,
-            dtype=dtype,
-            tokens=tokens,
-            width=self.width // self.heads,
-            biased='bias' in self.positions or tokens % 2 > 0,  # what is filled up is hidden by one
-        )
-
-    def mlp_way(self, dtype) -> str:
-        """'plain' or 'pallas', likewise: see `choose_mlp`."""
-        return choose_mlp(self.mlp, dtype=dtype, width=self.width, hidden=self.hidden)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches of a picture of height x width pixels."""
@@ -136,6 +125,7 @@ def make_blocks(
             kernel_init=kernel_init,
             grid=grid if 'layer_bias' in config.positions else None,
             way=config.attention,
+            projections_way=config.projections,
             mlp_way=config.mlp,
             dtype=dtype,
             rngs=rngs,
@@ -290,7 +280,7 @@ class Encoder(nnx.Module):
         if self.position_embedding is not None:
             x_BND = x_BND + self.position_embedding[...].astype(self.dtype)
         count = self._num_tokens
-        tokens = padded_tokens(self.config.attention_way(self.grid_shape, self.dtype), count)
+        tokens = padded_tokens(attention_way(self.config, self.grid_shape, self.dtype), count)
         if tokens > count:  # once, and with a token, of which no norm makes NaN
             x_BND = jnp.concatenate([x_BND, x_BND[:, : tokens - count]], axis=1)
         if self.position_bias is not None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from beit_jax.models.attention import attend, hide_padding, row_major, weights
 from beit_jax.models.fused_mlp import choose_mlp, mlp_branch
+from beit_jax.models.fused_projections import add_read, choose_projections, queries_keys_values
 from beit_jax.models.gelu import gelu, quick_gelu
 from beit_jax.models.initializers import Constant, Divided, TruncatedNormal, parameter
 from beit_jax.models.platform import keep_rows, target_platform
@@ -143,14 +144,33 @@ class Attention(nnx.Module):
         """
         q_BND, k_BND, query_bias_D = self._queries_and_keys(x_BND)
         v_BND = product(x_BND, self.value.kernel[...].astype(x_BND.dtype))
-        bias_HNN = self._bias(x_BND, bias_HNN)
-        read_BND = attend(q_BND, k_BND, v_BND, query_bias_D, bias_HNN, self.heads, self.way)
+        read_BND = self._read((q_BND, k_BND, v_BND), query_bias_D, bias_HNN)
+        kernel_DD, bias_D = self._out(scale_D)
+        return product(read_BND, kernel_DD.astype(x_BND.dtype)) + bias_D.astype(x_BND.dtype)
+
+    def with_norm(self, x_BND, norm: nnx.LayerNorm, keep_B, bias_HNN=None, scale_D=None):
+        """x + keep * `__call__` of norm(x), by the kernels of `fused_projections`."""
+        scale = (x_BND.shape[-1] // self.heads) ** -0.5
+        kernels = self.query.kernel[...] * scale, self.key.kernel[...], self.value.kernel[...]
+        parameters = norm.scale[...], norm.bias[...], kernels
+        x_BND, *columns = queries_keys_values(x_BND, *parameters, norm.epsilon)
+        rows = [x_BDN.swapaxes(1, 2) for x_BDN in columns]
+        read_BND = self._read(rows, self._query_bias(scale), bias_HNN)
+        return add_read(x_BND, read_BND.swapaxes(1, 2), keep_B, *self._out(scale_D))
+
+    def _read(self, rows, query_bias_D, bias_HNN):
+        """What each token reads of the others, less the values' bias; rows: queries without their
+        bias, keys and values. All [B, N, D]."""
+        bias_HNN = self._bias(rows[0], bias_HNN)
+        return attend(*rows, query_bias_D, bias_HNN, self.heads, self.way)
+
+    def _out(self, scale_D):
+        """Kernel and bias of the last product, times `scale_D`."""
         # The weights of a token add up to 1: the values' bias can as well be added after them.
         kernel_DD, bias_D = self.out.kernel[...], self.out.bias[...]
         if self.value.bias is not None:
             bias_D = bias_D + self.value.bias[...] @ kernel_DD
-        kernel_DD, bias_D = scaled(scale_D, kernel_DD, bias_D)
-        return product(read_BND, kernel_DD.astype(x_BND.dtype)) + bias_D.astype(x_BND.dtype)
+        return scaled(scale_D, kernel_DD, bias_D)
 
     def weights(self, x_BND, bias_HNN=None):
         """How much each token looks at each other one, float32 [B, H, N, N] (query, key).
@@ -170,9 +190,12 @@ class Attention(nnx.Module):
         scale = (x_BND.shape[-1] // self.heads) ** -0.5
         kernels = self.query.kernel[...] * scale, self.key.kernel[...]
         q_BND, k_BND = (product(x_BND, kernel_DD.astype(x_BND.dtype)) for kernel_DD in kernels)
-        if self.query.bias is None:
-            return q_BND, k_BND, jnp.zeros(x_BND.shape[-1])
-        return q_BND, k_BND, self.query.bias[...] * scale
+        return q_BND, k_BND, self._query_bias(scale)
+
+    def _query_bias(self, scale: float):
+        """float32 [D]."""
+        bias = self.query.bias
+        return jnp.zeros(self.query.kernel.shape[1]) if bias is None else bias[...] * scale
 
     def _bias(self, x_BND, bias_HNN):
         return bias_HNN if self.position_bias is None else self.position_bias(x_BND.shape[1])
@@ -224,14 +247,16 @@ class Block(nnx.Module):
         kernel_init: TruncatedNormal,
         grid: tuple[int, int] | None,
         way: str,
+        projections_way: str,
         mlp_way: str,
         dtype,
         rngs: nnx.Rngs,
     ):
         """`layer`, from 1: what writes to the residual stream starts divided by sqrt(2 * layer);
-        `way`: see `attend`; `mlp_way`: see `choose_mlp`."""
+        `way`: see `attend`; `projections_way` and `mlp_way`: see `choose_projections` and
+        `choose_mlp`."""
         out_init = Divided(kernel_init, math.sqrt(2 * layer))
-        self.mlp_way = mlp_way
+        self.projections_way, self.mlp_way = projections_way, mlp_way
         self.norm1 = layer_norm(width, norm_eps, dtype=dtype, rngs=rngs)
         self.attention = Attention(
             width,
@@ -261,19 +286,28 @@ class Block(nnx.Module):
         x_BND = row_major(keep_rows(x_BND))
         scales = self.scale1, self.scale2
         scale1_D, scale2_D = (None if scale is None else scale[...] for scale in scales)
-        x_BND = self._add(x_BND, self.attention(self.norm1(x_BND), bias_HNN, scale1_D), keep_2B, 0)
-        if self._mlp_way(x_BND.dtype) == 'plain':
+        keep = lambda which: jnp.ones(len(x_BND)) if keep_2B is None else keep_2B[which]
+        if self._projections_way(x_BND) == 'plain':
+            read_BND = self.attention(self.norm1(x_BND), bias_HNN, scale1_D)
+            x_BND = self._add(x_BND, read_BND, keep_2B, 0)
+        else:
+            x_BND = self.attention.with_norm(x_BND, self.norm1, keep(0), bias_HNN, scale1_D)
+        if self._mlp_way(x_BND) == 'plain':
             return self._add(x_BND, self.mlp(self.norm2(x_BND), scale2_D), keep_2B, 1)
-        keep_B = jnp.ones(len(x_BND)) if keep_2B is None else keep_2B[1]
         norm, fc1, fc2 = self.norm2, self.mlp.fc1, self.mlp.fc2
         last = scaled(scale2_D, fc2.kernel[...], fc2.bias[...])
         first = norm.scale[...], norm.bias[...], fc1.kernel[...], fc1.bias[...]
-        return mlp_branch(x_BND, keep_B, *first, *last, norm.epsilon)
+        return mlp_branch(x_BND, keep(1), *first, *last, norm.epsilon)
 
-    def _mlp_way(self, dtype) -> str:
-        width, hidden = self.mlp.fc1.kernel.shape
+    def _projections_way(self, x_BND) -> str:
+        (_, tokens, width), attention = x_BND.shape, self.attention
+        sizes = {'dtype': x_BND.dtype, 'tokens': tokens, 'width': width}
+        return choose_projections(self.projections_way, attention.way, attention.heads, **sizes)
+
+    def _mlp_way(self, x_BND) -> str:
+        (_, tokens, width), hidden = x_BND.shape, self.mlp.fc1.kernel.shape[1]
         setting = 'plain' if self.mlp.quick else self.mlp_way
-        return choose_mlp(setting, dtype=dtype, width=width, hidden=hidden)
+        return choose_mlp(setting, dtype=x_BND.dtype, tokens=tokens, width=width, hidden=hidden)
 
     @staticmethod
     def _add(x_BND, branch_BND, keep_2B, which):

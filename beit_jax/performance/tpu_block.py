@@ -20,7 +20,7 @@ from beit_jax.models.encoder import EncoderConfig, make_blocks
 from beit_jax.models.initializers import TruncatedNormal
 from beit_jax.performance import hlo
 from beit_jax.performance.gpu_estimate import FREE, products
-from beit_jax.performance.tpu_estimate import BY_SCHEDULE, WITHOUT_TPU, Tpu, cycles_of
+from beit_jax.performance.tpu_estimate import BY_SCHEDULE, Tpu, cycles_of
 from beit_jax.train.sharding import AXES, on_mesh, replicated
 
 _GRID = 14, 14
@@ -85,7 +85,7 @@ def _moved(shape: str) -> float:
 
 def run(options) -> None:
     target, kind = Tpu(options.topology), options.topology.partition(':')[0]
-    config = EncoderConfig(size=options.size, mlp=options.mlp)
+    config = EncoderConfig(size=options.size, projections=options.projections, mlp=options.mlp)
     text, traced = compiled_block(config, options.images, target.devices(1)[0])
     whole, rows = target.estimate(text, traced, 1), operations(text, CHIPS[kind])
     print('| operation | cycles | products | memory | bound by |\n|-|-|-|-|-|')
@@ -110,12 +110,12 @@ def _arguments():
     parser.add_argument('--topology', default='v6e:2x2')
     parser.add_argument('--size', default='base', help='of the encoder')
     parser.add_argument('--images', type=int, default=64)
-    parser.add_argument('--mlp', default='auto', help='auto, plain or pallas')
+    parser.add_argument('--projections', default='auto', help='auto, plain or pallas')
+    parser.add_argument('--mlp', default='auto', help='likewise')
     parser.add_argument('--least', type=int, default=10_000, help='cycles of a row of the table')
     return parser
 
 
 if __name__ == '__main__':
-    for name, value in (WITHOUT_TPU | {'JAX_PLATFORMS': 'cpu'}).items():
-        os.environ.setdefault(name, value)
+    os.environ.setdefault('JAX_PLATFORMS', 'cpu')
     run(_arguments().parse_args())

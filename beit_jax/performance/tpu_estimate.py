@@ -8,6 +8,7 @@ any.
 
 from collections.abc import Sequence
 import importlib.util
+import os
 import re
 
 from beit_jax.errors import RequestError, check
@@ -22,7 +23,7 @@ EXAMPLES = 'v4:2x2x1, v5e:2x2, v5e:4x4, v5e:16x16, v5p:2x2x1, v5p:4x4x4, v6e:4x4
 
 # There is no TPU for libtpu to ask, to complain of not finding, or to take from others that plan at
 # the same time.
-WITHOUT_TPU = {
+_WITHOUT_TPU = {
     'TPU_SKIP_MDS_QUERY': '1',
     'TPU_WORKER_HOSTNAMES': 'localhost',
     'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
@@ -52,6 +53,8 @@ class Tpu:
             importlib.util.find_spec('libtpu') is not None,
             'planning for a TPU takes its compiler: pip install "jax[tpu]".',
         )
+        for name, value in _WITHOUT_TPU.items():
+            os.environ.setdefault(name, value)
         try:
             found = topologies.get_topology_desc(self.topology, platform='tpu', num_slices=slices)
             return found.devices

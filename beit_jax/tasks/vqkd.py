@@ -21,7 +21,7 @@ from beit_jax.images.color import to_float
 from beit_jax.models.layers import unit
 from beit_jax.models.tokenizers import vqkd
 from beit_jax.models.tokenizers.vqkd import VQKD, first_codebook, next_codebook
-from beit_jax.settings.intervals import Interval, Positive, ShareBelow1, Side
+from beit_jax.settings.intervals import Count, Interval, Positive, ShareBelow1, Side
 from beit_jax.settings.run import RunConfig
 from beit_jax.tasks import Task, of_channels, read_once, size_text
 from beit_jax.tasks.tokenizer import token_statistics
@@ -50,6 +50,8 @@ class Config(RunConfig):
     teacher: TeacherConfig = TeacherConfig()
     commitment: float = 1.0  # weight of the distance between a vector and its row
     codebook_decay: ShareBelow1 = 0.99  # of the moving average that a row is
+    # blocks per step of the scans of all ViTs; the depth or more: no scan, slower to compile
+    unroll: Count = 1
 
     def __post_init__(self):
         super().__post_init__()
@@ -168,7 +170,8 @@ class VectorQuantization(Task):
 
 
 def _build(config: Config, rngs: nnx.Rngs) -> VQKD:
-    return VQKD(config.model, config.grid, dtype=config.compute_dtype, rngs=rngs)
+    options = {'dtype': config.compute_dtype, 'unroll': config.unroll}
+    return VQKD(config.model, config.grid, **options, rngs=rngs)
 
 
 def _taught_by(config: Config, teacher: Loaded) -> Config:
@@ -216,6 +219,6 @@ def make(config: Config) -> VectorQuantization:
         'config.teacher.path is empty: give a checkpoint, a work directory or weights of the model '
         'whose features are learned.',
     )
-    given, dtype = config.teacher, config.compute_dtype
-    teacher = load_teacher(given.path, given.image_size, given.mean, given.std, dtype)
+    given, options = config.teacher, {'dtype': config.compute_dtype, 'unroll': config.unroll}
+    teacher = load_teacher(given.path, given.image_size, given.mean, given.std, **options)
     return make_on_given_features(_taught_by(config, teacher), teacher)

@@ -15,7 +15,6 @@ import os
 
 from beit_jax.performance.plan import EXAMPLES, plan, search_batch
 from beit_jax.performance.reports import of_plan
-from beit_jax.performance.tpu_estimate import WITHOUT_TPU
 from beit_jax.runtime import set_deterministic
 from beit_jax.tools import arguments, config_option, outputs
 
@@ -25,8 +24,6 @@ WITHOUT_GPU = '--xla_gpu_enable_triton_gemm=false'
 
 
 def run(options: argparse.Namespace) -> None:
-    for name, value in WITHOUT_TPU.items():
-        os.environ.setdefault(name, value)
     flags = os.environ.get('XLA_FLAGS', '')
     if WITHOUT_GPU not in flags:
         os.environ['XLA_FLAGS'] = f'{flags} {WITHOUT_GPU}'.strip()

@@ -5,7 +5,6 @@ What does not fit is refused here; what a work directory or a checkpoint holds a
 """
 
 import functools
-import math
 from pathlib import Path
 
 import jax
@@ -15,10 +14,8 @@ from beit_jax.data import layout
 from beit_jax.data.sources.choice import open_source
 from beit_jax.data.sources.source import Source
 from beit_jax.errors import check
-from beit_jax.models.attention import pallas_hindrance
-from beit_jax.models.fused_mlp import is_faster, mlp_hindrance
-from beit_jax.models.platform import target_platform
-from beit_jax.runtime import DETERMINISTIC, is_deterministic, keep_memory
+from beit_jax.models.ways import hindrances, ways
+from beit_jax.runtime import DETERMINISTIC, is_deterministic, refuse_x64
 from beit_jax.settings.run import RunConfig
 from beit_jax.tasks import EncoderRunConfig, LabelledRunConfig, make_task
 from beit_jax.tasks.reconstruction import drawing_of
@@ -51,11 +48,11 @@ class Run:
     def __init__(self, config: RunConfig, workdir: Path):
         self.workdir, self.notes = workdir, []
         check_tracker(config.tracker)
-        keep_memory()
+        refuse_x64()
         self.mesh = make_mesh(config.mesh)
         check_batch(self.mesh, config.batch_size, config.accumulate_steps)
-        self.computed = on_mesh(self.mesh, _computed)(config)
-        self.notes += on_mesh(self.mesh, _hindrances)(config)
+        self.computed, hindered = on_mesh(self.mesh, _computed)(config)
+        self.notes += hindered
         self.notes += _determinism(config, self.mesh.devices.flat[0].platform)
         with known_data(config, workdir):
             self.source = open_source(config.data, 'train')
@@ -135,30 +132,17 @@ class Run:
         }
 
 
-def _computed(config: RunConfig) -> dict[str, str]:
-    """How attention and the MLP of the encoder are computed on the mesh in use; {} for a task
-    without one.
+def _computed(config: RunConfig) -> tuple[dict[str, str], list[str]]:
+    """(how the parts of the encoder are computed on the mesh in use, what there is to say of it);
+    nothing for a task without one.
 
     Raises:
-      RequestError: config.model.attention or config.model.mlp cannot be had there.
+      RequestError: a way that is asked for cannot be had there.
     """
     if not isinstance(config, EncoderRunConfig):
-        return {}
-    model, grid, dtype = config.model, config.grid, config.compute_dtype
-    return {'attention': model.attention_way(grid, dtype), 'mlp': model.mlp_way(dtype)}
-
-
-def _hindrances(config: RunConfig) -> list[str]:
-    """Why kernels that a TPU would be faster with cannot be taken: lines for the user."""
-    if not isinstance(config, EncoderRunConfig) or target_platform() != 'tpu':
-        return []
-    model, found = config.model, {}
-    if model.attention == 'auto':
-        tokens, width = 1 + math.prod(config.grid), model.width // model.heads
-        found['attention'] = pallas_hindrance(tokens, width)
-    if model.mlp == 'auto' and is_faster():
-        found['mlp'] = mlp_hindrance(config.compute_dtype, model.width, model.hidden)
-    return [f'config.model.{part} is plain: {why}' for part, why in found.items() if why]
+        return {}, []
+    asked = config.model, config.grid, config.compute_dtype
+    return ways(*asked), hindrances(*asked)
 
 
 def _check_classes(config: RunConfig, parts: layout.Parts | None) -> None:

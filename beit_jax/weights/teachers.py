@@ -53,6 +53,7 @@ def load_teacher(
     mean: tuple[float, ...] = (),
     std: tuple[float, ...] = (),
     dtype='float32',
+    unroll: int = 1,
 ) -> Loaded:
     """The teacher in a checkpoint, a work directory, or a file or folder of PyTorch weights.
 
@@ -62,6 +63,7 @@ def load_teacher(
         For others its positions are interpolated.
       mean, std: of its pixels in [0, 1], instead of its own.
       dtype: of its products.
+      unroll: its blocks per step of a scan.
 
     Raises:
       RequestError: none of these, damaged, or sizes that do not fit.
@@ -87,6 +89,7 @@ def load_teacher(
         size, new_grid = image_size, config.grid(*sides(image_size))
         encoder, said = fit_positions(params['encoder'], grid, config.positions, new_grid)
         params, notes, grid = params | {'encoder': encoder}, [*notes, *said], new_grid
+    config = dataclasses.replace(config, unroll=unroll)
     graphdef = _fitting(config, grid, clip_features, dtype, params, path)
     check_finite(params, path)
     means, deviations = mean or tuple(own['mean']), std or tuple(own['std'])

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from beit_jax.errors import RequestError
-from beit_jax.models import fused_mlp, layers
+from beit_jax.models import attention, fused_mlp, kernels, layers
 from beit_jax.models.encoder import EncoderConfig
 from beit_jax.models.fused_mlp import choose_mlp, mlp_branch
 from beit_jax.models.initializers import TruncatedNormal
 from beit_jax.models.layers import Block
 from beit_jax.models.platform import ROWS
+from beit_jax.models.ways import PARTS, ways
 from beit_jax.settings.run import MeshConfig
 from beit_jax.train.sharding import AXES, make_mesh, on_mesh
 from tests.models.test_attention import check_close, result_and_gradients
@@ -26,22 +27,19 @@ NAMES = 'x', 'keep', 'scale', 'shift', 'w1', 'b1', 'w2', 'b2'
 
 
 @pytest.fixture(autouse=True)
-def few_rows(monkeypatch):
-    """Several steps for 8 x 13 rows, the last one not full; columns of the MLP in two parts."""
-    monkeypatch.setattr(fused_mlp, '_MOST', 32)
-    monkeypatch.setattr(fused_mlp, '_LEAST', 16)
+def columns_in_two_parts(monkeypatch):
     monkeypatch.setattr(fused_mlp, '_COLUMNS', 64)
 
 
 @functools.cache
-def inputs(tokens=TOKENS):
+def inputs(batch=BATCH):
     rng = np.random.default_rng(0)
     draw = lambda *shape, by=1: rng.standard_normal(shape, np.float32) / by
-    x, keep = draw(BATCH, tokens, WIDTH), np.float32([0, 1.25, 1, 0.5, 0, 2, 1, 1])
+    x, keep = draw(batch, TOKENS, WIDTH), np.float32([0, 1.25, 1, 0.5, 0, 2, 1, 1])[:batch]
     norm = 1 + draw(WIDTH, by=5), draw(WIDTH, by=5)
     first = draw(WIDTH, HIDDEN, by=5), draw(HIDDEN, by=3)
     last = draw(HIDDEN, WIDTH, by=5), draw(WIDTH, by=3)
-    return (x, keep, *norm, *first, *last), draw(BATCH, tokens, WIDTH)
+    return (x, keep, *norm, *first, *last), draw(batch, TOKENS, WIDTH)
 
 
 def interpreted(*arguments):
@@ -66,25 +64,18 @@ def by_torch(arguments, gradient):
     branch = functional.gelu(normed @ w1 + b1) @ w2 + b2
     result = x + branch * keep.detach()[:, None, None]
     result.backward(torch.tensor(gradient))
-    gradients = [np.zeros(BATCH, np.float32) if leaf is keep else leaf.grad for leaf in leaves]
+    gradients = [np.zeros(len(x), np.float32) if leaf is keep else leaf.grad for leaf in leaves]
     return result.detach().numpy(), *map(np.asarray, gradients)
 
 
-@pytest.mark.parametrize('tokens', [13, 8, 1], ids=['last step not full', 'full', 'one step'])
-def test_equals_torch(tokens):
-    arguments, gradient = inputs(tokens)
+@pytest.mark.parametrize('batch', [8, 7, 1])
+def test_equals_torch(batch):
+    """4 images at a time on each of two cores, and one by one."""
+    arguments, gradient = inputs(batch)
     found = result_and_gradients(interpreted, arguments, gradient)
     check_close(found, by_torch(arguments, gradient))
     # without a gradient nothing is kept for one
     np.testing.assert_array_equal(interpreted(*arguments), found[0])
-
-
-def test_what_is_behind_the_last_row_counts_nowhere(monkeypatch):
-    """On a TPU it is anything: here NaN, which the interpreter puts there."""
-    arguments, gradient = inputs()
-    found = jax.jit(functools.partial(result_and_gradients, interpreted))(arguments, gradient)
-    assert len(arguments[0].reshape(-1, WIDTH)) % fused_mlp._rows(BATCH * TOKENS, WIDTH, HIDDEN)
-    assert all(np.isfinite(array).all() for array in found)
 
 
 def test_bfloat16_loses_no_more_in_the_kernels():
@@ -119,8 +110,8 @@ def test_a_block_takes_them(layer_scale, monkeypatch):
         options = {'layer_scale': layer_scale, 'norm_eps': EPS, 'qkv_bias': True, 'grid': None}
         initial = TruncatedNormal(0.2, 2.0)
         block = Block(
-            2, WIDTH, 3, HIDDEN, kernel_init=initial, way='auto', mlp_way='auto',
-            dtype=jnp.float32, rngs=nnx.Rngs(5), **options,
+            2, WIDTH, 3, HIDDEN, kernel_init=initial, way='auto', projections_way='plain',
+            mlp_way='auto', dtype=jnp.float32, rngs=nnx.Rngs(5), **options,
         )  # fmt: skip
         graphdef, params = nnx.split(block)
         keep_2B = jnp.stack([jnp.ones(BATCH), inputs()[0][1]])
@@ -155,17 +146,22 @@ V6E, V5E = 'TPU v6 lite', 'TPU v5 lite'
         (V6E, 'auto', {'dtype': 'float32'}, 'plain'),
         (V6E, 'auto', {'hidden': 100 * 1024}, 'plain'),
         ('TPU v9', 'auto', {}, 'plain'),
-        (V6E, 'pallas', {'width': 192}, '192 and 3072 are not both multiples of 128'),
+        (V6E, 'pallas', {'width': 192}, 'config.model.width is 192, no multiple of 128'),
+        (V6E, 'auto', {'tokens': 10_000}, 'plain'),
         (V6E, 'pallas', {'dtype': 'float32'}, 'set config.compute_dtype=bfloat16'),
-        (V6E, 'pallas', {'hidden': 100 * 1024}, '768 x 102400 do not fit on the chip'),
+        (
+            V6E,
+            'pallas',
+            {'hidden': 100 * 1024},
+            '768 x 102400 and 197 tokens do not fit',
+        ),
         ('TPU v4', 'pallas', {}, 'do not fit on the chip of a TPU v4'),
     ],
 )
 def test_what_they_take(kind, setting, sizes, found, monkeypatch):
-    monkeypatch.setattr(fused_mlp, '_LEAST', 256)
-    monkeypatch.setattr(fused_mlp, 'target_platform', lambda: 'tpu')
-    monkeypatch.setattr(fused_mlp, 'target_kind', lambda: kind)
-    given = {'dtype': 'bfloat16', 'width': 768, 'hidden': 3072} | sizes
+    monkeypatch.setattr(kernels, 'target_platform', lambda: 'tpu')
+    monkeypatch.setattr(kernels, 'target_kind', lambda: kind)
+    given = {'dtype': 'bfloat16', 'tokens': 197, 'width': 768, 'hidden': 3072} | sizes
     if found in ('plain', 'pallas'):
         assert choose_mlp(setting, **given) == found
     else:
@@ -173,18 +169,24 @@ def test_what_they_take(kind, setting, sizes, found, monkeypatch):
             choose_mlp(setting, **given)
 
 
-def test_elsewhere(monkeypatch):
-    assert EncoderConfig().mlp_way('bfloat16') == 'plain'
+@pytest.mark.parametrize('part', ['projections', 'mlp'])
+def test_elsewhere(part):
+    assert ways(EncoderConfig(), (14, 14), 'bfloat16')[part] == 'plain'
     with pytest.raises(RequestError, match='these kernels are for TPUs, this is a cpu'):
-        EncoderConfig(mlp='pallas').mlp_way('bfloat16')
+        ways(EncoderConfig(**{part: 'pallas'}), (14, 14), 'bfloat16')
     with pytest.raises(RequestError, match='Allowed: auto, plain, pallas'):
-        EncoderConfig(mlp='cudnn')
+        EncoderConfig(**{part: 'cudnn'})
 
 
-def test_all_of_the_mlp_on_each_device(monkeypatch):
-    monkeypatch.setattr(fused_mlp, 'target_platform', lambda: 'tpu')
-    monkeypatch.setattr(fused_mlp, 'target_kind', lambda: V6E)
+def test_whole_products_on_each_device(monkeypatch):
+    for module in (attention, kernels):
+        monkeypatch.setattr(module, 'target_platform', lambda: 'tpu')
+    monkeypatch.setattr(kernels, 'target_kind', lambda: V6E)
     mesh = make_mesh(MeshConfig(slice=1, data=2, fsdp=1, tensor=4))
-    config = EncoderConfig()
-    assert on_mesh(mesh, config.mlp_way)('bfloat16') == 'plain'
-    assert config.mlp_way('bfloat16') == 'pallas'
+    asked = EncoderConfig(), (14, 14), 'bfloat16'
+    assert on_mesh(mesh, ways)(*asked) == {
+        'attention': 'pallas',
+        'projections': 'plain',
+        'mlp': 'plain',
+    }
+    assert ways(*asked) == dict.fromkeys(PARTS, 'pallas')

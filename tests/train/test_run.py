@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from beit_jax.errors import RequestError
-from beit_jax.models import attention, fused_mlp
+from beit_jax.models import attention, kernels, ways
 from beit_jax.models.architecture import encoder_config
+from beit_jax.models.ways import PARTS, hindrances
 from beit_jax.settings.mapping import task_config
 from beit_jax.train import loop
 from beit_jax.train import run as runs
@@ -24,9 +25,10 @@ def opened(tokenizer_dir, workdir, **changed) -> Run:
 
 def test_how_it_computes_is_said_and_kept(tokenizer_dir, tmp_path):
     run = opened(tokenizer_dir, tmp_path, deterministic=True)
-    assert run.summary().endswith(' of cpu; attention plain; mlp plain')
+    assert run.summary().endswith(' of cpu; attention plain; projections plain; mlp plain')
     assert run.notes == ['config.deterministic changes nothing on a cpu']
-    computed = {'device': 'cpu', 'attention': 'plain', 'mlp': 'plain', 'deterministic': False}
+    plain = dict.fromkeys(PARTS, 'plain')
+    computed = {'device': 'cpu', **plain, 'deterministic': False}
     assert run.description()['computed'] == computed
 
 
@@ -42,7 +44,8 @@ def test_deterministic_that_came_too_late(monkeypatch, tokenizer_dir):
 
 
 @pytest.mark.parametrize(
-    ('part', 'way'), [('attention', 'cudnn'), ('attention', 'pallas'), ('mlp', 'pallas')]
+    ('part', 'way'),
+    [('attention', 'cudnn'), ('attention', 'pallas'), ('projections', 'pallas'), ('mlp', 'pallas')],
 )
 def test_kernels_that_are_not_there(part, way, tokenizer_dir, tmp_path):
     with pytest.raises(RequestError, match=f'config.model.{part}={way}: .* this is a cpu'):
@@ -52,25 +55,29 @@ def test_kernels_that_are_not_there(part, way, tokenizer_dir, tmp_path):
 def test_what_hinders_kernels_is_said(monkeypatch, tokenizer_dir):
     """On a TPU whose kernels would be faster, and nowhere else."""
     config = task_config(tiny.settings(tokenizer_dir))
-    assert runs._hindrances(config) == []
-    for module in (runs, attention, fused_mlp):
+    said = lambda model: hindrances(model, config.grid, config.compute_dtype)
+    assert said(config.model) == []
+    for module in (ways, attention, kernels):
         monkeypatch.setattr(module, 'target_platform', lambda: 'tpu')
-    monkeypatch.setattr(fused_mlp, 'target_kind', lambda: 'TPU v6 lite')
+    monkeypatch.setattr(kernels, 'target_kind', lambda: 'TPU v6 lite')
     width, head = config.model.width, config.model.width // config.model.heads
     assert head % 16 and width % 128
-    assert runs._hindrances(config) == [
+    assert said(config.model) == [
         f'config.model.attention is plain: heads are {head} wide, no multiple of 16: change '
         'config.model.width or config.model.heads',
-        'config.model.mlp is plain: they do not take float32: set config.compute_dtype=bfloat16',
+        *(
+            f'config.model.{part} is plain: they do not take float32: set '
+            'config.compute_dtype=bfloat16'
+            for part in ('projections', 'mlp')
+        ),
     ]
-    model = dataclasses.replace(config.model, attention='plain', mlp='plain')
-    assert runs._hindrances(dataclasses.replace(config, model=model)) == []
+    assert said(dataclasses.replace(config.model, **dict.fromkeys(PARTS, 'plain'))) == []
 
 
 def test_a_run_goes_on_with_another_attention(tokenizer_dir, tmp_path):
     config = task_config(tiny.settings(tokenizer_dir))
     write_config(config, tmp_path)
-    other = dataclasses.replace(config.model, attention='plain', mlp='plain')
+    other = dataclasses.replace(config.model, **dict.fromkeys(PARTS, 'plain'))
     assert (
         config_changes(dataclasses.replace(config, model=other, deterministic=True), tmp_path) == []
     )
@@ -79,7 +86,7 @@ def test_a_run_goes_on_with_another_attention(tokenizer_dir, tmp_path):
 def test_a_model_is_opened_on_another_machine(tokenizer_dir, tmp_path):
     """What was trained by cuDNN runs where there is none."""
     architecture = opened(tokenizer_dir, tmp_path).task.describe()
-    there = {'attention': 'cudnn', 'mlp': 'pallas'}
+    there = {'attention': 'cudnn', 'projections': 'pallas', 'mlp': 'pallas'}
     for name, way in there.items():
         assert getattr(encoder_config(architecture | {name: way}), name) == 'auto'
         architecture.pop(name)

@@ -12,6 +12,7 @@ import jax
 
 from beit_jax import whole_files
 from beit_jax.errors import RequestError, StorageError, check
+from beit_jax.models.ways import PARTS
 from beit_jax.settings.overrides import flat
 from beit_jax.settings.run import RunConfig
 from beit_jax.train.workdir.directory import writing
@@ -26,8 +27,7 @@ FREE_SETTINGS = (
     'step_timeout',
     'accept_changes',
     'deterministic',
-    'model.attention',
-    'model.mlp',
+    *(f'model.{part}' for part in PARTS),
     'mesh',
     'profile',
     'tracker',

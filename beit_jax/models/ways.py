@@ -1,0 +1,55 @@
+"""How the parts of an encoder are computed on the devices that are traced for: 'plain', 'cudnn' or
+'pallas'. `model`: an `EncoderConfig`; `grid`: rows and columns of patches; `dtype`: of products."""
+
+import math
+
+from beit_jax.models.attention import choose, pallas_hindrance
+from beit_jax.models.fused_mlp import choose_mlp, mlp_hindrance
+from beit_jax.models.fused_projections import choose_projections, projections_hindrance
+from beit_jax.models.kernels import is_faster
+from beit_jax.models.platform import target_platform
+
+PARTS = (
+    'attention',
+    'projections',
+    'mlp',
+)  # settings of an encoder that say how it is computed, not what
+
+
+def attention_way(model, grid: tuple[int, int], dtype) -> str:
+    """See `choose`."""
+    tokens = 1 + math.prod(grid)
+    return choose(
+        model.attention,
+        dtype=dtype,
+        tokens=tokens,
+        width=model.width // model.heads,
+        biased='bias' in model.positions or tokens % 2 > 0,  # what is filled up is hidden by one
+    )
+
+
+def ways(model, grid: tuple[int, int], dtype) -> dict[str, str]:
+    """{part: its way} of attention, of the products beside it (`projections`), and of the MLP.
+
+    Raises:
+      RequestError: config.model.PART cannot be had there.
+    """
+    sizes = {'dtype': dtype, 'tokens': 1 + math.prod(grid), 'width': model.width}
+    return {
+        'attention': attention_way(model, grid, dtype),
+        'projections': choose_projections(model.projections, model.attention, model.heads, **sizes),
+        'mlp': choose_mlp(model.mlp, hidden=model.hidden, **sizes),
+    }
+
+
+def hindrances(model, grid: tuple[int, int], dtype) -> list[str]:
+    """Why kernels that a TPU would be faster with cannot be taken, a line for each part."""
+    if target_platform() != 'tpu':
+        return []
+    tokens, width, heads = 1 + math.prod(grid), model.width, model.heads
+    found = {'attention': pallas_hindrance(tokens, width // heads)}
+    if is_faster():
+        found['projections'] = projections_hindrance(model.attention, dtype, tokens, width, heads)
+        found['mlp'] = mlp_hindrance(dtype, tokens, width, model.hidden)
+    asked = {part: why for part, why in found.items() if getattr(model, part) == 'auto' and why}
+    return [f'config.model.{part} is plain: {why}' for part, why in asked.items()]
