@@ -20,11 +20,8 @@ STUDY = {
     },
     'arms': better_tokens(
         {'dvae': 6400, 'teacher': 1600, 'vqkd': 1600, 'classify': 800},
-        # Those of `dvae` and `classify` are fitted to docs/results/pretrain_vs_scratch/results.csv.
-        # Without a tokenizer a step takes 0.048 (docs/results/table4/results.csv), of which a
-        # forward pass of the four blocks is a third: VQ-KD has the teacher's pass, an encoder of
-        # four blocks and a decoder of one, its tokens one pass of four, the head of CLS a block.
-        {'dvae': 0.063, 'vqkd': 0.076, 'on_vqkd': 0.063, 'with_cls': 0.074, 'classify': 0.044},
+        # one core of an AMD EPYC, median of 80 steps
+        {'dvae': 0.037, 'vqkd': 0.040, 'on_vqkd': 0.033, 'with_cls': 0.036, 'classify': 0.027},
         start_seconds=15.0,
         share='a quarter',
     ),
