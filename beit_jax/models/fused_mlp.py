@@ -12,7 +12,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 
 from beit_jax.models.gelu import gelu_and_slope
 from beit_jax.models.kernels import (
@@ -21,15 +20,14 @@ from beit_jax.models.kernels import (
     kernel_hindrance,
     norm_units,
     on_chip_memory,
+    on_images,
     rows_of,
     run_on_images,
     start_sums,
     through_norm,
     too_large,
 )
-from beit_jax.models.platform import on_each_device, row_axes
 
-_IMAGES = 4  # at a time, at most
 _COLUMNS = 1024  # of F at a time
 
 
@@ -64,8 +62,8 @@ def mlp_branch(
 ):
     """x + keep * (gelu(norm(x) w1 + b1) w2 + b2), [B, N, D].
 
-    On one TPU or, by rows, on the mesh in use; anywhere where it is interpreted. Products have the
-    dtype of x; parameters are float32. keep_B has no gradient.
+    On one TPU or, by images, on the mesh in use; anywhere where it is interpreted. Products have
+    the dtype of x; parameters are float32. keep_B has no gradient.
     """
     w1_DF, w2_FD = w1_DF.astype(x_BND.dtype), w2_FD.astype(x_BND.dtype)
     return _branch(x_BND, keep_B, scale_D, shift_D, w1_DF, b1_F, w2_FD, b2_D, eps, interpret)
@@ -86,17 +84,13 @@ def _save(x_BND, keep_B, scale_D, shift_D, w1_DF, b1_F, w2_FD, b2_D, eps, interp
 def _apply(x_BND, keep_B, shared, eps, interpret, saves):
     """([B, N, D], and what is before GELU, [B, N, F], where the kernel `saves` it)."""
     run = functools.partial(_run_forward, eps=eps, interpret=interpret, saves=saves)
-    images = P(row_axes())
-    run = on_each_device(run, (images, images, *[P()] * len(shared)), (images,) * (1 + saves))
-    return run(x_BND, keep_B, *shared)
+    return on_images(run, 2, len(shared), 1 + saves)(x_BND, keep_B, *shared)
 
 
 def _gradients(eps, interpret, saved, d_out_BND):
     x_BND, keep_B, hidden_BNF, *shared = saved
     run = functools.partial(_run_backward, eps=eps, interpret=interpret)
-    images = P(row_axes())
-    run = on_each_device(run, (*[images] * 4, *[P()] * len(shared)), (images,) * 9)
-    found = run(x_BND, d_out_BND, keep_B, hidden_BNF, *shared)
+    found = on_images(run, 4, len(shared), 9)(x_BND, d_out_BND, keep_B, hidden_BNF, *shared)
     d_x_BND, normed_BND, d_hidden_BNF, active_BNF, d_branch_BND, *sums = found
     product = functools.partial(jnp.einsum, 'bnx,bny->xy')
     d_w1_DF, d_w2_FD = product(normed_BND, d_hidden_BNF), product(active_BNF, d_branch_BND)

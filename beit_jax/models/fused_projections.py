@@ -12,7 +12,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 
 from beit_jax.models.attention import pallas_hindrance
 from beit_jax.models.kernels import (
@@ -21,13 +20,13 @@ from beit_jax.models.kernels import (
     kernel_hindrance,
     norm_units,
     on_chip_memory,
+    on_images,
     rows_of,
     run_on_images,
     start_sums,
     through_norm,
     too_large,
 )
-from beit_jax.models.platform import on_each_device, row_axes
 
 
 def choose_projections(
@@ -92,14 +91,14 @@ def _project(x_BND, scale_D, shift_D, kernels, eps, interpret):
 def _project_and_save(x_BND, scale_D, shift_D, kernels, eps, interpret):
     narrow = [kernel.astype(x_BND.dtype) for kernel in kernels]
     run = functools.partial(_run_project, eps=eps, interpret=interpret)
-    projected = _on_images(run, 1, 5, 3)(x_BND, scale_D, shift_D, *narrow)
+    projected = on_images(run, 1, 5, 3)(x_BND, scale_D, shift_D, *narrow)
     return (x_BND, *projected), (x_BND, scale_D, shift_D, *narrow)
 
 
 def _project_gradients(eps, interpret, saved, gradients):
     x_BND, *shared = saved
     run = functools.partial(_run_project_back, eps=eps, interpret=interpret)
-    d_x_BND, *sums = _on_images(run, 5, 5, 6)(x_BND, *gradients, *shared)
+    d_x_BND, *sums = on_images(run, 5, 5, 6)(x_BND, *gradients, *shared)
     # of each core of each device
     d_scale, d_shift, *d_kernels = (jnp.sum(each, axis=0) for each in sums)
     return d_x_BND, d_scale[0], d_shift[0], tuple(d_kernels)
@@ -115,25 +114,19 @@ def _add(x_BND, read_BEN, keep_B, kernel_ED, bias_D, interpret):
 
 def _add_and_save(x_BND, read_BEN, keep_B, kernel_ED, bias_D, interpret):
     narrow_ED = kernel_ED.astype(x_BND.dtype)
-    run = _on_images(functools.partial(_run_add, interpret=interpret), 3, 2, 1)
+    run = on_images(functools.partial(_run_add, interpret=interpret), 3, 2, 1)
     (sum_BND,) = run(x_BND, read_BEN, keep_B, narrow_ED, bias_D)
     return sum_BND, (read_BEN, keep_B, narrow_ED)
 
 
 def _add_gradients(interpret, saved, d_sum_BND):
-    run = _on_images(functools.partial(_run_add_back, interpret=interpret), 3, 1, 3)
+    run = on_images(functools.partial(_run_add_back, interpret=interpret), 3, 1, 3)
     d_read_BEN, d_kernel, d_bias = run(d_sum_BND, *saved)
     d_kernel_ED, d_bias_D = jnp.sum(d_kernel, axis=0), jnp.sum(d_bias, axis=(0, 1))
     return d_sum_BND, d_read_BEN, jnp.zeros_like(saved[1]), d_kernel_ED, d_bias_D
 
 
 _add.defvjp(_add_and_save, _add_gradients)
-
-
-def _on_images(run, arrays: int, shared: int, results: int):
-    """`run` on each device with its part of the first `arrays` that it takes."""
-    images = P(row_axes())
-    return on_each_device(run, (images,) * arrays + (P(),) * shared, (images,) * results)
 
 
 def _run_project(x_BND, scale_D, shift_D, *kernels, eps, interpret):

@@ -8,11 +8,19 @@ import jax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from beit_jax.errors import check
 from beit_jax.machines.peaks import chip_of
 from beit_jax.machines.tpus import CHIPS
-from beit_jax.models.platform import HEADS, NONE, target_kind, target_platform
+from beit_jax.models.platform import (
+    HEADS,
+    NONE,
+    on_each_device,
+    row_axes,
+    target_kind,
+    target_platform,
+)
 
 # chips on which a whole step takes less with them, by the compiler's estimate (docs/benchmarks.md)
 FASTER_ON = (CHIPS['v6e'],)
@@ -81,6 +89,13 @@ def on_chip_memory() -> int:
 def rows_of(tokens: int) -> int:
     """That bfloat16 tokens take in memory."""
     return -(-tokens // _TILE) * _TILE
+
+
+def on_images(run: Callable, arrays: int, shared: int, results: int) -> Callable:
+    """`run` on each device of the mesh in use with its images of the first `arrays` that it takes,
+    and all of what is `shared`."""
+    images = P(row_axes())
+    return on_each_device(run, (images,) * arrays + (P(),) * shared, (images,) * results)
 
 
 def run_on_images(kernel, arrays, shared, results, sums, *, most, interpret, name) -> tuple:

@@ -142,27 +142,24 @@ class Attention(nnx.Module):
           bias_HNN: float32 (key, query), shared by the layers, or None.
           scale_D: what the result is multiplied by, or None.
         """
-        q_BND, k_BND, query_bias_D = self._queries_and_keys(x_BND)
-        v_BND = product(x_BND, self.value.kernel[...].astype(x_BND.dtype))
-        read_BND = self._read((q_BND, k_BND, v_BND), query_bias_D, bias_HNN)
+        rows = [product(x_BND, kernel_DD.astype(x_BND.dtype)) for kernel_DD in self._kernels()]
+        read_BND = self._read(rows, bias_HNN)
         kernel_DD, bias_D = self._out(scale_D)
         return product(read_BND, kernel_DD.astype(x_BND.dtype)) + bias_D.astype(x_BND.dtype)
 
     def with_norm(self, x_BND, norm: nnx.LayerNorm, keep_B, bias_HNN=None, scale_D=None):
         """x + keep * `__call__` of norm(x), by the kernels of `fused_projections`."""
-        scale = (x_BND.shape[-1] // self.heads) ** -0.5
-        kernels = self.query.kernel[...] * scale, self.key.kernel[...], self.value.kernel[...]
-        parameters = norm.scale[...], norm.bias[...], kernels
+        parameters = norm.scale[...], norm.bias[...], self._kernels()
         x_BND, *columns = queries_keys_values(x_BND, *parameters, norm.epsilon)
         rows = [x_BDN.swapaxes(1, 2) for x_BDN in columns]
-        read_BND = self._read(rows, self._query_bias(scale), bias_HNN)
+        read_BND = self._read(rows, bias_HNN)
         return add_read(x_BND, read_BND.swapaxes(1, 2), keep_B, *self._out(scale_D))
 
-    def _read(self, rows, query_bias_D, bias_HNN):
+    def _read(self, rows, bias_HNN):
         """What each token reads of the others, less the values' bias; rows: queries without their
         bias, keys and values. All [B, N, D]."""
         bias_HNN = self._bias(rows[0], bias_HNN)
-        return attend(*rows, query_bias_D, bias_HNN, self.heads, self.way)
+        return attend(*rows, self._query_bias(), bias_HNN, self.heads, self.way)
 
     def _out(self, scale_D):
         """Kernel and bias of the last product, times `scale_D`."""
@@ -180,22 +177,23 @@ class Attention(nnx.Module):
         bias_HNN = self._bias(x_BND, bias_HNN)
         if bias_HNN is None:
             bias_HNN = jnp.zeros((self.heads, *x_BND.shape[1:2] * 2))
-        return weights(*self._queries_and_keys(x_BND), bias_HNN)
+        kernels = self._kernels()[:2]
+        rows = [product(x_BND, kernel_DD.astype(x_BND.dtype)) for kernel_DD in kernels]
+        return weights(*rows, self._query_bias(), bias_HNN)
 
-    def _queries_and_keys(self, x_BND):
-        """(queries without their bias [B, N, D], keys [B, N, D], the queries' bias [D]).
+    @property
+    def _scale(self) -> float:
+        """What queries are multiplied by."""
+        return (self.query.kernel.shape[1] // self.heads) ** -0.5
 
-        Queries and bias are divided by the root of a head's width.
-        """
-        scale = (x_BND.shape[-1] // self.heads) ** -0.5
-        kernels = self.query.kernel[...] * scale, self.key.kernel[...]
-        q_BND, k_BND = (product(x_BND, kernel_DD.astype(x_BND.dtype)) for kernel_DD in kernels)
-        return q_BND, k_BND, self._query_bias(scale)
+    def _kernels(self) -> tuple:
+        """Of queries, which are scaled, keys and values, float32 [D, D]."""
+        return self.query.kernel[...] * self._scale, self.key.kernel[...], self.value.kernel[...]
 
-    def _query_bias(self, scale: float):
-        """float32 [D]."""
+    def _query_bias(self):
+        """Of the scaled queries, float32 [D]."""
         bias = self.query.bias
-        return jnp.zeros(self.query.kernel.shape[1]) if bias is None else bias[...] * scale
+        return jnp.zeros(self.query.kernel.shape[1]) if bias is None else bias[...] * self._scale
 
     def _bias(self, x_BND, bias_HNN):
         return bias_HNN if self.position_bias is None else self.position_bias(x_BND.shape[1])

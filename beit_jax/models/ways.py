@@ -9,11 +9,8 @@ from beit_jax.models.fused_projections import choose_projections, projections_hi
 from beit_jax.models.kernels import is_faster
 from beit_jax.models.platform import target_platform
 
-PARTS = (
-    'attention',
-    'projections',
-    'mlp',
-)  # settings of an encoder that say how it is computed, not what
+# settings of an encoder that say how it is computed, not what
+PARTS = 'attention', 'projections', 'mlp'
 
 
 def attention_way(model, grid: tuple[int, int], dtype) -> str:
