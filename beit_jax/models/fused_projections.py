@@ -13,7 +13,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from beit_jax.models.attention import pallas_hindrance
+from beit_jax.models.fused_attention import attention_hindrance
 from beit_jax.models.kernels import (
     choose_kernels,
     dot,
@@ -50,7 +50,7 @@ def projections_hindrance(attention: str, dtype, tokens: int, width: int, heads:
         return why
     if attention not in ('auto', 'pallas'):
         return f'config.model.attention is {attention}: set it to pallas'
-    if why := pallas_hindrance(tokens, width // heads):
+    if why := attention_hindrance(tokens, width // heads):
         return why
     return '' if _room(tokens, width) else too_large(f'{width} x {width}', tokens)
 

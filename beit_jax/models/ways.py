@@ -3,7 +3,8 @@
 
 import math
 
-from beit_jax.models.attention import choose, pallas_hindrance
+from beit_jax.models.attention import choose
+from beit_jax.models.fused_attention import attention_hindrance
 from beit_jax.models.fused_mlp import choose_mlp, mlp_hindrance
 from beit_jax.models.fused_projections import choose_projections, projections_hindrance
 from beit_jax.models.kernels import is_faster
@@ -44,7 +45,7 @@ def hindrances(model, grid: tuple[int, int], dtype) -> list[str]:
     if target_platform() != 'tpu':
         return []
     tokens, width, heads = 1 + math.prod(grid), model.width, model.heads
-    found = {'attention': pallas_hindrance(tokens, width // heads)}
+    found = {'attention': attention_hindrance(tokens, width // heads)}
     if is_faster():
         found['projections'] = projections_hindrance(model.attention, dtype, tokens, width, heads)
         found['mlp'] = mlp_hindrance(dtype, tokens, width, model.hidden)

@@ -22,7 +22,7 @@ from jax.sharding import SingleDeviceSharding
 from beit_jax.machines.tpus import CHIPS
 
 _FLAGS = '--xla_jf_dump_to={} --xla_jf_dump_llo_text=true'
-_SCHEDULES = '*[0-9]-final_bundles*'
+_SCHEDULES = '*-the_kernel*[0-9]-final_bundles*'
 _BUNDLE = re.compile(r'^ *0x[0-9a-f]+ ')
 _PRODUCT = re.compile(r' vmatmul\.\S*(mxu\d)')
 
@@ -42,13 +42,19 @@ def kernel_cycles(equation, topology: str) -> int:
 
 
 def _schedules(equation, topology: str) -> list[str]:
-    """What the compiler writes of each program that the kernel becomes."""
-    run = jax.jit(lambda *arrays: equation.primitive.bind(*arrays, **equation.params))
+    """What the compiler writes of each program that the kernel becomes, without what brings its
+    arrays there."""
+
+    def the_kernel(*arrays):  # the files are called so
+        return equation.primitive.bind(*arrays, **equation.params)
+
     avals = [variable.aval for variable in equation.invars]
     arrays = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
     with tempfile.TemporaryDirectory() as folder:
         file, schedules = Path(folder, 'kernel'), Path(folder, 'schedules')
-        file.write_bytes(jax.export.export(run, platforms=['tpu'])(*arrays).serialize())
+        file.write_bytes(
+            jax.export.export(jax.jit(the_kernel), platforms=['tpu'])(*arrays).serialize()
+        )
         schedules.mkdir()
         settings = {
             'LIBTPU_INIT_ARGS': _FLAGS.format(schedules),

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from beit_jax.models import attention
-from beit_jax.models.attention import attend, attend_by_kernel, attend_plain
+from beit_jax.machines.tpus import CHIPS
+from beit_jax.models import attention, fused_attention
+from beit_jax.models.attention import attend, attend_plain
+from beit_jax.models.fused_attention import attend_by_kernel
 from beit_jax.models.platform import ROWS
 from beit_jax.settings.run import MeshConfig
 from beit_jax.train.sharding import AXES, make_mesh, on_mesh
@@ -66,6 +68,33 @@ def test_equals_torch(way, heads):
     check_close(found, by_torch(arguments, gradient))
 
 
+@pytest.mark.parametrize(
+    ('memory', 'images', 'heads'),
+    [(2**30, 5, 2), (1_000_000, 2, 2), (500_000, 1, 2), (240_000, 1, 1)],
+)
+def test_equals_torch_with_little_memory(memory, images, heads, monkeypatch):
+    """Fewer images and heads at a time; of ten images five are the largest divisor up to eight."""
+    monkeypatch.setattr(fused_attention, 'on_chip_memory', lambda: memory)
+    arguments, gradient = inputs(batch=10)
+    found = fused_attention._together(10, HEADS, WIDTH * 4, TOKENS, 2)
+    assert found[:2] == (images, heads)
+    check_close(
+        result_and_gradients(interpreted, arguments, gradient), by_torch(arguments, gradient)
+    )
+
+
+@pytest.mark.parametrize('kind', CHIPS)
+@pytest.mark.parametrize('tokens', [197, 577, 640])
+def test_kernels_fit_on_each_chip(kind, tokens, monkeypatch):
+    """Also where only one head of one image does, for which the least of all is needed."""
+    memory = CHIPS[kind].on_chip * 19 // 20
+    monkeypatch.setattr(fused_attention, 'on_chip_memory', lambda: memory)
+    for kept in (1, 2):
+        images, heads, needed = fused_attention._together(64, 12, 128, tokens, kept)
+        assert images * heads >= 1 and needed <= max(memory, fused_attention._USUAL)
+    assert fused_attention._together(64, 12, 128, 197, 2)[:2] == ((4 if kind == 'v4' else 8), 2)
+
+
 def test_bfloat16_loses_no_more_in_the_kernel():
     arguments, gradient = inputs()
     narrow = [jnp.bfloat16(array) if i < 3 else array for i, array in enumerate(arguments)]
@@ -84,7 +113,8 @@ def test_kernel_on_a_mesh(mesh, monkeypatch):
 
     The gradients of what all rows share are sums over the devices.
     """
-    monkeypatch.setattr(attention, 'target_platform', lambda: 'tpu')
+    for module in (attention, fused_attention):
+        monkeypatch.setattr(module, 'target_platform', lambda: 'tpu')
     calls = []
 
     def noted(*arguments):
@@ -111,7 +141,8 @@ def test_kernel_on_a_mesh(mesh, monkeypatch):
     ('tokens', 'width', 'by_kernel'), [(29, 16, True), (641, 16, False), (29, 13, False)]
 )
 def test_what_the_kernel_takes(tokens, width, by_kernel, monkeypatch):
-    monkeypatch.setattr(attention, 'target_platform', lambda: 'tpu')
+    for module in (attention, fused_attention):
+        monkeypatch.setattr(module, 'target_platform', lambda: 'tpu')
     q_BND, bias_HNN = jnp.zeros((2, tokens, 2 * width)), jnp.zeros((2, tokens, tokens))
     jaxpr = jax.make_jaxpr(functools.partial(attend, heads=2))(
         q_BND, q_BND, q_BND, jnp.zeros(2 * width), bias_HNN

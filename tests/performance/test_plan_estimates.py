@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from beit_jax.machines.tpus import CHIPS
+from beit_jax.models import fused_attention
 from beit_jax.performance.tpu_estimate import Tpu, estimate
 from beit_jax.performance.tpu_kernels import kernel_cycles
 from beit_jax.train import jaxprs
@@ -17,11 +18,11 @@ from tests.performance.planned import planned
 # cycles of each program with libtpu 0.0.42.1: docs/benchmarks.md
 CYCLES = {
     ('configs/pretrain_imagenet1k.py', 'v5e:2x2', 64): {
-        'step': 95_223_722,
+        'step': 91_363_409,
         'tokenizer': 44_541_784,
     },
-    ('configs/pretrain_imagenet1k.py:large', 'v5p:2x2x1', 128): {'step': 309_526_632},
-    ('configs/pretrain_imagenet1k.py', 'v6e:2x2', 64): {'step': 36_956_746},
+    ('configs/pretrain_imagenet1k.py:large', 'v5p:2x2x1', 128): {'step': 301_698_373},
+    ('configs/pretrain_imagenet1k.py', 'v6e:2x2', 64): {'step': 32_944_906},
 }
 
 
@@ -72,6 +73,35 @@ def test_kernels_by_their_schedules_against_xla(topology):
             f"the memory {memory:,.0f}; XLA's own {by_xla:,.0f}, a kernel {by_schedule:,.0f}"
         )
         assert max(units, memory) <= by_schedule < 1.1 * max(units, memory)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec('libtpu') is None,
+    reason='takes the compiler of the TPU: pip install "jax[tpu]"',
+)
+@pytest.mark.parametrize('tokens', [197, 577, 640])
+@pytest.mark.parametrize('topology', ['v4:2x2x1', 'v5e:2x2', 'v5p:2x2x1', 'v6e:2x2'])
+def test_attention_compiles_for_each_chip(topology, tokens, monkeypatch):
+    """Up to the most tokens that its kernels take, forward and backward."""
+    memory = CHIPS[topology.partition(':')[0]].on_chip * 19 // 20
+    monkeypatch.setattr(fused_attention, 'on_chip_memory', lambda: memory)
+    like = lambda *shape, dtype='float32': jax.ShapeDtypeStruct(shape, dtype)
+    columns = like(8, 768, tokens, dtype='bfloat16')
+    arguments = columns, columns, columns, like(768), like(12, tokens, tokens)
+
+    def forward_and_backward(arguments, gradient):
+        result, back = jax.vjp(fused_attention.attend_by_kernel, *arguments)
+        return result, back(gradient)
+
+    traced = jax.jit(forward_and_backward).trace(arguments, columns)
+    found = {
+        one.params['name']: kernel_cycles(one, topology)
+        for one, _ in jaxprs.equations(traced.jaxpr)
+        if one.primitive.name == 'pallas_call'
+    }
+    print(f'{topology}, {tokens} tokens: {found}')
+    assert found.keys() == {'attention_forward', 'attention_backward'}
 
 
 def product_kernel(x, y, rows=512):
