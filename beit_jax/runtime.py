@@ -93,12 +93,14 @@ def take_huge_pages() -> None:
     else, a notebook or a debugger, that runs the program.
     """
     tunables, words = os.environ.get('GLIBC_TUNABLES', ''), sys.orig_argv
+    if _HUGETLB in tunables:
+        return
     left_to_programs = _HUGE_PAGES.is_file() and '[madvise]' in _HUGE_PAGES.read_text()
     accelerators = gpu_plugins() or importlib.util.find_spec('libtpu')
     module = words[words.index('-m') + 1] if '-m' in words else ''
     started_for_it = sys.argv[0] in words or module.partition('.')[0] == 'beit_jax'
     wanted = left_to_programs and started_for_it and not (accelerators or sys.gettrace())
-    if wanted and _HUGETLB not in tunables:
+    if wanted:
         os.environ['GLIBC_TUNABLES'] = ':'.join(filter(None, (tunables, f'{_HUGETLB}=1')))
         os.execv(sys.executable, [sys.executable, *words[1:]])
 

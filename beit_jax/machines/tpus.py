@@ -25,3 +25,12 @@ CHIPS = {
     'v5p': Chip(262_144, 1.75e9, 2.765e12, 95 * 2**30, 2, 16, 64 * 2**20, 6e11),
     'v6e': Chip(524_288, 1.75e9, 1.64e12, 32 * 2**30, 1, 8, 128 * 2**20, 4.48e11),
 }
+
+# The environment of libtpu where it only compiles: there is no TPU for it to ask, to complain of
+# not finding, or to take from others that plan at the same time.
+WITHOUT_TPU = {
+    'TPU_SKIP_MDS_QUERY': '1',
+    'TPU_WORKER_HOSTNAMES': 'localhost',
+    'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
+    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+}

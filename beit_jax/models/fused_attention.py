@@ -17,8 +17,14 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 
-from beit_jax.models.kernels import dot, on_chip_memory
-from beit_jax.models.platform import target_platform
+from beit_jax.models.kernels import (
+    columns_of,
+    dot,
+    largest_divisor,
+    on_chip_memory,
+    start_sums,
+    tpu_hindrance,
+)
 
 _IMAGES = 8  # a step of a kernel, at most
 _WORTH = 20 * 2**20  # bytes for them: with more it takes no less time, and longer to compile
@@ -29,8 +35,8 @@ _MULTIPLE = 16  # rows of a tile of bfloat16: what the width of a head must be a
 
 def attention_hindrance(tokens: int, width: int) -> str:
     """Why not, and what to do; '' where nothing hinders."""
-    if target_platform() != 'tpu':
-        return f'these kernels are for TPUs, this is a {target_platform()}: run it on one'
+    if why := tpu_hindrance():
+        return why
     if width % _MULTIPLE:
         return (
             f'heads are {width} wide, no multiple of {_MULTIPLE}: change config.model.width or '
@@ -114,21 +120,18 @@ def _together(batch: int, heads: int, column: int, tokens: int, kept: int) -> tu
     column: bytes of one token of a head; kept: how many matrices [N, N] of each head wait for what
     follows them, 1 or, in the backward pass, 2.
     """
-    columns = -(-tokens // 128) * 128
+    columns = columns_of(tokens)
     matrix = -(-tokens // 8) * 8 * columns * 4
     room = (on_chip_memory() or 2**30) * 4 // 5  # where it is interpreted, there is no limit
     biases = 2 * 2 * matrix  # that of a head and its gradient, there twice
-    together = _divisor(heads, 2 if 2 * (biases + 2 * matrix) <= room else 1)
+    together = largest_divisor(heads, 2 if 2 * (biases + 2 * matrix) <= room else 1)
     # what is read and written, 4 or 8 arrays, is there twice
     image = kept * together * (matrix + 2 * 4 * column * columns)
-    images = _divisor(batch, min(_IMAGES, max(1, min(room - together * biases, _WORTH) // image)))
+    images = largest_divisor(
+        batch, min(_IMAGES, max(1, min(room - together * biases, _WORTH) // image))
+    )
     needed = together * biases + images * image
     return images, together, max(_USUAL, needed * 3 // 2)
-
-
-def _divisor(number: int, most: int) -> int:
-    """The largest divisor up to `most`."""
-    return max(divisor for divisor in range(1, most + 1) if number % divisor == 0)
 
 
 def _each_head(images, heads, width):
@@ -154,12 +157,7 @@ def _forward(query_bias, bias, q, k, v, read, normalizer, logits, *, images, hea
 def _backward(*arrays, images, heads):
     query_bias, bias, q, k, v, read, d_read, normalizer, *results = arrays
     d_q, d_k, d_v, d_query, d_bias, logits, d_weights = results
-
-    @pl.when(pl.program_id(1) == 0)
-    def _():
-        d_query[...] = jnp.zeros_like(d_query)
-        d_bias[...] = jnp.zeros_like(d_bias)
-
+    start_sums((d_query, d_bias))
     each = list(_each_head(images, heads, q.shape[1] // heads))
     biased_query = lambda at: (q[at] + query_bias[at[1]]).astype(q.dtype)
     for number, head, at in each:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from beit_jax.models.fused_attention import attention_hindrance
 from beit_jax.models.kernels import (
     choose_kernels,
+    columns_of,
     dot,
     kernel_hindrance,
     norm_units,
@@ -59,7 +60,7 @@ def _room(tokens: int, width: int) -> int:
     """Images that fit on the chip, in three quarters of it: the rest is for what is not counted.
     The parameters are there once and their gradients twice, what changes with the images twice;
     and a few intermediate results are."""
-    columns = -(-tokens // 128) * 128
+    columns = columns_of(tokens)
     image = 12 * width * (rows_of(tokens) + columns)
     left = on_chip_memory() * 3 // 4 - 30 * width * width - 16 * width * columns
     return max(0, left) // image

@@ -1,5 +1,6 @@
-"""What the kernels of a block for a TPU, `fused_projections` and `fused_mlp`, have in common: where
-they are taken, how they run, and LayerNorm. Shape legend: B images, R rows, D width."""
+"""What the kernels of a block for a TPU, `fused_attention`, `fused_projections` and `fused_mlp`,
+have in common: where they are taken, how they run, and LayerNorm. Shape legend: B images, R rows, D
+width."""
 
 from collections.abc import Callable, Mapping
 import math
@@ -55,12 +56,19 @@ def is_faster() -> bool:
     return chip_of(target_kind()) in FASTER_ON
 
 
+def tpu_hindrance() -> str:
+    """Why there are no kernels at all, and what to do, or ''."""
+    if target_platform() == 'tpu':
+        return ''
+    return f'these kernels are for TPUs, this is a {target_platform()}: run it on one'
+
+
 def kernel_hindrance(dtype, widths: Mapping[str, int]) -> str:
     """What hinders the kernels of either part, and what to do, or ''; widths: of matrices, by the
     settings that decide them."""
     name = jnp.dtype(dtype).name
-    if target_platform() != 'tpu':
-        return f'these kernels are for TPUs, this is a {target_platform()}: run it on one'
+    if why := tpu_hindrance():
+        return why
     if name != 'bfloat16':
         return f'they do not take {name}: set config.compute_dtype=bfloat16'
     for setting, width in widths.items():
@@ -91,6 +99,16 @@ def rows_of(tokens: int) -> int:
     return -(-tokens // _TILE) * _TILE
 
 
+def columns_of(tokens: int) -> int:
+    """Likewise, where each is a column."""
+    return -(-tokens // _LANES) * _LANES
+
+
+def largest_divisor(number: int, most: int) -> int:
+    """Of `number`, up to `most`."""
+    return next(divisor for divisor in range(most, 0, -1) if number % divisor == 0)
+
+
 def on_images(run: Callable, arrays: int, shared: int, results: int) -> Callable:
     """`run` on each device of the mesh in use with its images of the first `arrays` that it takes,
     and all of what is `shared`."""
@@ -109,7 +127,7 @@ def run_on_images(kernel, arrays, shared, results, sums, *, most, interpret, nam
     """
     batch = len(arrays[0])
     most = min(_IMAGES, most or _IMAGES)  # where it is interpreted, there is no limit
-    images = next(count for count in range(most, 0, -1) if batch % count == 0)
+    images = largest_divisor(batch, most)
     chip = chip_of(target_kind())
     cores = math.gcd(batch // images, chip.cores if chip else 2)
     steps = batch // images // cores

@@ -12,7 +12,7 @@ import os
 import re
 
 from beit_jax.errors import RequestError, check
-from beit_jax.machines.tpus import CHIPS
+from beit_jax.machines.tpus import CHIPS, WITHOUT_TPU
 from beit_jax.performance import hlo
 from beit_jax.performance.estimate import Estimate
 
@@ -20,15 +20,6 @@ _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _WALKED = ('call', 'conditional', 'fusion')
 BY_SCHEDULE = ' (a kernel, by its schedule)'  # behind its name
 EXAMPLES = 'v4:2x2x1, v5e:2x2, v5e:4x4, v5e:16x16, v5p:2x2x1, v5p:4x4x4, v6e:4x4, v6e:16x16'
-
-# There is no TPU for libtpu to ask, to complain of not finding, or to take from others that plan at
-# the same time.
-_WITHOUT_TPU = {
-    'TPU_SKIP_MDS_QUERY': '1',
-    'TPU_WORKER_HOSTNAMES': 'localhost',
-    'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
-    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
-}
 
 
 class Tpu:
@@ -53,7 +44,7 @@ class Tpu:
             importlib.util.find_spec('libtpu') is not None,
             'planning for a TPU takes its compiler: pip install "jax[tpu]".',
         )
-        for name, value in _WITHOUT_TPU.items():
+        for name, value in WITHOUT_TPU.items():
             os.environ.setdefault(name, value)
         try:
             found = topologies.get_topology_desc(self.topology, platform='tpu', num_slices=slices)

@@ -19,7 +19,7 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
-from beit_jax.machines.tpus import CHIPS
+from beit_jax.machines.tpus import CHIPS, WITHOUT_TPU
 
 _FLAGS = '--xla_jf_dump_to={} --xla_jf_dump_llo_text=true'
 _SCHEDULES = '*-the_kernel*[0-9]-final_bundles*'
@@ -56,16 +56,12 @@ def _schedules(equation, topology: str) -> list[str]:
             jax.export.export(jax.jit(the_kernel), platforms=['tpu'])(*arrays).serialize()
         )
         schedules.mkdir()
-        settings = {
-            'LIBTPU_INIT_ARGS': _FLAGS.format(schedules),
-            'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
-        }
         done = subprocess.run(
             [sys.executable, '-m', 'beit_jax.performance.tpu_kernels', topology, file],
             capture_output=True,
             text=True,
             check=False,
-            env=os.environ | settings,
+            env=WITHOUT_TPU | os.environ | {'LIBTPU_INIT_ARGS': _FLAGS.format(schedules)},
         )
         if done.returncode:
             raise RuntimeError(

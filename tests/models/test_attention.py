@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from beit_jax.machines.tpus import CHIPS
-from beit_jax.models import attention, fused_attention
+from beit_jax.models import attention, fused_attention, kernels
 from beit_jax.models.attention import attend, attend_plain
 from beit_jax.models.fused_attention import attend_by_kernel
 from beit_jax.models.platform import ROWS
@@ -87,8 +87,9 @@ def test_equals_torch_with_little_memory(memory, images, heads, monkeypatch):
 @pytest.mark.parametrize('tokens', [197, 577, 640])
 def test_kernels_fit_on_each_chip(kind, tokens, monkeypatch):
     """Also where only one head of one image does, for which the least of all is needed."""
-    memory = CHIPS[kind].on_chip * 19 // 20
-    monkeypatch.setattr(fused_attention, 'on_chip_memory', lambda: memory)
+    monkeypatch.setattr(kernels, 'target_kind', lambda: f'TPU {kind}')
+    memory = kernels.on_chip_memory()
+    assert 0 < memory < CHIPS[kind].on_chip
     for kept in (1, 2):
         images, heads, needed = fused_attention._together(64, 12, 128, tokens, kept)
         assert images * heads >= 1 and needed <= max(memory, fused_attention._USUAL)
@@ -113,7 +114,7 @@ def test_kernel_on_a_mesh(mesh, monkeypatch):
 
     The gradients of what all rows share are sums over the devices.
     """
-    for module in (attention, fused_attention):
+    for module in (attention, kernels):
         monkeypatch.setattr(module, 'target_platform', lambda: 'tpu')
     calls = []
 
@@ -141,7 +142,7 @@ def test_kernel_on_a_mesh(mesh, monkeypatch):
     ('tokens', 'width', 'by_kernel'), [(29, 16, True), (641, 16, False), (29, 13, False)]
 )
 def test_what_the_kernel_takes(tokens, width, by_kernel, monkeypatch):
-    for module in (attention, fused_attention):
+    for module in (attention, kernels):
         monkeypatch.setattr(module, 'target_platform', lambda: 'tpu')
     q_BND, bias_HNN = jnp.zeros((2, tokens, 2 * width)), jnp.zeros((2, tokens, tokens))
     jaxpr = jax.make_jaxpr(functools.partial(attend, heads=2))(

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from beit_jax.errors import RequestError
-from beit_jax.models import attention, fused_attention, platform
+from beit_jax.models import attention, kernels, platform
 from beit_jax.models.attention import attend, attend_plain
 from beit_jax.models.encoder import Encoder, EncoderConfig
 from beit_jax.models.heads import MaskedImageModel
@@ -303,7 +303,7 @@ def test_which_gpus(capability, taken, monkeypatch):
     ],
 )
 def test_what_is_refused(on, asked, message, monkeypatch):
-    for module in (attention, fused_attention, platform):
+    for module in (attention, kernels, platform):
         monkeypatch.setattr(module, 'target_platform', lambda: on)
     with pytest.raises(RequestError, match=re.escape(message)):
         choice(**asked)

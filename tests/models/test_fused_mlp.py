@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from beit_jax.errors import RequestError
-from beit_jax.models import attention, fused_attention, fused_mlp, kernels, layers
+from beit_jax.models import attention, fused_mlp, kernels, layers
 from beit_jax.models.encoder import EncoderConfig
 from beit_jax.models.fused_mlp import choose_mlp, mlp_branch
 from beit_jax.models.initializers import TruncatedNormal
@@ -179,7 +179,7 @@ def test_elsewhere(part):
 
 
 def test_whole_products_on_each_device(monkeypatch):
-    for module in (attention, fused_attention, kernels):
+    for module in (attention, kernels):
         monkeypatch.setattr(module, 'target_platform', lambda: 'tpu')
     monkeypatch.setattr(kernels, 'target_kind', lambda: V6E)
     mesh = make_mesh(MeshConfig(slice=1, data=2, fsdp=1, tensor=4))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from beit_jax.errors import RequestError
-from beit_jax.models import attention, fused_attention, kernels, layers
+from beit_jax.models import attention, kernels, layers
 from beit_jax.models.fused_projections import add_read, choose_projections, queries_keys_values
 from beit_jax.models.initializers import TruncatedNormal
 from beit_jax.models.layers import Block
@@ -187,7 +187,7 @@ V6E, V5E = 'TPU v6 lite', 'TPU v5 lite'
     ],
 )
 def test_what_they_take(kind, settings, sizes, found, monkeypatch):
-    for module in (attention, fused_attention, kernels):
+    for module in (attention, kernels):
         monkeypatch.setattr(module, 'target_platform', lambda: 'tpu')
     monkeypatch.setattr(kernels, 'target_kind', lambda: kind)
     given = {'dtype': 'bfloat16', 'tokens': 197, 'width': 768} | sizes

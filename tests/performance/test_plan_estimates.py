@@ -9,11 +9,19 @@ import jax.numpy as jnp
 import pytest
 
 from beit_jax.machines.tpus import CHIPS
-from beit_jax.models import fused_attention
+from beit_jax.models import fused_attention, kernels
 from beit_jax.performance.tpu_estimate import Tpu, estimate
 from beit_jax.performance.tpu_kernels import kernel_cycles
 from beit_jax.train import jaxprs
 from tests.performance.planned import planned
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec('libtpu') is None,
+        reason='takes the compiler of the TPU: pip install "jax[tpu]"',
+    ),
+]
 
 # cycles of each program with libtpu 0.0.42.1: docs/benchmarks.md
 CYCLES = {
@@ -26,11 +34,6 @@ CYCLES = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
-    importlib.util.find_spec('libtpu') is None,
-    reason='takes the compiler of the TPU: pip install "jax[tpu]"',
-)
 @pytest.mark.parametrize(('recipe', 'topology', 'images'), CYCLES)
 def test_no_slower(recipe, topology, images, tmp_path):
     programs = CYCLES[recipe, topology, images]
@@ -43,11 +46,6 @@ def test_no_slower(recipe, topology, images, tmp_path):
     assert all(found[name] < 1.05 * cycles for name, cycles in programs.items()), found
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
-    importlib.util.find_spec('libtpu') is None,
-    reason='takes the compiler of the TPU: pip install "jax[tpu]"',
-)
 @pytest.mark.parametrize('topology', ['v5e:2x2', 'v5p:2x2x1', 'v6e:2x2'])
 def test_kernels_by_their_schedules_against_xla(topology):
     """A plain product as a kernel: never less than the matrix units and the memory take, and a
@@ -75,17 +73,11 @@ def test_kernels_by_their_schedules_against_xla(topology):
         assert max(units, memory) <= by_schedule < 1.1 * max(units, memory)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
-    importlib.util.find_spec('libtpu') is None,
-    reason='takes the compiler of the TPU: pip install "jax[tpu]"',
-)
 @pytest.mark.parametrize('tokens', [197, 577, 640])
 @pytest.mark.parametrize('topology', ['v4:2x2x1', 'v5e:2x2', 'v5p:2x2x1', 'v6e:2x2'])
 def test_attention_compiles_for_each_chip(topology, tokens, monkeypatch):
     """Up to the most tokens that its kernels take, forward and backward."""
-    memory = CHIPS[topology.partition(':')[0]].on_chip * 19 // 20
-    monkeypatch.setattr(fused_attention, 'on_chip_memory', lambda: memory)
+    monkeypatch.setattr(kernels, 'target_kind', lambda: f'TPU {topology.partition(":")[0]}')
     like = lambda *shape, dtype='float32': jax.ShapeDtypeStruct(shape, dtype)
     columns = like(8, 768, tokens, dtype='bfloat16')
     arguments = columns, columns, columns, like(768), like(12, tokens, tokens)

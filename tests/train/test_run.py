@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from beit_jax.errors import RequestError
-from beit_jax.models import attention, fused_attention, kernels, ways
+from beit_jax.models import attention, kernels, ways
 from beit_jax.models.architecture import encoder_config
 from beit_jax.models.ways import PARTS, hindrances
 from beit_jax.settings.mapping import task_config
@@ -57,7 +57,7 @@ def test_what_hinders_kernels_is_said(monkeypatch, tokenizer_dir):
     config = task_config(tiny.settings(tokenizer_dir))
     said = lambda model: hindrances(model, config.grid, config.compute_dtype)
     assert said(config.model) == []
-    for module in (ways, attention, fused_attention, kernels):
+    for module in (ways, attention, kernels):
         monkeypatch.setattr(module, 'target_platform', lambda: 'tpu')
     monkeypatch.setattr(kernels, 'target_kind', lambda: 'TPU v6 lite')
     width, head = config.model.width, config.model.width // config.model.heads
