@@ -24,7 +24,7 @@ from beit_jax.models.platform import (
 )
 
 # chips on which a whole step takes less with them, by the compiler's estimate (docs/benchmarks.md)
-FASTER_ON = (CHIPS['v6e'],)
+FASTER_ON = CHIPS['v5e'], CHIPS['v5p'], CHIPS['v6e']
 KERNEL_WAYS = ('auto', 'plain', 'pallas')
 _LANES = 128  # what the widths of matrices must be multiples of
 _TILE = 16  # rows of bfloat16
