@@ -19,13 +19,12 @@ from beit_jax.models.kernels import (
     dot,
     kernel_hindrance,
     norm_units,
-    on_chip_memory,
     on_images,
+    room_hindrance,
     rows_of,
     run_on_images,
     start_sums,
     through_norm,
-    too_large,
 )
 
 _COLUMNS = 1024  # of F at a time
@@ -48,13 +47,14 @@ def mlp_hindrance(dtype, tokens: int, width: int, hidden: int) -> str:
     widths = {'config.model.width': width, 'config.model.hidden': hidden}
     if why := kernel_hindrance(dtype, widths):
         return why
-    return '' if _room(tokens, width, hidden) else too_large(f'{width} x {hidden}', tokens)
+    room = functools.partial(_room, tokens, width, hidden)
+    return room_hindrance(room, f'{width} x {hidden}', tokens)
 
 
-def _room(tokens: int, width: int, hidden: int) -> int:
-    """Images that fit on the chip: what changes with them is there twice."""
+def _room(tokens: int, width: int, hidden: int, memory: int) -> int:
+    """Images that fit on a chip of so much memory: what changes with them is there twice."""
     image = rows_of(tokens) * (12 * hidden + 20 * width + 13 * _COLUMNS)
-    return max(0, on_chip_memory() - 4 * width * hidden) // image
+    return max(0, memory - 4 * width * hidden) // image
 
 
 def mlp_branch(
@@ -109,10 +109,10 @@ def _run_forward(
     shared = scale_D[None], shift_D[None], w1_DF, b1_F[None], w2_FD, b2_D[None]
     hidden = jax.ShapeDtypeStruct((*x_BND.shape[:2], w1_DF.shape[1]), x_BND.dtype)
     kernel = functools.partial(_forward, eps=eps)
-    most = _room(*x_BND.shape[1:], w1_DF.shape[1])
+    room = functools.partial(_room, *x_BND.shape[1:], w1_DF.shape[1])
     arrays, results = (x_BND, keep_B[:, None, None]), [x_BND, *[hidden] * saves]
     return run_on_images(
-        kernel, arrays, shared, results, [], most=most, interpret=interpret, name='mlp_forward'
+        kernel, arrays, shared, results, [], room=room, interpret=interpret, name='mlp_forward'
     )
 
 
@@ -126,9 +126,9 @@ def _run_backward(x_BND, d_out_BND, keep_B, hidden_BNF, *shared, eps, interpret)
     results = x_BND, x_BND, hidden_BNF, hidden_BNF, x_BND
     sums = [(1, size) for size in (width, width, hidden, width)]
     kernel = functools.partial(_backward, eps=eps)
-    most = _room(*x_BND.shape[1:], hidden)
+    room = functools.partial(_room, *x_BND.shape[1:], hidden)
     return run_on_images(
-        kernel, arrays, shared, results, sums, most=most, interpret=interpret, name='mlp_backward'
+        kernel, arrays, shared, results, sums, room=room, interpret=interpret, name='mlp_backward'
     )
 
 

@@ -20,13 +20,12 @@ from beit_jax.models.kernels import (
     dot,
     kernel_hindrance,
     norm_units,
-    on_chip_memory,
     on_images,
+    room_hindrance,
     rows_of,
     run_on_images,
     start_sums,
     through_norm,
-    too_large,
 )
 
 
@@ -53,16 +52,17 @@ def projections_hindrance(attention: str, dtype, tokens: int, width: int, heads:
         return f'config.model.attention is {attention}: set it to pallas'
     if why := attention_hindrance(tokens, width // heads):
         return why
-    return '' if _room(tokens, width) else too_large(f'{width} x {width}', tokens)
+    room = functools.partial(_room, tokens, width)
+    return room_hindrance(room, f'{width} x {width}', tokens)
 
 
-def _room(tokens: int, width: int) -> int:
-    """Images that fit on the chip, in three quarters of it: the rest is for what is not counted.
-    The parameters are there once and their gradients twice, what changes with the images twice;
-    and a few intermediate results are."""
+def _room(tokens: int, width: int, memory: int) -> int:
+    """Images that fit on a chip of so much memory, in three quarters of it: the rest is for what is
+    not counted. The parameters are there once and their gradients twice, what changes with the
+    images twice; and a few intermediate results are."""
     columns = columns_of(tokens)
     image = 12 * width * (rows_of(tokens) + columns)
-    left = on_chip_memory() * 3 // 4 - 30 * width * width - 16 * width * columns
+    left = memory * 3 // 4 - 30 * width * width - 16 * width * columns
     return max(0, left) // image
 
 
@@ -136,7 +136,8 @@ def _run_project(x_BND, scale_D, shift_D, *kernels, eps, interpret):
     like = jax.ShapeDtypeStruct((batch, outputs, tokens), x_BND.dtype)
     return run_on_images(
         functools.partial(_project_kernel, eps=eps), [x_BND], shared, [like] * 3, [],
-        most=_room(tokens, width), interpret=interpret, name='projections_forward',
+        room=functools.partial(_room, tokens, width), interpret=interpret,
+        name='projections_forward',
     )  # fmt: skip
 
 
@@ -148,7 +149,8 @@ def _run_project_back(x_BND, *arrays, eps, interpret):
     return run_on_images(
         functools.partial(_project_back_kernel, eps=eps), [x_BND, *gradients], shared, [x_BND],
         [(1, width)] * 2 + [(width, outputs)] * 3,
-        most=_room(*x_BND.shape[1:]), interpret=interpret, name='projections_backward',
+        room=functools.partial(_room, *x_BND.shape[1:]), interpret=interpret,
+        name='projections_backward',
     )  # fmt: skip
 
 
@@ -156,7 +158,7 @@ def _run_add(x_BND, read_BEN, keep_B, kernel_ED, bias_D, *, interpret):
     arrays, shared = (x_BND, read_BEN, keep_B[:, None, None]), (kernel_ED, bias_D[None])
     return run_on_images(
         _add_kernel, arrays, shared, [x_BND], [],
-        most=_room(*x_BND.shape[1:]), interpret=interpret, name='out_forward',
+        room=functools.partial(_room, *x_BND.shape[1:]), interpret=interpret, name='out_forward',
     )  # fmt: skip
 
 
@@ -165,7 +167,8 @@ def _run_add_back(d_sum_BND, read_BEN, keep_B, kernel_ED, *, interpret):
     return run_on_images(
         _add_back_kernel, arrays, [kernel_ED], [read_BEN],
         [kernel_ED.shape, (1, kernel_ED.shape[1])],
-        most=_room(*d_sum_BND.shape[1:]), interpret=interpret, name='out_backward',
+        room=functools.partial(_room, *d_sum_BND.shape[1:]), interpret=interpret,
+        name='out_backward',
     )  # fmt: skip
 
 

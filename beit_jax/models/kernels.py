@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from beit_jax.errors import check
 from beit_jax.machines.peaks import chip_of
-from beit_jax.machines.tpus import CHIPS
+from beit_jax.machines.tpus import CHIPS, Chip
 from beit_jax.models.platform import (
     HEADS,
     NONE,
@@ -79,11 +79,16 @@ def kernel_hindrance(dtype, widths: Mapping[str, int]) -> str:
     return ''
 
 
-def too_large(widths: str, tokens: int) -> str:
-    """The hindrance where parameters of some `widths` leave no room for the tokens of an image."""
+def room_hindrance(room: Callable[[int], int], widths: str, tokens: int) -> str:
+    """What hinders where parameters of some `widths` leave no room for the tokens of an image, and
+    what to do, or ''; room: bytes on a chip -> images that fit there."""
+    if room(on_chip_memory()):
+        return ''
+    fitting = [kind for kind, chip in CHIPS.items() if room(_for_kernels(chip))]
+    elsewhere = f'run it on a {" or ".join(fitting)}, or ' if fitting else ''
     return (
         f'parameters of {widths} and {tokens} tokens do not fit on the chip of a {target_kind()}: '
-        'run it on a v5e, v5p or v6e, or lower config.data.image_size'
+        f'{elsewhere}lower config.data.image_size or config.model.width'
     )
 
 
@@ -91,7 +96,11 @@ def on_chip_memory() -> int:
     """Bytes on the chip that kernels may take, of the devices that are traced for; 0 where that is
     not known."""
     chip = chip_of(target_kind())
-    return chip.on_chip * 19 // 20 if chip else 0
+    return _for_kernels(chip) if chip else 0
+
+
+def _for_kernels(chip: Chip) -> int:
+    return chip.on_chip * 19 // 20
 
 
 def rows_of(tokens: int) -> int:
@@ -116,17 +125,18 @@ def on_images(run: Callable, arrays: int, shared: int, results: int) -> Callable
     return on_each_device(run, (images,) * arrays + (P(),) * shared, (images,) * results)
 
 
-def run_on_images(kernel, arrays, shared, results, sums, *, most, interpret, name) -> tuple:
+def run_on_images(kernel, arrays, shared, results, sums, *, room, interpret, name) -> tuple:
     """Runs a kernel on some images at a time.
 
     Args:
       arrays, results: what it takes and gives, or their shapes, [B, ...].
       shared: arrays that it takes whole.
       sums: shapes of sums over images, which it gives in float32, of each core: [1 or 2, ...].
-      most: images that fit on the chip.
+      room: bytes on a chip -> images that fit there.
     """
     batch = len(arrays[0])
-    most = min(_IMAGES, most or _IMAGES)  # where it is interpreted, there is no limit
+    # where it is interpreted, there is no limit
+    most = min(_IMAGES, room(on_chip_memory()) or _IMAGES)
     images = largest_divisor(batch, most)
     chip = chip_of(target_kind())
     cores = math.gcd(batch // images, chip.cores if chip else 2)
