@@ -8,6 +8,7 @@ is before GELU is kept for the backward pass, all else is computed anew from x. 
 images, N tokens, D width, F hidden width.
 """
 
+from collections.abc import Callable
 import functools
 
 import jax
@@ -47,14 +48,13 @@ def mlp_hindrance(dtype, tokens: int, width: int, hidden: int) -> str:
     widths = {'config.model.width': width, 'config.model.hidden': hidden}
     if why := kernel_hindrance(dtype, widths):
         return why
-    room = functools.partial(_room, tokens, width, hidden)
-    return room_hindrance(room, f'{width} x {hidden}', tokens)
+    return room_hindrance(_room(tokens, width, hidden), f'{width} x {hidden}', tokens)
 
 
-def _room(tokens: int, width: int, hidden: int, memory: int) -> int:
-    """Images that fit on a chip of so much memory: what changes with them is there twice."""
+def _room(tokens: int, width: int, hidden: int) -> Callable[[int], int]:
+    """Bytes on a chip -> images that fit there: what changes with them is there twice."""
     image = rows_of(tokens) * (12 * hidden + 20 * width + 13 * _COLUMNS)
-    return max(0, memory - 4 * width * hidden) // image
+    return lambda memory: max(0, memory - 4 * width * hidden) // image
 
 
 def mlp_branch(
@@ -109,7 +109,7 @@ def _run_forward(
     shared = scale_D[None], shift_D[None], w1_DF, b1_F[None], w2_FD, b2_D[None]
     hidden = jax.ShapeDtypeStruct((*x_BND.shape[:2], w1_DF.shape[1]), x_BND.dtype)
     kernel = functools.partial(_forward, eps=eps)
-    room = functools.partial(_room, *x_BND.shape[1:], w1_DF.shape[1])
+    room = _room(*x_BND.shape[1:], w1_DF.shape[1])
     arrays, results = (x_BND, keep_B[:, None, None]), [x_BND, *[hidden] * saves]
     return run_on_images(
         kernel, arrays, shared, results, [], room=room, interpret=interpret, name='mlp_forward'
@@ -126,7 +126,7 @@ def _run_backward(x_BND, d_out_BND, keep_B, hidden_BNF, *shared, eps, interpret)
     results = x_BND, x_BND, hidden_BNF, hidden_BNF, x_BND
     sums = [(1, size) for size in (width, width, hidden, width)]
     kernel = functools.partial(_backward, eps=eps)
-    room = functools.partial(_room, *x_BND.shape[1:], hidden)
+    room = _room(*x_BND.shape[1:], hidden)
     return run_on_images(
         kernel, arrays, shared, results, sums, room=room, interpret=interpret, name='mlp_backward'
     )

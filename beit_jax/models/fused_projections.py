@@ -8,6 +8,7 @@ gradient of x what reached it past attention. Shape legend: B images, N tokens, 
 all heads (D again).
 """
 
+from collections.abc import Callable
 import functools
 
 import jax
@@ -52,18 +53,17 @@ def projections_hindrance(attention: str, dtype, tokens: int, width: int, heads:
         return f'config.model.attention is {attention}: set it to pallas'
     if why := attention_hindrance(tokens, width // heads):
         return why
-    room = functools.partial(_room, tokens, width)
-    return room_hindrance(room, f'{width} x {width}', tokens)
+    return room_hindrance(_room(tokens, width), f'{width} x {width}', tokens)
 
 
-def _room(tokens: int, width: int, memory: int) -> int:
-    """Images that fit on a chip of so much memory, in three quarters of it: the rest is for what is
-    not counted. The parameters are there once and their gradients twice, what changes with the
-    images twice; and a few intermediate results are."""
+def _room(tokens: int, width: int) -> Callable[[int], int]:
+    """Bytes on a chip -> images that fit in three quarters of it: the rest is for what is not
+    counted. The parameters are there once and their gradients twice, what changes with the images
+    twice; and a few intermediate results are."""
     columns = columns_of(tokens)
     image = 12 * width * (rows_of(tokens) + columns)
-    left = memory * 3 // 4 - 30 * width * width - 16 * width * columns
-    return max(0, left) // image
+    once = 30 * width * width + 16 * width * columns
+    return lambda memory: max(0, memory * 3 // 4 - once) // image
 
 
 def queries_keys_values(x_BND, scale_D, shift_D, kernels, eps: float, interpret: bool = False):
@@ -136,8 +136,7 @@ def _run_project(x_BND, scale_D, shift_D, *kernels, eps, interpret):
     like = jax.ShapeDtypeStruct((batch, outputs, tokens), x_BND.dtype)
     return run_on_images(
         functools.partial(_project_kernel, eps=eps), [x_BND], shared, [like] * 3, [],
-        room=functools.partial(_room, tokens, width), interpret=interpret,
-        name='projections_forward',
+        room=_room(tokens, width), interpret=interpret, name='projections_forward',
     )  # fmt: skip
 
 
@@ -149,8 +148,7 @@ def _run_project_back(x_BND, *arrays, eps, interpret):
     return run_on_images(
         functools.partial(_project_back_kernel, eps=eps), [x_BND, *gradients], shared, [x_BND],
         [(1, width)] * 2 + [(width, outputs)] * 3,
-        room=functools.partial(_room, *x_BND.shape[1:]), interpret=interpret,
-        name='projections_backward',
+        room=_room(*x_BND.shape[1:]), interpret=interpret, name='projections_backward',
     )  # fmt: skip
 
 
@@ -158,7 +156,7 @@ def _run_add(x_BND, read_BEN, keep_B, kernel_ED, bias_D, *, interpret):
     arrays, shared = (x_BND, read_BEN, keep_B[:, None, None]), (kernel_ED, bias_D[None])
     return run_on_images(
         _add_kernel, arrays, shared, [x_BND], [],
-        room=functools.partial(_room, *x_BND.shape[1:]), interpret=interpret, name='out_forward',
+        room=_room(*x_BND.shape[1:]), interpret=interpret, name='out_forward',
     )  # fmt: skip
 
 
@@ -167,8 +165,7 @@ def _run_add_back(d_sum_BND, read_BEN, keep_B, kernel_ED, *, interpret):
     return run_on_images(
         _add_back_kernel, arrays, [kernel_ED], [read_BEN],
         [kernel_ED.shape, (1, kernel_ED.shape[1])],
-        room=functools.partial(_room, *d_sum_BND.shape[1:]), interpret=interpret,
-        name='out_backward',
+        room=_room(*d_sum_BND.shape[1:]), interpret=interpret, name='out_backward',
     )  # fmt: skip
 
 

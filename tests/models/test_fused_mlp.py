@@ -140,6 +140,7 @@ V6E, V5E = 'TPU v6 lite', 'TPU v5 lite'
         (V6E, 'auto', {}, 'pallas'),
         (V6E, 'plain', {}, 'plain'),
         (V5E, 'auto', {}, 'pallas'),
+        (V5E, 'pallas', {}, 'pallas'),
         ('TPU v5', 'auto', {}, 'pallas'),
         ('TPU v4', 'auto', {}, 'plain'),
         (V6E, 'auto', {'width': 192}, 'plain'),

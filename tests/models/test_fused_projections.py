@@ -169,6 +169,7 @@ V6E, V5E = 'TPU v6 lite', 'TPU v5 lite'
         (V6E, ('plain', 'auto'), {}, 'plain'),
         (V6E, ('auto', 'plain'), {}, 'plain'),
         (V5E, ('auto', 'auto'), {}, 'pallas'),
+        (V5E, ('pallas', 'auto'), {}, 'pallas'),
         ('TPU v5', ('auto', 'auto'), {}, 'pallas'),
         ('TPU v4', ('auto', 'auto'), {}, 'plain'),
         (V6E, ('auto', 'auto'), {'width': 192}, 'plain'),

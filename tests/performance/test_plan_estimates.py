@@ -75,22 +75,27 @@ def test_kernels_by_their_schedules_against_xla(topology):
         assert max(units, memory) <= by_schedule < 1.1 * max(units, memory)
 
 
+@pytest.fixture
+def traced_for(topology, monkeypatch):
+    """The chips of a topology."""
+    monkeypatch.setattr(kernels, 'target_kind', lambda: f'TPU {topology.partition(":")[0]}')
+    monkeypatch.setattr(kernels, 'target_platform', lambda: 'tpu')
+
+
 @pytest.mark.parametrize('tokens', [197, 577, 640])
 @pytest.mark.parametrize('topology', ['v4:2x2x1', 'v5e:2x2', 'v5p:2x2x1', 'v6e:2x2'])
-def test_attention_compiles_for_each_chip(topology, tokens, monkeypatch):
+def test_attention_compiles_for_each_chip(topology, tokens, traced_for):
     """Up to the most tokens that its kernels take, forward and backward."""
     columns = like(8, 768, tokens, dtype='bfloat16')
     arguments = columns, columns, columns, like(768), like(12, tokens, tokens)
-    found = kernels_of(fused_attention.attend_by_kernel, arguments, topology, monkeypatch)
+    found = kernels_of(fused_attention.attend_by_kernel, arguments, topology)
     assert found == {'attention_forward', 'attention_backward'}
 
 
 @pytest.mark.parametrize(('tokens', 'width'), [(197, 1024), (577, 1024), (640, 768)])
 @pytest.mark.parametrize('topology', ['v5e:2x2', 'v5p:2x2x1', 'v6e:2x2'])
-def test_a_block_compiles_for_each_chip(topology, tokens, width, monkeypatch):
+def test_a_block_compiles_for_each_chip(topology, tokens, width, traced_for, monkeypatch):
     """Likewise what stands beside attention, where its parameters fit on the chip."""
-    monkeypatch.setattr(kernels, 'target_kind', lambda: f'TPU {topology.partition(":")[0]}')
-    monkeypatch.setattr(kernels, 'target_platform', lambda: 'tpu')
     if why := projections.projections_hindrance('auto', 'bfloat16', tokens, width, width // 64):
         pytest.skip(why)
     monkeypatch.setattr(kernels, 'on_each_device', lambda run, *_: run)
@@ -104,7 +109,7 @@ def test_a_block_compiles_for_each_chip(topology, tokens, width, monkeypatch):
 
     x, wide = like(8, tokens, width, dtype='bfloat16'), like(width, 4 * width)
     arguments = x, vector, matrix, keep, hidden, wide
-    found = kernels_of(block, arguments, topology, monkeypatch)
+    found = kernels_of(block, arguments, topology)
     parts, ways = ('projections', 'out', 'mlp'), ('forward', 'backward')
     assert found == {f'{part}_{way}' for part in parts for way in ways}
 
@@ -113,9 +118,8 @@ def like(*shape, dtype='float32'):
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def kernels_of(function, arguments, topology, monkeypatch) -> set[str]:
+def kernels_of(function, arguments, topology) -> set[str]:
     """The names of those that it runs, forward and backward; each compiles for the chip."""
-    monkeypatch.setattr(kernels, 'target_kind', lambda: f'TPU {topology.partition(":")[0]}')
 
     def forward_and_backward(*arguments):
         result, back = jax.vjp(function, *arguments)
