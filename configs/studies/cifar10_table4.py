@@ -36,7 +36,8 @@ STUDY = {
         'nothing hidden, three times the steps': arm('unmasked', LONG)
         | {'baseline': 'BEiT, three times the steps'},
         'LayerScale': arm(model='model.layer_scale=0.1'),
-        'a bias shared by the layers': arm(model='model.positions=shared_bias'),
+        'a bias shared by the layers': arm(model='model.positions=shared_bias')
+        | {'rates': (2e-3, 4e-3, 8e-3, 1.6e-2)},
         'from scratch': {
             'probe': '',
             'finetune': 'scratch',
