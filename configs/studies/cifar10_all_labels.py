@@ -1,5 +1,6 @@
 """How far does it go with all labels of CIFAR-10? Fine-tuning after the longest pre-training of
-cifar10_vs_scratch.py, against random weights.
+cifar10_vs_scratch.py, against random weights: with as many steps, and with as many as pre-training
+and fine-tuning take together.
 
     python -m beit_jax.tools.study --study=configs/studies/cifar10_all_labels.py \\
         --workdir=runs/cifar10_studies --output=runs/cifar10_all_labels --processes=2
@@ -16,6 +17,11 @@ STUDY = {
     },
     'arms': {
         'from scratch': {'finetune': 'scratch', 'rates': (5e-4, 1e-3, 2e-3)},
+        # at one rate: a choice would take as long as the runs
+        'from scratch, as long as everything': {
+            'finetune': 'scratch,total_steps=40000,optimizer.warmup_steps=4000,optimizer.lr=0.001',
+            'rates': (),
+        },
         'pre-trained on 1,024,000': {
             'tokenizer': '',
             'pretrain': 'total_steps=32000,optimizer.warmup_steps=2000',
