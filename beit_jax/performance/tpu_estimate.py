@@ -6,7 +6,10 @@ estimate. Transfers are not in the cycles: they overlap with arithmetic as far a
 any.
 """
 
+import collections
 from collections.abc import Sequence
+import concurrent.futures
+import functools
 import importlib.util
 import os
 import re
@@ -61,16 +64,20 @@ class Tpu:
         from beit_jax.performance.tpu_kernels import kernel_cycles
         from beit_jax.train import jaxprs
 
-        found, known = estimate(text, trips), {}
+        found, kernels, runs = estimate(text, trips), {}, collections.Counter()
         for equation, times in jaxprs.equations(traced.jaxpr):
-            if equation.primitive.name != 'pallas_call':
-                continue
-            name = equation.params['name']
-            kernel = name, *(variable.aval.shape for variable in equation.invars)
-            if kernel not in known:
-                known[kernel] = kernel_cycles(equation, self.topology)
-            found.cost += times * known[kernel]
-            found.operations[name + BY_SCHEDULE] += times * known[kernel]
+            if equation.primitive.name == 'pallas_call':
+                shapes = (variable.aval.shape for variable in equation.invars)
+                kernel = equation.params['name'], *shapes
+                kernels[kernel] = equation
+                runs[kernel] += times
+        # each compiles in a process of its own
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            schedule = functools.partial(kernel_cycles, topology=self.topology)
+            cycles = dict(zip(kernels, pool.map(schedule, kernels.values())))
+        for kernel, times in runs.items():
+            found.cost += times * cycles[kernel]
+            found.operations[kernel[0] + BY_SCHEDULE] += times * cycles[kernel]
         return found
 
 
