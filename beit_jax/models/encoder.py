@@ -22,7 +22,7 @@ from beit_jax.models.kernels import KERNEL_WAYS
 from beit_jax.models.layers import Block, RelativePositionBias, linear
 from beit_jax.models.patches import patchify
 from beit_jax.models.presets import PRESETS
-from beit_jax.models.ways import attention_way
+from beit_jax.models.ways import attention_way, kernel_settings
 from beit_jax.settings.intervals import Count, Interval, Share, ShareBelow1
 
 MAX_PATCHES = 2**13  # each has a bias to each other one
@@ -112,6 +112,7 @@ def make_blocks(
     config: EncoderConfig, grid: tuple[int, int], layers: range, kernel_init, *, dtype, rngs
 ) -> nnx.Dict:
     """Blocks '00', '01', ... that start as those of the depths `layers`, from 0."""
+    kernels = kernel_settings(config)
 
     def block(layer):
         return Block(
@@ -125,8 +126,8 @@ def make_blocks(
             kernel_init=kernel_init,
             grid=grid if 'layer_bias' in config.positions else None,
             way=config.attention,
-            projections_way=config.projections,
-            mlp_way=config.mlp,
+            projections_way=kernels['projections'],
+            mlp_way=kernels['mlp'],
             dtype=dtype,
             rngs=rngs,
         )

@@ -26,6 +26,14 @@ def attention_way(model, grid: tuple[int, int], dtype) -> str:
     )
 
 
+def kernel_settings(model) -> dict[str, str]:
+    """`projections` and `mlp` as blocks take them. With remat auto is plain: kernels are run again
+    whole, where XLA leaves out what no gradient takes (docs/benchmarks.md)."""
+    settings = {'projections': model.projections, 'mlp': model.mlp}
+    auto = 'plain' if model.remat else 'auto'
+    return {part: auto if setting == 'auto' else setting for part, setting in settings.items()}
+
+
 def ways(model, grid: tuple[int, int], dtype) -> dict[str, str]:
     """{part: its way} of attention, of the products beside it (`projections`), and of the MLP.
 
@@ -33,10 +41,11 @@ def ways(model, grid: tuple[int, int], dtype) -> dict[str, str]:
       RequestError: config.model.PART cannot be had there.
     """
     sizes = {'dtype': dtype, 'tokens': 1 + math.prod(grid), 'width': model.width}
+    projections, mlp = kernel_settings(model).values()
     return {
         'attention': attention_way(model, grid, dtype),
-        'projections': choose_projections(model.projections, model.attention, model.heads, **sizes),
-        'mlp': choose_mlp(model.mlp, hidden=model.hidden, **sizes),
+        'projections': choose_projections(projections, model.attention, model.heads, **sizes),
+        'mlp': choose_mlp(mlp, hidden=model.hidden, **sizes),
     }
 
 
@@ -49,5 +58,6 @@ def hindrances(model, grid: tuple[int, int], dtype) -> list[str]:
     if is_faster():
         found['projections'] = projections_hindrance(model.attention, dtype, tokens, width, heads)
         found['mlp'] = mlp_hindrance(dtype, tokens, width, model.hidden)
-    asked = {part: why for part, why in found.items() if getattr(model, part) == 'auto' and why}
+    settings = {'attention': model.attention} | kernel_settings(model)
+    asked = {part: why for part, why in found.items() if settings[part] == 'auto' and why}
     return [f'config.model.{part} is plain: {why}' for part, why in asked.items()]

@@ -9,6 +9,7 @@ import pytest
 from beit_jax.errors import RequestError
 from beit_jax.models import attention, kernels, ways
 from beit_jax.models.architecture import encoder_config
+from beit_jax.models.encoder import EncoderConfig
 from beit_jax.models.ways import PARTS, hindrances
 from beit_jax.settings.mapping import task_config
 from beit_jax.train import loop
@@ -72,6 +73,21 @@ def test_what_hinders_kernels_is_said(monkeypatch, tokenizer_dir):
         ),
     ]
     assert said(dataclasses.replace(config.model, **dict.fromkeys(PARTS, 'plain'))) == []
+    assert len(said(dataclasses.replace(config.model, remat=True))) == 1  # of attention
+
+
+@pytest.mark.parametrize('part', ['projections', 'mlp'])
+def test_kernels_where_blocks_are_recomputed(part, monkeypatch):
+    """Plain, but where they are asked for."""
+    for module in (ways, attention, kernels):
+        monkeypatch.setattr(module, 'target_platform', lambda: 'tpu')
+    monkeypatch.setattr(kernels, 'target_kind', lambda: 'TPU v5 lite')
+    model, all_kernels = EncoderConfig(size='base'), dict.fromkeys(PARTS, 'pallas')
+    found = lambda **changed: ways.ways(dataclasses.replace(model, **changed), (14, 14), 'bfloat16')
+    plain = {'projections': 'plain', 'mlp': 'plain'}
+    assert found() == all_kernels
+    assert found(remat=True) == all_kernels | plain
+    assert found(remat=True, **{part: 'pallas'}) == all_kernels | plain | {part: 'pallas'}
 
 
 def test_a_run_goes_on_with_another_attention(tokenizer_dir, tmp_path):
