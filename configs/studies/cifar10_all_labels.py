@@ -12,6 +12,12 @@ held out, and judged on the test pictures.
 # as many steps as pre-training on 1,024,000 pictures and fine-tuning take together
 LONG = 'total_steps=40000,optimizer.warmup_steps=4000'
 
+PRETRAINED = {
+    'tokenizer': '',
+    'pretrain': 'total_steps=32000,optimizer.warmup_steps=2000',
+    'finetune': '',
+}
+
 STUDY = {
     'recipes': {
         'tokenizer': 'configs/cifar10/tokenizer.py',
@@ -25,17 +31,9 @@ STUDY = {
             'finetune': f'scratch,{LONG},optimizer.lr=0.001',
             'rates': (),
         },
-        'pre-trained on 1,024,000': {
-            'tokenizer': '',
-            'pretrain': 'total_steps=32000,optimizer.warmup_steps=2000',
-            'finetune': '',
-        },
-        'pre-trained on 1,024,000, fine-tuned as long': {
-            'tokenizer': '',
-            'pretrain': 'total_steps=32000,optimizer.warmup_steps=2000',
-            'finetune': LONG,
-            'rates': (),
-        },
+        'pre-trained on 1,024,000': PRETRAINED,
+        'pre-trained on 1,024,000, fine-tuned as long': PRETRAINED
+        | {'finetune': LONG, 'rates': ()},
     },
     'tasks': {'100 % of the labels': ''},
     'baseline': 'from scratch',
