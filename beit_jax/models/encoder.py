@@ -66,8 +66,8 @@ class EncoderConfig:
     remat_policy: str = 'nothing'  # what remat still saves: nothing | dots
     # auto: the fastest of these that is possible | plain: JAX | cudnn: NVIDIA GPUs | pallas: TPUs
     attention: str = 'auto'
-    # the products beside attention, with their norm; auto: the faster of these that is possible |
-    # plain: JAX | pallas: TPUs
+    # the products beside attention, with their norm; auto: the faster of these that is possible,
+    # plain with remat | plain: JAX | pallas: TPUs
     projections: str = 'auto'
     mlp: str = 'auto'  # the MLP, with its norm; likewise
 
