@@ -11,7 +11,7 @@ as long as the runs. Beside the last arm of cifar10_vs_scratch.py: the same pict
 STUDY = {
     'recipes': {'finetune': 'configs/cifar10/finetune.py'},
     'arms': {
-        'from scratch, as long as everything': {'finetune': 'scratch,optimizer.lr=0.001'},
+        'from scratch, 34,000 steps': {'finetune': 'scratch,optimizer.lr=0.001'},
     },
     'tasks': {
         '10 % of the labels': (
